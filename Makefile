@@ -1,0 +1,48 @@
+# `make demo` and `make test` need git's checkout, make, and Python 3.11 or 3.12; the rest they install into .venv.
+# Another interpreter: `make test PYTHON=/path/to/python3.12`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV := .venv
+INSTALLED := $(VENV)/installed
+PROMPT := a red circle left of a blue square
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	mkdir -p out
+	$(VENV)/bin/python cli.py tune --model sd3-tiny --hosts examples/localhost.txt --out out/plan.json
+	$(VENV)/bin/python cli.py run --plan out/plan.json --hosts examples/localhost.txt --prompt "$(PROMPT)" --out out/picture.png
+	$(VENV)/bin/python examples/sd3_tiny/check_picture.py out/picture.png "$(PROMPT)"
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) out build dist ditplan.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The mark is made last, inside an environment that is always made anew: a half-made one never looks finished.
+$(INSTALLED): pyproject.toml constraints.txt
+	@for python in "$(PYTHON)" python3.11 python3.12 python3 python; do \
+	  if [ -n "$$python" ] && "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+	    found=$$python; break; \
+	  fi; \
+	  if [ -n "$(PYTHON)" ]; then break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	  echo "ditplan needs Python 3.11 or 3.12, and $(or $(PYTHON),none of python3.11 python3.12 python3 python) is that;" \
+	    "install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; \
+	fi; \
+	echo "making $(VENV) with $$found"; \
+	"$$found" -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	touch $@

@@ -1,0 +1,237 @@
+"""How long one device computes: measured points where there are any, on a roofline everywhere else."""
+
+import bisect
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ditplan.planner.constants import CostConstants
+from ditplan.planner.share import Share, attention_flops, linear_flops, point_share, width_of
+from ditplan.profiles.cluster import Device
+from ditplan.profiles.model import BlockRun, Mode, ModelProfile, ModelSpec, Source, TimePoint
+from ditplan.profiles.workload import DTYPE_BYTES, Dtype
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A device's rates for one dtype and mode."""
+
+    device: Device
+    dtype: Dtype
+    mode: Mode
+    constants: CostConstants
+
+    @property
+    def peak_flops_per_s(self) -> float:
+        """The device's peak for the dtype."""
+        single = self.dtype == "float32"
+        return self.device.single_flops_per_s if single else self.device.half_flops_per_s
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one number."""
+        return DTYPE_BYTES[self.dtype]
+
+    def bytes_s(self, count: float) -> float:
+        """Seconds to read or write so many bytes of the device's memory."""
+        return count / (self.device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
+
+    def flops_s(
+        self, flops: float, efficiency: float, size: float = 1.0, half: float = 0.0
+    ) -> float:
+        """Seconds for FLOPs at an efficiency that is reached for large `size` and halved at `half`."""
+        if self.device.kind == "cpu":
+            efficiency, half = self.constants.cpu_efficiency, 0.0
+        return flops / (self.peak_flops_per_s * efficiency) * (1 + half / max(1.0, size))
+
+    def linear_s(self, run: BlockRun, share: Share) -> float:
+        """A block without self-attention: products, at least the reading of its weights, and element-wise passes."""
+        c = self.constants
+        products_s = self.flops_s(
+            linear_flops(run, share), c.matmul_efficiency, share.rows, c.matmul_half_rows
+        )
+        weights_s = self.bytes_s(run.parameters * self.dtype_bytes)
+        hidden_bytes = share.rows * width_of(run) * self.dtype_bytes
+        return max(products_s, weights_s) + self.bytes_s(
+            c.modes[self.mode].elementwise_passes * hidden_bytes
+        )
+
+    def attention_s(self, run: BlockRun, share: Share) -> float:
+        """The self-attentions of a block."""
+        c, queries = self.constants, share.batch * sum(share.queries.values())
+        return self.flops_s(
+            attention_flops(run, share), c.attention_efficiency, queries, c.attention_half_queries
+        )
+
+    def outside_s(self, spec: ModelSpec, share: Share) -> float:
+        """Everything in the transformer that is not a block."""
+        c = self.constants
+        flops = share.batch * (
+            spec.outside_image_flops * share.tokens["image"]
+            + spec.outside_text_flops * share.tokens["text"]
+        )
+        weights_s = self.bytes_s(spec.outside_parameters * self.dtype_bytes)
+        return max(
+            self.flops_s(flops, c.matmul_efficiency, share.rows, c.matmul_half_rows), weights_s
+        )
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of a part and where they come from; `attention_s` is the share of self-attention in them."""
+
+    seconds: float
+    source: Source
+    attention_s: float = 0.0
+
+
+@dataclass
+class Lines:
+    """Measured over predicted time, as logarithms, by rows and then by query-key pairs (both as logarithms)."""
+
+    ratios: dict[float, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def ratio_at(self, rows: float, pairs: float) -> tuple[float, Source]:
+        """The factor by which to correct a roofline at a size; 1 where there is no measurement at all.
+
+        Straight lines in log-log over the pairs of each measured number of rows, then over rows; the nearest
+        measured factor outside the grid.
+        """
+        if not self.ratios:
+            return 1.0, "computed"
+        x, y = math.log(max(rows, 1.0)), math.log(max(pairs, 1.0))
+        xs = sorted(self.ratios)
+        i = bisect.bisect_left(xs, x - 1e-9)
+        near = xs[i : i + 1] if i < len(xs) and abs(xs[i] - x) < 1e-9 else xs[max(0, i - 1) : i + 1]
+        values = [line_at(self.ratios[known], y) for known in near]
+        points = list(zip(near, (value for value, _ in values), strict=True))
+        ratio, inside = line_at(points, x)
+        hit = len(near) == 1 and inside and any(abs(p - y) < 1e-9 for p, _ in self.ratios[near[0]])
+        if hit:
+            return math.exp(ratio), "measured"
+        within = inside and all(known_inside for _, known_inside in values)
+        return math.exp(ratio), "interpolated" if within else "computed"
+
+
+def line_at(points: Sequence[tuple[float, float]], x: float) -> tuple[float, bool]:
+    """The value of a piecewise straight line through sorted points, and whether x lies between its ends."""
+    if x <= points[0][0]:
+        return points[0][1], x >= points[0][0] - 1e-9
+    if x >= points[-1][0]:
+        return points[-1][1], x <= points[-1][0] + 1e-9
+    i = bisect.bisect_left(points, (x, -math.inf))
+    (x0, y0), (x1, y1) = points[i - 1], points[i]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0), True
+
+
+def lines_through(triples: Sequence[tuple[float, float, float]]) -> Lines:
+    """Lines through (rows, pairs, measured / predicted); points of the same size count by their mean."""
+    grid: defaultdict[float, defaultdict[float, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for rows, pairs, ratio in triples:
+        grid[math.log(max(rows, 1.0))][math.log(max(pairs, 1.0))].append(math.log(ratio))
+    return Lines(
+        {
+            rows: sorted((pairs, sum(logs) / len(logs)) for pairs, logs in line.items())
+            for rows, line in grid.items()
+        }
+    )
+
+
+def block_size(run: BlockRun, share: Share) -> tuple[float, float]:
+    """A block's place on the grid: rows, and the pairs of its widest self-attention."""
+    return share.rows, max(share.pairs(attention) for attention in run.attentions)
+
+
+class DeviceTimes:
+    """Durations of a model's parts on one device; remembers what it derived from the measured points."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        profile: ModelProfile | None,
+        device: Device,
+        constants: CostConstants,
+    ) -> None:
+        """`profile` must be of this model and device."""
+        self.spec, self.profile, self.device, self.constants = spec, profile, device, constants
+        self._lines: dict[tuple[str, Mode, Dtype], Lines] = {}
+
+    def block(self, run: BlockRun, share: Share, dtype: Dtype, mode: Mode) -> Timed:
+        """One block of a run, on the device's clock (without waiting for launches unless measured so)."""
+        roofline = self._roofline(dtype, mode)
+        attention_s = roofline.attention_s(run, share)
+        guess_s = roofline.linear_s(run, share) + attention_s
+        ratio, source = self._block_lines(run, dtype, mode).ratio_at(*block_size(run, share))
+        return Timed(guess_s * ratio, source, attention_s * ratio)
+
+    def block_launch_s(self, run: BlockRun, dtype: Dtype, mode: Mode) -> float:
+        """Host time to launch one block: its shortest measured time, since no size can be launched faster.
+
+        Zero on a CPU, which computes while it is called.
+        """
+        if self.device.kind == "cpu":
+            return 0.0
+        kernels = self.constants.modes[mode].attention_block_kernels * len(run.attentions)
+        points = self._points(run.kind, mode, dtype)
+        if points and kernels:
+            return min(point.median_s for point in points)
+        return kernels * self.constants.launch_s
+
+    def outside(self, share: Share, dtype: Dtype, mode: Mode) -> Timed:
+        """The transformer without its blocks."""
+        guess_s = max(self._roofline(dtype, mode).outside_s(self.spec, share), 1e-9)
+
+        def guess_at(point: TimePoint) -> float:
+            at = point_share(point.batch, point.image_tokens, point.text_tokens, point.key_tokens)
+            return max(self._roofline(dtype, mode).outside_s(self.spec, at), 1e-9)
+
+        ratio, source = lines_through(
+            [
+                (p.batch * (p.image_tokens + p.text_tokens), 1.0, p.median_s / guess_at(p))
+                for p in self._points("outside", mode, dtype)
+            ]
+        ).ratio_at(share.rows, 1.0)
+        return Timed(guess_s * ratio, source)
+
+    def simple(self, part: str, size: float, guess_s: float, dtype: Dtype) -> Timed:
+        """A part whose time goes by one size (batch x image tokens, or text tokens) at large sizes.
+
+        `guess_s` is the roofline at `size`; measured points correct it in proportion to their own size.
+        """
+        points = sorted(
+            (math.log(max(1, p.batch * (p.image_tokens or p.text_tokens))), math.log(p.median_s))
+            for p in self._points(part, "eager", dtype)
+        )
+        if not points:
+            return Timed(guess_s, "computed")
+        x = math.log(max(1.0, size))
+        seconds, inside = line_at(points, x)
+        if inside:
+            return Timed(math.exp(seconds), "interpolated" if len(points) > 1 else "measured")
+        grown = max(0.0, x - points[-1][0])
+        return Timed(math.exp(seconds + grown), "computed")
+
+    def _roofline(self, dtype: Dtype, mode: Mode) -> Roofline:
+        return Roofline(self.device, dtype, mode, self.constants)
+
+    def _points(self, part: str, mode: Mode, dtype: Dtype) -> list[TimePoint]:
+        if self.profile is None or self.profile.dtype != dtype:
+            return []
+        return [p for p in self.profile.points if p.part == part and p.mode == mode]
+
+    def _block_lines(self, run: BlockRun, dtype: Dtype, mode: Mode) -> Lines:
+        key = (run.kind, mode, dtype)
+        if key not in self._lines:
+            roofline = self._roofline(dtype, mode)
+            triples = []
+            for point in self._points(run.kind, mode, dtype):
+                share = point_share(
+                    point.batch, point.image_tokens, point.text_tokens, point.key_tokens
+                )
+                guess_s = roofline.linear_s(run, share) + roofline.attention_s(run, share)
+                triples.append((*block_size(run, share), point.median_s / guess_s))
+            self._lines[key] = lines_through(triples)
+        return self._lines[key]

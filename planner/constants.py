@@ -1,0 +1,108 @@
+"""The numbers of the cost and memory models that no profile holds, each with where it comes from."""
+
+from dataclasses import dataclass, field
+
+from ditplan.profiles.model import Mode, Source
+
+
+@dataclass(frozen=True)
+class ModeConstants:
+    """What an execution mode costs beside its FLOPs.
+
+    `attention_block_kernels` are launches of one block with one self-attention, `exchange_launches` what one
+    distributed attention adds; `elementwise_passes` is how often a block reads or writes its hidden states outside
+    matrix products and attention.
+    """
+
+    attention_block_kernels: float
+    exchange_launches: float
+    elementwise_passes: float
+
+
+@dataclass(frozen=True)
+class CostConstants:
+    """Efficiencies and fixed costs of a device.
+
+    Fitted by hand to SD3-medium on one H100 at 1024 and 2048px (design.md section 8: 1.04 s, 6.71 s as a graph,
+    0.83 s compiled) and to its CFG-2 and Ulysses-2 rows; few physical parameters, no curve through points.
+    """
+
+    matmul_efficiency: float = 0.66
+    """Of the peak, for many rows. 780 TFLOP/s of 989 is what a large plain product reaches there; blocks reach less."""
+
+    matmul_half_rows: float = 256.0
+    """Rows at which a product reaches half its efficiency: two tiles of 128 rows."""
+
+    attention_efficiency: float = 0.43
+    """Of the peak: PyTorch's default attention kernel on Hopper, from the 2048px row."""
+
+    attention_half_queries: float = 256.0
+    """Queries at which attention reaches half its efficiency: two tiles of 128 queries."""
+
+    vae_efficiency: float = 0.25
+    """Of the peak: 3x3 convolutions with few channels are bound by memory. A guess, not measured."""
+
+    bandwidth_efficiency: float = 0.8
+    """Of the memory's data-sheet bandwidth: what streaming kernels reach on A100 and H100."""
+
+    launch_s: float = 10e-6
+    """Host time of one kernel from eager diffusers code: CFG-2 eager takes 0.61 s where the graph takes 0.53 s."""
+
+    collective_launch_s: float = 35e-6
+    """Start of one collective on the device; a 64 KB all_to_all over NVLink takes 43 us (design.md section 8)."""
+
+    outside_kernels: float = 60.0
+    """Launches per transformer call outside the blocks: embedders, final norm and projection, time embedding."""
+
+    scheduler_step_s: float = 2e-4
+    """A flow-matching Euler step: about 20 small kernels launched from Python."""
+
+    cpu_efficiency: float = 0.5
+    """Of a CPU's peak, where nothing was measured. A guess."""
+
+    load_bytes_per_s: float = 2e9
+    """Weights from a local NVMe disk to the device."""
+
+    compile_s: float = 60.0
+    """First calls of torch.compile (design.md section 9: about a minute)."""
+
+    capture_s: float = 3.0
+    """Warm-up and capture of one step as a CUDA graph. A guess."""
+
+    modes: dict[Mode, ModeConstants] = field(
+        default_factory=lambda: {
+            "eager": ModeConstants(110.0, 40.0, 70.0),
+            "compile": ModeConstants(30.0, 30.0, 35.0),
+            "graph": ModeConstants(0.0, 0.0, 70.0),
+            "compile+graph": ModeConstants(0.0, 0.0, 35.0),
+        }
+    )
+    """Launches: SD3's joint block counted by hand. Passes: 1.04 s (eager) and 0.83 s (compiled) on one H100."""
+
+    interval_share: dict[Source, float] = field(
+        default_factory=lambda: {"measured": 0.05, "interpolated": 0.12, "computed": 0.35}
+    )
+    """Half width of the 90% interval as a share of a part's seconds; parts are taken to err together."""
+
+
+@dataclass(frozen=True)
+class MemoryConstants:
+    """What a rank's memory holds beside weights and tensors that can be counted."""
+
+    cuda_context_bytes: int = 700_000_000
+    """CUDA context with the kernels of PyTorch, cuBLAS and cuDNN on recent cards: 0.5 to 0.8 GB."""
+
+    cpu_context_bytes: int = 600_000_000
+    """A Python process with torch and diffusers imported."""
+
+    communicator_bytes: int = 250_000_000
+    """NCCL's channels and buffers for one group at its defaults: 4 MB a channel and peer, up to 32 channels."""
+
+    hidden_copies: float = 18.0
+    """Live tensors of tokens x width at a block's peak: residuals, q, k, v, joint copies, the 4 times wider MLP twice."""
+
+    vae_live_tensors: float = 3.0
+    """Full-size feature maps alive at the decoder's peak: input, output and a copy of one convolution."""
+
+    allocator_slack: float = 1.05
+    """Fragmentation of the caching allocator, on what is not weights."""

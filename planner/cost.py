@@ -1,0 +1,318 @@
+"""What a candidate should cost: the parts of a denoising step on the busiest rank, and what comes before and after."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ditplan.planner.compute import DeviceTimes, Timed
+from ditplan.planner.constants import CostConstants, MemoryConstants
+from ditplan.planner.memory import memory_of
+from ditplan.planner.share import Share, share_of
+from ditplan.planner.space import Candidate
+from ditplan.planner.topology import Group, Topology
+from ditplan.profiles.cluster import ClusterProfile, Device, Operation
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.model import Attention, ModelProfile, ModelSpec, Source
+from ditplan.profiles.plan import Prediction
+from ditplan.profiles.workload import Workload
+
+SOURCES: tuple[Source, ...] = ("measured", "interpolated", "computed")
+
+
+@dataclass
+class Ledger:
+    """Seconds by part and source, and bytes by kind of link, of one denoising step."""
+
+    seconds: defaultdict[tuple[str, Source], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )
+    link_bytes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, part: str, timed: Timed, times: float = 1.0) -> None:
+        """Books a duration that occurs `times` times."""
+        self.seconds[part, timed.source] += timed.seconds * times
+
+    def part(self, name: str) -> float:
+        """Seconds booked on a part."""
+        return math.fsum(s for (part, _), s in self.seconds.items() if part == name)
+
+    @property
+    def total(self) -> float:
+        """All seconds."""
+        return math.fsum(self.seconds.values())
+
+
+class CostModel:
+    """Prices candidates on a cluster for one model."""
+
+    def __init__(
+        self,
+        topology: Topology | ClusterProfile,
+        spec: ModelSpec,
+        profile: ModelProfile | None = None,
+        *,
+        constants: CostConstants | None = None,
+        memory_constants: MemoryConstants | None = None,
+    ) -> None:
+        """Takes what was measured of the model, if anything; else all compute times come from a roofline.
+
+        Raises:
+            InputError: the profile is of another model, or of a device that the cluster doesn't have.
+        """
+        self.topology = topology if isinstance(topology, Topology) else Topology(topology)
+        self.spec = spec
+        self.constants = constants or CostConstants()
+        self.memory_constants = memory_constants or MemoryConstants()
+        self._profile = profile
+        self._times: dict[str, DeviceTimes] = {}
+        if profile is not None:
+            _check_profile(profile, spec, self.topology.cluster)
+
+    def price(self, candidate: Candidate, workload: Workload) -> Prediction:
+        """The denoising loop by cause, with interval, what surrounds it, and the busiest rank's memory.
+
+        Raises:
+            InputError: the cluster profile can't tell how long a collective of this mesh takes.
+        """
+        share = share_of(candidate.mesh, self.spec, workload)
+        step = max(
+            (self._step(candidate, workload, share, device) for device in self._devices(candidate)),
+            key=lambda ledger: ledger.total,
+        )
+        parts: dict[str, float] = {}
+        for (part, _), seconds in step.seconds.items():
+            parts[part] = parts.get(part, 0.0) + seconds * workload.steps
+        latency_s = math.fsum(parts.values())
+        around_s = self._around(workload, self.topology.cluster.devices[candidate.placement[0]])
+        memory = memory_of(
+            self.spec,
+            workload,
+            candidate.mesh,
+            self._devices(candidate)[0],
+            self.memory_constants,
+        )
+        return Prediction(
+            latency_s=latency_s,
+            interval_s=self._interval(step, latency_s, workload.steps),
+            end_to_end_s=latency_s + around_s,
+            setup_s=self._setup_s(candidate, workload),
+            memory_bytes=memory.total_bytes,
+            parts=parts,
+            link_bytes={kind: count * workload.steps for kind, count in step.link_bytes.items()},
+            source=_worst_source(step),
+        )
+
+    def _devices(self, candidate: Candidate) -> list[Device]:
+        """One of each kind of device that the candidate uses: each could be the slowest."""
+        devices = self.topology.cluster.devices
+        return list({devices[rank].name: devices[rank] for rank in candidate.placement}.values())
+
+    def _times_on(self, device: Device) -> DeviceTimes:
+        if device.name not in self._times:
+            profile = self._profile
+            known = profile if profile and profile.device == device.name else None
+            self._times[device.name] = DeviceTimes(self.spec, known, device, self.constants)
+        return self._times[device.name]
+
+    def _step(
+        self, candidate: Candidate, workload: Workload, share: Share, device: Device
+    ) -> Ledger:
+        """One denoising step of the busiest rank, if it were this device."""
+        ledger = Ledger()
+        times = self._times_on(device)
+        for run in self.spec.blocks:
+            block = times.block(run, share, workload.dtype, candidate.mode)
+            compute_s = block.seconds - block.attention_s
+            ledger.add("blocks", Timed(compute_s, block.source), run.count)
+            ledger.add("attention", Timed(block.attention_s, block.source), run.count)
+            total = sum(share.pairs(attention) for attention in run.attentions)
+            for attention in run.attentions:
+                own_s = block.attention_s * share.pairs(attention) / max(total, 1.0)
+                self._book_ulysses(ledger, candidate, workload, share, attention, run.count)
+                self._book_ring(
+                    ledger, candidate, workload, share, attention, run.count, own_s, device
+                )
+        ledger.add("outside", times.outside(share, workload.dtype, candidate.mode))
+        self._book_gathers(ledger, candidate, workload, share)
+        samples = workload.batch * self.spec.image_tokens(workload)
+        scheduler = times.simple(
+            "scheduler_step", samples, self.constants.scheduler_step_s, workload.dtype
+        )
+        self._book_launches(ledger, candidate, workload, times)
+        ledger.add("scheduler", scheduler)
+        return ledger
+
+    def _book_ulysses(
+        self,
+        ledger: Ledger,
+        candidate: Candidate,
+        workload: Workload,
+        share: Share,
+        attention: Attention,
+        count: int,
+    ) -> None:
+        """One all_to_all of q, k and v together and one of the output, for each self-attention."""
+        tokens = sum(share.tokens[segment] for segment in attention.segments)
+        width = attention.heads * attention.head_dim
+        one_bytes = share.batch * tokens * width * workload.dtype_bytes
+        groups = candidate.mesh.groups(candidate.placement, ("ulysses",))
+        for tensors in (3, 1):
+            self._book(ledger, "ulysses", "all_to_all", tensors * one_bytes, groups, count)
+
+    def _book_ring(
+        self,
+        ledger: Ledger,
+        candidate: Candidate,
+        workload: Workload,
+        share: Share,
+        attention: Attention,
+        count: int,
+        attention_s: float,
+        device: Device,
+    ) -> None:
+        """K and V passed on ring - 1 times, each behind the attention to the block before; merging by lse.
+
+        On a CPU sending takes the cores that compute, so nothing is hidden.
+        """
+        ring = candidate.mesh.ring
+        if ring == 1:
+            return
+        tokens = sum(share.queries[segment] for segment in attention.segments)
+        numbers = share.batch * tokens * share.heads(attention) * attention.head_dim
+        groups = candidate.mesh.groups(candidate.placement, ("ring",))
+        sent_bytes = 2 * numbers * workload.dtype_bytes
+        send = self.topology.collective_s("send_recv", sent_bytes, groups)
+        hidden_s = attention_s / ring if device.kind == "cuda" else 0.0
+        merge_s = (
+            4 * numbers * 4 / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
+        )
+        ledger.add(
+            "ring", Timed(max(0.0, send.seconds - hidden_s), send.source), count * (ring - 1)
+        )
+        ledger.add("ring", Timed(merge_s, "computed"), count * (ring - 1))
+        self._book_link_bytes(ledger, "send_recv", sent_bytes, groups, count * (ring - 1))
+
+    def _book_gathers(
+        self, ledger: Ledger, candidate: Candidate, workload: Workload, share: Share
+    ) -> None:
+        """The output put together again: tokens over ring x ulysses, then passes over cfg."""
+        one_token_bytes = share.batch * values_per_token(self.spec) * workload.dtype_bytes
+        mesh, placement = candidate.mesh, candidate.placement
+        if mesh.sequence_parallel > 1:
+            groups = mesh.groups(placement, ("ring", "ulysses"))
+            piece_bytes = share.tokens["image"] * one_token_bytes
+            self._book(ledger, "gather", "all_gather", piece_bytes, groups, 1)
+        if mesh.cfg > 1:
+            groups = mesh.groups(placement, ("cfg",))
+            piece_bytes = share.keys["image"] * one_token_bytes
+            self._book(ledger, "cfg", "all_gather", piece_bytes, groups, 1)
+
+    def _book_launches(
+        self, ledger: Ledger, candidate: Candidate, workload: Workload, times: DeviceTimes
+    ) -> None:
+        """The time by which launching a step from the host outlasts the device's work."""
+        if times.device.kind == "cpu":
+            return
+        c, mode, mesh = self.constants, candidate.mode, candidate.mesh
+        exchanges = (mesh.ulysses > 1) + (mesh.ring - 1)
+        exchange_s = exchanges * c.modes[mode].exchange_launches * c.launch_s
+        blocks_s = sum(
+            run.count
+            * (times.block_launch_s(run, workload.dtype, mode) + exchange_s * len(run.attentions))
+            for run in self.spec.blocks
+        )
+        outside_s = c.outside_kernels * c.launch_s if c.modes[mode].attention_block_kernels else 0.0
+        waits_s = max(0.0, blocks_s + outside_s - ledger.total)
+        ledger.add("launch", Timed(waits_s, "computed"))
+
+    def _book(
+        self,
+        ledger: Ledger,
+        part: str,
+        operation: Operation,
+        rank_bytes: float,
+        groups: Sequence[Group],
+        count: int,
+    ) -> None:
+        if len(groups[0]) == 1:
+            return
+        estimate = self.topology.collective_s(operation, rank_bytes, groups)
+        ledger.add(part, Timed(estimate.seconds, estimate.source), count)
+        self._book_link_bytes(ledger, operation, rank_bytes, groups, count)
+
+    def _book_link_bytes(
+        self,
+        ledger: Ledger,
+        operation: Operation,
+        rank_bytes: float,
+        groups: Sequence[Group],
+        count: int,
+    ) -> None:
+        for kind, moved in self.topology.link_bytes(operation, rank_bytes, groups).items():
+            ledger.link_bytes[kind] += moved * count
+
+    def _around(self, workload: Workload, device: Device) -> float:
+        """Seconds of text encoders and VAE on the first rank."""
+        times, c, spec = self._times_on(device), self.constants, self.spec
+        prompts = workload.batch * min(workload.passes, 2)
+        tokens = prompts * workload.text_tokens
+        single = workload.dtype == "float32"
+        peak = device.single_flops_per_s if single else device.half_flops_per_s
+        matmul, vae = c.matmul_efficiency, c.vae_efficiency
+        if device.kind == "cpu":
+            matmul = vae = c.cpu_efficiency
+        weights_s = spec.encoder_parameters * workload.dtype_bytes / device.memory_bytes_per_s
+        encode_s = max(2.0 * spec.encoder_parameters * tokens / (peak * matmul), weights_s)
+        pixels = workload.batch * workload.frames * workload.height * workload.width
+        decode_s = spec.vae_flops_per_pixel * pixels / (peak * vae)
+        samples = workload.batch * spec.image_tokens(workload)
+        encode = times.simple("text_encode", tokens, encode_s, workload.dtype)
+        decode = times.simple("vae_decode", samples, decode_s, workload.dtype)
+        return encode.seconds + decode.seconds
+
+    def _setup_s(self, candidate: Candidate, workload: Workload) -> float:
+        """Loading, and compiling or capturing where the mode does."""
+        c, spec = self.constants, self.spec
+        parameters = spec.transformer_parameters + spec.encoder_parameters + spec.vae_parameters
+        load_s = parameters * workload.dtype_bytes / c.load_bytes_per_s
+        compile_s = c.compile_s if "compile" in candidate.mode else 0.0
+        return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
+
+    def _interval(self, step: Ledger, latency_s: float, steps: int) -> tuple[float, float]:
+        """The 90% interval: each part as uncertain as its source, all erring in the same direction."""
+        shares = self.constants.interval_share
+        half_s = steps * math.fsum(s * shares[source] for (_, source), s in step.seconds.items())
+        return (latency_s - half_s, latency_s + half_s)
+
+
+def values_per_token(spec: ModelSpec) -> int:
+    """Numbers that the transformer puts out for an image token: channels x patch area, 64 where unknown."""
+    patch, channels = spec.config.get("patch_size"), spec.config.get("out_channels")
+    channels = channels or spec.config.get("in_channels")
+    if isinstance(patch, int) and isinstance(channels, int):
+        return patch * patch * channels
+    return 64
+
+
+def _worst_source(step: Ledger) -> Source:
+    """The least certain source of a step, of those that make up more than a twentieth of it."""
+    by_source: defaultdict[Source, float] = defaultdict(float)
+    for (_, source), seconds in step.seconds.items():
+        by_source[source] += seconds
+    large = [source for source in SOURCES if by_source[source] > 0.05 * step.total]
+    return large[-1] if large else "computed"
+
+
+def _check_profile(profile: ModelProfile, spec: ModelSpec, cluster: ClusterProfile) -> None:
+    if profile.config_hash != spec.config_hash:
+        raise InputError(
+            f"the model profile is of {profile.model} with config {profile.config_hash}, {spec.name} has config "
+            f"{spec.config_hash}; measure it with `ditplan profile --model {spec.name}`"
+        )
+    names = sorted({device.name for device in cluster.devices})
+    if profile.device not in names:
+        raise InputError(
+            f"the model profile was measured on {profile.device}, cluster {cluster.name} has {', '.join(names)}; "
+            f"measure it there with `ditplan profile --model {spec.name}`"
+        )

@@ -1,0 +1,93 @@
+"""How many bytes the fullest rank needs, and why that may be too much."""
+
+import math
+from dataclasses import dataclass
+
+from ditplan.planner.constants import MemoryConstants
+from ditplan.planner.share import Share, share_of
+from ditplan.profiles.cluster import Device
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.workload import Workload
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank by cause. Denoising and VAE decoding follow each other, so the larger one counts."""
+
+    weights_bytes: int
+    activations_bytes: int
+    buffers_bytes: int
+    vae_bytes: int
+    context_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak: what is always there and the larger of denoising and decoding."""
+        peak = max(self.activations_bytes + self.buffers_bytes, self.vae_bytes)
+        return self.weights_bytes + self.context_bytes + peak
+
+
+def memory_of(
+    spec: ModelSpec,
+    workload: Workload,
+    mesh: Mesh,
+    device: Device,
+    constants: MemoryConstants | None = None,
+) -> Memory:
+    """The peak of the rank that holds most: replicated weights, its tokens, exchange buffers, the picture's VAE."""
+    c = constants or MemoryConstants()
+    share = share_of(mesh, spec, workload)
+    hidden_bytes = share.rows * spec.width * workload.dtype_bytes
+    parameters = spec.transformer_parameters + spec.encoder_parameters + spec.vae_parameters
+    return Memory(
+        weights_bytes=parameters * workload.dtype_bytes,
+        activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
+        buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
+        vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
+        context_bytes=_context_bytes(mesh, device, c),
+    )
+
+
+def why_too_big(memory: Memory, device: Device) -> str | None:
+    """Why a rank's memory doesn't hold a plan, with the numbers; None if it does."""
+    if memory.total_bytes <= device.memory_bytes:
+        return None
+    parts = (
+        ("weights", memory.weights_bytes),
+        ("activations", memory.activations_bytes),
+        ("exchange buffers", memory.buffers_bytes),
+        ("VAE decode", memory.vae_bytes),
+        ("context", memory.context_bytes),
+    )
+    named = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts)
+    return f"needs {memory.total_bytes / 1e9:.1f} GB of {device.memory_bytes / 1e9:.1f} GB: {named}"
+
+
+def _buffers_bytes(mesh: Mesh, share: Share, hidden_bytes: int) -> int:
+    """Ulysses holds q, k, v and the output before and after its exchange; a ring two K/V blocks and fp32 results."""
+    ulysses = 2 * 4 * hidden_bytes if mesh.ulysses > 1 else 0
+    ring = (2 * 2 + 2 * 2) * hidden_bytes if mesh.ring > 1 else 0
+    return ulysses + ring
+
+
+def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
+    """Feature maps at the decoder's last resolution, as wide as the stage before it; videos in slices of frames."""
+    channels = spec.vae_config.get("block_out_channels")
+    widest = 256
+    if (
+        isinstance(channels, list | tuple)
+        and channels
+        and all(isinstance(n, int) for n in channels)
+    ):
+        widest = int(sorted(channels[:2])[-1])
+    frames = min(workload.frames, 2 * spec.frames_per_token)
+    pixels = workload.batch * frames * workload.height * workload.width
+    return math.ceil(c.vae_live_tensors * pixels * widest * workload.dtype_bytes)
+
+
+def _context_bytes(mesh: Mesh, device: Device, c: MemoryConstants) -> int:
+    if device.kind == "cpu":
+        return c.cpu_context_bytes
+    communicators = sum(degree > 1 for degree in (mesh.size, *mesh.degrees))
+    return c.cuda_context_bytes + communicators * c.communicator_bytes

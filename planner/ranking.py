@@ -1,0 +1,212 @@
+"""The outcome of a search: candidates in order, with why each one lost, and the plan made of the best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ditplan.planner.space import Candidate
+from ditplan.planner.topology import Topology
+from ditplan.profiles.backends import Backend
+from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import (
+    Execution,
+    ExecutionPlan,
+    Fingerprint,
+    Measurement,
+    PlannedModel,
+    PlannedTransformer,
+    Prediction,
+    Quality,
+    RunnerUp,
+)
+from ditplan.profiles.workload import Workload
+
+LINKED_PARTS = {
+    "ulysses": ("all_to_all", ("ulysses",)),
+    "ring": ("ring's send and receive", ("ring",)),
+    "gather": ("gathering the output", ("ring", "ulysses")),
+    "cfg": ("exchanging the guidance passes", ("cfg",)),
+}
+COMPUTED_PARTS = {
+    "blocks": "the blocks' matrix products take",
+    "attention": "self-attention takes",
+    "outside": "the transformer outside its blocks takes",
+    "scheduler": "the scheduler takes",
+    "launch": "launching kernels takes",
+}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A candidate with all that is known of it; `reason` says why it lost, and is empty for the best."""
+
+    candidate: Candidate
+    prediction: Prediction
+    measurement: Measurement | None = None
+    control: bool = False
+    failure: str | None = None
+    too_big: str | None = None
+    reason: str = ""
+
+    @property
+    def latency_s(self) -> float:
+        """Measured if it was, else predicted."""
+        return self.measurement.latency_s if self.measurement else self.prediction.latency_s
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates, best first: those measured, then those only predicted, failed, and those that don't fit.
+
+    `legal` counts candidates that could run, `pruned` those dropped by reason.
+    """
+
+    ranked: tuple[Ranked, ...]
+    legal: int
+    pruned: dict[str, int]
+    search_s: float
+    spec: ModelSpec
+    workload: Workload
+    cluster: ClusterProfile
+    backend: Backend
+
+    @property
+    def best(self) -> Ranked:
+        """The candidate to run."""
+        return self.ranked[0]
+
+    @property
+    def alternatives(self) -> tuple[Ranked, ...]:
+        """All that lost."""
+        return self.ranked[1:]
+
+    def to_plan(self, index: int = 0, runner_ups: int = 8) -> ExecutionPlan:
+        """The plan of one candidate, the best one if not said otherwise, with the best of the others beside it."""
+        chosen = self.ranked[index]
+        others = [ranked for i, ranked in enumerate(self.ranked) if i != index]
+        plan = build_plan(
+            chosen.candidate,
+            self.spec,
+            self.workload,
+            self.cluster,
+            self.backend,
+            chosen.prediction,
+        )
+        return plan.model_copy(
+            update={
+                "measurement": chosen.measurement,
+                "runner_ups": tuple(runner_up(ranked) for ranked in others[:runner_ups]),
+            }
+        )
+
+
+def build_plan(
+    candidate: Candidate,
+    spec: ModelSpec,
+    workload: Workload,
+    cluster: ClusterProfile,
+    backend: Backend,
+    prediction: Prediction | None = None,
+) -> ExecutionPlan:
+    """The plan that runs a candidate, with nothing said of others."""
+    transformer = PlannedTransformer(
+        component="transformer",
+        transformer_class=spec.transformer_class,
+        config_hash=spec.config_hash,
+    )
+    return ExecutionPlan(
+        model=PlannedModel(
+            name=spec.name, pipeline_class=spec.pipeline_class, transformers=(transformer,)
+        ),
+        workload=workload,
+        backend=backend.name,
+        mesh=candidate.mesh,
+        placement=candidate.placement,
+        pipefusion=None,
+        execution=Execution(mode=candidate.mode),
+        quality=Quality(exact=True),
+        prediction=prediction,
+        measurement=None,
+        runner_ups=(),
+        fingerprint=fingerprint_of(cluster, candidate.mesh.size),
+    )
+
+
+def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
+    """What must be the same where the plan runs: the devices of its ranks, kinds of link, software."""
+    return Fingerprint(
+        cluster=cluster.name,
+        devices=tuple(device.name for device in cluster.devices[:ranks]),
+        link_kinds=cluster.link_kinds,
+        software=cluster.software,
+    )
+
+
+def runner_up(ranked: Ranked) -> RunnerUp:
+    """A loser as plans record it."""
+    return RunnerUp(
+        mesh=ranked.candidate.mesh,
+        placement=ranked.candidate.placement,
+        mode=ranked.candidate.mode,
+        predicted_s=ranked.prediction.latency_s,
+        measured_s=ranked.measurement.latency_s if ranked.measurement else None,
+        memory_bytes=ranked.prediction.memory_bytes,
+        reason=ranked.reason,
+    )
+
+
+def in_order(found: Sequence[Ranked], topology: Topology) -> tuple[Ranked, ...]:
+    """Best first, with the reasons why the others lost.
+
+    What was measured comes before what was only predicted; equals by fewer GPUs first.
+    """
+    ordered = sorted(found, key=_rank)
+    best = ordered[0]
+    losers = (replace(ranked, reason=reason_for(ranked, best, topology)) for ranked in ordered[1:])
+    return (best, *losers)
+
+
+def reason_for(loser: Ranked, best: Ranked, topology: Topology) -> str:
+    """Why a candidate lost against the best, in words."""
+    if loser.too_big:
+        return f"does not fit: {loser.too_big}"
+    if loser.failure:
+        return f"failed when it was run: {loser.failure}"
+    if loser.measurement and best.measurement:
+        return _compared("measured", loser.latency_s, best.latency_s, loser, best)
+    theirs, ours = loser.prediction.latency_s, best.prediction.latency_s
+    words = _compared("predicted", theirs, ours, loser, best)
+    if theirs <= ours and best.measurement:
+        return f"not measured; {words}"
+    return f"{words}: {_main_cause(loser, best, topology)}" if theirs > ours else words
+
+
+def _rank(ranked: Ranked) -> tuple[object, ...]:
+    group = 0 if ranked.measurement else 1
+    group = 2 if ranked.failure else group
+    group = 3 if ranked.too_big else group
+    mesh = ranked.candidate.mesh
+    return (group, ranked.latency_s, mesh.size, mesh.degrees, ranked.candidate.placement)
+
+
+def _compared(how: str, theirs_s: float, ours_s: float, loser: Ranked, best: Ranked) -> str:
+    percent = 100 * (theirs_s / ours_s - 1)
+    if abs(percent) < 0.5:
+        more = loser.candidate.mesh.size - best.candidate.mesh.size
+        return f"{how} equally fast" + (f", with {more} more GPUs" if more > 0 else "")
+    return f"{how} {abs(percent):.0f}% {'slower' if percent > 0 else 'faster'}"
+
+
+def _main_cause(loser: Ranked, best: Ranked, topology: Topology) -> str:
+    """The part in which the loser loses most, with the kind of link where it is an exchange."""
+    ours, theirs = best.prediction.parts, loser.prediction.parts
+    part = max(theirs, key=lambda name: theirs[name] - ours.get(name, 0.0))
+    share = f"{100 * theirs[part] / loser.prediction.latency_s:.0f}% of the step"
+    if part in LINKED_PARTS:
+        what, axes = LINKED_PARTS[part]
+        groups = loser.candidate.mesh.groups(loser.candidate.placement, axes)
+        kind = topology.slowest_kind(groups)
+        return f"{what}{f' over {kind}' if kind else ''} takes {share}"
+    words = f"{COMPUTED_PARTS.get(part, f'{part} takes')} {share}"
+    fewer = best.candidate.mesh.size - loser.candidate.mesh.size
+    return f"{words}, on {fewer} fewer GPU{'s' if fewer > 1 else ''}" if fewer > 0 else words

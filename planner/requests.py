@@ -1,0 +1,65 @@
+"""Which measurements the planner wants of a model before it prices plans."""
+
+from collections.abc import Iterable
+
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec, PointRequest
+from ditplan.profiles.splits import split_sizes
+from ditplan.profiles.workload import Workload
+
+
+def wanted_points(
+    spec: ModelSpec, workload: Workload, meshes: Iterable[Mesh]
+) -> tuple[PointRequest, ...]:
+    """The points that these meshes need for this workload, and smaller ones for devices too slow to measure them.
+
+    A rank's blocks see its share of samples and tokens, and attention all tokens (ulysses, or the sum of a ring's
+    rounds) as well as the rank's own (one round of a ring).
+    """
+    samples = workload.batch * workload.passes
+    shapes = {
+        (split_sizes(samples, mesh.cfg)[0], mesh.sequence_parallel)
+        for mesh in meshes
+        if mesh.cfg <= samples
+    }
+    requests = {
+        _request(spec, workload, batch, ranks, key_ranks, 1)
+        for batch, ranks in shapes
+        for key_ranks in {1, ranks}
+    }
+    smaller = {_request(spec, workload, 1, 1, 1, shrink) for shrink in (2, 4, 8)}
+    return tuple(sorted(requests | smaller, key=_cost))
+
+
+def grid_points(spec: ModelSpec, workload: Workload) -> tuple[PointRequest, ...]:
+    """A grid for any later workload: x2 in tokens, batch 1 and 2, attention over 1, 2, 4 and 8 times the own tokens."""
+    requests = {
+        _request(spec, workload, batch, ranks, key_ranks, shrink)
+        for batch in (1, 2)
+        for shrink in (1, 2, 4, 8)
+        for ranks in (1, 2, 4, 8)
+        for key_ranks in {1, ranks}
+    }
+    return tuple(sorted(requests, key=_cost))
+
+
+def _request(
+    spec: ModelSpec, workload: Workload, batch: int, ranks: int, key_ranks: int, shrink: int
+) -> PointRequest:
+    edge = spec.pixels_per_token
+    height = max(edge, workload.height // shrink // edge * edge)
+    smaller = workload.model_copy(update={"height": height})
+    return PointRequest(
+        batch=batch,
+        height=height,
+        width=workload.width,
+        image_tokens=max(spec.image_tokens(smaller), ranks),
+        text_tokens=workload.text_tokens,
+        ranks=ranks,
+        key_ranks=key_ranks,
+    )
+
+
+def _cost(request: PointRequest) -> tuple[float, int]:
+    rows = request.batch * (request.image_share + request.text_share)
+    return rows * (4096 + request.key_tokens), request.key_tokens

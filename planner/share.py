@@ -1,0 +1,87 @@
+"""What the busiest rank of a mesh gets of a workload: samples, tokens, heads."""
+
+import math
+from dataclasses import dataclass
+
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import Attention, BlockRun, ModelSpec
+from ditplan.profiles.splits import split_sizes
+from ditplan.profiles.workload import Workload
+
+
+@dataclass(frozen=True)
+class Share:
+    """The work of the rank that has most of everything, which is the first one of each axis.
+
+    `batch` counts samples in each transformer call. `tokens` are those of one sample that the rank holds, by segment;
+    `queries` those that it has in self-attention, after ulysses' exchange; `keys` those that it attends to in all.
+    """
+
+    batch: int
+    tokens: dict[str, int]
+    queries: dict[str, int]
+    keys: dict[str, int]
+    ring: int = 1
+    ulysses: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Tokens of all samples that the rank holds: rows of its matrix products."""
+        return self.batch * sum(self.tokens.values())
+
+    def heads(self, attention: Attention) -> int:
+        """Heads that the rank computes in an attention."""
+        return math.ceil(attention.heads / self.ulysses)
+
+    def pairs(self, attention: Attention) -> float:
+        """Query-key pairs of all samples, in units of all the heads: half the heads count half."""
+        queries = sum(self.queries.get(segment, 0) for segment in attention.segments)
+        keys = sum(self.keys.get(segment, 0) for segment in attention.segments)
+        return self.batch * queries * keys * self.heads(attention) / attention.heads
+
+
+def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
+    """The busiest rank's share; samples and passes split over dp and cfg, tokens over ring x ulysses."""
+    whole = {"image": spec.image_tokens(workload), "text": workload.text_tokens}
+    sizes = {
+        segment: split_sizes(count, mesh.sequence_parallel)
+        if count
+        else (0,) * mesh.sequence_parallel
+        for segment, count in whole.items()
+    }
+    return Share(
+        batch=math.ceil(math.ceil(workload.batch / mesh.dp) * workload.passes / mesh.cfg),
+        tokens={segment: split[0] for segment, split in sizes.items()},
+        queries={segment: sum(split[: mesh.ulysses]) for segment, split in sizes.items()},
+        keys=whole,
+        ring=mesh.ring,
+        ulysses=mesh.ulysses,
+    )
+
+
+def point_share(batch: int, image_tokens: int, text_tokens: int, key_tokens: int) -> Share:
+    """The work of a measured point: its tokens attend to `key_tokens`, shared out over segments in proportion."""
+    tokens = {"image": image_tokens, "text": text_tokens}
+    scale = key_tokens / max(1, image_tokens + text_tokens)
+    keys = {segment: round(count * scale) for segment, count in tokens.items()}
+    return Share(batch=batch, tokens=tokens, queries=tokens, keys=keys)
+
+
+def linear_flops(run: BlockRun, share: Share) -> float:
+    """FLOPs of one block without self-attention."""
+    per_sample = (
+        run.image_flops * share.tokens.get("image", 0)
+        + run.text_flops * share.tokens.get("text", 0)
+        + run.fixed_flops
+    )
+    return share.batch * per_sample
+
+
+def attention_flops(run: BlockRun, share: Share) -> float:
+    """FLOPs of one block's self-attentions: 4 x heads x head_dim for each query-key pair."""
+    return sum(4 * a.heads * a.head_dim * share.pairs(a) for a in run.attentions)
+
+
+def width_of(run: BlockRun) -> int:
+    """Hidden size of a block: the widest heads x head_dim of its attentions."""
+    return max(attention.heads * attention.head_dim for attention in run.attentions)

@@ -1,0 +1,255 @@
+"""All legal ways to spread a workload over GPUs, counted exactly, and why the others are not legal."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ditplan.planner.topology import Topology
+from ditplan.profiles.backends import Backend
+from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.model import Mode, ModelSpec
+from ditplan.profiles.workload import Workload
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mesh on certain ranks in an execution mode.
+
+    `order` lists the axes from the one whose neighbours are farthest apart in rank to the one whose are next to each
+    other; `placement` is what follows from it, the rank of each mesh coordinate.
+    """
+
+    mesh: Mesh
+    placement: tuple[int, ...]
+    mode: Mode = "eager"
+    order: tuple[str, ...] = AXES
+
+    def __str__(self) -> str:
+        """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual one."""
+        placed = "" if self.order == AXES else f", {self.order_text}"
+        return f"{self.mesh}, {self.mode}{placed}"
+
+    @property
+    def order_text(self) -> str:
+        """The axes that are split, far neighbours first, such as `ulysses > cfg`."""
+        return " > ".join(axis for axis in self.order if getattr(self.mesh, axis) > 1)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Legal candidates, and how many meshes were dropped for each reason."""
+
+    candidates: tuple[Candidate, ...]
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Why a mesh is not legal: a short reason to count by and a sentence that says what would be right."""
+
+    reason: str
+    sentence: str
+
+
+def why_illegal(
+    mesh: Mesh, spec: ModelSpec, workload: Workload, gpus: int | None, backend: Backend
+) -> str | None:
+    """One sentence that says why a mesh can't run and what would be right; None for a legal one.
+
+    `gpus` is the number that the mesh must use; None accepts any.
+    """
+    if gpus is not None and mesh.size != gpus:
+        return (
+            f"{mesh} needs {_count(mesh.size, 'GPU')}, {gpus} {'was' if gpus == 1 else 'were'} asked for: the degrees "
+            f"must multiply to {gpus}{_example(spec, workload, gpus, backend)}, or ask for --gpus {mesh.size}"
+        )
+    found = violation(mesh, spec, workload, backend)
+    return found.sentence if found else None
+
+
+def violation(
+    mesh: Mesh, spec: ModelSpec, workload: Workload, backend: Backend
+) -> Violation | None:
+    """The first rule that a mesh breaks, whatever the number of GPUs."""
+    for axis, degree in zip(AXES, mesh.degrees, strict=True):
+        if degree > 1 and axis not in backend.axes:
+            return Violation(
+                f"{axis} not in {backend.name}",
+                f"backend {backend.name} can't run {axis}{degree}: it has {', '.join(backend.axes)}; leave {axis} at 1",
+            )
+    ranks = mesh.sequence_parallel
+    rules = (
+        ("cfg > passes", "cfg", mesh.cfg, workload.passes, "passes a step"),
+        ("ulysses > heads", "ulysses", mesh.ulysses, spec.heads, "attention heads"),
+        ("pipefusion > blocks", "pipefusion", mesh.pipefusion, spec.block_count, "blocks"),
+        (
+            "ranks > image tokens",
+            "ring x ulysses",
+            ranks,
+            spec.image_tokens(workload),
+            "image tokens",
+        ),
+        (
+            "ranks > text tokens",
+            "ring x ulysses",
+            ranks,
+            workload.text_tokens or ranks,
+            "text tokens",
+        ),
+    )
+    for reason, what, degree, limit, things in rules:
+        if degree > limit:
+            hint = " (guidance is off)" if what == "cfg" and limit == 1 else ""
+            return Violation(
+                reason,
+                f"{what} is {degree}, but {spec.name} has {limit} {things}{hint}: use at most {limit}",
+            )
+    return None
+
+
+def degrees_within(gpus: int, axes: Sequence[str], pins: Mapping[str, int]) -> Iterator[Mesh]:
+    """All meshes of at most so many GPUs over some axes; pinned axes keep their degree, all others are 1."""
+    free = [axis for axis in axes if axis not in pins]
+    fixed = {axis: degree for axis, degree in pins.items() if degree > 1}
+    room = gpus // math.prod(fixed.values())
+    for degrees in _products_within(room, len(free)):
+        yield Mesh(**fixed, **dict(zip(free, degrees, strict=True)))
+
+
+def legal_meshes(
+    spec: ModelSpec,
+    workload: Workload,
+    gpus: int,
+    backend: Backend,
+    *,
+    pins: Mapping[str, int] | None = None,
+    exactly: bool = False,
+) -> tuple[tuple[Mesh, ...], dict[str, int]]:
+    """Legal meshes of at most (or exactly) so many GPUs, small ones first, and the others counted by reason."""
+    legal: list[Mesh] = []
+    dropped: Counter[str] = Counter()
+    for mesh in degrees_within(gpus, backend.axes, pins or {}):
+        if exactly and mesh.size != gpus:
+            continue
+        if found := violation(mesh, spec, workload, backend):
+            dropped[found.reason] += 1
+        else:
+            legal.append(mesh)
+    legal.sort(key=lambda mesh: (mesh.size, mesh.degrees))
+    return tuple(legal), dict(dropped)
+
+
+def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
+    """Ranks by mesh coordinate when the last axis of `order` has neighbouring ranks, the one before the next, ..."""
+    strides, stride = {}, 1
+    for axis in reversed(order):
+        strides[axis] = stride
+        stride *= getattr(mesh, axis)
+    steps = [strides[axis] for axis in AXES]
+    return tuple(
+        sum(step * index for step, index in zip(steps, coordinate, strict=True))
+        for coordinate in mesh.coordinates()
+    )
+
+
+def axis_orders(mesh: Mesh) -> Iterator[tuple[str, ...]]:
+    """The orders of a mesh's split axes, the usual one first; axes of degree 1 stay where they are."""
+    places = [i for i, degree in enumerate(mesh.degrees) if degree > 1]
+    for permutation in itertools.permutations(places):
+        order = list(AXES)
+        for place, source in zip(places, permutation, strict=True):
+            order[place] = AXES[source]
+        yield tuple(order)
+
+
+def placements(mesh: Mesh, topology: Topology) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Orders of the axes with their placements, without those that this topology can't tell apart."""
+    found: dict[tuple[object, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
+    for order in axis_orders(mesh):
+        placement = placement_of(mesh, order)
+        found.setdefault(_seen_by(topology, mesh, placement), (order, placement))
+    return list(found.values())
+
+
+def enumerate_space(
+    spec: ModelSpec,
+    workload: Workload,
+    topology: Topology,
+    gpus: int,
+    backend: Backend,
+    *,
+    pins: Mapping[str, int] | None = None,
+    modes: Sequence[Mode] | None = None,
+    exactly: bool = False,
+) -> Space:
+    """All legal meshes x placements that differ x modes."""
+    meshes, dropped = legal_meshes(spec, workload, gpus, backend, pins=pins, exactly=exactly)
+    candidates = tuple(
+        Candidate(mesh, placement, mode, order)
+        for mesh in meshes
+        for order, placement in placements(mesh, topology)
+        for mode in modes or backend.modes
+    )
+    return Space(candidates, dropped)
+
+
+def rule_of_thumb(
+    candidates: Sequence[Candidate], spec: ModelSpec, workload: Workload, topology: Topology
+) -> Candidate:
+    """What users choose by hand, among the candidates: the control that a search must beat.
+
+    As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses as far as heads
+    divide and the host reaches, ring over the rest, ranks in the usual order, eager.
+    """
+    host = topology.ranks_per_host
+
+    def advised(candidate: Candidate) -> tuple[object, ...]:
+        mesh = candidate.mesh
+        usual_ulysses = (
+            mesh.ulysses if spec.heads % mesh.ulysses == 0 and mesh.ulysses <= host else 0
+        )
+        return (
+            mesh.size,
+            mesh.cfg == min(2, workload.passes),
+            mesh.pipefusion == 1,
+            usual_ulysses,
+            candidate.order == AXES,
+            candidate.mode == "eager",
+        )
+
+    return max(candidates, key=advised)  # type: ignore[type-var]
+
+
+def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
+    if axes == 0:
+        if room >= 1:
+            yield ()
+        return
+    for degree in range(1, room + 1):
+        for rest in _products_within(room // degree, axes - 1):
+            yield (degree, *rest)
+
+
+def _seen_by(topology: Topology, mesh: Mesh, placement: tuple[int, ...]) -> tuple[object, ...]:
+    """What the topology sees of a placement: each axis' speed, and which device holds which coordinate."""
+    names = tuple(topology.cluster.devices[rank].name for rank in placement)
+    devices = names if len(set(names)) > 1 else ()
+    split = [axis for axis, degree in zip(AXES, mesh.degrees, strict=True) if degree > 1]
+    speeds = (topology.signature(tuple(mesh.groups(placement, (axis,)))) for axis in split)
+    return (devices, *speeds)
+
+
+def _example(spec: ModelSpec, workload: Workload, gpus: int, backend: Backend) -> str:
+    """Such as `, such as --cfg 2 --ulysses 4`, when there is a legal mesh of so many GPUs."""
+    legal, _ = legal_meshes(spec, workload, gpus, backend, exactly=True)
+    if gpus == 1 or not legal:
+        return ""
+    best = max(legal, key=lambda mesh: (mesh.cfg == min(2, workload.passes), mesh.ulysses))
+    flags = (f"--{axis} {d}" for axis, d in zip(AXES, best.degrees, strict=True) if d > 1)
+    return f", such as {' '.join(flags)}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,318 @@
+"""How long collectives take on a cluster: measured tables first, then links shared by all who use them at once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+
+from ditplan.planner.constants import CostConstants
+from ditplan.profiles.cluster import (
+    ClusterProfile,
+    CollectivePoint,
+    CollectiveTable,
+    Link,
+    Operation,
+)
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.model import Source
+
+Group = tuple[int, ...]
+Groups = tuple[Group, ...]
+Hop = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A duration in seconds and where it comes from."""
+
+    seconds: float
+    source: Source
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What an operation of all its groups asks of the links; everything grows with the bytes a rank puts in.
+
+    `rounds` dependent messages of at most `latency_s` each, `s_per_byte` on the busiest link.
+    """
+
+    rounds: int
+    latency_s: float
+    s_per_byte: float
+    kind_bytes: dict[str, float]
+
+
+def messages(operation: Operation, group: Group) -> Iterator[tuple[int, int, float]]:
+    """Yields (from, to, bytes sent per byte that a rank puts in) of an operation's algorithm.
+
+    all_to_all sends each pair its part; the others pass along the ring of the group's order, as NCCL's do: all_gather
+    n - 1 pieces, all_reduce 2 (n - 1) / n of the buffer, send_recv one message to the next.
+    """
+    n = len(group)
+    if operation == "all_to_all":
+        for source, target in itertools.permutations(group, 2):
+            yield source, target, 1 / n
+        return
+    per_hop = {"all_gather": n - 1.0, "all_reduce": 2 * (n - 1) / n, "send_recv": 1.0}[operation]
+    for i, source in enumerate(group):
+        yield source, group[(i + 1) % n], per_hop
+
+
+def rounds_of(operation: Operation, size: int) -> int:
+    """Messages that wait for each other: all pairs of an all_to_all go at once, rings go step by step."""
+    return {"all_to_all": 1, "send_recv": 1, "all_gather": size - 1, "all_reduce": 2 * (size - 1)}[
+        operation
+    ]
+
+
+def interpolate_s(points: Sequence[CollectivePoint], bytes_per_rank: float) -> float:
+    """Seconds at a size from measured points: straight lines in log-log between them.
+
+    Below the first point the latency stays, beyond the last one the bandwidth.
+    """
+    ordered = sorted(points, key=lambda point: point.bytes)
+    first, last = ordered[0], ordered[-1]
+    if bytes_per_rank <= first.bytes:
+        return first.median_s
+    if bytes_per_rank >= last.bytes:
+        return last.median_s * bytes_per_rank / last.bytes
+    low, high = next(
+        pair
+        for pair in itertools.pairwise(ordered)
+        if pair[0].bytes <= bytes_per_rank <= pair[1].bytes
+    )
+    if bytes_per_rank == high.bytes or high.bytes == low.bytes:
+        return high.median_s
+    share = math.log(bytes_per_rank / low.bytes) / math.log(high.bytes / low.bytes)
+    return low.median_s * (high.median_s / low.median_s) ** share
+
+
+def stride_of(group: Group) -> int | None:
+    """The distance of consecutive ranks of a group, if it is one and positive."""
+    strides = {after - before for before, after in itertools.pairwise(group)}
+    stride = strides.pop()
+    return stride if not strides and stride > 0 else None
+
+
+def common_stride(groups: Groups) -> int | None:
+    """The stride of all the groups, if they have the same one."""
+    strides = {stride_of(group) for group in groups}
+    return strides.pop() if len(strides) == 1 else None
+
+
+def table_groups(table: CollectiveTable, ranks: int) -> Groups | None:
+    """The groups that a table was measured on: the first ones of its size and stride; None if they don't fit."""
+    span = table.size * table.stride
+    starts = (
+        block * span + offset for block in range(ranks // span) for offset in range(table.stride)
+    )
+    found = tuple(
+        tuple(start + i * table.stride for i in range(table.size))
+        for start in itertools.islice(starts, table.groups)
+    )
+    return found if len(found) == table.groups else None
+
+
+class Topology:
+    """A cluster's ranks and links, with remembered paths and traffic."""
+
+    def __init__(self, cluster: ClusterProfile, constants: CostConstants | None = None) -> None:
+        """Builds the graph of links; parallel links between two nodes add up."""
+        self.cluster = cluster
+        self._launch_s = (constants or CostConstants()).collective_launch_s
+        self._nodes = cluster.device_nodes
+        self._graph = _graph_of(cluster.links)
+        self._paths: dict[tuple[int, int], tuple[Hop, ...] | None] = {}
+        self._traffic: dict[tuple[Operation, Groups], Traffic | None] = {}
+
+    @property
+    def ranks(self) -> int:
+        """How many devices there are."""
+        return len(self._nodes)
+
+    @property
+    def ranks_per_host(self) -> int:
+        """Devices of the smallest host."""
+        return min(len(host.devices) for host in self.cluster.hosts)
+
+    def collective_s(
+        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]
+    ) -> Estimate:
+        """Duration of an operation run by all the groups of ranks at once; groups of one rank take no time.
+
+        `bytes_per_rank` is what one rank puts in, as in `CollectivePoint`.
+
+        Raises:
+            InputError: nothing was measured that comes near, and no links join the ranks.
+        """
+        wanted = tuple(tuple(group) for group in groups if len(group) > 1)
+        if not wanted or bytes_per_rank <= 0:
+            return Estimate(0.0, "measured")
+        if table := self._matching_table(operation, wanted):
+            return Estimate(interpolate_s(table.points, bytes_per_rank), "measured")
+        traffic = self._traffic_of(operation, wanted)
+        if found := self._nearest_table(operation, wanted, traffic):
+            return self._scaled(found, bytes_per_rank, traffic)
+        if traffic is None:
+            raise InputError(
+                f"cluster {self.cluster.name}: no {operation} of {len(wanted[0])} ranks was measured "
+                f"and no links join the ranks {list(wanted[0])}; measure it again with "
+                "`ditplan profile --hosts FILE` or give its links"
+            )
+        return Estimate(self._computed_s(traffic, bytes_per_rank), "computed")
+
+    def link_bytes(
+        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]
+    ) -> dict[str, float]:
+        """Bytes of all messages that cross at least one link of each kind; empty where no links are known."""
+        wanted = tuple(tuple(group) for group in groups if len(group) > 1)
+        traffic = self._traffic_of(operation, wanted) if wanted else None
+        if traffic is None:
+            return {}
+        return {kind: share * bytes_per_rank for kind, share in traffic.kind_bytes.items()}
+
+    def kinds_between(self, group: Group) -> frozenset[str]:
+        """The kinds of link that the paths between the members of a group use."""
+        hops = (self._path(a, b) or () for a, b in itertools.permutations(group, 2))
+        return frozenset(self._graph.edges[hop]["kind"] for path in hops for hop in path)
+
+    def slowest_kind(self, groups: Sequence[Group]) -> str | None:
+        """The kind of the slowest link between members of the first of the groups, if links are known."""
+        if not groups:
+            return None
+        paths = (self._path(a, b) or () for a, b in itertools.permutations(groups[0], 2))
+        edges = [self._graph.edges[hop] for path in paths for hop in path]
+        if not edges:
+            return None
+        return str(min(edges, key=lambda edge: float(edge["bytes_per_s"]))["kind"])
+
+    def signature(self, groups: Sequence[Group]) -> tuple[float, ...]:
+        """What tells groups apart on this topology: durations of two operations at a small and a large size."""
+        operations: tuple[Operation, ...] = ("all_to_all", "send_recv")
+        return tuple(
+            float(f"{self.collective_s(operation, size, groups).seconds:.6g}")
+            for operation in operations
+            for size in (2**16, 2**26)
+        )
+
+    def _matching_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
+        stride = common_stride(groups)
+        shape = (operation, len(groups[0]), stride, len(groups))
+        for table in self.cluster.collectives:
+            if (table.operation, table.size, table.stride, table.groups) == shape:
+                return table
+        return None
+
+    def _nearest_table(
+        self, operation: Operation, groups: Groups, traffic: Traffic | None
+    ) -> tuple[CollectiveTable, Traffic | None] | None:
+        """The table nearest in stride and groups at once, of the same size and over the same kinds of link."""
+        size, stride = len(groups[0]), common_stride(groups) or _mean_stride(groups[0])
+        candidates = []
+        for table in self.cluster.collectives:
+            if (table.operation, table.size) != (operation, size):
+                continue
+            theirs = self._table_traffic(table)
+            if traffic and theirs and theirs.kind_bytes.keys() != traffic.kind_bytes.keys():
+                continue
+            distance = abs(math.log(table.stride / stride)) + abs(
+                math.log(table.groups / len(groups))
+            )
+            candidates.append((distance, table.stride, table.groups, table, theirs))
+        if not candidates:
+            return None
+        return min(candidates, key=lambda found: found[:3])[3:]
+
+    def _table_traffic(self, table: CollectiveTable) -> Traffic | None:
+        groups = table_groups(table, self.ranks)
+        return self._traffic_of(table.operation, groups) if groups else None
+
+    def _scaled(
+        self,
+        found: tuple[CollectiveTable, Traffic | None],
+        bytes_per_rank: float,
+        traffic: Traffic | None,
+    ) -> Estimate:
+        """A table's duration, corrected by what the links say of the difference between its groups and ours."""
+        table, theirs = found
+        seconds = interpolate_s(table.points, bytes_per_rank)
+        if traffic and theirs:
+            ours_s = self._computed_s(traffic, bytes_per_rank)
+            seconds *= ours_s / self._computed_s(theirs, bytes_per_rank)
+        return Estimate(seconds, "interpolated")
+
+    def _computed_s(self, traffic: Traffic, bytes_per_rank: float) -> float:
+        latency_s = self._launch_s + traffic.rounds * traffic.latency_s
+        return latency_s + traffic.s_per_byte * bytes_per_rank
+
+    def _traffic_of(self, operation: Operation, groups: Groups) -> Traffic | None:
+        key = (operation, groups)
+        if key not in self._traffic:
+            self._traffic[key] = self._count_traffic(operation, groups)
+        return self._traffic[key]
+
+    def _count_traffic(self, operation: Operation, groups: Groups) -> Traffic | None:
+        """Adds up the loads of all groups on each direction of each link; None where no path is known."""
+        load: defaultdict[Hop, float] = defaultdict(float)
+        kind_bytes: defaultdict[str, float] = defaultdict(float)
+        latency_s = 0.0
+        for source, target, share in itertools.chain.from_iterable(
+            messages(operation, g) for g in groups
+        ):
+            path = self._path(source, target)
+            if path is None:
+                return None
+            kinds = set()
+            for hop in path:
+                load[hop] += share
+                kinds.add(self._graph.edges[hop]["kind"])
+            for kind in kinds:
+                kind_bytes[kind] += share
+            latency_s = max(latency_s, sum(self._graph.edges[hop]["latency_s"] for hop in path))
+        s_per_byte = max(
+            share / self._graph.edges[hop]["bytes_per_s"] for hop, share in load.items()
+        )
+        rounds = max(rounds_of(operation, len(group)) for group in groups)
+        return Traffic(rounds, latency_s, s_per_byte, dict(kind_bytes))
+
+    def _path(self, source: int, target: int) -> tuple[Hop, ...] | None:
+        key = (source, target)
+        if key not in self._paths:
+            self._paths[key] = self._find_path(self._nodes[source], self._nodes[target])
+        return self._paths[key]
+
+    def _find_path(self, source: str, target: str) -> tuple[Hop, ...] | None:
+        if source not in self._graph or target not in self._graph:
+            return None
+        try:
+            nodes = nx.shortest_path(self._graph, source, target, weight="weight")
+        except nx.NetworkXNoPath:
+            return None
+        return tuple(itertools.pairwise(nodes))
+
+
+def _graph_of(links: Sequence[Link]) -> nx.Graph[str]:
+    """The links as a graph whose weights are latencies, fewer hops first among equal ones.
+
+    Bandwidth has no say in the route, so a faster link never draws traffic onto a shared slow one.
+    """
+    graph: nx.Graph[str] = nx.Graph()
+    for link in links:
+        latency_s, rate = link.latency_s, link.bytes_per_s
+        if graph.has_edge(link.a, link.b):
+            known = graph.edges[link.a, link.b]
+            latency_s, rate = min(latency_s, known["latency_s"]), rate + known["bytes_per_s"]
+        weight = latency_s + 1e-9
+        graph.add_edge(
+            link.a, link.b, kind=link.kind, latency_s=latency_s, bytes_per_s=rate, weight=weight
+        )
+    return graph
+
+
+def _mean_stride(group: Group) -> float:
+    return max(1.0, abs(group[-1] - group[0]) / (len(group) - 1))

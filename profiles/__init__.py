@@ -1,0 +1,1 @@
+"""The nouns of ditplan: plans, workloads, clusters, models, families, and the shipped data."""

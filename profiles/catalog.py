@@ -1,0 +1,60 @@
+"""What is shipped by name: models and recorded clusters."""
+
+import difflib
+import os
+from pathlib import Path
+
+from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.model import ModelSpec
+
+HERE = Path(__file__).parent
+MODELS = HERE / "models"
+CLUSTERS = HERE / "clusters"
+
+
+def model_names() -> list[str]:
+    """The names of the shipped models."""
+    return sorted(path.stem for path in MODELS.glob("*.json"))
+
+
+def cluster_names() -> list[str]:
+    """The names of the recorded clusters."""
+    return sorted(path.stem for path in CLUSTERS.glob("*.json"))
+
+
+def find_model(name: str) -> ModelSpec:
+    """The spec of a shipped model, by its name in any case.
+
+    Raises:
+        InputError: no such model; the message gives the nearest name.
+    """
+    return ModelSpec.load(MODELS / f"{_known(name.lower(), model_names(), 'model')}.json")
+
+
+def find_cluster(name_or_file: str) -> ClusterProfile:
+    """A recorded cluster by name, or one from a file.
+
+    Raises:
+        InputError: neither; the message gives the nearest name.
+    """
+    name, names = name_or_file.lower(), cluster_names()
+    if name not in names and (os.path.exists(name_or_file) or name.endswith(".json")):
+        return ClusterProfile.load(name_or_file)
+    return ClusterProfile.load(CLUSTERS / f"{_known(name, names, 'cluster')}.json")
+
+
+def shipped_weights(name: str) -> Path | None:
+    """The folder with a shipped model's weights, if they are shipped."""
+    folder = MODELS / name
+    return folder if (folder / "model_index.json").is_file() else None
+
+
+def _known(name: str, names: list[str], what: str) -> str:
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(
+        f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}; a path works as well"
+    )

@@ -1,0 +1,109 @@
+"""A cluster: hosts, devices, the links between them, and what collectives were measured to take."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ditplan.profiles.record import Noun, Record
+
+Operation = Literal["all_to_all", "all_gather", "send_recv", "all_reduce"]
+LinkKind = Literal["nvlink", "pcie", "socket", "ethernet", "infiniband", "memory"]
+
+
+class Device(Noun):
+    """One accelerator, or one CPU rank.
+
+    Rates are data-sheet peaks where `source` says so, or measured ones. `half_flops_per_s` is dense
+    bf16/fp16.
+    """
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    memory_bytes: PositiveInt
+    half_flops_per_s: float = Field(gt=0)
+    single_flops_per_s: float = Field(gt=0)
+    memory_bytes_per_s: float = Field(gt=0)
+    source: str
+
+
+class Host(Noun):
+    """One machine and its devices; ranks number the devices of all hosts in order."""
+
+    name: str
+    devices: tuple[Device, ...] = Field(min_length=1)
+
+
+class Link(Noun):
+    """A connection of two nodes of the topology that everything crossing it shares.
+
+    Nodes are `host/N` (N-th device of the host) or any other name for a switch, a socket, a NIC,
+    the network. The bandwidth is for each direction.
+    """
+
+    a: str
+    b: str
+    kind: LinkKind
+    latency_s: float = Field(ge=0)
+    bytes_per_s: float = Field(gt=0)
+    source: str
+
+
+class CollectivePoint(Noun):
+    """Duration of an operation.
+
+    `bytes` is what one rank puts in (all_gather: its own piece; send_recv: the message).
+    """
+
+    bytes: PositiveInt
+    median_s: float = Field(gt=0)
+    p95_s: float = Field(gt=0)
+
+
+class CollectiveTable(Noun):
+    """An operation on groups of `size` ranks `stride` apart, `groups` of them measured at once."""
+
+    operation: Operation
+    size: int = Field(ge=2)
+    stride: PositiveInt
+    groups: PositiveInt
+    points: tuple[CollectivePoint, ...] = Field(min_length=1)
+    source: str
+
+
+class ClusterProfile(Record):
+    """All the planner knows of a cluster. Tables, where there are any, are trusted before links."""
+
+    kind: ClassVar[str] = "cluster profile"
+    made_by: ClassVar[str] = "ditplan profile --hosts"
+
+    name: str
+    hosts: tuple[Host, ...] = Field(min_length=1)
+    links: tuple[Link, ...] = ()
+    collectives: tuple[CollectiveTable, ...] = ()
+    software: dict[str, str] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    measured_on: str = ""
+    source: str
+
+    @model_validator(mode="after")
+    def _links_reach_every_device(self) -> Self:
+        nodes = {node for link in self.links for node in (link.a, link.b)}
+        missing = [device for device in self.device_nodes if device not in nodes]
+        if len(self.device_nodes) > 1 and missing and not self.collectives:
+            raise ValueError(f"no link names device {missing[0]}, and no collective was measured")
+        return self
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices by rank."""
+        return tuple(device for host in self.hosts for device in host.devices)
+
+    @property
+    def device_nodes(self) -> tuple[str, ...]:
+        """The topology's node of each rank."""
+        return tuple(f"{host.name}/{i}" for host in self.hosts for i in range(len(host.devices)))
+
+    @property
+    def link_kinds(self) -> tuple[str, ...]:
+        """The kinds of link there are, sorted."""
+        return tuple(sorted({link.kind for link in self.links}))

@@ -1,0 +1,67 @@
+"""The mesh: degrees of parallelism, mesh coordinates, and which ranks talk along which axes."""
+
+import itertools
+import math
+
+from pydantic import PositiveInt
+
+from ditplan.profiles.record import Noun
+
+AXES = ("dp", "cfg", "pipefusion", "ring", "ulysses")
+
+
+class Mesh(Noun):
+    """Degrees of parallelism; one rank for each coordinate (dp, cfg, pipefusion, ring, ulysses)."""
+
+    dp: PositiveInt = 1
+    cfg: PositiveInt = 1
+    pipefusion: PositiveInt = 1
+    ring: PositiveInt = 1
+    ulysses: PositiveInt = 1
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """The degrees in the order of `AXES`."""
+        return (self.dp, self.cfg, self.pipefusion, self.ring, self.ulysses)
+
+    @property
+    def size(self) -> int:
+        """How many ranks the mesh needs."""
+        return math.prod(self.degrees)
+
+    @property
+    def sequence_parallel(self) -> int:
+        """Over how many ranks the tokens of one sequence are split."""
+        return self.ring * self.ulysses
+
+    def __str__(self) -> str:
+        """Such as `cfg2 x ulysses4`, or `one device`."""
+        return (
+            " x ".join(f"{a}{d}" for a, d in zip(AXES, self.degrees, strict=True) if d > 1)
+            or "one device"
+        )
+
+    def coordinates(self) -> list[tuple[int, ...]]:
+        """All coordinates, last axis fastest: the order in which a placement lists ranks."""
+        return list(itertools.product(*(range(d) for d in self.degrees)))
+
+    def groups(self, placement: tuple[int, ...], axes: tuple[str, ...]) -> list[tuple[int, ...]]:
+        """The groups of ranks that differ only in their coordinates along `axes`.
+
+        A group's members stand in the order of those coordinates, last of `AXES` fastest; each rank
+        is in one group.
+
+        Raises:
+            ValueError: an unknown axis, or a placement that doesn't name `size` different ranks.
+        """
+        if unknown := set(axes) - set(AXES):
+            raise ValueError(f"unknown mesh axes {sorted(unknown)}; there are {', '.join(AXES)}")
+        if len(placement) != self.size or len(set(placement)) != self.size:
+            raise ValueError(
+                f"a placement of {self} names {self.size} different ranks, this one is {placement}"
+            )
+        fixed = [i for i, axis in enumerate(AXES) if axis not in axes]
+        members: dict[tuple[int, ...], list[int]] = {}
+        for coordinate, rank in zip(self.coordinates(), placement, strict=True):
+            members.setdefault(tuple(coordinate[i] for i in fixed), []).append(rank)
+        return [tuple(group) for group in members.values()]

@@ -1,0 +1,177 @@
+"""A model as the planner sees it: its blocks, their sizes and FLOPs, and what was measured."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.splits import split_sizes
+from ditplan.profiles.workload import Dtype, Workload
+
+Mode = Literal["eager", "compile", "graph", "compile+graph"]
+Source = Literal["measured", "interpolated", "computed"]
+
+
+class Attention(Noun):
+    """A self-attention of a block over the given segments of the sequence."""
+
+    heads: PositiveInt
+    head_dim: PositiveInt
+    segments: tuple[str, ...]
+
+
+class BlockRun(Noun):
+    """`count` blocks of one structure in a row.
+
+    FLOPs count a multiply-add as two. `image_flops` and `text_flops` are for each token of that
+    segment, `fixed_flops` for each sample, all without self-attention, whose FLOPs are 4 x heads x
+    head_dim x queries x keys.
+    """
+
+    kind: str
+    count: PositiveInt
+    parameters: PositiveInt
+    image_flops: float = Field(ge=0)
+    text_flops: float = Field(ge=0)
+    fixed_flops: float = Field(ge=0)
+    attentions: tuple[Attention, ...] = Field(min_length=1)
+
+
+class ModelSpec(Record):
+    """A diffusers pipeline's facts: what is needed to count its tokens, FLOPs and bytes.
+
+    `pixels_per_token` is the edge of the square of pixels that becomes one image token. `config` is
+    the transformer's diffusers config, `config_hash` its digest; `vae_config` likewise. The FLOPs
+    of the VAE's decoder are for a pixel.
+    """
+
+    kind: ClassVar[str] = "model spec"
+    made_by: ClassVar[str] = "ditplan profile --model"
+
+    name: str
+    family: str
+    pipeline_class: str
+    transformer_class: str
+    config: dict[str, Any]
+    config_hash: str
+    vae_class: str
+    vae_config: dict[str, Any]
+    scheduler_class: str
+    scheduler_config: dict[str, Any]
+    defaults: Workload
+    guidance_scale: float = Field(gt=1)
+    pixels_per_token: PositiveInt
+    frames_per_token: PositiveInt = 1
+    blocks: tuple[BlockRun, ...] = Field(min_length=1)
+    outside_parameters: int = Field(ge=0)
+    outside_image_flops: float = Field(ge=0)
+    outside_text_flops: float = Field(ge=0)
+    encoder_parameters: int = Field(ge=0)
+    vae_parameters: int = Field(ge=0)
+    vae_flops_per_pixel: float = Field(ge=0)
+
+    @property
+    def transformer_parameters(self) -> int:
+        """Parameters of the whole transformer."""
+        return self.outside_parameters + sum(run.count * run.parameters for run in self.blocks)
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks there are in all."""
+        return sum(run.count for run in self.blocks)
+
+    @property
+    def heads(self) -> int:
+        """The fewest heads of any self-attention: the most that ulysses can split."""
+        return min(attention.heads for run in self.blocks for attention in run.attentions)
+
+    @property
+    def width(self) -> int:
+        """The widest hidden size that self-attention exchanges: heads x head_dim."""
+        return max(
+            attention.heads * attention.head_dim
+            for run in self.blocks
+            for attention in run.attentions
+        )
+
+    def image_tokens(self, workload: Workload) -> int:
+        """Image tokens of one sample: rows x columns, rounded down, x latent frames."""
+        rows = workload.height // self.pixels_per_token
+        columns = workload.width // self.pixels_per_token
+        frames = math.ceil(workload.frames / self.frames_per_token)
+        return rows * columns * frames + workload.condition_tokens
+
+
+class TimePoint(Noun):
+    """One measured duration.
+
+    `part` is a block kind or one of `outside` (everything in the transformer that is not a block),
+    `scheduler_step`, `vae_decode`, `text_encode`. `batch` counts samples in the call, tokens are
+    those of one sample on this rank, and `key_tokens` those that self-attention sees (more than
+    image + text when the sequence is split).
+    """
+
+    part: str
+    mode: Mode = "eager"
+    batch: PositiveInt
+    image_tokens: int = Field(ge=0)
+    text_tokens: int = Field(ge=0)
+    key_tokens: int = Field(ge=0)
+    median_s: float = Field(gt=0)
+    p95_s: float = Field(gt=0)
+    runs: PositiveInt
+
+
+class PointRequest(Noun):
+    """What the planner asks to be measured of every kind of block and of what is outside of them.
+
+    `whole` is the workload's shape; the share of one sample's tokens that one rank holds follows
+    from `ranks`, over which the sequence is split. `key_ranks` of them have their keys attended to:
+    1 to `ranks`.
+    """
+
+    batch: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    image_tokens: PositiveInt
+    text_tokens: int = Field(ge=0)
+    ranks: PositiveInt
+    key_ranks: PositiveInt
+
+    @property
+    def image_share(self) -> int:
+        """Image tokens on the rank that has most."""
+        return split_sizes(self.image_tokens, self.ranks)[0]
+
+    @property
+    def text_share(self) -> int:
+        """Text tokens on the rank that has most."""
+        return split_sizes(self.text_tokens, self.ranks)[0] if self.text_tokens else 0
+
+    @property
+    def key_share(self) -> float:
+        """How many times its own tokens a rank's queries attend to."""
+        if self.key_ranks == self.ranks:
+            return (self.image_tokens + self.text_tokens) / (self.image_share + self.text_share)
+        return float(self.key_ranks)
+
+    @property
+    def key_tokens(self) -> int:
+        """Tokens that self-attention over image and text sees."""
+        return round((self.image_share + self.text_share) * self.key_share)
+
+
+class ModelProfile(Record):
+    """What one device was measured to need for each part of one model."""
+
+    kind: ClassVar[str] = "model profile"
+    made_by: ClassVar[str] = "ditplan profile --model"
+
+    model: str
+    config_hash: str
+    device: str
+    dtype: Dtype
+    software: dict[str, str]
+    measured_on: str
+    points: tuple[TimePoint, ...] = Field(min_length=1)

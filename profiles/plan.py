@@ -1,0 +1,194 @@
+"""The execution plan: what is needed to run, why it was chosen, and what it should cost."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import Mode, Source
+from ditplan.profiles.record import Noun, Record, shortened
+from ditplan.profiles.workload import Workload
+
+
+class PlannedTransformer(Noun):
+    """A transformer of the pipeline: the component's name, its class, the digest of its config."""
+
+    component: str
+    transformer_class: str
+    config_hash: str
+
+
+class PlannedModel(Noun):
+    """The model a plan is for."""
+
+    name: str
+    pipeline_class: str
+    transformers: tuple[PlannedTransformer, ...] = Field(min_length=1)
+
+
+class PipeFusion(Noun):
+    """Patch-level pipelining: consecutive blocks of each stage, patches the image is cut into."""
+
+    blocks_per_stage: tuple[PositiveInt, ...] = Field(min_length=2)
+    patches: PositiveInt
+    warmup_steps: NonNegativeInt
+    schedule: Literal["linear", "folded"] = "linear"
+
+
+class Execution(Noun):
+    """How each rank runs its share."""
+
+    mode: Mode = "eager"
+    attention: Literal["sdpa"] = "sdpa"
+    weights: Literal["replicated"] = "replicated"
+    quantization: None = None
+    offload: None = None
+    vae: Literal["first-rank"] = "first-rank"
+
+
+class Quality(Noun):
+    """Whether a plan equals one device up to rounding.
+
+    If not, `relative_l2` is the measured relative L2 distance of the final latents.
+    """
+
+    exact: bool
+    relative_l2: float | None = Field(default=None, ge=0)
+    measured_with: str | None = None
+
+    @model_validator(mode="after")
+    def _says_error_or_exact(self) -> Self:
+        if self.exact and self.relative_l2 is not None:
+            raise ValueError("an exact plan carries no error")
+        return self
+
+
+class Prediction(Noun):
+    """What the cost model expects.
+
+    `parts` are the seconds of the denoising loop by cause and sum to `latency_s`. `latency_s` is
+    the denoising loop, `end_to_end_s` adds text encoders and VAE, `setup_s` is loading.
+    """
+
+    latency_s: float = Field(gt=0)
+    interval_s: tuple[float, float]
+    end_to_end_s: float = Field(gt=0)
+    setup_s: float = Field(ge=0)
+    memory_bytes: PositiveInt
+    parts: dict[str, float]
+    link_bytes: dict[str, float]
+    source: Source
+
+
+class Measurement(Noun):
+    """Real runs of the denoising loop."""
+
+    latency_s: float = Field(gt=0)
+    runs_s: tuple[float, ...] = Field(min_length=1)
+    memory_bytes: PositiveInt | None = None
+    measured_on: str
+    devices: str
+
+
+class RunnerUp(Noun):
+    """A plan that lost, and why."""
+
+    mesh: Mesh
+    placement: tuple[int, ...]
+    mode: Mode
+    predicted_s: float
+    measured_s: float | None
+    memory_bytes: PositiveInt
+    reason: str
+
+
+class Fingerprint(Noun):
+    """Where the plan holds: cluster, device names by rank, kinds of link, software versions."""
+
+    cluster: str
+    devices: tuple[str, ...] = Field(min_length=1)
+    link_kinds: tuple[str, ...]
+    software: dict[str, str]
+
+
+class ExecutionPlan(Record):
+    """One plan; `placement` lists the global rank of each mesh coordinate, last axis fastest."""
+
+    kind: ClassVar[str] = "plan"
+    made_by: ClassVar[str] = "ditplan tune"
+
+    model: PlannedModel
+    workload: Workload
+    backend: str
+    mesh: Mesh
+    placement: tuple[NonNegativeInt, ...]
+    pipefusion: PipeFusion | None
+    execution: Execution
+    quality: Quality
+    prediction: Prediction | None
+    measurement: Measurement | None
+    runner_ups: tuple[RunnerUp, ...]
+    fingerprint: Fingerprint
+
+    @model_validator(mode="after")
+    def _placement_fits_mesh(self) -> Self:
+        ranks = len(self.placement)
+        if ranks != self.mesh.size or sorted(self.placement) != list(range(ranks)):
+            raise ValueError(
+                f"the placement must name the ranks 0 to {self.mesh.size - 1} of mesh {self.mesh} "
+                f"once each, it is {shortened(list(self.placement))}"
+            )
+        stages = len(self.pipefusion.blocks_per_stage) if self.pipefusion else 1
+        if stages != self.mesh.pipefusion:
+            raise ValueError(
+                f"the mesh has {self.mesh.pipefusion} pipefusion stages, the pipefusion part has "
+                f"{stages}"
+            )
+        return self
+
+    def require_ranks(self, ranks: int) -> None:
+        """Refuses to run on another number of ranks.
+
+        Raises:
+            InputError: says both numbers and what to do.
+        """
+        if ranks != self.mesh.size:
+            raise InputError(
+                f"the plan needs {self.mesh.size} ranks ({self.mesh}), there are {ranks}; start "
+                f"{self.mesh.size} ranks or tune for {ranks}: `ditplan tune --gpus {ranks}`"
+            )
+
+    def require_model(self, transformer_class: str, config_hash: str) -> None:
+        """Refuses to run another model.
+
+        Raises:
+            InputError: says which transformer the plan is for and what was found.
+        """
+        planned = self.model.transformers[0]
+        if transformer_class != planned.transformer_class:
+            raise InputError(
+                f"the plan is for a {planned.transformer_class} ({self.model.name}), the pipeline "
+                f"has a {transformer_class}; load the right pipeline or tune this one"
+            )
+        if config_hash != planned.config_hash:
+            raise InputError(
+                f"the plan is for {self.model.name} with config {planned.config_hash}, "
+                f"this {transformer_class} has config {config_hash}; load the right weights or "
+                "tune this model"
+            )
+
+    def require_devices(self, devices: tuple[str, ...]) -> None:
+        """Refuses to run on other devices than those it was made for.
+
+        Raises:
+            InputError: names the first rank that differs.
+        """
+        for rank, (planned, found) in enumerate(
+            zip(self.fingerprint.devices, devices, strict=False)
+        ):
+            if planned != found:
+                raise InputError(
+                    f"the plan was made for {planned} on rank {rank}, there is {found}; "
+                    "tune for this cluster: `ditplan tune --hosts FILE`"
+                )

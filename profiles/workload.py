@@ -1,0 +1,44 @@
+"""What is asked of a model: picture size, steps, guidance, batch."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from ditplan.profiles.record import Noun
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Workload(Noun):
+    """One kind of request.
+
+    `passes` is how often the transformer sees a latent in each step: 1 without guidance, 2 with, 3
+    for some models. `batch` counts pictures or videos, before guidance multiplies it.
+    """
+
+    height: PositiveInt
+    width: PositiveInt
+    frames: PositiveInt = 1
+    steps: PositiveInt
+    passes: PositiveInt = 1
+    text_tokens: int = Field(ge=0)
+    condition_tokens: int = Field(default=0, ge=0)
+    batch: PositiveInt = 1
+    dtype: Dtype = "bfloat16"
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one number."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def guidance(self) -> bool:
+        """Whether each step needs more than one pass."""
+        return self.passes > 1
+
+    def __str__(self) -> str:
+        frames = f" x {self.frames} frames" if self.frames > 1 else ""
+        guided = "guidance" if self.guidance else "no guidance"
+        size = f"{self.width}x{self.height}{frames}"
+        return f"{size}, {self.steps} steps, {guided}, batch {self.batch}, {self.dtype}"

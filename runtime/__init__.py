@@ -1,0 +1,1 @@
+"""Executes plans and measures: everything that needs torch."""

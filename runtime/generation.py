@@ -1,0 +1,174 @@
+"""What ranks do with a plan: time its denoising loop, or make a picture with it."""
+
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.record import Noun
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.denoising import DenoisingClock
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.pipelines import load_pipeline, prompt_embeddings
+
+WARMUP_STEPS = 2
+
+
+class RankRun(Noun):
+    """One run on one rank; the memory is the device's peak, on CPUs the process's."""
+
+    latency_s: float
+    end_to_end_s: float
+    memory_bytes: int
+
+
+def measure_plan(
+    context: RankContext, spec: ModelSpec, weights: Path | None, plan: ExecutionPlan
+) -> RankRun | None:
+    """Times one denoising loop of the plan with random prompt embeddings; None on ranks that the plan doesn't use.
+
+    The pipeline is loaded once in a process, and a plan's first run is preceded by a short one that isn't counted.
+
+    Raises:
+        InputError: the plan doesn't fit model or ranks.
+    """
+    workload = plan.workload
+    pipeline = _kept_pipeline(context, spec, weights, workload)
+    with parallelize(pipeline, plan, context):
+        if context.rank not in plan.placement:
+            return None
+        embeddings = prompt_embeddings(spec, workload, context.device, seed=1)
+        warm = context.kept.setdefault("warm plans", set())
+        key = (plan.mesh, plan.placement, plan.execution, workload)
+        if key not in warm:
+            _call(pipeline, spec, workload, embeddings, "latent", 0, min(WARMUP_STEPS, workload.steps))
+            warm.add(key)
+        return _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
+
+
+def generate(
+    context: RankContext,
+    spec: ModelSpec,
+    weights: Path | None,
+    plan: ExecutionPlan,
+    prompt: str,
+    seed: int,
+    out: Path,
+) -> RankRun | None:
+    """Makes the prompt's picture with the plan; its first rank decodes and saves it. None on ranks not in use.
+
+    Without weights there are no text encoders: embeddings derived from the prompt take their place.
+
+    Raises:
+        InputError: the plan doesn't fit model or ranks.
+    """
+    workload = plan.workload
+    pipeline = _kept_pipeline(context, spec, weights, workload)
+    with parallelize(pipeline, plan, context):
+        if context.rank not in plan.placement:
+            return None
+        words: dict[str, Any] = {"prompt": [prompt] * workload.batch}
+        if weights is None:
+            digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
+            words = prompt_embeddings(spec, workload, context.device, seed=digest)
+        first = context.rank == plan.placement[0]
+        _call(pipeline, spec, workload, words, "latent", seed, min(WARMUP_STEPS, workload.steps))
+        run, images = _timed(
+            context, pipeline, spec, workload, words, "pil" if first else "latent", seed
+        )
+    if first:
+        save_pictures(images, out)
+    return run
+
+
+def denoise(
+    pipeline: Any,
+    spec: ModelSpec,
+    workload: Workload,
+    words: dict[str, Any],
+    seed: int,
+) -> torch.Tensor:
+    """The final latents of one call of the pipeline."""
+    latents: torch.Tensor = _call(pipeline, spec, workload, words, "latent", seed, workload.steps)
+    return latents
+
+
+def save_pictures(images: list[Any], out: Path) -> None:
+    """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all."""
+    for number, image in enumerate(images):
+        path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+        os.close(handle)
+        try:
+            image.save(temporary)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _kept_pipeline(
+    context: RankContext, spec: ModelSpec, weights: Path | None, workload: Workload
+) -> Any:
+    """The pipeline that this process loaded before, or loads now; one at a time, for they are large."""
+    key = (spec.config_hash, weights, workload.dtype)
+    if context.kept.get("pipeline key") != key:
+        context.kept.pop("pipeline", None)
+        context.kept["pipeline"] = load_pipeline(spec, weights, context.device, workload.dtype)
+        context.kept["pipeline key"] = key
+    return context.kept["pipeline"]
+
+
+def _timed(
+    context: RankContext,
+    pipeline: Any,
+    spec: ModelSpec,
+    workload: Workload,
+    words: dict[str, Any],
+    output_type: str,
+    seed: int,
+) -> tuple[RankRun, Any]:
+    on_gpu = context.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(context.device)
+        torch.cuda.synchronize(context.device)
+    clock = DenoisingClock(context.device)
+    start = time.perf_counter()
+    with clock.watching(pipeline):
+        images = _call(pipeline, spec, workload, words, output_type, seed, workload.steps)
+    latency_s = clock.seconds()
+    if on_gpu:
+        torch.cuda.synchronize(context.device)
+        peak = torch.cuda.max_memory_allocated(context.device)
+    else:
+        peak = psutil.Process().memory_info().rss
+    end_to_end_s = time.perf_counter() - start
+    return RankRun(latency_s=latency_s, end_to_end_s=end_to_end_s, memory_bytes=peak), images
+
+
+def _call(
+    pipeline: Any,
+    spec: ModelSpec,
+    workload: Workload,
+    words: dict[str, Any],
+    output_type: str,
+    seed: int,
+    steps: int,
+) -> Any:
+    with torch.no_grad():
+        return pipeline(
+            **words,
+            height=workload.height,
+            width=workload.width,
+            num_inference_steps=steps,
+            guidance_scale=spec.guidance_scale if workload.guidance else 1.0,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type=output_type,
+        ).images

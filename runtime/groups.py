@@ -1,0 +1,112 @@
+"""What a rank knows of itself and of its process groups: objects that are passed, nothing global."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ditplan.profiles.mesh import Mesh
+
+# Longer than a compile, during which the other ranks wait in a collective; the pool ends tasks that
+# take too long.
+GROUP_TIMEOUT = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class AxisGroup:
+    """The ranks that differ only along some mesh axes, as one of them sees it.
+
+    `ranks` are global ranks in the order of their mesh coordinates, and `index` is this rank's
+    place among them: go by these. torch numbers the members of a process group by ascending global
+    rank, whatever order it is given, so under a placement that isn't ascending a collective's i-th
+    chunk belongs to `ranks[order[i]]`.
+    """
+
+    ranks: tuple[int, ...]
+    group: dist.ProcessGroup
+    index: int
+
+    @property
+    def size(self) -> int:
+        """How many ranks the group has."""
+        return len(self.ranks)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """For each rank of the process group, ascending, its index here; 0, 1, ... when both agree."""
+        return tuple(sorted(range(self.size), key=self.ranks.__getitem__))
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the process group numbers its ranks as `ranks` does: no chunk needs reordering."""
+        return self.order == tuple(range(self.size))
+
+
+@dataclass
+class GroupCache:
+    """The process groups of one rank, made when first needed and kept: plan after plan reuses them.
+
+    Making a group is collective over the whole world: every rank must ask for the same groups in
+    the same order.
+    """
+
+    rank: int
+    world_size: int
+    _groups: dict[tuple[int, ...], dist.ProcessGroup | None] = field(default_factory=dict)
+
+    def axis_group(
+        self, mesh: Mesh, placement: tuple[int, ...], axes: Sequence[str]
+    ) -> AxisGroup | None:
+        """This rank's group along `axes`; None when that is this rank alone or it isn't in the mesh.
+
+        Every rank of the world calls this, also those that the mesh doesn't use.
+
+        Raises:
+            ValueError: an unknown axis, or a placement that doesn't fit mesh or world.
+        """
+        if outside := [rank for rank in placement if rank >= self.world_size]:
+            raise ValueError(
+                f"the placement names rank {outside[0]}, there are {self.world_size} ranks"
+            )
+        mine = None
+        for ranks in mesh.groups(placement, tuple(axes)):
+            if len(ranks) == 1:
+                continue
+            group = self.group(ranks)
+            if group is not None:
+                mine = AxisGroup(ranks, group, ranks.index(self.rank))
+        return mine
+
+    def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+        """The process group of some global ranks, ascending; None on ranks that aren't among them."""
+        key = tuple(sorted(ranks))
+        if key == tuple(range(self.world_size)):
+            return dist.group.WORLD
+        if key not in self._groups:
+            made = dist.new_group(list(key), timeout=GROUP_TIMEOUT)
+            self._groups[key] = made if self.rank in key else None
+        return self._groups[key]
+
+    def close(self) -> None:
+        """Destroys the groups made here; the world's own stays. Collective, like making them."""
+        for group in self._groups.values():
+            if group is not None:
+                dist.destroy_process_group(group)
+        self._groups.clear()
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """What a task gets: which rank this is, the device that is its own, and the process groups.
+
+    `kept` holds what tasks leave for later tasks in the same process, such as a loaded pipeline.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    groups: GroupCache
+    kept: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,280 @@
+"""What a diffusers model is: its config's digest, its tokens, parameters and FLOPs, counted without weights."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import ModelFamily, family_of
+from ditplan.profiles.model import Attention, BlockRun, ModelSpec
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.sequence import answer_attention, matching_modules, submodule
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers config without what diffusers adds for itself (`_class_name`, versions, paths), as JSON values."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return plain
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """A short digest of a config: equal for equal architectures, whatever their weights."""
+    text = json.dumps(plain_config(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def diffusers_class(name: str) -> Any:
+    """A class of diffusers by name.
+
+    Raises:
+        InputError: the installed diffusers has none of that name.
+    """
+    found = getattr(diffusers, name, None)
+    if found is None:
+        raise InputError(f"diffusers {diffusers.__version__} has no class {name}; install one that has it")
+    return found
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """Sizes from which the shapes of a transformer's inputs follow; latent sizes are in latent pixels."""
+
+    batch: int
+    text_tokens: int
+    latent_height: int
+    latent_width: int
+
+    def shape(self, dims: tuple[str, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape that a family's dim names mean for a transformer of this config."""
+        return tuple(int(getattr(self, dim)) if hasattr(self, dim) else int(config[dim]) for dim in dims)
+
+
+def random_inputs(
+    shapes: Mapping[str, tuple[str, ...]],
+    sizes: InputShape,
+    config: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Random tensors of the family's shapes, the same for the same seed on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    result = {}
+    for name, dims in shapes.items():
+        shape = sizes.shape(dims, config)
+        if device.type == "meta":
+            result[name] = torch.empty(shape, device=device, dtype=dtype)
+        else:
+            result[name] = torch.randn(shape, generator=generator).to(device, dtype)
+    return result
+
+
+def block_runs(model: nn.Module, family: ModelFamily) -> list[tuple[str, list[str]]]:
+    """The model's blocks in order of execution as runs of equal structure: (kind, module paths).
+
+    A kind is the block's class name, numbered from the second structure of one class on.
+    """
+    kinds: dict[tuple[str, tuple[Any, ...]], str] = {}
+    runs: list[tuple[str, list[str]]] = []
+    for path in family.blocks:
+        for index, block in enumerate(submodule(model, path).children()):
+            name = type(block).__name__
+            structure = tuple((key, tuple(value.shape)) for key, value in block.named_parameters())
+            alike = sum(1 for class_name, _ in kinds if class_name == name)
+            kind = kinds.setdefault((name, structure), f"{name}-{alike + 1}" if alike else name)
+            if runs and runs[-1][0] == kind:
+                runs[-1][1].append(f"{path}.{index}")
+            else:
+                runs.append((kind, [f"{path}.{index}"]))
+    return runs
+
+
+def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) -> ModelSpec:
+    """The spec of a diffusers pipeline saved in a folder; reads configs only, no weights.
+
+    Raises:
+        InputError: not such a folder, or a transformer that no family describes.
+    """
+    index = _read_json(folder / "model_index.json")
+    if "transformer" not in index or "vae" not in index:
+        raise InputError(f"{folder}: model_index.json names no transformer and VAE; expected a diffusion transformer")
+    encoders = [key for key, value in index.items() if key.startswith("text_encoder") and value[0]]
+    return inspect_configs(
+        name,
+        transformer=_read_json(folder / "transformer" / "config.json"),
+        vae=_read_json(folder / "vae" / "config.json"),
+        scheduler=_read_json(folder / "scheduler" / "scheduler_config.json"),
+        encoder_parameters=sum(_stored_parameters(folder / encoder) for encoder in encoders),
+        defaults=defaults,
+    )
+
+
+def inspect_configs(
+    name: str,
+    transformer: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    encoder_parameters: int,
+    defaults: Workload | None = None,
+    guidance_scale: float = 7.0,
+) -> ModelSpec:
+    """The spec of a pipeline given by the diffusers configs of its parts (each with its `_class_name`)."""
+    family = family_of(transformer["_class_name"])
+    with torch.device("meta"):
+        model = diffusers_class(family.transformer_class).from_config(dict(transformer)).eval()
+        decoder = diffusers_class(vae["_class_name"]).from_config(dict(vae)).eval()
+    vae_scale = 2 ** (len(decoder.config.block_out_channels) - 1)
+    edge = vae_scale * model.config.patch_size
+    linear = _count_linear_flops(model, family)
+    parameters = {path: _parameters(submodule(model, path)) for path in linear.blocks}
+    pixels = model.config.sample_size * vae_scale
+    return ModelSpec(
+        name=name,
+        family=family.name,
+        pipeline_class=family.pipeline_class,
+        transformer_class=family.transformer_class,
+        config=plain_config(model.config),
+        config_hash=config_digest(model.config),
+        vae_class=vae["_class_name"],
+        vae_config=plain_config(decoder.config),
+        scheduler_class=scheduler["_class_name"],
+        scheduler_config=plain_config(scheduler),
+        defaults=defaults
+        or Workload(height=pixels, width=pixels, steps=28, passes=2, text_tokens=333),
+        guidance_scale=guidance_scale,
+        pixels_per_token=edge,
+        blocks=tuple(
+            BlockRun(
+                kind=kind,
+                count=len(paths),
+                parameters=parameters[paths[0]],
+                fixed_flops=linear.blocks[paths[0]].fixed,
+                image_flops=linear.blocks[paths[0]].image,
+                text_flops=linear.blocks[paths[0]].text,
+                attentions=_attentions(model, family, paths[0]),
+            )
+            for kind, paths in block_runs(model, family)
+        ),
+        outside_parameters=_parameters(model) - sum(parameters.values()),
+        outside_image_flops=linear.outside.image,
+        outside_text_flops=linear.outside.text,
+        encoder_parameters=encoder_parameters,
+        vae_parameters=_parameters(decoder),
+        vae_flops_per_pixel=_decoder_flops(decoder, vae_scale),
+    )
+
+
+@dataclass(frozen=True)
+class LinearFlops:
+    """FLOPs without self-attention: for one sample, and more for each image and each text token."""
+
+    fixed: float
+    image: float
+    text: float
+
+
+@dataclass(frozen=True)
+class CountedModel:
+    """The linear FLOPs of each block by module path, and of everything outside the blocks."""
+
+    blocks: dict[str, LinearFlops]
+    outside: LinearFlops
+
+
+def _count_linear_flops(model: nn.Module, family: ModelFamily) -> CountedModel:
+    """Counts with three sizes of input, from which the parts per sample, image and text token follow exactly."""
+    patch = int(model.config.patch_size)
+    small, wide, wordy = (
+        _count_once(model, family, InputShape(1, text, 2 * patch, columns * patch))
+        for text, columns in ((8, 2), (8, 4), (16, 2))
+    )
+
+    def solved(key: str) -> LinearFlops:
+        image = (wide[key] - small[key]) / 4
+        text = (wordy[key] - small[key]) / 8
+        return LinearFlops(small[key] - 4 * image - 8 * text, image, text)
+
+    blocks = {path: solved(path) for _, paths in block_runs(model, family) for path in paths}
+    whole = solved("")
+    outside = LinearFlops(
+        whole.fixed - sum(b.fixed for b in blocks.values()),
+        whole.image - sum(b.image for b in blocks.values()),
+        whole.text - sum(b.text for b in blocks.values()),
+    )
+    return CountedModel(blocks, outside)
+
+
+def _count_once(model: nn.Module, family: ModelFamily, sizes: InputShape) -> dict[str, float]:
+    """FLOPs of one forward by block path, "" for all, with self-attentions answered for nothing."""
+    device = torch.device("meta")
+    inputs = random_inputs(family.inputs, sizes, model.config, device, torch.float32)
+    with ExitStack() as undo:
+        for declared in family.self_attentions:
+            for name, module in matching_modules(model, declared.modules):
+                answer_attention(module, name, lambda query, _key, _value, _scale: query, undo)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model(**inputs)
+    counts = counter.get_flop_counts()
+    root = type(model).__name__
+    by_path = {
+        path: float(sum(counts[f"{root}.{path}"].values()))
+        for _, paths in block_runs(model, family)
+        for path in paths
+    }
+    return by_path | {"": float(counter.get_total_flops())}
+
+
+def _attentions(model: nn.Module, family: ModelFamily, block: str) -> tuple[Attention, ...]:
+    found = []
+    for declared in family.self_attentions:
+        for name, module in matching_modules(model, declared.modules):
+            if name.startswith(f"{block}."):
+                heads = int(module.heads)
+                head_dim = int(module.inner_dim) // heads
+                found.append(Attention(heads=heads, head_dim=head_dim, segments=declared.segments))
+    return tuple(found)
+
+
+def _decoder_flops(decoder: nn.Module, scale: int) -> float:
+    """FLOPs of decoding for each pixel, counted at 256 x 256 (its attention at other sizes costs differently)."""
+    latents = torch.empty(1, int(decoder.config.latent_channels), 256 // scale, 256 // scale, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        decoder.decode(latents)
+    return float(counter.get_total_flops()) / 256**2
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _stored_parameters(folder: Path) -> int:
+    """Parameters of a component, read from the headers of its safetensors files."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for key, tensor in header.items():
+            size = 1
+            for dim in tensor.get("shape", ()):
+                size *= dim
+            total += size if key != "__metadata__" else 0
+    return total
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read ({error}); expected the folder of a diffusers pipeline") from None
+    return content

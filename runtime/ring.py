@@ -1,0 +1,55 @@
+"""Ring attention: keys and values travel round the ring while queries stay.
+
+Source: Liu et al., Ring Attention (arXiv 2310.01889). Blocks of any sizes: every rank knows all of them, so that no
+shape is ever exchanged.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from ditplan.runtime.attention import PartialAttention, attend_with_lse
+from ditplan.runtime.groups import AxisGroup
+
+
+def ring_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: AxisGroup,
+    key_sizes: Sequence[int],
+    scale: float | None,
+) -> torch.Tensor:
+    """Attention of this rank's queries over the keys of all ranks of the ring.
+
+    (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the group.
+    """
+    ranks = group.size
+    batch, heads, _, width = key.shape
+    block = torch.stack((key, value))
+    merged = PartialAttention(query)
+    for step in range(ranks):
+        arriving, transfers = block, []
+        if step + 1 < ranks:
+            owner = (group.index - step - 1) % ranks
+            arriving = block.new_empty(2, batch, heads, key_sizes[owner], width)
+            transfers = _pass_on(block, arriving, group)
+        merged.add(*attend_with_lse(query, block[0], block[1], scale))
+        for transfer in transfers:
+            transfer.wait()
+        block = arriving
+    return merged.result()
+
+
+def _pass_on(block: torch.Tensor, arriving: torch.Tensor, group: AxisGroup) -> list[dist.Work]:
+    """Starts sending this block to the next rank of the ring and receiving the previous rank's."""
+    following = group.ranks[(group.index + 1) % group.size]
+    preceding = group.ranks[(group.index - 1) % group.size]
+    works: list[dist.Work] = dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, block, following, group.group),
+            dist.P2POp(dist.irecv, arriving, preceding, group.group),
+        ]
+    )
+    return works

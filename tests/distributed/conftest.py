@@ -1,0 +1,39 @@
+"""One pool of ranks for the whole test run: starting processes is what takes the time."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ditplan.runtime.launch import RankPool
+
+
+class SharedRanks:
+    """Holds the pool of four CPU ranks and starts a new one when a test has broken it."""
+
+    def __init__(self) -> None:
+        self._pool: RankPool | None = None
+
+    def pool(self) -> RankPool:
+        """A pool that works."""
+        if self._pool is None or not self._pool.is_open:
+            self._pool = RankPool(None, 4, "cpu")
+        return self._pool
+
+    def close(self) -> None:
+        """Ends the ranks."""
+        if self._pool is not None:
+            self._pool.close()
+
+
+@pytest.fixture(scope="session")
+def shared_ranks() -> Iterator[SharedRanks]:
+    """The one holder of ranks; tests use `ranks`."""
+    shared = SharedRanks()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def ranks(shared_ranks: SharedRanks) -> RankPool:
+    """Four CPU ranks (gloo) that have run, and will run, other tests' functions too."""
+    return shared_ranks.pool()

@@ -1,0 +1,183 @@
+"""What the tests ask of ranks: functions that a pool of ranks can import."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch.nn import functional
+
+from ditplan.profiles.family import family_of
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.attention import PartialAttention, attend_with_lse
+from ditplan.runtime.generation import denoise
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.inspection import InputShape, random_inputs
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.pipelines import load_pipeline, prompt_embeddings
+from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
+
+
+def pipeline_of(context: RankContext, spec: ModelSpec) -> Any:
+    """The random pipeline of a spec, kept for the tests that follow."""
+    key = ("test pipeline", spec.config_hash)
+    if key not in context.kept:
+        context.kept[key] = load_pipeline(spec, None, context.device, "float32")
+    return context.kept[key]
+
+
+def latents(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, solver: str = ""
+) -> torch.Tensor | None:
+    """Final latents of the plan; None on ranks that it doesn't use."""
+    pipeline = pipeline_of(context, spec)
+    euler = pipeline.scheduler
+    if solver:
+        pipeline.scheduler = DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction"
+        )
+    try:
+        with parallelize(pipeline, plan, context):
+            if context.rank not in plan.placement:
+                return None
+            words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
+            return denoise(pipeline, spec, plan.workload, words, seed=0)
+    finally:
+        pipeline.scheduler = euler
+
+
+def latents_of_each(
+    context: RankContext, spec: ModelSpec, plans: list[ExecutionPlan]
+) -> list[torch.Tensor | None]:
+    """Several plans one after the other in one process group."""
+    return [latents(context, spec, plan) for plan in plans]
+
+
+def latents_without_exchange(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> torch.Tensor:
+    """As `latents`, but every rank attends to its own share only: what a missing exchange would give."""
+    pipeline = pipeline_of(context, spec)
+    with parallelize(pipeline, plan, context), ExitStack() as undo:
+        for index in range(len(pipeline.transformer.transformer_blocks)):
+            name = f"transformer_blocks.{index}.attn"
+            module = submodule(pipeline.transformer, name)
+            module.forward, wrapped = type(module).forward.__get__(module), module.forward
+            undo.callback(setattr, module, "forward", wrapped)
+        words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
+        return denoise(pipeline, spec, plan.workload, words, seed=0)
+
+
+def transformer_output(
+    context: RankContext,
+    spec: ModelSpec,
+    plan: ExecutionPlan,
+    samples: int,
+    control: bool = False,
+    return_dict: bool = False,
+) -> torch.Tensor | None:
+    """One forward of the transformer with `samples` in the batch, with or without ControlNet residuals."""
+    pipeline = pipeline_of(context, spec)
+    config = pipeline.transformer.config
+    shapes = family_of(spec.transformer_class).inputs
+    work = plan.workload
+    sizes = InputShape(samples, work.text_tokens, work.height // 2, work.width // 2)
+    inputs = random_inputs(shapes, sizes, config, context.device, torch.float32)
+    if control:
+        width = config.num_attention_heads * config.attention_head_dim
+        tokens = spec.image_tokens(work)
+        generator = torch.Generator().manual_seed(3)
+        inputs["block_controlnet_hidden_states"] = [  # type: ignore[assignment]
+            torch.randn(samples, tokens, width, generator=generator) for _ in range(2)
+        ]
+    with parallelize(pipeline, plan, context), torch.no_grad():
+        if context.rank not in plan.placement:
+            return None
+        output = pipeline.transformer(**inputs, return_dict=return_dict)
+        result: torch.Tensor = output.sample if return_dict else output[0]
+        return result
+
+
+def hooks_left(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> list[str]:
+    """Modules that a closed plan left changed."""
+    pipeline = pipeline_of(context, spec)
+    parallelize(pipeline, plan, context).close()
+    return [
+        name
+        for name, module in pipeline.transformer.named_modules()
+        if module._forward_hooks
+        or module._forward_pre_hooks
+        or getattr(module.forward, "__func__", None) is not type(module).forward
+    ]
+
+
+def latents_around_the_door(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> None:
+    """Runs with a processor that doesn't use scaled_dot_product_attention."""
+    pipeline = pipeline_of(context, spec)
+    usual = pipeline.transformer.attn_processors
+
+    class OwnShareOnly:
+        def __call__(
+            self,
+            attn: Any,
+            hidden_states: torch.Tensor,
+            encoder_hidden_states: torch.Tensor,
+            **_: Any,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return hidden_states, encoder_hidden_states
+
+    try:
+        pipeline.transformer.set_attn_processor(OwnShareOnly())
+        with parallelize(pipeline, plan, context):
+            words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
+            denoise(pipeline, spec, plan.workload, words, seed=0)
+    finally:
+        pipeline.transformer.set_attn_processor(usual)
+
+
+def refusals_of_door(_context: RankContext) -> dict[str, str]:
+    """What the attention door says to each thing that it can't honour."""
+    query = torch.randn(1, 2, 4, 8)
+    asked: dict[str, dict[str, Any]] = {
+        "mask": {"attn_mask": torch.zeros(4, 4)},
+        "causal": {"is_causal": True},
+        "dropout": {"dropout_p": 0.1},
+        "grouped": {"enable_gqa": True},
+    }
+    said = {}
+    for name, kwargs in asked.items():
+        try:
+            with AttentionDoor("blocks.0.attn", lambda q, _k, _v, _s: q):
+                functional.scaled_dot_product_attention(query, query, query, **kwargs)
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
+class Doubled(torch.nn.Module):
+    """A module that attends twice."""
+
+    def forward(self, query: torch.Tensor) -> torch.Tensor:
+        """(B, H, S, D) -> (B, H, S, D)."""
+        once = functional.scaled_dot_product_attention(query, query, query)
+        return functional.scaled_dot_product_attention(once, once, once)
+
+
+def attends_twice(_context: RankContext) -> None:
+    """Calls a module that asks the door twice."""
+    module = Doubled()
+    with ExitStack() as undo:
+        answer_attention(module, "doubled", lambda query, _k, _v, _s: query, undo)
+        module(torch.randn(1, 2, 4, 8))
+
+
+def merge_error(_context: RankContext, sizes: tuple[int, ...]) -> float:
+    """Distance of attention merged from pieces of the keys to attention over all of them."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 16, generator=generator) for n in (5, 12, 12))
+    merged = PartialAttention(query)
+    for keys, values in zip(key.split(sizes, 2), value.split(sizes, 2), strict=True):
+        merged.add(*attend_with_lse(query, keys, values, None))
+    whole = functional.scaled_dot_product_attention(query, key, value)
+    return float((merged.result() - whole).abs().max())

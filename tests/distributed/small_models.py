@@ -1,0 +1,92 @@
+"""Real diffusers classes with small configs, and plans for them."""
+
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import (
+    Execution,
+    ExecutionPlan,
+    Fingerprint,
+    PlannedModel,
+    PlannedTransformer,
+    Quality,
+)
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.inspection import inspect_configs
+
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "shift_factor": 0.0,
+}
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+
+
+def small_sd3(**changes: object) -> ModelSpec:
+    """Three blocks of five heads, so that nothing divides by 2, 3 or 4."""
+    config = {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": 32,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 5,
+        "joint_attention_dim": 24,
+        "caption_projection_dim": 80,
+        "pooled_projection_dim": 12,
+        "pos_embed_max_size": 32,
+    }
+    return inspect_configs("small-sd3", config | changes, VAE, SCHEDULER, 0)
+
+
+def workload(**changes: object) -> Workload:
+    """63 image tokens and 7 text tokens of `small_sd3`, with guidance."""
+    fields = {
+        "height": 28,
+        "width": 36,
+        "steps": 3,
+        "passes": 2,
+        "text_tokens": 7,
+        "dtype": "float32",
+    }
+    return Workload.model_validate(fields | changes)
+
+
+def plan_for(
+    spec: ModelSpec,
+    mesh: Mesh,
+    work: Workload,
+    placement: tuple[int, ...] | None = None,
+) -> ExecutionPlan:
+    """A plan as `tune` writes it, without numbers."""
+    return ExecutionPlan(
+        model=PlannedModel(
+            name=spec.name,
+            pipeline_class=spec.pipeline_class,
+            transformers=(
+                PlannedTransformer(
+                    component="transformer",
+                    transformer_class=spec.transformer_class,
+                    config_hash=spec.config_hash,
+                ),
+            ),
+        ),
+        workload=work,
+        backend="native",
+        mesh=mesh,
+        placement=placement or tuple(range(mesh.size)),
+        pipefusion=None,
+        execution=Execution(),
+        quality=Quality(exact=True),
+        prediction=None,
+        measurement=None,
+        runner_ups=(),
+        fingerprint=Fingerprint(
+            cluster="test", devices=("cpu",) * mesh.size, link_kinds=(), software={}
+        ),
+    )

@@ -1,0 +1,349 @@
+"""What becomes of ranks that work, raise, die, hang and are left alone; real processes throughout."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from ditplan.profiles.errors import ClusterError, InputError
+from ditplan.profiles.hosts import HostLine
+from ditplan.profiles.mesh import Mesh
+from ditplan.runtime import launch
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.launch import RankError, RankPool
+
+# What the design promises between a failure and the end of all ranks.
+END_S = 30.0
+
+
+def sum_of_ranks(context: RankContext, more: float = 0.0) -> float:
+    total = torch.tensor(float(context.rank) + more)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def raise_on(context: RankContext, rank: int, message: str) -> None:
+    if context.rank == rank:
+        raise KeyError(message)
+    dist.barrier()
+
+
+def refuse(context: RankContext, only: int | None = None) -> None:
+    if only is None or context.rank == only:
+        raise InputError("17 steps are too many")
+
+
+def exit_on(context: RankContext, rank: int) -> None:
+    if context.rank == rank:
+        print("the last words", file=sys.stderr)
+        os._exit(7)
+    dist.barrier()
+
+
+def crash_on(context: RankContext, rank: int) -> None:
+    if context.rank == rank:
+        ctypes.string_at(0)
+    dist.barrier()
+
+
+def stop_on(context: RankContext, rank: int) -> None:
+    if context.rank == rank:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.barrier()
+
+
+def wait_forever_somewhere(context: RankContext, rank: int) -> None:
+    if context.rank == rank:
+        while True:
+            time.sleep(0.1)
+
+
+def start_a_child(context: RankContext) -> int:
+    return subprocess.Popen(["sleep", "1000"]).pid
+
+
+def write_to_stdout(context: RankContext) -> None:
+    print(f"rank {context.rank} was here")
+    os.write(1, b"and below Python\n")
+
+
+def echo(context: RankContext, value: torch.Tensor) -> torch.Tensor:
+    return value * context.rank
+
+
+def groups_of_axis(
+    context: RankContext, mesh: Mesh, placement: tuple[int, ...], axes: tuple[str, ...]
+) -> tuple[tuple[int, ...], int, tuple[int, ...], list[int]] | None:
+    axis = context.groups.axis_group(mesh, placement, axes)
+    if axis is None:
+        return None
+    gathered = torch.empty(axis.size, dtype=torch.long)
+    dist.all_gather_into_tensor(gathered, torch.tensor([context.rank]), group=axis.group)
+    return axis.ranks, axis.index, axis.order, gathered.tolist()
+
+
+def count_new_groups(context: RankContext, meshes: list[Mesh]) -> int:
+    def ask() -> None:
+        for mesh in meshes:
+            for axes in (("cfg",), ("ring",), ("ulysses",), ("ring", "ulysses")):
+                context.groups.axis_group(mesh, tuple(range(mesh.size)), axes)
+
+    ask()
+    before = len(dist.distributed_c10d._world.pg_map)
+    for _ in range(20):
+        ask()
+    return len(dist.distributed_c10d._world.pg_map) - before
+
+
+@pytest.fixture
+def pair() -> Iterator[RankPool]:
+    with RankPool(None, 2, "cpu", silence_s=3.0) as pool:
+        yield pool
+
+
+def assert_all_ended(pool: RankPool, processes: list[int], began: float) -> None:
+    assert time.monotonic() - began < END_S
+    assert not [process for process in processes if psutil.pid_exists(process)]
+    assert not pool.is_open
+    with pytest.raises(ClusterError, match="start a new"):
+        pool.run(sum_of_ranks, timeout_s=5)
+
+
+def failure_of(pool: RankPool, function: object, *args: object, timeout_s: float = 20.0) -> RankError:
+    processes, began = pool.processes(), time.monotonic()
+    with pytest.raises(RankError) as caught:
+        pool.run(function, *args, timeout_s=timeout_s)  # type: ignore[arg-type]
+    assert_all_ended(pool, processes, began)
+    assert caught.value.exit_code == 3
+    return caught.value
+
+
+def test_results_come_back_by_rank_task_after_task(ranks: RankPool) -> None:
+    assert ranks.run(sum_of_ranks, timeout_s=20) == [6.0] * 4
+    assert ranks.run(sum_of_ranks, more=1.0, timeout_s=20) == [10.0] * 4
+    big = torch.arange(1_000_000.0)
+    for rank, value in enumerate(ranks.run(echo, big, timeout_s=20)):
+        torch.testing.assert_close(value, big * rank)
+
+
+def test_stdout_of_ranks_goes_to_their_logs_only(ranks: RankPool, capfd: pytest.CaptureFixture[str]) -> None:
+    ranks.run(write_to_stdout, timeout_s=20)
+    assert capfd.readouterr().out == ""
+    for rank, log in enumerate(ranks.logs()):
+        assert f"rank {rank} was here" in log
+        assert "and below Python" in log
+
+
+def test_input_error_on_all_ranks_is_an_input_error_and_breaks_nothing(ranks: RankPool) -> None:
+    with pytest.raises(InputError, match="^17 steps are too many$"):
+        ranks.run(refuse, timeout_s=20)
+    assert ranks.run(sum_of_ranks, timeout_s=20) == [6.0] * 4
+
+
+def test_a_function_that_cannot_be_sent_is_refused_before_anything_runs(ranks: RankPool) -> None:
+    with pytest.raises(ValueError, match="top level of an imported module"):
+        ranks.run(lambda context: None, timeout_s=5)
+    with pytest.raises(ValueError, match="can't be run on ranks"):
+        ranks.run(echo, lambda: None, timeout_s=5)
+    assert ranks.is_open
+
+
+def test_exception_of_one_rank_arrives_with_its_traceback(pair: RankPool) -> None:
+    error = failure_of(pair, raise_on, 1, "no such block")
+    assert error.ranks == (1,)
+    assert str(error).startswith("raise_on: rank 1 raised KeyError: 'no such block'")
+    assert 'raise KeyError(message)' in str(error)
+
+
+def test_input_error_of_one_rank_only_is_a_failure_of_that_rank(pair: RankPool) -> None:
+    error = failure_of(pair, refuse, 0)
+    assert error.ranks == (0,)
+    assert "17 steps" in str(error)
+
+
+def test_a_rank_that_exits_is_the_cause_and_not_those_that_lose_their_connection(pair: RankPool) -> None:
+    error = failure_of(pair, exit_on, 1)
+    assert error.ranks == (1,)
+    assert str(error).startswith("exit_on: rank 1 exited with code 7")
+    assert "the last words" in str(error)
+
+
+def test_a_crash_is_named_by_its_signal_with_the_end_of_the_log(pair: RankPool) -> None:
+    error = failure_of(pair, crash_on, 0)
+    assert str(error).startswith("crash_on: rank 0 was ended by SIGSEGV")
+    assert "crash_on" in str(error).partition("\n")[2]
+
+
+def test_a_stopped_rank_is_noticed_by_its_silence(pair: RankPool) -> None:
+    error = failure_of(pair, stop_on, 1)
+    assert error.ranks == (1,)
+    assert "rank 1 gave no sign of life for 3 s (its process is stopped)" in str(error)
+
+
+def test_a_task_that_takes_too_long_names_the_unfinished_ranks_and_shows_where_they_are(pair: RankPool) -> None:
+    error = failure_of(pair, wait_forever_somewhere, 1, timeout_s=1.0)
+    assert error.ranks == (1,)
+    assert "rank 1 had not finished in time; finished: rank 0" in str(error)
+    assert "in wait_forever_somewhere" in str(error)
+
+
+def test_a_rank_that_died_between_tasks_fails_the_next_one_and_children_of_ranks_end_too(pair: RankPool) -> None:
+    children = pair.run(start_a_child, timeout_s=20)
+    os.kill(pair.processes()[0], signal.SIGKILL)
+    time.sleep(0.5)
+    error = failure_of(pair, sum_of_ranks)
+    assert "rank 0 was ended by SIGKILL" in str(error)
+    assert not [child for child in children if psutil.pid_exists(child) and not is_zombie(child)]
+
+
+def is_zombie(process: int) -> bool:
+    return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+
+
+PARENT = """
+import sys
+from ditplan.runtime.launch import RankPool
+from tests_of_launch import wait_forever_somewhere
+with RankPool(None, 2, "cpu") as pool:
+    print(*pool.processes(), flush=True)
+    if sys.argv[1] == "busy":
+        pool.run(wait_forever_somewhere, 1, timeout_s=100)
+    sys.stdin.read()
+"""
+
+
+def start_parent(folder: Path, state: str) -> tuple[subprocess.Popen[str], list[int]]:
+    (folder / "tests_of_launch.py").write_text(Path(__file__).read_text())
+    environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "PATH": os.environ["PATH"]}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, state],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+    )
+    assert parent.stdout is not None
+    processes = [int(word) for word in parent.stdout.readline().split()]
+    assert len(processes) == 2
+    return parent, processes
+
+
+def wait_until_ended(processes: list[int]) -> None:
+    deadline = time.monotonic() + END_S
+    while left := [p for p in processes if psutil.pid_exists(p) and not is_zombie(p)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", ["busy SIGKILL", "idle SIGKILL", "busy SIGINT"])
+def test_ranks_end_when_the_program_that_started_them_does(tmp_path: Path, how: str) -> None:
+    state, name = how.split()
+    parent, processes = start_parent(tmp_path, state)
+    with parent:
+        time.sleep(0.5)
+        parent.send_signal(signal.Signals[name])
+        wait_until_ended(processes)
+        parent.wait(END_S)
+
+
+def test_a_stranger_without_the_key_is_turned_away_while_the_ranks_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start_rank = RankPool._start_rank
+
+    def start_rank_after_a_stranger(pool: RankPool, ticket: launch.Ticket) -> None:
+        stranger = launch.socket.create_connection((ticket.host, ticket.port))
+        stranger.sendall(b"let me in")
+        stranger.close()
+        start_rank(pool, ticket)
+
+    monkeypatch.setattr(RankPool, "_start_rank", start_rank_after_a_stranger)
+    with RankPool(None, 1, "cpu") as pool:
+        assert pool.run(sum_of_ranks, timeout_s=20) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "ranks", "message"),
+    [
+        ((HostLine(host="10.1.2.3", slots=2),), 2, "10.1.2.3: starting ranks on other hosts isn't available yet"),
+        ((HostLine(host="localhost", user="somebody", slots=2),), 2, "somebody@localhost"),
+        ((HostLine(host="localhost", slots=2),), 3, "3 ranks don't fit the 2 slots"),
+        (None, 0, "at least 1"),
+    ],
+)
+def test_hosts_that_cannot_be_used_are_refused(hosts: tuple[HostLine, ...] | None, ranks: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RankPool(hosts, ranks, "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_more_ranks_than_gpus_are_refused() -> None:
+    with pytest.raises(InputError, match="2 ranks need a GPU each, this machine has 0"):
+        RankPool(None, 2, "cuda")
+
+
+def test_torchrun_ranks_attach_and_others_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="torchrun"):
+        launch.attach_from_torchrun()
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "from ditplan.runtime.launch import attach_from_torchrun\n"
+        "context = attach_from_torchrun()\n"
+        "total = torch.tensor(float(context.rank), device=context.device)\n"
+        "dist.all_reduce(total)\n"
+        "print('total', total.item(), context.world_size)\n"
+    )
+    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("total 1.0 2") == 2, done.stderr
+
+
+def test_axis_groups_follow_mesh_coordinates_under_any_placement(ranks: RankPool) -> None:
+    mesh, placement = Mesh(ring=2, ulysses=2), (0, 3, 2, 1)
+    assert ranks.run(groups_of_axis, mesh, placement, ("ulysses",), timeout_s=20) == [
+        ((0, 3), 0, (0, 1), [0, 3]),
+        ((2, 1), 1, (1, 0), [1, 2]),
+        ((2, 1), 0, (1, 0), [1, 2]),
+        ((0, 3), 1, (0, 1), [0, 3]),
+    ]
+    both = ranks.run(groups_of_axis, mesh, placement, ("ring", "ulysses"), timeout_s=20)
+    assert [result[:3] for result in both if result] == [
+        ((0, 3, 2, 1), 0, (0, 3, 2, 1)),
+        ((0, 3, 2, 1), 3, (0, 3, 2, 1)),
+        ((0, 3, 2, 1), 2, (0, 3, 2, 1)),
+        ((0, 3, 2, 1), 1, (0, 3, 2, 1)),
+    ]
+
+
+def test_ranks_outside_a_mesh_and_axes_of_one_have_no_group(ranks: RankPool) -> None:
+    assert ranks.run(groups_of_axis, Mesh(cfg=2), (1, 3), ("cfg",), timeout_s=20) == [
+        None,
+        ((1, 3), 0, (0, 1), [1, 3]),
+        None,
+        ((1, 3), 1, (0, 1), [1, 3]),
+    ]
+    assert ranks.run(groups_of_axis, Mesh(cfg=2), (1, 3), ("ring",), timeout_s=20) == [None] * 4
+
+
+def test_plan_after_plan_makes_no_new_process_groups(ranks: RankPool) -> None:
+    meshes = [Mesh(cfg=2, ulysses=2), Mesh(ring=4), Mesh(ring=2, ulysses=2), Mesh(cfg=2), Mesh(ulysses=3)]
+    assert ranks.run(count_new_groups, meshes, timeout_s=30) == [0] * 4
+
+
+def test_a_placement_beyond_the_world_is_refused(ranks: RankPool) -> None:
+    with pytest.raises(RankError, match="the placement names rank 7, there are 4 ranks"):
+        ranks.run(groups_of_axis, Mesh(cfg=2), (0, 7), ("cfg",), timeout_s=20)

@@ -1,0 +1,272 @@
+"""Who may import whom, checked over the syntax tree of every file: nothing is imported or run."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("planner", "profiles", "runtime")
+MAY_IMPORT = {
+    "cli": {"planner", "runtime", "profiles"},
+    "ditplan": {"runtime", "profiles"},
+    "planner": {"planner", "profiles"},
+    "runtime": {"runtime", "profiles"},
+    "profiles": {"profiles"},
+}
+OUTSIDE_PROFILES = {*sys.stdlib_module_names, "pydantic"}
+DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
+ONE_DOOR = {"networkx": "planner/topology.py", "optuna": "planner/search.py"}
+ENVIRONMENT_DOOR = "runtime/launch.py"
+ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
+MUTATORS = {"append", "add", "clear", "discard", "extend", "insert", "pop", "popitem"} | {
+    "remove",
+    "setdefault",
+    "update",
+}
+
+
+def python_files(root: Path) -> Iterator[Path]:
+    """The Python files of a checkout, each once: not those behind ditplan's symlinks."""
+    for folder in ("benchmarks", "examples", "tests", *FOLDERS):
+        yield from sorted((root / folder).rglob("*.py"))
+    for file in ("cli.py", "ditplan/__init__.py"):
+        if (root / file).exists():
+            yield root / file
+
+
+def part_of(file: str) -> str:
+    """Which part of the layout a file belongs to: a folder, `cli`, or `ditplan` for its init."""
+    return Path(file).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of each import, wherever it stands, relative ones resolved.
+
+    A name that is imported from a module counts as `module.name`, since it may be a module itself.
+    """
+    package = ["ditplan", *Path(file).parent.parts] if part_of(file) in FOLDERS else ["ditplan"]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {
+            "import_module",
+            "__import__",
+        }:
+            for argument in node.args[:1]:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield node.lineno, argument.value
+
+
+def import_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """Imports that break the layout's rules."""
+    part = part_of(file)
+    for line, name in imported(tree, file):
+        top, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if top in {*FOLDERS, "cli"}:
+            yield line, f"imports {top}, whose name is ditplan.{top}"
+        if part not in MAY_IMPORT:
+            continue
+        if top == "ditplan" and target not in MAY_IMPORT[part]:
+            yield line, f"{part} may not import {name}"
+        if part == "profiles" and top not in {"ditplan", *OUTSIDE_PROFILES}:
+            yield line, f"profiles may import the standard library and pydantic, not {top}"
+        if part in {"planner", "profiles"} and top in DEVICE_LIBRARIES:
+            yield line, f"{part} may not import {top}"
+        if ONE_DOOR.get(top, file) != file:
+            yield line, f"only {ONE_DOOR[top]} may import {top}"
+        if top == "flash_attn" and part != "runtime":
+            yield line, "only the runtime may import flash_attn"
+
+
+def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """Uses of the process's environment in another file than the launcher."""
+    if part_of(file) not in FOLDERS or file == ENVIRONMENT_DOOR:
+        return
+    os_names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "os"
+    }
+    for node in ast.walk(tree):
+        names: set[str] = set()
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            names = {f"os.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names = {f"os.{node.attr}"} if node.value.id in os_names else set()
+        for name in sorted(names & ENVIRONMENT):
+            yield node.lineno, f"only {ENVIRONMENT_DOOR} may use {name}"
+
+
+def state_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """Functions that change a name of their module: `global`, `X[...] = ...`, `X.append()`."""
+    if part_of(file) not in MAY_IMPORT:
+        return
+    shared = {
+        target.id
+        for statement in tree.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for target in (
+            statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        )
+        if isinstance(target, ast.Name)
+    }
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        nodes = list(ast.walk(function))
+        own = {node.arg for node in nodes if isinstance(node, ast.arg)} | {
+            node.id
+            for node in nodes
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        for node in nodes:
+            changed: ast.expr | None = None
+            if isinstance(node, ast.Global):
+                yield node.lineno, f"module-level state: global {', '.join(node.names)}"
+            elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(
+                node.ctx, ast.Load
+            ):
+                changed = node.value
+            elif (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in MUTATORS
+            ):
+                changed = node.func.value
+            if isinstance(changed, ast.Name) and changed.id in shared - own:
+                yield node.lineno, f"module-level state: changes {changed.id}"
+
+
+def violations(root: Path) -> list[str]:
+    """All broken rules of a checkout, as `file:line: what`."""
+    found = []
+    flash_files = set()
+    for path in python_files(root):
+        file = path.relative_to(root).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"), file)
+        for check in (import_faults, environment_faults, state_faults):
+            found += [f"{file}:{line}: {fault}" for line, fault in check(tree, file)]
+        if any(name.partition(".")[0] == "flash_attn" for _, name in imported(tree, file)):
+            flash_files.add(file)
+    flash_files = {file for file in flash_files if part_of(file) == "runtime"}
+    if len(flash_files) > 1:
+        found.append(f"flash_attn is imported in several files: {', '.join(sorted(flash_files))}")
+    return sorted(set(found))
+
+
+def test_repository_keeps_the_rules() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_part_of_the_layout_is_checked() -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in python_files(ROOT)}
+    assert {"cli.py", "ditplan/__init__.py", "tests/unit/test_import_rules.py"} <= files
+    assert {part_of(file) for file in files} >= {"cli", "ditplan", "tests", *FOLDERS}
+
+
+PLANTED = [
+    ("planner/search.py", "import ditplan.runtime.launch", "planner may not import"),
+    ("planner/search.py", "from ditplan.runtime import launch", "planner may not import"),
+    ("planner/search.py", "from ditplan import runtime", "planner may not import"),
+    ("planner/search.py", "from ditplan import load_plan", "planner may not import"),
+    ("planner/search.py", "import ditplan", "planner may not import"),
+    ("planner/search.py", "from .. import runtime", "planner may not import"),
+    ("planner/search.py", "from ..runtime.mesh import f", "planner may not import"),
+    ("planner/search.py", "def f():\n    import ditplan.cli", "planner may not import"),
+    ("planner/deep/cost.py", "from ...runtime import mesh", "planner may not import"),
+    ("planner/cost.py", "import importlib\nimportlib.import_module('torch')", "not import torch"),
+    ("planner/cost.py", "import torch.nn", "planner may not import torch"),
+    ("planner/cost.py", "try:\n    import diffusers\nexcept ImportError: pass", "diffusers"),
+    ("planner/cost.py", "from networkx import Graph", "only planner/topology.py"),
+    ("planner/cost.py", "import optuna.samplers as samplers", "only planner/search.py"),
+    ("planner/cost.py", "import flash_attn", "only the runtime"),
+    ("runtime/native.py", "from ditplan.planner.cost import price", "runtime may not import"),
+    ("runtime/native.py", "from ditplan.cli import main", "runtime may not import"),
+    ("runtime/native.py", "import optuna", "only planner/search.py"),
+    ("profiles/plan.py", "from ditplan.planner import cost", "profiles may not import"),
+    ("profiles/plan.py", "import numpy", "standard library and pydantic"),
+    ("profiles/plan.py", "from torch import Tensor", "profiles may not import torch"),
+    ("ditplan/__init__.py", "from ditplan.planner import search", "ditplan may not import"),
+    ("ditplan/__init__.py", "from .planner import search", "ditplan may not import"),
+    ("cli.py", "import networkx", "only planner/topology.py"),
+    ("cli.py", "from planner import search", "ditplan.planner"),
+    ("tests/unit/test_x.py", "from profiles.plan import ExecutionPlan", "ditplan.profiles"),
+    ("examples/x.py", "import runtime.native", "ditplan.runtime"),
+    ("runtime/native.py", "import os\nx = os.environ['RANK']", "only runtime/launch.py"),
+    ("runtime/native.py", "import os as o\nx = o.getenv('RANK')", "only runtime/launch.py"),
+    ("planner/cost.py", "from os import environ", "only runtime/launch.py"),
+    ("runtime/mesh.py", "X = None\ndef f():\n    global X\n    X = 1", "global X"),
+    ("runtime/mesh.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
+    ("runtime/mesh.py", "X: list[int] = []\ndef f(k):\n    X.append(k)", "changes X"),
+    ("runtime/mesh.py", "X = Y()\ndef f(k):\n    X.group = k", "changes X"),
+]
+
+
+@pytest.mark.parametrize(("file", "text", "message"), PLANTED)
+def test_planted_violation_is_found(tmp_path: Path, file: str, text: str, message: str) -> None:
+    target = tmp_path / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+    found = violations(tmp_path)
+    assert any(message in fault and fault.startswith(f"{file}:") for fault in found), found
+
+
+def test_a_second_flash_attn_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime/flash.py").write_text("import flash_attn")
+    assert violations(tmp_path) == []
+    (tmp_path / "runtime/ring.py").write_text("from flash_attn import flash_attn_func")
+    assert violations(tmp_path) == [
+        "flash_attn is imported in several files: runtime/flash.py, runtime/ring.py"
+    ]
+
+
+ALLOWED = [
+    ("cli.py", "from ditplan.planner import search\nfrom ditplan.runtime import launch"),
+    ("ditplan/__init__.py", "from ditplan.runtime.native import parallelize"),
+    ("planner/topology.py", "import networkx as nx\nfrom ditplan.profiles.cluster import Link"),
+    ("planner/search.py", "import optuna\nfrom ditplan.planner.topology import graph"),
+    ("runtime/launch.py", "import os\nos.environ['RANK'] = '0'"),
+    (
+        "runtime/native.py",
+        "import os\nimport torch\nfrom .mesh import groups\nos.replace('a', 'b')",
+    ),
+    ("profiles/plan.py", "import json\nfrom pydantic import Field\nX = {}\nX['a'] = 1"),
+    ("runtime/mesh.py", "X = []\ndef f(X):\n    X.append(1)"),
+    ("tests/unit/test_x.py", "import torch, optuna\nfrom ditplan.planner import cost"),
+]
+
+
+@pytest.mark.parametrize(("file", "text"), ALLOWED)
+def test_legal_code_is_not_blamed(tmp_path: Path, file: str, text: str) -> None:
+    target = tmp_path / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+    assert violations(tmp_path) == []
+
+
+@pytest.mark.parametrize("folder", ["planner", "profiles"])
+def test_importing_every_module_loads_no_torch(folder: str) -> None:
+    modules = [
+        f"ditplan.{folder}" + ("" if path.stem == "__init__" else f".{path.stem}")
+        for path in sorted((ROOT / folder).glob("*.py"))
+    ]
+    script = (
+        f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
+        f"print(sorted({DEVICE_LIBRARIES} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -1,0 +1,95 @@
+"""What makes a plan legal, and what makes a job refuse it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.plan import ExecutionPlan, Quality
+from tests.unit.nouns import a_plan
+
+
+def plan_with(**changes: Any) -> ExecutionPlan:
+    """The example plan with some fields replaced, validated anew."""
+    return ExecutionPlan.model_validate({**a_plan().model_dump(), **changes})
+
+
+@given(st.permutations(range(4)))
+def test_any_order_of_the_ranks_is_a_placement(ranks: list[int]) -> None:
+    assert plan_with(placement=ranks).placement == tuple(ranks)
+
+
+@pytest.mark.parametrize("placement", [[], [0], [0, 1, 2], [0, 1, 2, 2], [1, 2, 3, 4], range(5)])
+def test_a_placement_that_is_no_order_of_the_ranks_is_refused(placement: list[int]) -> None:
+    with pytest.raises(ValidationError, match="the ranks 0 to 3 of mesh cfg2 x ulysses2 once each"):
+        plan_with(placement=list(placement))
+
+
+def test_absurd_degrees_are_refused_at_once() -> None:
+    with pytest.raises(ValidationError, match="once each"):
+        plan_with(mesh={"dp": 10**12})
+
+
+STAGES = {"blocks_per_stage": [12, 12], "patches": 4, "warmup_steps": 1}
+
+
+def test_stages_of_pipefusion_fit_its_degree() -> None:
+    plan = plan_with(mesh={"pipefusion": 2, "cfg": 2}, pipefusion=STAGES)
+    assert plan.pipefusion is not None
+    assert plan.pipefusion.schedule == "linear"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "pipefusion", "message"),
+    [
+        ({"pipefusion": 4}, STAGES, "has 4 pipefusion stages, the pipefusion part has 2"),
+        ({"pipefusion": 4}, None, "has 4 pipefusion stages, the pipefusion part has 1"),
+        ({"ring": 4}, STAGES, "has 1 pipefusion stages, the pipefusion part has 2"),
+        ({"pipefusion": 4}, {**STAGES, "blocks_per_stage": [24]}, "at least 2 items"),
+        ({"pipefusion": 2, "cfg": 2}, {**STAGES, "blocks_per_stage": [24, 0]}, "greater than 0"),
+        ({"pipefusion": 2, "cfg": 2}, {**STAGES, "warmup_steps": -1}, "equal to 0"),
+        ({"pipefusion": 2, "cfg": 2}, {**STAGES, "patches": 0}, "greater than 0"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(
+    mesh: dict[str, int], pipefusion: dict[str, Any] | None, message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        plan_with(mesh=mesh, pipefusion=pipefusion)
+
+
+def test_an_exact_plan_carries_no_error() -> None:
+    assert Quality(exact=False, relative_l2=0.1).relative_l2 == 0.1
+    with pytest.raises(ValidationError, match="an exact plan carries no error"):
+        Quality(exact=True, relative_l2=0.1)
+
+
+def test_another_number_of_ranks_is_refused_with_both_ways_out() -> None:
+    a_plan().require_ranks(4)
+    with pytest.raises(InputError) as caught:
+        a_plan().require_ranks(2)
+    assert str(caught.value) == (
+        "the plan needs 4 ranks (cfg2 x ulysses2), there are 2; start 4 ranks or tune for 2: "
+        "`ditplan tune --gpus 2`"
+    )
+
+
+def test_another_model_is_refused() -> None:
+    plan = a_plan()
+    plan.require_model("SD3Transformer2DModel", "c0ffee")
+    with pytest.raises(
+        InputError, match=r"for a SD3Transformer2DModel \(sd3\).* has a Flux.*; load"
+    ):
+        plan.require_model("FluxTransformer2DModel", "c0ffee")
+    with pytest.raises(InputError, match=r"sd3 with config c0ffee, .* has config beef; load"):
+        plan.require_model("SD3Transformer2DModel", "beef")
+
+
+def test_other_devices_are_refused_with_the_first_rank_that_differs() -> None:
+    plan = a_plan()
+    plan.require_devices(("A100",) * 4)
+    with pytest.raises(InputError, match="made for A100 on rank 2, there is L40; tune"):
+        plan.require_devices(("A100", "A100", "L40", "L20"))
