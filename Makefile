@@ -1,12 +1,12 @@
 # `make demo` and `make test` need git's checkout, make, and Python 3.11 or 3.12; the rest they install into .venv.
-# Another interpreter: `make test PYTHON=/path/to/python3.12`.
+# Another interpreter: `make test PYTHON=/path/to/python3.12`; .venv is made anew when it changes.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
 VENV := .venv
-INSTALLED := $(VENV)/installed
+INSTALLED := $(VENV)/installed$(addprefix -,$(subst /,-,$(PYTHON)))
 PROMPT := a red circle left of a blue square
 
 .PHONY: demo test lint clean
@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  if [ -n "$(PYTHON)" ]; then break; fi; \
 	done; \
 	if [ -z "$${found:-}" ]; then \
-	  echo "ditplan needs Python 3.11 or 3.12, and $(or $(PYTHON),none of python3.11 python3.12 python3 python) is that;" \
+	  echo "ditplan needs Python 3.11 or 3.12, but $(or $(PYTHON),each of python3.11 python3.12 python3 python) is missing or another version;" \
 	    "install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; \
 	fi; \

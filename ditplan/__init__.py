@@ -11,10 +11,11 @@ __all__ = ["ExecutionPlan", "parallelize"]
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
-    """Puts a plan in force on a diffusers pipeline, in a job started by torchrun or another launcher.
+    """Puts a plan in force on a diffusers pipeline, in a job started by torchrun or another
+    launcher.
 
-    Every rank calls it with the same plan; then every rank calls the pipeline with the same arguments and seed.
-    Closing the result gives the pipeline back as it was.
+    Every rank calls it with the same plan; then every rank calls the pipeline with the same
+    arguments and seed. Closing the result gives the pipeline back as it was.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the number of ranks or the devices.

@@ -1,4 +1,6 @@
-"""How long one device computes: measured points where there are any, on a roofline everywhere else."""
+"""How long one device computes: measured points where there are any, on a roofline everywhere
+else.
+"""
 
 import bisect
 import math
@@ -11,6 +13,10 @@ from ditplan.planner.share import Share, attention_flops, linear_flops, point_sh
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.model import BlockRun, Mode, ModelProfile, ModelSpec, Source, TimePoint
 from ditplan.profiles.workload import DTYPE_BYTES, Dtype
+
+SAME_SIZE = 0.02
+"""Logarithms of sizes nearer than this count as one size: uneven splits round to one token more
+or less."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,17 @@ class Roofline:
     def flops_s(
         self, flops: float, efficiency: float, size: float = 1.0, half: float = 0.0
     ) -> float:
-        """Seconds for FLOPs at an efficiency that is reached for large `size` and halved at `half`."""
+        """Seconds for FLOPs at an efficiency that is reached for large `size` and halved at
+        `half`.
+        """
         if self.device.kind == "cpu":
             efficiency, half = self.constants.cpu_efficiency, 0.0
         return flops / (self.peak_flops_per_s * efficiency) * (1 + half / max(1.0, size))
 
     def linear_s(self, run: BlockRun, share: Share) -> float:
-        """A block without self-attention: products, at least the reading of its weights, and element-wise passes."""
+        """A block without self-attention: products, at least the reading of its weights, and
+        element-wise passes.
+        """
         c = self.constants
         products_s = self.flops_s(
             linear_flops(run, share), c.matmul_efficiency, share.rows, c.matmul_half_rows
@@ -79,7 +89,10 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of a part and where they come from; `attention_s` is the share of self-attention in them."""
+    """Seconds of a part and where they come from.
+
+    `attention_s` is the share of self-attention in them.
+    """
 
     seconds: float
     source: Source
@@ -88,15 +101,18 @@ class Timed:
 
 @dataclass
 class Lines:
-    """Measured over predicted time, as logarithms, by rows and then by query-key pairs (both as logarithms)."""
+    """Measured over predicted time, as logarithms, by rows and then by query-key pairs (both as
+    logarithms).
+    """
 
     ratios: dict[float, list[tuple[float, float]]] = field(default_factory=dict)
 
     def ratio_at(self, rows: float, pairs: float) -> tuple[float, Source]:
-        """The factor by which to correct a roofline at a size; 1 where there is no measurement at all.
+        """The factor by which to correct a roofline at a size; 1 where there is no measurement at
+        all.
 
-        Straight lines in log-log over the pairs of each measured number of rows, then over rows; the nearest
-        measured factor outside the grid.
+        Straight lines in log-log over the pairs of each measured number of rows, then over rows;
+        the nearest measured factor outside the grid.
         """
         if not self.ratios:
             return 1.0, "computed"
@@ -107,7 +123,11 @@ class Lines:
         values = [line_at(self.ratios[known], y) for known in near]
         points = list(zip(near, (value for value, _ in values), strict=True))
         ratio, inside = line_at(points, x)
-        hit = len(near) == 1 and inside and any(abs(p - y) < 1e-9 for p, _ in self.ratios[near[0]])
+        hit = (
+            len(near) == 1
+            and inside
+            and any(abs(p - y) < SAME_SIZE for p, _ in self.ratios[near[0]])
+        )
         if hit:
             return math.exp(ratio), "measured"
         within = inside and all(known_inside for _, known_inside in values)
@@ -115,18 +135,23 @@ class Lines:
 
 
 def line_at(points: Sequence[tuple[float, float]], x: float) -> tuple[float, bool]:
-    """The value of a piecewise straight line through sorted points, and whether x lies between its ends."""
+    """The value of a piecewise straight line through sorted points, and whether x lies between
+    its ends.
+    """
     if x <= points[0][0]:
-        return points[0][1], x >= points[0][0] - 1e-9
+        return points[0][1], x >= points[0][0] - SAME_SIZE
     if x >= points[-1][0]:
-        return points[-1][1], x <= points[-1][0] + 1e-9
+        return points[-1][1], x <= points[-1][0] + SAME_SIZE
     i = bisect.bisect_left(points, (x, -math.inf))
     (x0, y0), (x1, y1) = points[i - 1], points[i]
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0), True
 
 
 def lines_through(triples: Sequence[tuple[float, float, float]]) -> Lines:
-    """Lines through (rows, pairs, measured / predicted); points of the same size count by their mean."""
+    """Lines through (rows, pairs, measured / predicted).
+
+    Points of the same size count by their mean.
+    """
     grid: defaultdict[float, defaultdict[float, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -146,7 +171,10 @@ def block_size(run: BlockRun, share: Share) -> tuple[float, float]:
 
 
 class DeviceTimes:
-    """Durations of a model's parts on one device; remembers what it derived from the measured points."""
+    """Durations of a model's parts on one device.
+
+    Remembers what it derived from the measured points.
+    """
 
     def __init__(
         self,
@@ -160,7 +188,9 @@ class DeviceTimes:
         self._lines: dict[tuple[str, Mode, Dtype], Lines] = {}
 
     def block(self, run: BlockRun, share: Share, dtype: Dtype, mode: Mode) -> Timed:
-        """One block of a run, on the device's clock (without waiting for launches unless measured so)."""
+        """One block of a run, on the device's clock (without waiting for launches unless
+        measured so).
+        """
         roofline = self._roofline(dtype, mode)
         attention_s = roofline.attention_s(run, share)
         guess_s = roofline.linear_s(run, share) + attention_s
@@ -168,7 +198,8 @@ class DeviceTimes:
         return Timed(guess_s * ratio, source, attention_s * ratio)
 
     def block_launch_s(self, run: BlockRun, dtype: Dtype, mode: Mode) -> float:
-        """Host time to launch one block: its shortest measured time, since no size can be launched faster.
+        """Host time to launch one block: its shortest measured time, since no size can be launched
+        faster.
 
         Zero on a CPU, which computes while it is called.
         """
@@ -179,6 +210,10 @@ class DeviceTimes:
         if points and kernels:
             return min(point.median_s for point in points)
         return kernels * self.constants.launch_s
+
+    def has_blocks(self, dtype: Dtype, mode: Mode) -> bool:
+        """Whether every kind of block was measured."""
+        return all(self._points(run.kind, mode, dtype) for run in self.spec.blocks)
 
     def outside(self, share: Share, dtype: Dtype, mode: Mode) -> Timed:
         """The transformer without its blocks."""
@@ -199,7 +234,8 @@ class DeviceTimes:
     def simple(self, part: str, size: float, guess_s: float, dtype: Dtype) -> Timed:
         """A part whose time goes by one size (batch x image tokens, or text tokens) at large sizes.
 
-        `guess_s` is the roofline at `size`; measured points correct it in proportion to their own size.
+        `guess_s` is the roofline at `size`; measured points correct it in proportion to their own
+        size.
         """
         points = sorted(
             (math.log(max(1, p.batch * (p.image_tokens or p.text_tokens))), math.log(p.median_s))

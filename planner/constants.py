@@ -1,4 +1,4 @@
-"""The numbers of the cost and memory models that no profile holds, each with where it comes from."""
+"""The numbers of the cost and memory models that no profile holds, and where they come from."""
 
 from dataclasses import dataclass, field
 
@@ -9,13 +9,15 @@ from ditplan.profiles.model import Mode, Source
 class ModeConstants:
     """What an execution mode costs beside its FLOPs.
 
-    `attention_block_kernels` are launches of one block with one self-attention, `exchange_launches` what one
-    distributed attention adds; `elementwise_passes` is how often a block reads or writes its hidden states outside
-    matrix products and attention.
+    `attention_block_kernels` are launches of one block with one self-attention, `exchange_launches`
+    what ulysses adds to it, `ring_step_launches` what each further block of a ring does;
+    `elementwise_passes` is how often a block reads or writes
+    its hidden states outside matrix products and attention.
     """
 
     attention_block_kernels: float
     exchange_launches: float
+    ring_step_launches: float
     elementwise_passes: float
 
 
@@ -23,12 +25,14 @@ class ModeConstants:
 class CostConstants:
     """Efficiencies and fixed costs of a device.
 
-    Fitted by hand to SD3-medium on one H100 at 1024 and 2048px (design.md section 8: 1.04 s, 6.71 s as a graph,
-    0.83 s compiled) and to its CFG-2 and Ulysses-2 rows; few physical parameters, no curve through points.
+    Fitted by hand to SD3-medium on one H100 at 1024 and 2048px (design.md section 8: 1.04 s, 6.71 s
+    as a graph, 0.83 s compiled) and to its CFG-2 and Ulysses-2 rows; few physical parameters, no
+    curve through points.
     """
 
     matmul_efficiency: float = 0.66
-    """Of the peak, for many rows. 780 TFLOP/s of 989 is what a large plain product reaches there; blocks reach less."""
+    """Of the peak, for many rows. 780 TFLOP/s of 989 is what a large plain product reaches
+    there; blocks reach less."""
 
     matmul_half_rows: float = 256.0
     """Rows at which a product reaches half its efficiency: two tiles of 128 rows."""
@@ -40,19 +44,38 @@ class CostConstants:
     """Queries at which attention reaches half its efficiency: two tiles of 128 queries."""
 
     vae_efficiency: float = 0.25
-    """Of the peak: 3x3 convolutions with few channels are bound by memory. A guess, not measured."""
+    """Of the peak: 3x3 convolutions with few channels are bound by memory. A guess, not
+    measured."""
 
     bandwidth_efficiency: float = 0.8
     """Of the memory's data-sheet bandwidth: what streaming kernels reach on A100 and H100."""
 
-    launch_s: float = 10e-6
-    """Host time of one kernel from eager diffusers code: CFG-2 eager takes 0.61 s where the graph takes 0.53 s."""
+    launch_s: float = 12e-6
+    """Host time of one kernel from eager diffusers code: SD3 with CFG-2 and 1024px takes 0.61 to
+    0.82 s eagerly, 0.53 s as a graph."""
+
+    launch_exponent: float = 4.0
+    """Host and device overlap imperfectly: a step of h seconds of launching and d of work takes
+    (h^4 + d^4)^(1/4). With it one H100 takes 1.05 s eagerly for 1.00 s of work (measured: 1.06)."""
+
+    exchange_passes: float = 10.0
+    """Reads and writes of a tensor to pack it for an all_to_all and to unpack what came: what
+    Ulysses-2 takes as a graph beyond CFG-2 and its collectives, at 1024 and 2048px alike."""
+
+    crossing_exponent: float = 0.7
+    """A link through host memory or between sockets that n messages cross at once carries n ** -0.7
+    of its bandwidth. From an L40S node whose all_to_all reaches 22, 4.5 and 2.0 GB/s on 2, 4 and
+    8 GPUs (design.md section 6), while a ring over 8 L40, one
+    message a link, keeps 16 (published FLUX rows).
+    """
 
     collective_launch_s: float = 35e-6
-    """Start of one collective on the device; a 64 KB all_to_all over NVLink takes 43 us (design.md section 8)."""
+    """Start of one collective on the device; a 64 KB all_to_all over NVLink takes 43 us
+    (design.md section 8)."""
 
     outside_kernels: float = 60.0
-    """Launches per transformer call outside the blocks: embedders, final norm and projection, time embedding."""
+    """Launches per transformer call outside the blocks: embedders, final norm and projection,
+    time embedding."""
 
     scheduler_step_s: float = 2e-4
     """A flow-matching Euler step: about 20 small kernels launched from Python."""
@@ -71,18 +94,22 @@ class CostConstants:
 
     modes: dict[Mode, ModeConstants] = field(
         default_factory=lambda: {
-            "eager": ModeConstants(110.0, 40.0, 70.0),
-            "compile": ModeConstants(30.0, 30.0, 35.0),
-            "graph": ModeConstants(0.0, 0.0, 70.0),
-            "compile+graph": ModeConstants(0.0, 0.0, 35.0),
+            "eager": ModeConstants(110.0, 40.0, 20.0, 70.0),
+            "compile": ModeConstants(30.0, 30.0, 20.0, 35.0),
+            "graph": ModeConstants(0.0, 0.0, 0.0, 70.0),
+            "compile+graph": ModeConstants(0.0, 0.0, 0.0, 35.0),
         }
     )
-    """Launches: SD3's joint block counted by hand. Passes: 1.04 s (eager) and 0.83 s (compiled) on one H100."""
+    """Launches: so that SD3's eager CFG-2 and Ulysses-2 at 1024px on two H100 fall into the
+    measured 0.61 to 0.82 s and 0.89 to 1.12 s, and FLUX 1024px over Ring-8 on A100 2.5 s behind
+    Ulysses-8 (published: 11172 ring steps). Passes: so that one H100 takes 1.04 s, compiled
+    0.83 s."""
 
     interval_share: dict[Source, float] = field(
         default_factory=lambda: {"measured": 0.05, "interpolated": 0.12, "computed": 0.35}
     )
-    """Half width of the 90% interval as a share of a part's seconds; parts are taken to err together."""
+    """Half width of the 90% interval as a share of a part's seconds; parts are taken to err
+    together."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +123,16 @@ class MemoryConstants:
     """A Python process with torch and diffusers imported."""
 
     communicator_bytes: int = 250_000_000
-    """NCCL's channels and buffers for one group at its defaults: 4 MB a channel and peer, up to 32 channels."""
+    """NCCL's channels and buffers for one group at its defaults: 4 MB a channel and peer, up to
+    32 channels."""
 
     hidden_copies: float = 18.0
-    """Live tensors of tokens x width at a block's peak: residuals, q, k, v, joint copies, the 4 times wider MLP twice."""
+    """Live tensors of tokens x width at a block's peak: residuals, q, k, v, joint copies, the 4
+    times wider MLP twice."""
 
     vae_live_tensors: float = 3.0
-    """Full-size feature maps alive at the decoder's peak: input, output and a copy of one convolution."""
+    """Full-size feature maps alive at the decoder's peak: input, output and a copy of one
+    convolution."""
 
     allocator_slack: float = 1.05
     """Fragmentation of the caching allocator, on what is not weights."""

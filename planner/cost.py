@@ -1,4 +1,6 @@
-"""What a candidate should cost: the parts of a denoising step on the busiest rank, and what comes before and after."""
+"""What a candidate should cost: the parts of a denoising step on the busiest rank, and what
+comes before and after.
+"""
 
 import math
 from collections import defaultdict
@@ -55,10 +57,12 @@ class CostModel:
         constants: CostConstants | None = None,
         memory_constants: MemoryConstants | None = None,
     ) -> None:
-        """Takes what was measured of the model, if anything; else all compute times come from a roofline.
+        """Takes what was measured of the model, if anything; else all compute times come from a
+        roofline.
 
         Raises:
-            InputError: the profile is of another model, or of a device that the cluster doesn't have.
+            InputError: the profile is of another model, or of a device that the cluster doesn't
+                have.
         """
         self.topology = topology if isinstance(topology, Topology) else Topology(topology)
         self.spec = spec
@@ -70,7 +74,8 @@ class CostModel:
             _check_profile(profile, spec, self.topology.cluster)
 
     def price(self, candidate: Candidate, workload: Workload) -> Prediction:
-        """The denoising loop by cause, with interval, what surrounds it, and the busiest rank's memory.
+        """The denoising loop by cause, with interval, what surrounds it, and the busiest rank's
+        memory.
 
         Raises:
             InputError: the cluster profile can't tell how long a collective of this mesh takes.
@@ -129,7 +134,7 @@ class CostModel:
             total = sum(share.pairs(attention) for attention in run.attentions)
             for attention in run.attentions:
                 own_s = block.attention_s * share.pairs(attention) / max(total, 1.0)
-                self._book_ulysses(ledger, candidate, workload, share, attention, run.count)
+                self._book_ulysses(ledger, candidate, workload, share, attention, run.count, device)
                 self._book_ring(
                     ledger, candidate, workload, share, attention, run.count, own_s, device
                 )
@@ -151,12 +156,16 @@ class CostModel:
         share: Share,
         attention: Attention,
         count: int,
+        device: Device,
     ) -> None:
         """One all_to_all of q, k and v together and one of the output, for each self-attention."""
         tokens = sum(share.tokens[segment] for segment in attention.segments)
         width = attention.heads * attention.head_dim
         one_bytes = share.batch * tokens * width * workload.dtype_bytes
         groups = candidate.mesh.groups(candidate.placement, ("ulysses",))
+        if candidate.mesh.ulysses > 1:
+            passes_s = self._passes_s(device, 4 * self.constants.exchange_passes * one_bytes)
+            ledger.add("ulysses", Timed(passes_s, "computed"), count)
         for tensors in (3, 1):
             self._book(ledger, "ulysses", "all_to_all", tensors * one_bytes, groups, count)
 
@@ -171,7 +180,8 @@ class CostModel:
         attention_s: float,
         device: Device,
     ) -> None:
-        """K and V passed on ring - 1 times, each behind the attention to the block before; merging by lse.
+        """K and V passed on ring - 1 times, each behind the attention to the block before; merging
+        by lse.
 
         On a CPU sending takes the cores that compute, so nothing is hidden.
         """
@@ -193,6 +203,9 @@ class CostModel:
         ledger.add("ring", Timed(merge_s, "computed"), count * (ring - 1))
         self._book_link_bytes(ledger, "send_recv", sent_bytes, groups, count * (ring - 1))
 
+    def _passes_s(self, device: Device, moved_bytes: float) -> float:
+        return moved_bytes / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
+
     def _book_gathers(
         self, ledger: Ledger, candidate: Candidate, workload: Workload, share: Share
     ) -> None:
@@ -211,19 +224,23 @@ class CostModel:
     def _book_launches(
         self, ledger: Ledger, candidate: Candidate, workload: Workload, times: DeviceTimes
     ) -> None:
-        """The time by which launching a step from the host outlasts the device's work."""
+        """The time by which launching a step from the host outlasts the device's work.
+
+        Measured blocks have waited for their launches already.
+        """
         if times.device.kind == "cpu":
             return
-        c, mode, mesh = self.constants, candidate.mode, candidate.mesh
-        exchanges = (mesh.ulysses > 1) + (mesh.ring - 1)
-        exchange_s = exchanges * c.modes[mode].exchange_launches * c.launch_s
-        blocks_s = sum(
-            run.count
-            * (times.block_launch_s(run, workload.dtype, mode) + exchange_s * len(run.attentions))
-            for run in self.spec.blocks
-        )
-        outside_s = c.outside_kernels * c.launch_s if c.modes[mode].attention_block_kernels else 0.0
-        waits_s = max(0.0, blocks_s + outside_s - ledger.total)
+        c, mode, mesh = self.constants, self.constants.modes[candidate.mode], candidate.mesh
+        ulysses = mode.exchange_launches if mesh.ulysses > 1 else 0.0
+        exchange_s = (ulysses + mode.ring_step_launches * (mesh.ring - 1)) * c.launch_s
+        host_s = c.outside_kernels * c.launch_s if mode.attention_block_kernels else 0.0
+        for run in self.spec.blocks:
+            block_s = times.block_launch_s(run, workload.dtype, candidate.mode)
+            host_s += run.count * (block_s + exchange_s * len(run.attentions))
+        if times.has_blocks(workload.dtype, candidate.mode):
+            waits_s = max(0.0, host_s - ledger.total)
+        else:
+            waits_s = _overlapped_s(host_s, ledger.total, c.launch_exponent) - ledger.total
         ledger.add("launch", Timed(waits_s, "computed"))
 
     def _book(
@@ -280,19 +297,30 @@ class CostModel:
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
 
     def _interval(self, step: Ledger, latency_s: float, steps: int) -> tuple[float, float]:
-        """The 90% interval: each part as uncertain as its source, all erring in the same direction."""
+        """The 90% interval: each part as uncertain as its source, all erring in the same
+        direction.
+        """
         shares = self.constants.interval_share
         half_s = steps * math.fsum(s * shares[source] for (_, source), s in step.seconds.items())
         return (latency_s - half_s, latency_s + half_s)
 
 
 def values_per_token(spec: ModelSpec) -> int:
-    """Numbers that the transformer puts out for an image token: channels x patch area, 64 where unknown."""
+    """Numbers that the transformer puts out for an image token: channels x patch area, 64 where
+    unknown.
+    """
     patch, channels = spec.config.get("patch_size"), spec.config.get("out_channels")
     channels = channels or spec.config.get("in_channels")
     if isinstance(patch, int) and isinstance(channels, int):
         return patch * patch * channels
     return 64
+
+
+def _overlapped_s(host_s: float, device_s: float, exponent: float) -> float:
+    """Seconds of a step that is launched and worked off at the same time, more or less."""
+    longer_s = max(host_s, device_s)
+    shorter = min(host_s, device_s) / longer_s
+    return float(longer_s * (1 + shorter**exponent) ** (1 / exponent))
 
 
 def _worst_source(step: Ledger) -> Source:
@@ -307,12 +335,13 @@ def _worst_source(step: Ledger) -> Source:
 def _check_profile(profile: ModelProfile, spec: ModelSpec, cluster: ClusterProfile) -> None:
     if profile.config_hash != spec.config_hash:
         raise InputError(
-            f"the model profile is of {profile.model} with config {profile.config_hash}, {spec.name} has config "
-            f"{spec.config_hash}; measure it with `ditplan profile --model {spec.name}`"
+            f"the model profile is of {profile.model} with config {profile.config_hash}, "
+            f"{spec.name} has config {spec.config_hash}; "
+            f"measure it with `ditplan profile --model {spec.name}`"
         )
     names = sorted({device.name for device in cluster.devices})
     if profile.device not in names:
         raise InputError(
-            f"the model profile was measured on {profile.device}, cluster {cluster.name} has {', '.join(names)}; "
-            f"measure it there with `ditplan profile --model {spec.name}`"
+            f"the model profile was measured on {profile.device}, cluster {cluster.name} has "
+            f"{', '.join(names)}; measure it there with `ditplan profile --model {spec.name}`"
         )

@@ -13,7 +13,10 @@ from ditplan.profiles.workload import Workload
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank by cause. Denoising and VAE decoding follow each other, so the larger one counts."""
+    """Bytes of one rank by cause.
+
+    Denoising and VAE decoding follow each other, so the larger one counts.
+    """
 
     weights_bytes: int
     activations_bytes: int
@@ -35,7 +38,9 @@ def memory_of(
     device: Device,
     constants: MemoryConstants | None = None,
 ) -> Memory:
-    """The peak of the rank that holds most: replicated weights, its tokens, exchange buffers, the picture's VAE."""
+    """The peak of the rank that holds most: replicated weights, its tokens, exchange buffers,
+    the picture's VAE.
+    """
     c = constants or MemoryConstants()
     share = share_of(mesh, spec, workload)
     hidden_bytes = share.rows * spec.width * workload.dtype_bytes
@@ -65,14 +70,20 @@ def why_too_big(memory: Memory, device: Device) -> str | None:
 
 
 def _buffers_bytes(mesh: Mesh, share: Share, hidden_bytes: int) -> int:
-    """Ulysses holds q, k, v and the output before and after its exchange; a ring two K/V blocks and fp32 results."""
+    """Ulysses holds q, k, v and the output before and after its exchange.
+
+    A ring two K/V blocks and fp32 results.
+    """
     ulysses = 2 * 4 * hidden_bytes if mesh.ulysses > 1 else 0
     ring = (2 * 2 + 2 * 2) * hidden_bytes if mesh.ring > 1 else 0
     return ulysses + ring
 
 
 def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
-    """Feature maps at the decoder's last resolution, as wide as the stage before it; videos in slices of frames."""
+    """Feature maps at the decoder's last resolution, as wide as the stage before it.
+
+    Videos in slices of frames.
+    """
     channels = spec.vae_config.get("block_out_channels")
     widest = 256
     if (

@@ -1,4 +1,6 @@
-"""The outcome of a search: candidates in order, with why each one lost, and the plan made of the best."""
+"""The outcome of a search: candidates in order, with why each one lost, and the plan made of
+the best.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +23,9 @@ from ditplan.profiles.plan import (
 )
 from ditplan.profiles.workload import Workload
 
+SAME_SPEED = 1.005
+"""Latencies nearer than this are called equally fast."""
+
 LINKED_PARTS = {
     "ulysses": ("all_to_all", ("ulysses",)),
     "ring": ("ring's send and receive", ("ring",)),
@@ -38,7 +43,10 @@ COMPUTED_PARTS = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """A candidate with all that is known of it; `reason` says why it lost, and is empty for the best."""
+    """A candidate with all that is known of it.
+
+    `reason` says why it lost, and is empty for the best.
+    """
 
     candidate: Candidate
     prediction: Prediction
@@ -56,7 +64,8 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates, best first: those measured, then those only predicted, failed, and those that don't fit.
+    """Candidates, best first: those measured, then those only predicted, failed, and those that
+    don't fit.
 
     `legal` counts candidates that could run, `pruned` those dropped by reason.
     """
@@ -81,7 +90,9 @@ class Ranking:
         return self.ranked[1:]
 
     def to_plan(self, index: int = 0, runner_ups: int = 8) -> ExecutionPlan:
-        """The plan of one candidate, the best one if not said otherwise, with the best of the others beside it."""
+        """The plan of one candidate, the best one if not said otherwise, with the best of the
+        others beside it.
+        """
         chosen = self.ranked[index]
         others = [ranked for i, ranked in enumerate(self.ranked) if i != index]
         plan = build_plan(
@@ -133,7 +144,9 @@ def build_plan(
 
 
 def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
-    """What must be the same where the plan runs: the devices of its ranks, kinds of link, software."""
+    """What must be the same where the plan runs: the devices of its ranks, kinds of link,
+    software.
+    """
     return Fingerprint(
         cluster=cluster.name,
         devices=tuple(device.name for device in cluster.devices[:ranks]),
@@ -176,9 +189,16 @@ def reason_for(loser: Ranked, best: Ranked, topology: Topology) -> str:
         return _compared("measured", loser.latency_s, best.latency_s, loser, best)
     theirs, ours = loser.prediction.latency_s, best.prediction.latency_s
     words = _compared("predicted", theirs, ours, loser, best)
-    if theirs <= ours and best.measurement:
+    if theirs < ours * SAME_SPEED and best.measurement:
         return f"not measured; {words}"
-    return f"{words}: {_main_cause(loser, best, topology)}" if theirs > ours else words
+    if theirs < ours * SAME_SPEED:
+        return words
+    return f"{words}: {_main_cause(loser, best, topology)}"
+
+
+def sortable_s(latency_s: float) -> float:
+    """A latency without the digits in which sums of the same parts differ."""
+    return float(f"{latency_s:.6g}")
 
 
 def _rank(ranked: Ranked) -> tuple[object, ...]:
@@ -186,12 +206,18 @@ def _rank(ranked: Ranked) -> tuple[object, ...]:
     group = 2 if ranked.failure else group
     group = 3 if ranked.too_big else group
     mesh = ranked.candidate.mesh
-    return (group, ranked.latency_s, mesh.size, mesh.degrees, ranked.candidate.placement)
+    return (
+        group,
+        sortable_s(ranked.latency_s),
+        mesh.size,
+        mesh.degrees,
+        ranked.candidate.placement,
+    )
 
 
 def _compared(how: str, theirs_s: float, ours_s: float, loser: Ranked, best: Ranked) -> str:
     percent = 100 * (theirs_s / ours_s - 1)
-    if abs(percent) < 0.5:
+    if abs(percent) < 100 * (SAME_SPEED - 1):
         more = loser.candidate.mesh.size - best.candidate.mesh.size
         return f"{how} equally fast" + (f", with {more} more GPUs" if more > 0 else "")
     return f"{how} {abs(percent):.0f}% {'slower' if percent > 0 else 'faster'}"

@@ -8,7 +8,9 @@ from ditplan.profiles.plan import Prediction
 
 
 def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
-    """The first candidates: degrees, mode, GPUs, predicted with interval, measured, memory, why they lost."""
+    """The first candidates: degrees, mode, GPUs, predicted with interval, measured, memory, why
+    they lost.
+    """
     table = Table(title=f"{ranking.spec.name}: {ranking.workload}, on {ranking.cluster.name}")
     for heading in ("", "mesh", "order", "mode"):
         table.add_column(heading)
@@ -56,7 +58,10 @@ def tune_json(ranking: Ranking) -> dict[str, object]:
 
 
 def candidate_json(ranked: Ranked, backend: str) -> dict[str, object]:
-    """A candidate as `tune --json` shows it; `latency_s` is predicted, `measured_s` null unless it was run."""
+    """A candidate as `tune --json` shows it.
+
+    `latency_s` is predicted, `measured_s` null unless it was run.
+    """
     mesh, prediction = ranked.candidate.mesh, ranked.prediction
     return {
         "gpus": mesh.size,

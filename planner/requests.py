@@ -11,10 +11,11 @@ from ditplan.profiles.workload import Workload
 def wanted_points(
     spec: ModelSpec, workload: Workload, meshes: Iterable[Mesh]
 ) -> tuple[PointRequest, ...]:
-    """The points that these meshes need for this workload, and smaller ones for devices too slow to measure them.
+    """The points that these meshes need for this workload, and smaller ones for devices too slow to
+    measure them.
 
-    A rank's blocks see its share of samples and tokens, and attention all tokens (ulysses, or the sum of a ring's
-    rounds) as well as the rank's own (one round of a ring).
+    A rank's blocks see its share of samples and tokens, and attention all tokens (ulysses, or the
+    sum of a ring's rounds) as well as the rank's own (one round of a ring).
     """
     samples = workload.batch * workload.passes
     shapes = {
@@ -32,7 +33,9 @@ def wanted_points(
 
 
 def grid_points(spec: ModelSpec, workload: Workload) -> tuple[PointRequest, ...]:
-    """A grid for any later workload: x2 in tokens, batch 1 and 2, attention over 1, 2, 4 and 8 times the own tokens."""
+    """A grid for any later workload: x2 in tokens, batch 1 and 2, attention over 1, 2, 4 and 8
+    times the own tokens.
+    """
     requests = {
         _request(spec, workload, batch, ranks, key_ranks, shrink)
         for batch in (1, 2)

@@ -1,11 +1,13 @@
-"""Finds the best plan: prices every candidate, and really runs the most promising ones as an Optuna study."""
+"""Finds the best plan: prices every candidate, and really runs the most promising ones as an
+Optuna study.
+"""
 
 import hashlib
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,25 +16,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of, why_too_big
+from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.ranking import Ranked, Ranking, build_plan, fingerprint_of, in_order
-from ditplan.planner.space import (
-    Candidate,
-    Space,
-    axis_orders,
-    enumerate_space,
-    rule_of_thumb,
-    why_illegal,
-)
+from ditplan.planner.space import Candidate, axis_orders
 from ditplan.planner.topology import Topology
-from ditplan.profiles.backends import BACKENDS, Backend
-from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import ClusterError, DitplanError, InputError
 from ditplan.profiles.mesh import AXES, Mesh
-from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Measurement
-from ditplan.profiles.workload import Workload
 
 LOCK_GRACE_S = 5
 
@@ -46,28 +36,12 @@ class Trialrun:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What to plan: a model's workload on at most `gpus` devices of a cluster (all of them if None).
-
-    `pins` are degrees that the user fixed, `modes` the execution modes to choose from (the backend's if None).
-    """
-
-    spec: ModelSpec
-    workload: Workload
-    cluster: ClusterProfile
-    gpus: int | None = None
-    pins: Mapping[str, int] = field(default_factory=dict)
-    modes: tuple[Mode, ...] | None = None
-    backend: Backend = BACKENDS["native"]
-    profile: ModelProfile | None = None
-
-
-@dataclass(frozen=True)
 class Trials:
-    """How to measure: the `top` predicted candidates and the control, `rounds` runs of each, one of each in turn.
+    """How to measure: the `top` predicted candidates and the control, `rounds` runs of each, one of
+    each in turn.
 
-    `budget_s` ends it: nothing new is started then, once one candidate was run. `journal` is the file of the Optuna
-    study; a search that finds its own study in there goes on with it.
+    `budget_s` ends it: nothing new is started then, once one candidate was run. `journal` is the
+    file of the Optuna study; a search that finds its own study in there goes on with it.
     """
 
     measure: Callable[[ExecutionPlan], Trialrun]
@@ -80,31 +54,22 @@ class Trials:
 def search(
     task: Task, trials: Trials | None = None, progress: Callable[[str], None] | None = None
 ) -> Ranking:
-    """Ranks all candidates by predicted latency and, with `trials`, the first ones by measured latency.
+    """Ranks all candidates by predicted latency and, with `trials`, the first ones by measured
+    latency.
 
     Raises:
-        InputError: no mesh is legal with these pins, none fits into memory, or the cluster profile lacks something.
-        ClusterError: every candidate that was tried failed.
+        InputError: no mesh is legal with these pins, none fits into memory, or the cluster profile
+            lacks something. ClusterError: every candidate that was tried failed.
     """
     started = time.monotonic()
     say = progress or (lambda message: None)
     topology = Topology(task.cluster)
-    space = _space_of(task, topology)
-    priced = _priced(task, topology, space)
-    fitting = sorted((r for r in priced if not r.too_big), key=lambda r: _by_latency(r))
-    if not fitting:
-        least = min(priced, key=lambda r: r.prediction.memory_bytes)
-        raise InputError(
-            f"{task.spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
-            f"{least.candidate.mesh}, {least.too_big}; use larger devices, a smaller picture or batch"
-        )
+    priced, pruned = price_all(task, topology)
+    fitting = [ranked for ranked in priced if not ranked.too_big]
+    too_big = [ranked for ranked in priced if ranked.too_big]
     say(f"priced {len(priced)} candidates, {len(fitting)} fit")
     if trials and trials.top > 0:
-        fitting = _measured(task, topology, fitting, trials, say)
-    too_big = [ranked for ranked in priced if ranked.too_big]
-    pruned = dict(space.dropped)
-    if too_big:
-        pruned["does not fit in memory"] = len(too_big)
+        fitting = _measured(task, fitting, trials, say)
     return Ranking(
         ranked=in_order([*fitting, *too_big], topology),
         legal=len(fitting),
@@ -118,7 +83,9 @@ def search(
 
 
 def study_name(task: Task) -> str:
-    """The study of a task: the same model, workload, cluster and choices go on with the same study."""
+    """The study of a task: the same model, workload, cluster and choices go on with the same
+    study.
+    """
     cluster = fingerprint_of(task.cluster, len(task.cluster.devices))
     identity = {
         "model": task.spec.config_hash,
@@ -141,73 +108,17 @@ def key_of(candidate: Candidate) -> str:
     return f"{degrees} {'>'.join(candidate.order)} {candidate.mode}"
 
 
-def _space_of(task: Task, topology: Topology) -> Space:
-    gpus = task.gpus or topology.ranks
-    if gpus > topology.ranks:
-        raise InputError(
-            f"{gpus} GPUs were asked for, cluster {task.cluster.name} has {topology.ranks}; "
-            f"use --gpus {topology.ranks} or less"
-        )
-    pinned = Mesh(**task.pins)
-    if pinned.size > gpus:
-        raise InputError(
-            f"the degrees asked for, {pinned}, need {pinned.size} GPUs and there are {gpus}; ask for smaller ones"
-        )
-    space = enumerate_space(
-        task.spec, task.workload, topology, gpus, task.backend, pins=task.pins, modes=task.modes
-    )
-    if not space.candidates:
-        why = why_illegal(pinned, task.spec, task.workload, None, task.backend)
-        raise InputError(why or f"no mesh of at most {gpus} GPUs is legal: {space.dropped}")
-    return space
-
-
-def _priced(task: Task, topology: Topology, space: Space) -> list[Ranked]:
-    model = CostModel(topology, task.spec, task.profile)
-    control = rule_of_thumb(space.candidates, task.spec, task.workload, topology)
-    priced = []
-    for candidate in space.candidates:
-        devices = {task.cluster.devices[rank] for rank in candidate.placement}
-        smallest = min(devices, key=lambda device: device.memory_bytes)
-        memory = memory_of(task.spec, task.workload, candidate.mesh, smallest)
-        priced.append(
-            Ranked(
-                candidate,
-                model.price(candidate, task.workload),
-                control=candidate == control,
-                too_big=why_too_big(memory, smallest),
-            )
-        )
-    return _with_fitting_control(task, topology, priced)
-
-
-def _with_fitting_control(task: Task, topology: Topology, priced: list[Ranked]) -> list[Ranked]:
-    """The rule of thumb among the candidates that fit, where its first choice doesn't."""
-    fitting = [ranked.candidate for ranked in priced if not ranked.too_big]
-    if not fitting:
-        return priced
-    control = rule_of_thumb(fitting, task.spec, task.workload, topology)
-    return [replace(ranked, control=ranked.candidate == control) for ranked in priced]
-
-
-def _by_latency(ranked: Ranked) -> tuple[object, ...]:
-    mesh = ranked.candidate.mesh
-    return (ranked.prediction.latency_s, mesh.size, mesh.degrees, ranked.candidate.placement)
-
-
 def _chosen(fitting: Sequence[Ranked], top: int) -> list[Ranked]:
-    """The first one, the control, then the other ones of the top: a short budget compares with the control."""
+    """The first one, the control, then the other ones of the top: a short budget compares with
+    the control.
+    """
     first, *others = fitting[:top]
     control = [ranked for ranked in fitting if ranked.control and ranked is not first]
     return [first, *control, *(ranked for ranked in others if not ranked.control)]
 
 
 def _measured(
-    task: Task,
-    topology: Topology,
-    fitting: list[Ranked],
-    trials: Trials,
-    say: Callable[[str], None],
+    task: Task, fitting: list[Ranked], trials: Trials, say: Callable[[str], None]
 ) -> list[Ranked]:
     """The candidates, the chosen ones with their measurement or failure.
 
@@ -221,7 +132,8 @@ def _measured(
     failed = [ranked for ranked in results if ranked.failure]
     if failed and not any(ranked.measurement for ranked in results):
         raise ClusterError(
-            f"all {len(failed)} plans that were tried failed; {failed[0].candidate}: {failed[0].failure}"
+            f"all {len(failed)} plans that were tried failed; "
+            f"{failed[0].candidate}: {failed[0].failure}"
         )
     return results
 
@@ -229,8 +141,8 @@ def _measured(
 def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     """The task's study, in the journal file if there is one, else in memory.
 
-    A process that was killed while it wrote leaves half a line and a lock behind: the line is cut off, since what it
-    said was never acted on, and the lock is taken over after some seconds.
+    A process that was killed while it wrote leaves half a line and a lock behind: the line is cut
+    off, since what it said was never acted on, and the lock is taken over after some seconds.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = None
@@ -256,17 +168,21 @@ def _cut_torn_line(journal: Path) -> None:
 
 
 class _Measuring:
-    """One go at measuring candidates: the study's trials by candidate, run in interleaved rounds."""
+    """One go at measuring candidates: the study's trials by candidate, run in interleaved
+    rounds.
+    """
 
     def __init__(
         self, task: Task, study: optuna.Study, trials: Trials, say: Callable[[str], None]
     ) -> None:
         self.task, self.study, self.trials, self.say = task, study, trials, say
         self.started = time.monotonic()
-        self.memory_bytes: dict[str, int | None] = {}
 
     def run(self, chosen: Sequence[Ranked]) -> dict[str, Ranked]:
-        """Measures each of the chosen that the study hasn't; returns them by key, with what came out."""
+        """Measures each of the chosen that the study hasn't.
+
+        Returns them by key, with what came out.
+        """
         complete = {
             trial.user_attrs.get("candidate"): trial
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -293,7 +209,7 @@ class _Measuring:
         """A running trial for each: one that a killed process left, or a new one."""
         running: dict[str, Trial] = {}
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            key = frozen.user_attrs.get("candidate")
+            key = str(frozen.user_attrs.get("candidate"))
             if key in wanted and key not in running:
                 running[key] = Trial(self.study, frozen._trial_id)
         waiting = {
@@ -306,7 +222,7 @@ class _Measuring:
                 self.study.enqueue_trial(self._params(ranked.candidate), user_attrs=attrs)
         while missing := wanted.keys() - running.keys():
             trial = self.study.ask()
-            key = trial.user_attrs.get("candidate")
+            key = str(trial.user_attrs.get("candidate"))
             if key in missing:
                 running[key] = trial
             else:
@@ -321,7 +237,9 @@ class _Measuring:
         return {**degrees, "order": ">".join(candidate.order), "mode": candidate.mode}
 
     def _suggest(self, trial: Trial, candidate: Candidate) -> None:
-        """Records the candidate as the trial's parameters, the same distributions for each trial."""
+        """Records the candidate as the trial's parameters, the same distributions for each
+        trial.
+        """
         ranks = len(self.task.cluster.devices)
         for axis in self.task.backend.axes:
             trial.suggest_int(axis, 1, max(2, ranks))
@@ -333,7 +251,9 @@ class _Measuring:
     def _run_rounds(
         self, wanted: Mapping[str, Ranked], open_trials: Mapping[str, Trial]
     ) -> dict[str, str]:
-        """Runs each candidate once a round, in turn, so that a clock that drifts touches all alike."""
+        """Runs each candidate once a round, in turn, so that a clock that drifts touches all
+        alike.
+        """
         failures: dict[str, str] = {}
         plans = {key: self._plan(ranked) for key, ranked in wanted.items()}
         reported = {key: set(self._values(trial)) for key, trial in open_trials.items()}

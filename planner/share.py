@@ -13,8 +13,9 @@ from ditplan.profiles.workload import Workload
 class Share:
     """The work of the rank that has most of everything, which is the first one of each axis.
 
-    `batch` counts samples in each transformer call. `tokens` are those of one sample that the rank holds, by segment;
-    `queries` those that it has in self-attention, after ulysses' exchange; `keys` those that it attends to in all.
+    `batch` counts samples in each transformer call. `tokens` are those of one sample that the rank
+    holds, by segment; `queries` those that it has in self-attention, after ulysses' exchange;
+    `keys` those that it attends to in all.
     """
 
     batch: int
@@ -41,7 +42,10 @@ class Share:
 
 
 def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
-    """The busiest rank's share; samples and passes split over dp and cfg, tokens over ring x ulysses."""
+    """The busiest rank's share.
+
+    Samples and passes split over dp and cfg, tokens over ring x ulysses.
+    """
     whole = {"image": spec.image_tokens(workload), "text": workload.text_tokens}
     sizes = {
         segment: split_sizes(count, mesh.sequence_parallel)
@@ -60,7 +64,9 @@ def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
 
 
 def point_share(batch: int, image_tokens: int, text_tokens: int, key_tokens: int) -> Share:
-    """The work of a measured point: its tokens attend to `key_tokens`, shared out over segments in proportion."""
+    """The work of a measured point: its tokens attend to `key_tokens`, shared out over segments
+    in proportion.
+    """
     tokens = {"image": image_tokens, "text": text_tokens}
     scale = key_tokens / max(1, image_tokens + text_tokens)
     keys = {segment: round(count * scale) for segment, count in tokens.items()}

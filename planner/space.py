@@ -1,4 +1,6 @@
-"""All legal ways to spread a workload over GPUs, counted exactly, and why the others are not legal."""
+"""All legal ways to spread a workload over GPUs, counted exactly, and why the others are not
+legal.
+"""
 
 import itertools
 import math
@@ -17,8 +19,8 @@ from ditplan.profiles.workload import Workload
 class Candidate:
     """A mesh on certain ranks in an execution mode.
 
-    `order` lists the axes from the one whose neighbours are farthest apart in rank to the one whose are next to each
-    other; `placement` is what follows from it, the rank of each mesh coordinate.
+    `order` lists the axes from the one whose neighbours are farthest apart in rank to the one whose
+    are next to each other; `placement` is what follows from it, the rank of each mesh coordinate.
     """
 
     mesh: Mesh
@@ -27,7 +29,9 @@ class Candidate:
     order: tuple[str, ...] = AXES
 
     def __str__(self) -> str:
-        """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual one."""
+        """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual
+        one.
+        """
         placed = "" if self.order == AXES else f", {self.order_text}"
         return f"{self.mesh}, {self.mode}{placed}"
 
@@ -47,7 +51,9 @@ class Space:
 
 @dataclass(frozen=True)
 class Violation:
-    """Why a mesh is not legal: a short reason to count by and a sentence that says what would be right."""
+    """Why a mesh is not legal: a short reason to count by and a sentence that says what would
+    be right.
+    """
 
     reason: str
     sentence: str
@@ -62,8 +68,9 @@ def why_illegal(
     """
     if gpus is not None and mesh.size != gpus:
         return (
-            f"{mesh} needs {_count(mesh.size, 'GPU')}, {gpus} {'was' if gpus == 1 else 'were'} asked for: the degrees "
-            f"must multiply to {gpus}{_example(spec, workload, gpus, backend)}, or ask for --gpus {mesh.size}"
+            f"{mesh} needs {_count(mesh.size, 'GPU')}, {gpus} {'was' if gpus == 1 else 'were'} "
+            f"asked for: the degrees must multiply to {gpus}"
+            f"{_example(spec, workload, gpus, backend)}, or ask for --gpus {mesh.size}"
         )
     found = violation(mesh, spec, workload, backend)
     return found.sentence if found else None
@@ -77,7 +84,8 @@ def violation(
         if degree > 1 and axis not in backend.axes:
             return Violation(
                 f"{axis} not in {backend.name}",
-                f"backend {backend.name} can't run {axis}{degree}: it has {', '.join(backend.axes)}; leave {axis} at 1",
+                f"backend {backend.name} can't run {axis}{degree}: it has "
+                f"{', '.join(backend.axes)}; leave {axis} at 1",
             )
     ranks = mesh.sequence_parallel
     rules = (
@@ -104,13 +112,17 @@ def violation(
             hint = " (guidance is off)" if what == "cfg" and limit == 1 else ""
             return Violation(
                 reason,
-                f"{what} is {degree}, but {spec.name} has {limit} {things}{hint}: use at most {limit}",
+                f"{what} is {degree}, but {spec.name} has {limit} {things}{hint}: "
+                f"use at most {limit}",
             )
     return None
 
 
 def degrees_within(gpus: int, axes: Sequence[str], pins: Mapping[str, int]) -> Iterator[Mesh]:
-    """All meshes of at most so many GPUs over some axes; pinned axes keep their degree, all others are 1."""
+    """All meshes of at most so many GPUs over some axes.
+
+    Pinned axes keep their degree, all others are 1.
+    """
     free = [axis for axis in axes if axis not in pins]
     fixed = {axis: degree for axis, degree in pins.items() if degree > 1}
     room = gpus // math.prod(fixed.values())
@@ -127,7 +139,9 @@ def legal_meshes(
     pins: Mapping[str, int] | None = None,
     exactly: bool = False,
 ) -> tuple[tuple[Mesh, ...], dict[str, int]]:
-    """Legal meshes of at most (or exactly) so many GPUs, small ones first, and the others counted by reason."""
+    """Legal meshes of at most (or exactly) so many GPUs, small ones first, and the others
+    counted by reason.
+    """
     legal: list[Mesh] = []
     dropped: Counter[str] = Counter()
     for mesh in degrees_within(gpus, backend.axes, pins or {}):
@@ -142,7 +156,9 @@ def legal_meshes(
 
 
 def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
-    """Ranks by mesh coordinate when the last axis of `order` has neighbouring ranks, the one before the next, ..."""
+    """Ranks by mesh coordinate when the last axis of `order` has neighbouring ranks, the one
+    before the next, ...
+    """
     strides, stride = {}, 1
     for axis in reversed(order):
         strides[axis] = stride
@@ -155,7 +171,10 @@ def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
 
 
 def axis_orders(mesh: Mesh) -> Iterator[tuple[str, ...]]:
-    """The orders of a mesh's split axes, the usual one first; axes of degree 1 stay where they are."""
+    """The orders of a mesh's split axes, the usual one first.
+
+    Axes of degree 1 stay where they are.
+    """
     places = [i for i, degree in enumerate(mesh.degrees) if degree > 1]
     for permutation in itertools.permutations(places):
         order = list(AXES)
@@ -165,7 +184,9 @@ def axis_orders(mesh: Mesh) -> Iterator[tuple[str, ...]]:
 
 
 def placements(mesh: Mesh, topology: Topology) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Orders of the axes with their placements, without those that this topology can't tell apart."""
+    """Orders of the axes with their placements, without those that this topology can't tell
+    apart.
+    """
     found: dict[tuple[object, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
     for order in axis_orders(mesh):
         placement = placement_of(mesh, order)
@@ -200,12 +221,13 @@ def rule_of_thumb(
 ) -> Candidate:
     """What users choose by hand, among the candidates: the control that a search must beat.
 
-    As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses as far as heads
-    divide and the host reaches, ring over the rest, ranks in the usual order, eager.
+    As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
+    as far as heads divide and the host reaches, ring over the rest, ranks in the usual order,
+    eager.
     """
     host = topology.ranks_per_host
 
-    def advised(candidate: Candidate) -> tuple[object, ...]:
+    def advised(candidate: Candidate) -> tuple[int, ...]:
         mesh = candidate.mesh
         usual_ulysses = (
             mesh.ulysses if spec.heads % mesh.ulysses == 0 and mesh.ulysses <= host else 0
@@ -219,7 +241,7 @@ def rule_of_thumb(
             candidate.mode == "eager",
         )
 
-    return max(candidates, key=advised)  # type: ignore[type-var]
+    return max(candidates, key=advised)
 
 
 def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
@@ -233,7 +255,9 @@ def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
 
 
 def _seen_by(topology: Topology, mesh: Mesh, placement: tuple[int, ...]) -> tuple[object, ...]:
-    """What the topology sees of a placement: each axis' speed, and which device holds which coordinate."""
+    """What the topology sees of a placement: each axis' speed, and which device holds which
+    coordinate.
+    """
     names = tuple(topology.cluster.devices[rank].name for rank in placement)
     devices = names if len(set(names)) > 1 else ()
     split = [axis for axis, degree in zip(AXES, mesh.degrees, strict=True) if degree > 1]

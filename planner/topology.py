@@ -1,4 +1,6 @@
-"""How long collectives take on a cluster: measured tables first, then links shared by all who use them at once."""
+"""How long collectives take on a cluster: measured tables first, then links shared by all who
+use them at once.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,9 @@ Group = tuple[int, ...]
 Groups = tuple[Group, ...]
 Hop = tuple[str, str]
 
+CROSSINGS = ("memory", "socket")
+"""Kinds of link that lose bandwidth when many messages cross them at once."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -36,7 +41,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What an operation of all its groups asks of the links; everything grows with the bytes a rank puts in.
+    """What an operation of all its groups asks of the links; everything grows with the bytes a rank
+    puts in.
 
     `rounds` dependent messages of at most `latency_s` each, `s_per_byte` on the busiest link.
     """
@@ -50,8 +56,9 @@ class Traffic:
 def messages(operation: Operation, group: Group) -> Iterator[tuple[int, int, float]]:
     """Yields (from, to, bytes sent per byte that a rank puts in) of an operation's algorithm.
 
-    all_to_all sends each pair its part; the others pass along the ring of the group's order, as NCCL's do: all_gather
-    n - 1 pieces, all_reduce 2 (n - 1) / n of the buffer, send_recv one message to the next.
+    all_to_all sends each pair its part; the others pass along the ring of the group's order, as
+    NCCL's do: all_gather n - 1 pieces, all_reduce 2 (n - 1) / n of the buffer, send_recv one
+    message to the next.
     """
     n = len(group)
     if operation == "all_to_all":
@@ -64,7 +71,9 @@ def messages(operation: Operation, group: Group) -> Iterator[tuple[int, int, flo
 
 
 def rounds_of(operation: Operation, size: int) -> int:
-    """Messages that wait for each other: all pairs of an all_to_all go at once, rings go step by step."""
+    """Messages that wait for each other: all pairs of an all_to_all go at once, rings go step
+    by step.
+    """
     return {"all_to_all": 1, "send_recv": 1, "all_gather": size - 1, "all_reduce": 2 * (size - 1)}[
         operation
     ]
@@ -89,7 +98,7 @@ def interpolate_s(points: Sequence[CollectivePoint], bytes_per_rank: float) -> f
     if bytes_per_rank == high.bytes or high.bytes == low.bytes:
         return high.median_s
     share = math.log(bytes_per_rank / low.bytes) / math.log(high.bytes / low.bytes)
-    return low.median_s * (high.median_s / low.median_s) ** share
+    return low.median_s * math.exp(share * math.log(high.median_s / low.median_s))
 
 
 def stride_of(group: Group) -> int | None:
@@ -106,7 +115,10 @@ def common_stride(groups: Groups) -> int | None:
 
 
 def table_groups(table: CollectiveTable, ranks: int) -> Groups | None:
-    """The groups that a table was measured on: the first ones of its size and stride; None if they don't fit."""
+    """The groups that a table was measured on: the first ones of its size and stride.
+
+    None if they don't fit.
+    """
     span = table.size * table.stride
     starts = (
         block * span + offset for block in range(ranks // span) for offset in range(table.stride)
@@ -124,7 +136,7 @@ class Topology:
     def __init__(self, cluster: ClusterProfile, constants: CostConstants | None = None) -> None:
         """Builds the graph of links; parallel links between two nodes add up."""
         self.cluster = cluster
-        self._launch_s = (constants or CostConstants()).collective_launch_s
+        self._constants = constants or CostConstants()
         self._nodes = cluster.device_nodes
         self._graph = _graph_of(cluster.links)
         self._paths: dict[tuple[int, int], tuple[Hop, ...] | None] = {}
@@ -143,7 +155,8 @@ class Topology:
     def collective_s(
         self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]
     ) -> Estimate:
-        """Duration of an operation run by all the groups of ranks at once; groups of one rank take no time.
+        """Duration of an operation run by all the groups of ranks at once; groups of one rank take
+        no time.
 
         `bytes_per_rank` is what one rank puts in, as in `CollectivePoint`.
 
@@ -160,8 +173,8 @@ class Topology:
             return self._scaled(found, bytes_per_rank, traffic)
         if traffic is None:
             raise InputError(
-                f"cluster {self.cluster.name}: no {operation} of {len(wanted[0])} ranks was measured "
-                f"and no links join the ranks {list(wanted[0])}; measure it again with "
+                f"cluster {self.cluster.name}: no {operation} of {len(wanted[0])} ranks was "
+                f"measured and no links join the ranks {list(wanted[0])}; measure it again with "
                 "`ditplan profile --hosts FILE` or give its links"
             )
         return Estimate(self._computed_s(traffic, bytes_per_rank), "computed")
@@ -169,7 +182,10 @@ class Topology:
     def link_bytes(
         self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]
     ) -> dict[str, float]:
-        """Bytes of all messages that cross at least one link of each kind; empty where no links are known."""
+        """Bytes of all messages that cross at least one link of each kind.
+
+        Empty where no links are known.
+        """
         wanted = tuple(tuple(group) for group in groups if len(group) > 1)
         traffic = self._traffic_of(operation, wanted) if wanted else None
         if traffic is None:
@@ -182,7 +198,9 @@ class Topology:
         return frozenset(self._graph.edges[hop]["kind"] for path in hops for hop in path)
 
     def slowest_kind(self, groups: Sequence[Group]) -> str | None:
-        """The kind of the slowest link between members of the first of the groups, if links are known."""
+        """The kind of the slowest link between members of the first of the groups, if links are
+        known.
+        """
         if not groups:
             return None
         paths = (self._path(a, b) or () for a, b in itertools.permutations(groups[0], 2))
@@ -192,7 +210,9 @@ class Topology:
         return str(min(edges, key=lambda edge: float(edge["bytes_per_s"]))["kind"])
 
     def signature(self, groups: Sequence[Group]) -> tuple[float, ...]:
-        """What tells groups apart on this topology: durations of two operations at a small and a large size."""
+        """What tells groups apart on this topology: durations of two operations at a small and
+        a large size.
+        """
         operations: tuple[Operation, ...] = ("all_to_all", "send_recv")
         return tuple(
             float(f"{self.collective_s(operation, size, groups).seconds:.6g}")
@@ -211,7 +231,9 @@ class Topology:
     def _nearest_table(
         self, operation: Operation, groups: Groups, traffic: Traffic | None
     ) -> tuple[CollectiveTable, Traffic | None] | None:
-        """The table nearest in stride and groups at once, of the same size and over the same kinds of link."""
+        """The table nearest in stride and groups at once, of the same size and over the same
+        kinds of link.
+        """
         size, stride = len(groups[0]), common_stride(groups) or _mean_stride(groups[0])
         candidates = []
         for table in self.cluster.collectives:
@@ -238,7 +260,9 @@ class Topology:
         bytes_per_rank: float,
         traffic: Traffic | None,
     ) -> Estimate:
-        """A table's duration, corrected by what the links say of the difference between its groups and ours."""
+        """A table's duration, corrected by what the links say of the difference between its
+        groups and ours.
+        """
         table, theirs = found
         seconds = interpolate_s(table.points, bytes_per_rank)
         if traffic and theirs:
@@ -247,7 +271,7 @@ class Topology:
         return Estimate(seconds, "interpolated")
 
     def _computed_s(self, traffic: Traffic, bytes_per_rank: float) -> float:
-        latency_s = self._launch_s + traffic.rounds * traffic.latency_s
+        latency_s = self._constants.collective_launch_s + traffic.rounds * traffic.latency_s
         return latency_s + traffic.s_per_byte * bytes_per_rank
 
     def _traffic_of(self, operation: Operation, groups: Groups) -> Traffic | None:
@@ -257,28 +281,36 @@ class Topology:
         return self._traffic[key]
 
     def _count_traffic(self, operation: Operation, groups: Groups) -> Traffic | None:
-        """Adds up the loads of all groups on each direction of each link; None where no path is known."""
+        """Adds up the loads of all groups on each direction of each link.
+
+        None where no path is known.
+        """
         load: defaultdict[Hop, float] = defaultdict(float)
+        flows: defaultdict[Hop, int] = defaultdict(int)
         kind_bytes: defaultdict[str, float] = defaultdict(float)
         latency_s = 0.0
-        for source, target, share in itertools.chain.from_iterable(
-            messages(operation, g) for g in groups
-        ):
-            path = self._path(source, target)
-            if path is None:
-                return None
-            kinds = set()
-            for hop in path:
-                load[hop] += share
-                kinds.add(self._graph.edges[hop]["kind"])
-            for kind in kinds:
-                kind_bytes[kind] += share
-            latency_s = max(latency_s, sum(self._graph.edges[hop]["latency_s"] for hop in path))
-        s_per_byte = max(
-            share / self._graph.edges[hop]["bytes_per_s"] for hop, share in load.items()
-        )
+        for group in groups:
+            for source, target, share in messages(operation, group):
+                path = self._path(source, target)
+                if path is None:
+                    return None
+                for hop in path:
+                    load[hop] += share
+                    flows[hop] += 1
+                for kind in {self._graph.edges[hop]["kind"] for hop in path}:
+                    kind_bytes[kind] += share
+                latency_s = max(latency_s, sum(self._graph.edges[hop]["latency_s"] for hop in path))
+        s_per_byte = max(share / self._rate(hop, flows[hop]) for hop, share in load.items())
         rounds = max(rounds_of(operation, len(group)) for group in groups)
         return Traffic(rounds, latency_s, s_per_byte, dict(kind_bytes))
+
+    def _rate(self, hop: Hop, flows: int) -> float:
+        """Bytes per second of a link that so many messages cross at once."""
+        edge = self._graph.edges[hop]
+        rate = float(edge["bytes_per_s"])
+        if edge["kind"] in CROSSINGS:
+            rate *= flows**-self._constants.crossing_exponent
+        return rate
 
     def _path(self, source: int, target: int) -> tuple[Hop, ...] | None:
         key = (source, target)

@@ -16,8 +16,8 @@ def attend_with_lse(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and the log of its softmax denominators.
 
-    (B, H, Q, D) x (B, H, K, D) -> (B, H, Q, D), (B, H, Q); the latter in float32. Which kernel answers depends on
-    device and dtype: these are the ones of torch that return the log-sum-exp.
+    (B, H, Q, D) x (B, H, K, D) -> (B, H, Q, D), (B, H, Q); the latter in float32. Which kernel
+    answers depends on device and dtype: these are the ones of torch that return the log-sum-exp.
     """
     aten = torch.ops.aten
     if query.device.type == "cpu":

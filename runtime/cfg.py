@@ -1,6 +1,7 @@
 """CFG parallelism for pipelines that double the batch: each rank takes a share of the samples.
 
-The split is made at the transformer's arguments and undone at its output, so that guidance is the pipeline's own.
+The split is made at the transformer's arguments and undone at its output, so that guidance is the
+pipeline's own.
 """
 
 import inspect
@@ -20,7 +21,8 @@ from ditplan.runtime.groups import AxisGroup
 def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack) -> None:
     """Splits the batch of each call over the group; closing `undo` takes that away again.
 
-    A call with fewer samples than ranks (skip-layer guidance's third pass) is run whole by every rank, with a warning.
+    A call with fewer samples than ranks (skip-layer guidance's third pass) is run whole by every
+    rank, with a warning.
     """
     ranks = group.size
     names = tuple(inspect.signature(type(model).forward).parameters)[1:]
@@ -33,7 +35,8 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
         samples = given[family.batched_inputs[0]].shape[0]
         if samples < ranks:
             warnings.warn(
-                f"a call with {samples} sample(s) can't be split over {ranks} cfg ranks: each runs it whole",
+                f"a call with {samples} sample(s) can't be split over {ranks} cfg ranks: each "
+                "runs it whole",
                 stacklevel=2,
             )
             samples_of_call.append(None)
@@ -61,7 +64,7 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
 
 
 def _share(value: Any, samples: int, start: int, end: int) -> Any:
-    """This rank's samples of a batched argument; tensors without a full batch dim are for all samples alike."""
+    """This rank's samples of a batched argument; what has no full batch dim is for all alike."""
     if isinstance(value, (list, tuple)):
         return type(value)(_share(item, samples, start, end) for item in value)
     if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == samples:

@@ -1,15 +1,16 @@
 """Timing the denoising loop of a pipeline's own call."""
 
 import time
-from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 
 class DenoisingClock:
-    """Measures from the transformer's first call to the scheduler's last step, on the device's own clock.
+    """Measures from the transformer's first call to the scheduler's last step, on the device's own
+    clock.
 
     Nothing is synchronized inside the loop.
     """

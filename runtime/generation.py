@@ -33,9 +33,11 @@ class RankRun(Noun):
 def measure_plan(
     context: RankContext, spec: ModelSpec, weights: Path | None, plan: ExecutionPlan
 ) -> RankRun | None:
-    """Times one denoising loop of the plan with random prompt embeddings; None on ranks that the plan doesn't use.
+    """Times one denoising loop of the plan with random prompt embeddings; None on ranks that the
+    plan doesn't use.
 
-    The pipeline is loaded once in a process, and a plan's first run is preceded by a short one that isn't counted.
+    The pipeline is loaded once in a process, and a plan's first run is preceded by a short one that
+    isn't counted.
 
     Raises:
         InputError: the plan doesn't fit model or ranks.
@@ -49,7 +51,9 @@ def measure_plan(
         warm = context.kept.setdefault("warm plans", set())
         key = (plan.mesh, plan.placement, plan.execution, workload)
         if key not in warm:
-            _call(pipeline, spec, workload, embeddings, "latent", 0, min(WARMUP_STEPS, workload.steps))
+            _call(
+                pipeline, spec, workload, embeddings, "latent", 0, min(WARMUP_STEPS, workload.steps)
+            )
             warm.add(key)
         return _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
 
@@ -63,7 +67,8 @@ def generate(
     seed: int,
     out: Path,
 ) -> RankRun | None:
-    """Makes the prompt's picture with the plan; its first rank decodes and saves it. None on ranks not in use.
+    """Makes the prompt's picture with the plan; its first rank decodes and saves it. None on ranks
+    not in use.
 
     Without weights there are no text encoders: embeddings derived from the prompt take their place.
 
@@ -117,7 +122,9 @@ def save_pictures(images: list[Any], out: Path) -> None:
 def _kept_pipeline(
     context: RankContext, spec: ModelSpec, weights: Path | None, workload: Workload
 ) -> Any:
-    """The pipeline that this process loaded before, or loads now; one at a time, for they are large."""
+    """The pipeline that this process loaded before, or loads now; one at a time, for they are
+    large.
+    """
     key = (spec.config_hash, weights, workload.dtype)
     if context.kept.get("pipeline key") != key:
         context.kept.pop("pipeline", None)

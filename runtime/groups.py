@@ -1,4 +1,4 @@
-"""What a rank knows of itself and of its process groups: objects that are passed, nothing global."""
+"""What a rank knows of itself and of its process groups: objects that are passed on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,12 +36,12 @@ class AxisGroup:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """For each rank of the process group, ascending, its index here; 0, 1, ... when both agree."""
+        """For each rank of the process group, ascending, its index here."""
         return tuple(sorted(range(self.size), key=self.ranks.__getitem__))
 
     @property
     def is_in_order(self) -> bool:
-        """Whether the process group numbers its ranks as `ranks` does: no chunk needs reordering."""
+        """Whether the process group numbers its ranks as `ranks` does."""
         return self.order == tuple(range(self.size))
 
 
@@ -60,7 +60,7 @@ class GroupCache:
     def axis_group(
         self, mesh: Mesh, placement: tuple[int, ...], axes: Sequence[str]
     ) -> AxisGroup | None:
-        """This rank's group along `axes`; None when that is this rank alone or it isn't in the mesh.
+        """This rank's group along `axes`; None when it is alone there or not in the mesh.
 
         Every rank of the world calls this, also those that the mesh doesn't use.
 
@@ -81,7 +81,7 @@ class GroupCache:
         return mine
 
     def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """The process group of some global ranks, ascending; None on ranks that aren't among them."""
+        """The process group of some global ranks, ascending; None on all other ranks."""
         key = tuple(sorted(ranks))
         if key == tuple(range(self.world_size)):
             return dist.group.WORLD

@@ -1,4 +1,6 @@
-"""What a diffusers model is: its config's digest, its tokens, parameters and FLOPs, counted without weights."""
+"""What a diffusers model is: its config's digest, its tokens, parameters and FLOPs, counted without
+weights.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,9 @@ from ditplan.runtime.sequence import answer_attention, matching_modules, submodu
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers config without what diffusers adds for itself (`_class_name`, versions, paths), as JSON values."""
+    """A diffusers config without what diffusers adds for itself (`_class_name`, versions, paths),
+    as JSON values.
+    """
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
@@ -41,13 +45,17 @@ def diffusers_class(name: str) -> Any:
     """
     found = getattr(diffusers, name, None)
     if found is None:
-        raise InputError(f"diffusers {diffusers.__version__} has no class {name}; install one that has it")
+        raise InputError(
+            f"diffusers {diffusers.__version__} has no class {name}; install one that has it"
+        )
     return found
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """Sizes from which the shapes of a transformer's inputs follow; latent sizes are in latent pixels."""
+    """Sizes from which the shapes of a transformer's inputs follow; latent sizes are in latent
+    pixels.
+    """
 
     batch: int
     text_tokens: int
@@ -56,7 +64,9 @@ class InputShape:
 
     def shape(self, dims: tuple[str, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
         """The shape that a family's dim names mean for a transformer of this config."""
-        return tuple(int(getattr(self, dim)) if hasattr(self, dim) else int(config[dim]) for dim in dims)
+        return tuple(
+            int(getattr(self, dim)) if hasattr(self, dim) else int(config[dim]) for dim in dims
+        )
 
 
 def random_inputs(
@@ -107,7 +117,10 @@ def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) ->
     """
     index = _read_json(folder / "model_index.json")
     if "transformer" not in index or "vae" not in index:
-        raise InputError(f"{folder}: model_index.json names no transformer and VAE; expected a diffusion transformer")
+        raise InputError(
+            f"{folder}: model_index.json names no transformer and VAE; "
+            "expected a diffusion transformer"
+        )
     encoders = [key for key, value in index.items() if key.startswith("text_encoder") and value[0]]
     return inspect_configs(
         name,
@@ -128,7 +141,9 @@ def inspect_configs(
     defaults: Workload | None = None,
     guidance_scale: float = 7.0,
 ) -> ModelSpec:
-    """The spec of a pipeline given by the diffusers configs of its parts (each with its `_class_name`)."""
+    """The spec of a pipeline given by the diffusers configs of its parts (each with its
+    `_class_name`).
+    """
     family = family_of(transformer["_class_name"])
     with torch.device("meta"):
         model = diffusers_class(family.transformer_class).from_config(dict(transformer)).eval()
@@ -191,8 +206,10 @@ class CountedModel:
     outside: LinearFlops
 
 
-def _count_linear_flops(model: nn.Module, family: ModelFamily) -> CountedModel:
-    """Counts with three sizes of input, from which the parts per sample, image and text token follow exactly."""
+def _count_linear_flops(model: Any, family: ModelFamily) -> CountedModel:
+    """Counts with three sizes of input, from which the parts per sample, image and text token
+    follow exactly.
+    """
     patch = int(model.config.patch_size)
     small, wide, wordy = (
         _count_once(model, family, InputShape(1, text, 2 * patch, columns * patch))
@@ -214,7 +231,7 @@ def _count_linear_flops(model: nn.Module, family: ModelFamily) -> CountedModel:
     return CountedModel(blocks, outside)
 
 
-def _count_once(model: nn.Module, family: ModelFamily, sizes: InputShape) -> dict[str, float]:
+def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> dict[str, float]:
     """FLOPs of one forward by block path, "" for all, with self-attentions answered for nothing."""
     device = torch.device("meta")
     inputs = random_inputs(family.inputs, sizes, model.config, device, torch.float32)
@@ -240,15 +257,20 @@ def _attentions(model: nn.Module, family: ModelFamily, block: str) -> tuple[Atte
     for declared in family.self_attentions:
         for name, module in matching_modules(model, declared.modules):
             if name.startswith(f"{block}."):
-                heads = int(module.heads)
-                head_dim = int(module.inner_dim) // heads
+                attention: Any = module
+                heads = int(attention.heads)
+                head_dim = int(attention.inner_dim) // heads
                 found.append(Attention(heads=heads, head_dim=head_dim, segments=declared.segments))
     return tuple(found)
 
 
-def _decoder_flops(decoder: nn.Module, scale: int) -> float:
-    """FLOPs of decoding for each pixel, counted at 256 x 256 (its attention at other sizes costs differently)."""
-    latents = torch.empty(1, int(decoder.config.latent_channels), 256 // scale, 256 // scale, device="meta")
+def _decoder_flops(decoder: Any, scale: int) -> float:
+    """FLOPs of decoding for each pixel, counted at 256 x 256 (its attention at other sizes costs
+    differently).
+    """
+    latents = torch.empty(
+        1, int(decoder.config.latent_channels), 256 // scale, 256 // scale, device="meta"
+    )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         decoder.decode(latents)
     return float(counter.get_total_flops()) / 256**2
@@ -276,5 +298,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({error}); expected the folder of a diffusers pipeline") from None
+        raise InputError(
+            f"{path}: can't be read ({error}); expected the folder of a diffusers pipeline"
+        ) from None
     return content

@@ -25,6 +25,7 @@ from typing import Literal, Self, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.hosts import HostLine
@@ -90,7 +91,7 @@ class RankPool:
         self.environment: Mapping[str, str] = _rank_environment(ranks)
         self._silence_s = silence_s
         self._is_open = True
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="ditplan-ranks-"))
         self._ranks: list[Rank] = []
         with self._ending_ranks_on_error():
@@ -101,11 +102,12 @@ class RankPool:
     ) -> list[T]:
         """Calls `function(context, *args, **kwargs)` on every rank; returns the results by rank.
 
-        The function must be at the top level of an importable module; it, its arguments and results are pickled.
+        The function must be at the top level of an importable module; it goes by name, its
+        arguments and results are pickled.
 
         Raises:
             InputError: every rank raised one; nothing broke, so the pool stays open.
-            RankError: a rank raised, died, went silent or didn't finish in time. The pool is closed.
+            RankError: a rank raised, died, went silent or wasn't done in time; the pool is closed.
             ClusterError: the pool was closed before.
             ValueError: the function or its arguments can't be pickled.
         """
@@ -138,16 +140,17 @@ class RankPool:
         return [rank.process.pid for rank in self._ranks]
 
     def close(self) -> None:
-        """Has the ranks leave the process group and exit; ends those that don't within some seconds."""
+        """Has the ranks leave the process group and exit; ends those that don't within seconds."""
         if not self._is_open:
             return
-        for rank in self._ranks:
-            if rank.connection is not None:
-                rank.connection.close()
-        deadline = time.monotonic() + LEAVE_S
-        for rank in self._ranks:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                rank.process.wait(max(0.0, deadline - time.monotonic()))
+        with self._ending_ranks_on_error():
+            for rank in self._ranks:
+                if rank.connection is not None:
+                    rank.connection.close()
+            deadline = time.monotonic() + LEAVE_S
+            for rank in self._ranks:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    rank.process.wait(max(0.0, deadline - time.monotonic()))
         self._end_ranks()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -166,26 +169,28 @@ class RankPool:
     def _ending_ranks_on_error(self) -> Iterator[None]:
         try:
             yield
+        except RankError:
+            self._end_ranks()
+            raise
         except BaseException:
             self._end_ranks()
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
 
     def _end_ranks(self) -> None:
         self._is_open = False
         for rank in self._ranks:
-            rank.kill()
+            rank.end()
         for rank in self._ranks:
-            rank.process.wait()
-            if rank.connection is not None:
-                rank.connection.close()
+            rank.forget()
         self._store = None
 
     def _start(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        # The sockets are bound here and their ports handed on, so that no other program can take a port in between.
+        # Both sockets are bound here, so that no other program can take a port in between.
         meeting = socket.create_server((LOOPBACK, 0), backlog=max(128, self.size))
         store_port = meeting.getsockname()[1]
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             LOOPBACK,
             store_port,
             is_master=True,
@@ -202,7 +207,7 @@ class RankPool:
                 )
             self._connect(listener, deadline)
         conversation = Conversation(self._ranks, None)
-        # Loading the libraries can hold the interpreter's lock for long, so silence means nothing yet.
+        # Loading libraries can hold the interpreter's lock for long: silence means nothing yet.
         conversation.listen(max(0.0, deadline - time.monotonic()), silence_s=timeout_s)
         if conversation.failures:
             raise _rank_error("starting the ranks", conversation.failures, self._folder)
@@ -224,7 +229,7 @@ class RankPool:
             process.stdin.write(ticket.to_json().encode())
 
     def _connect(self, listener: Listener, deadline: float) -> None:
-        arrivals: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
+        arrivals: Arrivals = queue.SimpleQueue()
         stop = threading.Event()
         threading.Thread(target=_accept, args=(listener, arrivals, stop), daemon=True).start()
         try:
@@ -234,12 +239,12 @@ class RankPool:
                     number, connection = arrivals.get(timeout=TICK_S)
                     missing.pop(number).connection = connection
                     continue
-                failures = [
-                    _death(rank) for rank in missing.values() if rank.process.poll() is not None
-                ]
+                ranks = [rank for rank in missing.values() if rank.process.poll() is not None]
+                failures = [rank.death() for rank in ranks]
                 if not failures and time.monotonic() > deadline:
+                    summary = "didn't connect in time"
                     failures = [
-                        Failure(rank.number, "didn't connect in time", rank.log_tail(), time.time())
+                        Failure(rank.number, summary, rank.log_tail(), time.time())
                         for rank in missing.values()
                     ]
                 if failures:
@@ -247,15 +252,12 @@ class RankPool:
         finally:
             stop.set()
             # Closing a listening socket doesn't wake a thread that waits on it; a connection does.
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(listener.address, timeout=1.0),
-            ):
-                pass
+            with contextlib.suppress(OSError):
+                socket.create_connection(listener.address, timeout=1.0).close()
 
 
 def attach_from_torchrun() -> RankContext:
-    """The context of a rank that torchrun started: on its own GPU if there are any, else on the CPU.
+    """The context of a rank that torchrun started: on its own GPU if there is one, else on the CPU.
 
     Initializes the default process group if nobody has.
 
@@ -282,7 +284,7 @@ def attach_from_torchrun() -> RankContext:
 
 
 def count_slots(hosts: Sequence[HostLine] | None, device: DeviceKind) -> int:
-    """How many ranks there is room for: the slots given, else one for each GPU, or for each CPU core.
+    """How many ranks there is room for: the slots given, else one for each GPU or CPU core.
 
     Raises:
         InputError: a host that ranks can't be started on.
@@ -307,20 +309,18 @@ def _require_room(hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKi
     if hosts is not None and all(host.slots for host in hosts) and ranks > slots:
         names = ", ".join(f"{host.host} slots={host.slots}" for host in hosts)
         raise InputError(
-            f"{ranks} ranks don't fit the {slots} slots of the hosts ({names}); give them more slots"
+            f"{ranks} ranks don't fit the {slots} slots of the hosts ({names}); give more slots"
         )
 
 
 def _require_local(host: HostLine) -> None:
     here = socket.gethostname().lower()
-    if (
-        host.host.lower() not in {"localhost", LOOPBACK, "::1", here, here.partition(".")[0]}
-        or host.user is not None
-    ):
+    names = {"localhost", LOOPBACK, "::1", here, here.partition(".")[0]}
+    if host.host.lower() not in names or host.user is not None:
         name = f"{host.user}@{host.host}" if host.user else host.host
         raise InputError(
-            f"{name}: starting ranks on other hosts isn't available yet; use localhost, 127.0.0.1 or {here} "
-            "(without user@), or start the ranks yourself with torchrun"
+            f"{name}: starting ranks on other hosts isn't available yet; use localhost, "
+            f"127.0.0.1 or {here} (without user@)"
         )
 
 
@@ -335,13 +335,9 @@ def _rank_environment(ranks: int) -> dict[str, str]:
     environment["PYTHONUNBUFFERED"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // ranks)))
     # gloo goes by the host's name otherwise, which on many machines leads to no usable address.
-    loopback = [
-        n
-        for n, addresses in psutil.net_if_addrs().items()
-        if LOOPBACK in {a.address for a in addresses}
-    ]
-    if loopback:
-        environment.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    for interface, addresses in psutil.net_if_addrs().items():
+        if LOOPBACK in {address.address for address in addresses}:
+            environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     return environment
 
 
@@ -351,7 +347,7 @@ def _pickled_task(
     where = f"{function.__module__}.{function.__qualname__}"
     if function.__module__ == "__main__" or "<" in where:
         raise ValueError(
-            f"{where} can't be run on ranks: it must be a function at the top level of an imported module"
+            f"{where} can't be run on ranks: put it at the top level of a module that is imported"
         )
     try:
         return pickle.dumps((function, args, kwargs))
@@ -359,10 +355,8 @@ def _pickled_task(
         raise ValueError(f"{where} can't be run on ranks: {error}") from None
 
 
-def _accept(
-    listener: Listener, arrivals: "queue.SimpleQueue[tuple[int, Connection]]", stop: threading.Event
-) -> None:
-    """Takes in the ranks that know the key until told to stop; anything else that connects is turned away."""
+def _accept(listener: Listener, arrivals: Arrivals, stop: threading.Event) -> None:
+    """Takes in the ranks, which know the key, until told to stop; turns everyone else away."""
     while not stop.is_set():
         with contextlib.suppress(AuthenticationError, EOFError, OSError):
             connection = listener.accept()
@@ -370,16 +364,16 @@ def _accept(
 
 
 def _rank_error(what: str, failures: Sequence[Failure], folder: Path) -> RankError:
-    """One error from all failures: the causes first, each different one once; then what followed from them."""
+    """One error from all failures: causes first, equal ones once; then what followed from them."""
     ordered = sorted(failures, key=lambda failure: (failure.is_consequence, failure.at))
     causes = [f for f in ordered if f.is_consequence == ordered[0].is_consequence]
-    alike: dict[str, list[Failure]] = {}
+    alike: dict[tuple[str, str], list[int]] = {}
     for failure in causes:
-        alike.setdefault(failure.summary, []).append(failure)
-    first = next(iter(alike.values()))
-    parts = [f"{what}: {_numbers([f.rank for f in first])} {first[0].summary}"]
-    for summary, same in alike.items():
-        parts += [f"--- {_numbers([f.rank for f in same])} {summary}", same[0].details.rstrip()]
+        alike.setdefault((failure.summary, failure.details.rstrip()), []).append(failure.rank)
+    first = causes[0].summary
+    parts = [f"{what}: {numbered(f.rank for f in causes if f.summary == first)} {first}"]
+    for (summary, details), ranks in alike.items():
+        parts += [f"--- {numbered(ranks)} {summary}", details]
     followed = [failure for failure in ordered if failure not in causes]
     parts += [f"--- in consequence rank {failure.rank} {failure.summary}" for failure in followed]
     parts.append(f"All ranks were ended. Their logs: {folder}")

@@ -1,7 +1,8 @@
-"""Times one block of each kind, what is outside the blocks, the scheduler and the VAE, on the device at hand.
+"""Times one block of each kind, what is outside the blocks, the scheduler and the VAE, on the
+device at hand.
 
-The functions timed are the very ones that will run: the model's own forward with one rank's share of the sequence,
-self-attention over as many keys as the plan would show it.
+The functions timed are the very ones that will run: the model's own forward with one rank's share
+of the sequence, self-attention over as many keys as the plan would show it.
 """
 
 import math
@@ -9,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,10 +36,11 @@ def profile_model(
     workload: Workload,
     requests: Sequence[PointRequest],
 ) -> list[TimePoint]:
-    """Measures the requests, which come cheapest first, and the workload's scheduler step and VAE decoding.
+    """Measures the requests, which come cheapest first, and the workload's scheduler step and VAE
+    decoding.
 
-    What would take too long on this device is left out, for the planner to compute. Random weights. Every rank calls
-    this at the same time, so that shared power and memory bandwidth count.
+    What would take too long on this device is left out, for the planner to compute. Random weights.
+    Every rank calls this at the same time, so that shared power and memory bandwidth count.
     """
     with torch.no_grad():
         return [
@@ -81,7 +84,9 @@ def _work(spec: ModelSpec, request: PointRequest) -> float:
     return request.batch * max(
         run.image_flops * image
         + run.text_flops * text
-        + sum(4 * a.heads * a.head_dim for a in run.attentions) * (image + text) * request.key_tokens
+        + sum(4 * a.heads * a.head_dim for a in run.attentions)
+        * (image + text)
+        * request.key_tokens
         for run in spec.blocks
     )
 
@@ -89,7 +94,9 @@ def _work(spec: ModelSpec, request: PointRequest) -> float:
 def one_block_per_kind(
     spec: ModelSpec, family: ModelFamily, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """The transformer with only the first block of each kind, with random weights; the others are never made."""
+    """The transformer with only the first block of each kind, with random weights; the others are
+    never made.
+    """
     with torch.device("meta"):
         model: nn.Module = diffusers_class(spec.transformer_class).from_config(spec.config)
     firsts = {kind: paths[0] for kind, paths in reversed(block_runs(model, family))}
@@ -99,7 +106,8 @@ def one_block_per_kind(
         parent, _, name = path.rpartition(".")
         blocks = nn.ModuleList(submodule(model, p) for p in kept)
         setattr(model.get_submodule(parent), name, blocks)
-    model = model.to_empty(device=device).to(dtype).eval()
+    # diffusers' own `to` advises against casting weights that were loaded; these are random
+    model = nn.Module.to(model.to_empty(device=device), dtype).eval()
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.normal_(0, 0.02)
@@ -133,7 +141,7 @@ def _measure(
         times = {}
         for path, (args, kwargs) in calls.items():
             block = submodule(model, path)
-            times[path] = _timings(lambda b=block, a=args, k=kwargs: b(*a, **k), device)
+            times[path] = _timings(partial(block, *args, **kwargs), device)
         whole = _timings(lambda: model(**inputs), device)
     blocks_s = sum(statistics.median(runs) for runs in times.values())
     rest = [max(run - blocks_s, 1e-7) for run in whole]
@@ -169,7 +177,9 @@ def _note_call(
 def _show_share(
     model: nn.Module, family: ModelFamily, request: PointRequest, undo: ExitStack
 ) -> None:
-    """Makes the model run as on one of `request.ranks` ranks, with keys from nowhere in place of the others'."""
+    """Makes the model run as on one of `request.ranks` ranks, with keys from nowhere in place of
+    the others'.
+    """
     shares = {"image": request.image_share, "text": request.text_share}
     whole = {"image": request.image_tokens, "text": request.text_tokens}
     for split in family.splits:
@@ -225,7 +235,9 @@ def _with_more_keys(
 
 
 def _timings(call: Callable[[], Any], device: torch.device) -> list[float]:
-    """Seconds of one call, several times; on a GPU the mean of a batch of calls, as in a loop of many."""
+    """Seconds of one call, several times; on a GPU the mean of a batch of calls, as in a loop of
+    many.
+    """
     call()
     _wait(device)
     start = time.perf_counter()
@@ -252,7 +264,9 @@ def _wait(device: torch.device) -> None:
 def _profile_scheduler(
     device: torch.device, spec: ModelSpec, workload: Workload
 ) -> list[TimePoint]:
-    """The solver's step on the workload's latents; of a new run each time, since solvers count their steps."""
+    """The solver's step on the workload's latents; of a new run each time, since solvers count
+    their steps.
+    """
     latents = _latents(device, spec, workload)
     steps = max(workload.steps, 8)
     runs = []
@@ -293,9 +307,7 @@ def _latents(device: torch.device, spec: ModelSpec, workload: Workload) -> torch
     return torch.randn(shape, device=device, dtype=DTYPES[workload.dtype])
 
 
-def _plain_point(
-    part: str, spec: ModelSpec, workload: Workload, runs: list[float]
-) -> TimePoint:
+def _plain_point(part: str, spec: ModelSpec, workload: Workload, runs: list[float]) -> TimePoint:
     return TimePoint(
         part=part,
         batch=workload.batch,

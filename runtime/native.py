@@ -1,4 +1,6 @@
-"""The native backend: the order in which parallelisms are applied to an unmodified diffusers pipeline."""
+"""The native backend: the order in which parallelisms are applied to an unmodified diffusers
+pipeline.
+"""
 
 from contextlib import ExitStack
 from typing import Any
@@ -15,10 +17,11 @@ from ditplan.runtime.sequence import SequenceGroups, apply_sequence_parallel
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> ExitStack:
-    """Puts a plan in force on a diffusers pipeline; closing the result gives the pipeline back as it was.
+    """Puts a plan in force on a diffusers pipeline; closing the result gives the pipeline back as
+    it was.
 
-    Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take part in making the
-    groups and are left alone.
+    Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take
+    part in making the groups and are left alone.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
@@ -43,11 +46,13 @@ def _checked_family(pipeline: Any, plan: ExecutionPlan, context: RankContext) ->
     for axis, degree in zip(AXES, plan.mesh.degrees, strict=True):
         if degree > 1 and axis not in backend.axes:
             raise InputError(
-                f"backend {backend.name} can't run {axis}{degree}; its axes are {', '.join(backend.axes)}"
+                f"backend {backend.name} can't run {axis}{degree}; its axes are "
+                f"{', '.join(backend.axes)}"
             )
     if plan.execution.mode not in backend.modes:
         raise InputError(
-            f"backend {backend.name} can't run mode {plan.execution.mode}; it has {', '.join(backend.modes)}"
+            f"backend {backend.name} can't run mode {plan.execution.mode}; it has "
+            f"{', '.join(backend.modes)}"
         )
     if context.world_size < plan.mesh.size:
         plan.require_ranks(context.world_size)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
@@ -18,8 +19,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_pipeline(spec: ModelSpec, weights: Path | None, device: torch.device, dtype: str) -> Any:
     """A diffusers pipeline of the model on `device`, without progress bar.
 
-    Without `weights` it has random ones (the same on every rank) and no text encoders: it takes prompt embeddings,
-    and its pictures are noise.
+    Without `weights` it has random ones (the same on every rank) and no text encoders: it takes
+    prompt embeddings, and its pictures are noise.
 
     Raises:
         InputError: the folder holds no such pipeline.
@@ -32,7 +33,9 @@ def load_pipeline(spec: ModelSpec, weights: Path | None, device: torch.device, d
                 str(weights), torch_dtype=DTYPES[dtype], local_files_only=True
             )
         except (OSError, ValueError) as error:
-            raise InputError(f"{weights}: can't be loaded as a {spec.pipeline_class}: {error}") from error
+            raise InputError(
+                f"{weights}: can't be loaded as a {spec.pipeline_class}: {error}"
+            ) from error
         pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -72,5 +75,6 @@ def random_model(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         with torch.device(device):
-            model = diffusers_class(class_name).from_config(config, torch_dtype=dtype)
-    return model.to(device=device, dtype=dtype).eval()
+            model = diffusers_class(class_name).from_config(config)
+    # diffusers' own `to` advises against casting weights that were loaded; these are random
+    return nn.Module.to(model, device=device, dtype=dtype).eval()

@@ -1,7 +1,7 @@
 """Ring attention: keys and values travel round the ring while queries stay.
 
-Source: Liu et al., Ring Attention (arXiv 2310.01889). Blocks of any sizes: every rank knows all of them, so that no
-shape is ever exchanged.
+Source: Liu et al., Ring Attention (arXiv 2310.01889). Blocks of any sizes: every rank knows all of
+them, so that no shape is ever exchanged.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,8 @@ def ring_attention(
 ) -> torch.Tensor:
     """Attention of this rank's queries over the keys of all ranks of the ring.
 
-    (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the group.
+    (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the
+    group.
     """
     ranks = group.size
     batch, heads, _, width = key.shape

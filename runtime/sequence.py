@@ -1,8 +1,8 @@
-"""Sequence parallelism on an unmodified transformer: split and gather by hooks, attention through one door.
+"""Sequence parallelism on an unmodified transformer, by hooks and one door for attention.
 
-The family says where tensors with a sequence dim appear whole, where they are put together again, and which modules
-are self-attention. A sequence is an ordered list of segments (image, text), each split over all ranks, so that a rank
-holds a share of every segment.
+The family says where tensors with a sequence dim appear whole, where they are put together again,
+and which modules are self-attention. A sequence is an ordered list of segments (image, text), each
+split over all ranks, so that a rank holds a share of every segment.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torc
 
 @dataclass(frozen=True)
 class SequenceGroups:
-    """The groups that split a sequence: all its ranks, and its two axes (None where the degree is 1)."""
+    """The groups that split a sequence: all its ranks, and its two axes (None for degree 1)."""
 
     all: AxisGroup
     ring: AxisGroup | None
@@ -39,7 +39,7 @@ class SequenceGroups:
 
 @dataclass
 class Layout:
-    """How long each segment of the current call is, whole; known to every rank from the call's own inputs."""
+    """How long each whole segment of the current call is, as every rank sees from its inputs."""
 
     groups: SequenceGroups
     lengths: dict[str, int] = field(default_factory=dict)
@@ -53,8 +53,8 @@ class Layout:
         ranks, length = self.groups.all.size, tensor.shape[dim]
         if length < ranks:
             raise InputError(
-                f"{length} {segment} tokens can't be split over {ranks} ranks; use a plan with ring x ulysses of "
-                f"at most {length}"
+                f"{length} {segment} tokens can't be split over {ranks} ranks; use a plan with "
+                f"ring x ulysses of at most {length}"
             )
         self.lengths[segment] = length
         start, end = split_bounds(length, ranks, self.groups.all.index)
@@ -111,14 +111,14 @@ class AttentionDoor(TorchFunctionMode):
         }
         if refused := [what for what, is_asked in asked.items() if is_asked]:
             raise InputError(
-                f"{self._name} asks for {' and '.join(refused)}, which can't be honoured when its sequence is "
-                "split; run this model with ring and ulysses of 1"
+                f"{self._name} asks for {' and '.join(refused)}, which can't be honoured when its "
+                "sequence is split; run this model with ring and ulysses of 1"
             )
         return self._answer(query, key, value, scale)
 
 
 def answer_attention(module: nn.Module, name: str, answer: Answer, undo: ExitStack) -> None:
-    """Has `answer` give the module's self-attention, which must be asked for exactly once in each call.
+    """Has `answer` give the module's self-attention, asked for exactly once in each call.
 
     Raises (when the module is called):
         InputError: scaled_dot_product_attention was not called, or more than once.
@@ -132,15 +132,16 @@ def answer_attention(module: nn.Module, name: str, answer: Answer, undo: ExitSta
             result = original(*args, **kwargs)
         if door.answered != 1:
             raise InputError(
-                f"{name} called torch's scaled_dot_product_attention {door.answered} times in one forward, once was "
-                "expected: an attention backend or processor goes around it, so its sequence can't be split. Use the "
-                'default one (`transformer.set_attention_backend("native")`, no DIFFUSERS_ATTN_BACKEND, no extra '
-                "attention processors)"
+                f"{name} called torch's scaled_dot_product_attention {door.answered} times in one "
+                "forward, once was expected: an attention backend or processor goes around it, so "
+                "its sequence can't be split. Use the default one "
+                '(`transformer.set_attention_backend("native")`, no DIFFUSERS_ATTN_BACKEND, '
+                "no extra attention processors)"
             )
         return result
 
     undo.callback(setattr, module, "forward", original)
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def matching_modules(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
@@ -177,7 +178,8 @@ def apply_sequence_parallel(
     if not attentions:
         raise InputError(
             f"{type(model).__name__} has no module that matches "
-            f"{' or '.join(a.modules for a in family.self_attentions)}; family {family.name} doesn't describe it"
+            f"{' or '.join(a.modules for a in family.self_attentions)}; family {family.name} "
+            "doesn't describe it"
         )
 
 
@@ -191,9 +193,11 @@ def _apply_split(model: nn.Module, split: Split, layout: Layout) -> RemovableHan
 
     if split.place == "input":
         return model.register_forward_pre_hook(
-            lambda _module, args, kwargs: (args, kwargs | {split.name: share(kwargs[split.name])})
-            if split.name in kwargs
-            else None,
+            lambda _module, args, kwargs: (
+                (args, kwargs | {split.name: share(kwargs[split.name])})
+                if split.name in kwargs
+                else None
+            ),
             with_kwargs=True,
         )
     module = submodule(model, split.name)
@@ -219,12 +223,15 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError:
         raise InputError(
-            f"{type(model).__name__} has no module {name}; its family doesn't describe this version of the class"
+            f"{type(model).__name__} has no module {name}; its family doesn't describe this "
+            "version of the class"
         ) from None
 
 
 def _answer(declared: SelfAttention, name: str, layout: Layout) -> Answer:
-    """The distributed attention of one module: ring outside, ulysses inside (USP, arXiv 2405.07719)."""
+    """The distributed attention of one module: ring outside, ulysses inside (USP, arXiv
+    2405.07719).
+    """
     groups = layout.groups
 
     def answer(
@@ -252,6 +259,7 @@ def _answer(declared: SelfAttention, name: str, layout: Layout) -> Answer:
 def _check_length(query: torch.Tensor, key: torch.Tensor, expected: int, name: str) -> None:
     if query.shape[2] != expected or key.shape[2] != expected:
         raise InputError(
-            f"{name} attends with {query.shape[2]} queries over {key.shape[2]} keys on this rank, its share of the "
-            f"sequence has {expected} tokens; the family doesn't say rightly what it attends over"
+            f"{name} attends with {query.shape[2]} queries over {key.shape[2]} keys on this rank, "
+            f"its share of the sequence has {expected} tokens; the family doesn't say rightly what "
+            "it attends over"
         )

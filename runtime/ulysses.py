@@ -1,7 +1,7 @@
 """Ulysses: trade a share of the tokens with all heads for all tokens with a share of the heads.
 
-Source: Jacobs et al., DeepSpeed-Ulysses (arXiv 2309.14509). Any numbers of tokens and heads: what doesn't divide
-becomes split sizes of the all_to_all, not padding.
+Source: Jacobs et al., DeepSpeed-Ulysses (arXiv 2309.14509). Any numbers of tokens and heads: what
+doesn't divide becomes split sizes of the all_to_all, not padding.
 """
 
 import math
@@ -28,7 +28,8 @@ def ulysses_attention(
     """Attention over all tokens of the group.
 
     `attend` runs on (B, H of this rank, S of the group, D); the result is this rank's tokens again.
-    (B, H, S of this rank, D) -> (B, H, S of this rank, D). `token_sizes` gives S of each rank of the group.
+    (B, H, S of this rank, D) -> (B, H, S of this rank, D). `token_sizes` gives S of each rank of
+    the group.
     """
     heads = split_sizes(query.shape[1], group.size)
     shared = gather_tokens((query, key, value), group, heads, token_sizes)
@@ -71,9 +72,11 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _exchange(
-    sent: list[list[torch.Tensor]], shapes: list[tuple[int, ...]], group: AxisGroup
+    sent: list[list[torch.Tensor]], shapes: Sequence[tuple[int, ...]], group: AxisGroup
 ) -> list[torch.Tensor]:
-    """Sends `sent[i]` to the i-th rank of the group, receives a tensor of `shapes[i]` from it, in one all_to_all."""
+    """Sends `sent[i]` to the i-th rank of the group, receives a tensor of `shapes[i]` from it, in
+    one all_to_all.
+    """
     # torch numbers a process group by ascending global rank, the axis by mesh coordinate
     order = group.order
     pieces = [piece for i in order for piece in sent[i]]

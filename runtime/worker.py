@@ -1,8 +1,8 @@
 """One rank, and both ends of the connection between it and the pool that started it.
 
-`runtime/launch.py` starts a rank as `python -m ditplan.runtime.worker`, with a ticket as JSON on its
-standard input. The rank connects back, joins the process group and runs the tasks it is sent. A task
-is a pickled `(function, args, kwargs)`; what the rank says are pickled pairs `(kind, content)`.
+`runtime/launch.py` starts a rank as `python -m ditplan.runtime.worker`, with a ticket as JSON on
+its standard input. The rank connects back, joins the process group and runs the tasks it is sent.
+A task is a pickled `(function, args, kwargs)`; a rank says pickled pairs `(kind, content)`.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from typing import Any, Literal
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ditplan.profiles.errors import InputError
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
@@ -41,7 +42,7 @@ TICK_S = 0.2
 # from all of them, but not at once: each may first have to import what the task needs.
 SETTLE_S = 1.0
 SETTLE_REFUSAL_S = 5.0
-# An exception with one of these says that another rank has gone, so it isn't the cause of a failure.
+# An exception with one of these says that another rank has gone, so it isn't the cause.
 CONSEQUENCES = (
     "Connection reset by peer",
     "Connection closed by peer",
@@ -123,7 +124,7 @@ class Channel:
             end_process()
 
     def answer(self, work: Callable[[], object]) -> None:
-        """Does some work and sends `done` with the pickled result, or `failed` with what it raised."""
+        """Works and sends `done` with the pickled result, or `failed` with what was raised."""
         self._busy.set()
         try:
             result = pickle.dumps(work())
@@ -155,7 +156,7 @@ def join(ticket: Ticket) -> RankContext:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.TCPStore(ticket.host, ticket.store_port, is_master=False, timeout=GROUP_TIMEOUT),
+        store=TCPStore(ticket.host, ticket.store_port, is_master=False, timeout=GROUP_TIMEOUT),
         rank=ticket.rank,
         world_size=ticket.world_size,
         timeout=GROUP_TIMEOUT,

@@ -21,7 +21,7 @@ from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
 
 def pipeline_of(context: RankContext, spec: ModelSpec) -> Any:
     """The random pipeline of a spec, kept for the tests that follow."""
-    key = ("test pipeline", spec.config_hash)
+    key = f"test pipeline {spec.config_hash}"
     if key not in context.kept:
         context.kept[key] = load_pipeline(spec, None, context.device, "float32")
     return context.kept[key]
@@ -57,7 +57,9 @@ def latents_of_each(
 def latents_without_exchange(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
 ) -> torch.Tensor:
-    """As `latents`, but every rank attends to its own share only: what a missing exchange would give."""
+    """As `latents`, but every rank attends to its own share only: what a missing exchange would
+    give.
+    """
     pipeline = pipeline_of(context, spec)
     with parallelize(pipeline, plan, context), ExitStack() as undo:
         for index in range(len(pipeline.transformer.transformer_blocks)):
@@ -77,7 +79,9 @@ def transformer_output(
     control: bool = False,
     return_dict: bool = False,
 ) -> torch.Tensor | None:
-    """One forward of the transformer with `samples` in the batch, with or without ControlNet residuals."""
+    """One forward of the transformer with `samples` in the batch, with or without ControlNet
+    residuals.
+    """
     pipeline = pipeline_of(context, spec)
     config = pipeline.transformer.config
     shapes = family_of(spec.transformer_class).inputs

@@ -4,7 +4,12 @@ import itertools
 
 import pytest
 import torch
-from rank_tasks import (
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.runtime.launch import RankPool
+from tests.distributed.rank_tasks import (
     attends_twice,
     hooks_left,
     latents,
@@ -15,12 +20,7 @@ from rank_tasks import (
     refusals_of_door,
     transformer_output,
 )
-from small_models import plan_for, small_sd3, workload
-
-from ditplan.profiles.errors import InputError
-from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import ModelSpec
-from ditplan.runtime.launch import RankPool
+from tests.distributed.small_models import plan_for, small_sd3, workload
 
 EXACT = 1e-4
 MESHES = [
@@ -131,9 +131,7 @@ def test_controlnet_residuals_are_split_with_their_tokens(
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 5])
-def test_cfg_splits_any_number_of_samples(
-    ranks: RankPool, spec: ModelSpec, samples: int
-) -> None:
+def test_cfg_splits_any_number_of_samples(ranks: RankPool, spec: ModelSpec, samples: int) -> None:
     work = workload()
     alone = ranks.run(transformer_output, spec, plan_for(spec, Mesh(), work), samples, timeout_s=60)
     plan = plan_for(spec, Mesh(cfg=2), work)
@@ -155,7 +153,7 @@ def test_an_attention_processor_that_goes_around_the_door_is_an_error(
 
 
 def test_attending_twice_in_one_module_is_an_error(ranks: RankPool) -> None:
-    with pytest.raises(InputError, match="doubled called .* 2 times"):
+    with pytest.raises(InputError, match=r"doubled called .* 2 times"):
         ranks.run(attends_twice, timeout_s=60)
 
 
@@ -176,19 +174,19 @@ def test_fewer_text_tokens_than_ranks_is_an_error_that_says_the_limit(
     ranks: RankPool, spec: ModelSpec
 ) -> None:
     plan = plan_for(spec, Mesh(ulysses=4), workload(text_tokens=3))
-    with pytest.raises(InputError, match="3 text tokens .* at most 3"):
+    with pytest.raises(InputError, match=r"3 text tokens .* at most 3"):
         ranks.run(latents, spec, plan, timeout_s=60)
 
 
 def test_a_plan_of_another_model_is_refused(ranks: RankPool, spec: ModelSpec) -> None:
     other = plan_for(small_sd3(num_layers=2), Mesh(ulysses=2), workload())
-    with pytest.raises(InputError, match="config .* has config"):
+    with pytest.raises(InputError, match=r"config .* has config"):
         ranks.run(latents, spec, other, timeout_s=60)
 
 
 def test_a_plan_for_more_ranks_than_there_are_is_refused(ranks: RankPool, spec: ModelSpec) -> None:
     plan = plan_for(spec, Mesh(ulysses=5), workload())
-    with pytest.raises(InputError, match="needs 5 ranks .* there are 4"):
+    with pytest.raises(InputError, match=r"needs 5 ranks .* there are 4"):
         ranks.run(latents, spec, plan, timeout_s=60)
 
 

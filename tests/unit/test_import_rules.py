@@ -22,11 +22,8 @@ DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
 ONE_DOOR = {"networkx": "planner/topology.py", "optuna": "planner/search.py"}
 ENVIRONMENT_DOOR = "runtime/launch.py"
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
-MUTATORS = {"append", "add", "clear", "discard", "extend", "insert", "pop", "popitem"} | {
-    "remove",
-    "setdefault",
-    "update",
-}
+MUTATORS = {"append", "add", "clear", "discard", "extend", "insert"}
+MUTATORS |= {"pop", "popitem", "remove", "setdefault", "update"}
 
 
 def python_files(root: Path) -> Iterator[Path]:
@@ -99,13 +96,15 @@ def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]
         if alias.name == "os"
     }
     for node in ast.walk(tree):
-        names: set[str] = set()
         if isinstance(node, ast.ImportFrom) and node.module == "os":
-            names = {f"os.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            names = {f"os.{node.attr}"} if node.value.id in os_names else set()
-        for name in sorted(names & ENVIRONMENT):
-            yield node.lineno, f"only {ENVIRONMENT_DOOR} may use {name}"
+            names = [f"os.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in os_names:
+            names = [f"os.{node.attr}"]
+        else:
+            continue
+        for name in names:
+            if name in ENVIRONMENT:
+                yield node.lineno, f"only {ENVIRONMENT_DOOR} may use {name}"
 
 
 def state_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
@@ -145,7 +144,7 @@ def state_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
             ):
                 changed = node.func.value
             if isinstance(changed, ast.Name) and changed.id in shared - own:
-                yield node.lineno, f"module-level state: changes {changed.id}"
+                yield changed.lineno, f"module-level state: changes {changed.id}"
 
 
 def violations(root: Path) -> list[str]:

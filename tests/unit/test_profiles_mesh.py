@@ -95,7 +95,7 @@ def test_a_degree_is_a_positive_whole_number(degree: object) -> None:
 def test_a_mesh_can_not_be_changed() -> None:
     mesh = Mesh(cfg=2)
     with pytest.raises(ValidationError):
-        mesh.cfg = 1  # type: ignore[misc]
+        mesh.cfg = 1
 
 
 def test_a_mesh_reads_as_its_degrees_above_one() -> None:

@@ -1,0 +1,512 @@
+"""The command line: the one place where planner and runtime meet."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ditplan.planner.cost import CostModel
+from ditplan.planner.pricing import Task, space_of
+from ditplan.planner.report import ranking_table, simulate_json, tune_json
+from ditplan.planner.requests import grid_points, wanted_points
+from ditplan.planner.search import Trialrun, Trials, search, study_name
+from ditplan.planner.space import Candidate, placement_of, why_illegal
+from ditplan.planner.topology import Topology
+from ditplan.profiles.backends import find_backend
+from ditplan.profiles.catalog import find_cluster, find_model, shipped_weights
+from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.errors import DitplanError, InputError
+from ditplan.profiles.hosts import HostLine, load_hosts
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Dtype, Workload
+
+if TYPE_CHECKING:
+    from ditplan.runtime.workers import Workers
+
+SMALL_MODEL_PARAMETERS = 100_000_000
+
+app = typer.Typer(
+    help="Finds and runs the fastest parallel plan for a diffusion transformer on your GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Model = Annotated[str, typer.Option(help="A shipped model's name, or a folder saved by diffusers.")]
+Hosts = Annotated[
+    Path | None, typer.Option(help="File of hosts, one a line; this machine without it.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="How many GPUs (or CPU ranks).")]
+Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels; the model's usual if left out.")]
+Count = Annotated[int | None, typer.Option(min=1, help="The model's usual if left out.")]
+Guidance = Annotated[
+    bool | None, typer.Option("--guidance/--no-guidance", help="Classifier-free guidance.")
+]
+Type = Annotated[Dtype | None, typer.Option(help="float32 is the only one on CPUs.")]
+Degree = Annotated[int | None, typer.Option(min=1, help="Degree of this parallelism.")]
+Mode = Annotated[Literal["eager"] | None, typer.Option(help="How each rank executes its share.")]
+BackendName = Annotated[str, typer.Option(help="The runtime.")]
+
+
+class Terminal:
+    """Where a command's words go: progress to stderr; the result to stdout, as one JSON object or
+    for people.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._err = Console(stderr=True, highlight=False)
+        self._out = Console(highlight=False)
+
+    def say(self, message: str) -> None:
+        """Reports progress."""
+        self._err.print(escape(message), soft_wrap=True)
+
+    def show(self, for_people: object) -> None:
+        """Shows a result, unless JSON was asked for."""
+        if not self.as_json:
+            self._out.print(for_people, soft_wrap=isinstance(for_people, str))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Prints the JSON object, if it was asked for."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(result) + "\n")
+
+
+@app.command(
+    epilog="Examples: `ditplan profile --hosts hosts.txt --out cluster.json`, "
+    "`ditplan profile --model sd3 --out model.json`"
+)
+def profile(
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    hosts: Hosts = None,
+    model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
+    gpus: Gpus = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    dtype: Type = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a cluster (devices, links, collectives), or with --model that model's blocks on this
+    device.
+    """
+    terminal = Terminal(as_json)
+    _require_folder(out)
+    if model is not None:
+        if hosts is not None:
+            raise InputError("--model measures on this machine's devices; leave out --hosts")
+        spec, _ = _find_model(model)
+        with _workers(None, gpus or 1) as workers:
+            cluster = workers.profile_cluster(terminal.say)
+            workload = _workload(spec, cluster, height=height, width=width, dtype=dtype)
+            measured = workers.profile_model(spec, workload, grid_points(spec, workload), cluster)
+        measured.save(out)
+        terminal.show(f"{out}: {len(measured.points)} points of {spec.name} on {measured.device}")
+        terminal.finish(
+            {"out": str(out), "points": len(measured.points), "device": measured.device}
+        )
+        return
+    with _workers(hosts, gpus) as workers:
+        cluster = workers.profile_cluster(terminal.say)
+    cluster.save(out)
+    for warning in cluster.warnings:
+        terminal.say(f"warning: {warning}")
+    tables = len(cluster.collectives)
+    terminal.show(f"{out}: {len(cluster.devices)} x {cluster.devices[0].name}, {tables} tables")
+    terminal.finish(
+        {
+            "out": str(out),
+            "hosts": [host.name for host in cluster.hosts],
+            "gpus": len(cluster.devices),
+            "links": [link.model_dump() for link in cluster.links],
+            "collectives": tables,
+            "warnings": list(cluster.warnings),
+        }
+    )
+
+
+@app.command(
+    epilog="Examples: `ditplan tune --model sd3 --hosts hosts.txt`, "
+    "`ditplan tune --model sd3 --cluster 8xa100-nvlink --json`"
+)
+def tune(
+    model: Model,
+    hosts: Hosts = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="A recorded cluster's name or a file made by `profile`.")
+    ] = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Count = None,
+    steps: Count = None,
+    guidance: Guidance = None,
+    batch: Count = None,
+    dtype: Type = None,
+    gpus: Gpus = None,
+    cfg: Degree = None,
+    pipefusion: Degree = None,
+    ulysses: Degree = None,
+    ring: Degree = None,
+    dp: Degree = None,
+    mode: Mode = None,
+    backend: BackendName = "native",
+    objective: Annotated[Literal["latency"], typer.Option(help="What to make best.")] = "latency",
+    quality: Annotated[
+        str, typer.Option(help="safe, exact, any, or the largest relative L2 distance allowed.")
+    ] = "safe",
+    measure: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Run so many of the best plans for real, and the rule of thumb beside them. "
+            "Default with hosts: 3; 0 for a full-size model on CPUs.",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of real weights to measure with.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which no new run is started.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The plan to write.")] = Path("plan.json"),
+    as_json: Json = False,
+) -> None:
+    """Find the fastest plan for a model: price all of them, run the best ones for real, write the
+    plan.
+
+    With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
+    tune that was ended goes on from there.
+    """
+    terminal = Terminal(as_json)
+    _require_folder(out)
+    _check_quality(quality)
+    spec, folder = _find_model(model)
+    asked: dict[str, Any] = {
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "steps": steps,
+        "guidance": guidance,
+        "batch": batch,
+        "dtype": dtype,
+    }
+    pins = {"cfg": cfg, "pipefusion": pipefusion, "ulysses": ulysses, "ring": ring, "dp": dp}
+    choice: dict[str, Any] = {
+        "pins": {axis: degree for axis, degree in pins.items() if degree is not None},
+        "modes": None if mode is None else (mode,),
+        "backend": find_backend(backend),
+    }
+    if cluster is not None:
+        if hosts is not None or measure:
+            raise InputError(
+                "--cluster plans for a cluster on paper; to measure one give --hosts alone"
+            )
+        known = find_cluster(cluster)
+        workload = _workload(spec, known, **asked)
+        ranking = search(Task(spec, workload, known, gpus=gpus, **choice), progress=terminal.say)
+    else:
+        with _workers(hosts, gpus) as workers:
+            study = out.with_suffix(".study")
+            study.mkdir(exist_ok=True)
+            known = _cluster_of(workers, study / "cluster.json", terminal.say)
+            workload = _workload(spec, known, **asked)
+            task = Task(spec, workload, known, gpus=gpus, **choice)
+            task = _with_model_profile(task, workers, study, terminal.say)
+            top = _default_measure(spec, known) if measure is None else measure
+
+            def run(plan: ExecutionPlan) -> Trialrun:
+                result = workers.measure(spec, weights or folder, plan)
+                return Trialrun(result.latency_s, result.memory_bytes)
+
+            trials = Trials(run, top=top, budget_s=budget, journal=study / "journal.log")
+            ranking = search(task, trials, progress=terminal.say)
+    plan = ranking.to_plan()
+    plan.save(out)
+    terminal.show(ranking_table(ranking))
+    terminal.show(f"{out}: {plan.mesh}")
+    terminal.finish({"plan": str(out)} | tune_json(ranking))
+
+
+@app.command(
+    epilog="Example: `ditplan simulate --cluster 8xa100-nvlink --model sd3 --cfg 2 --ulysses 4`"
+)
+def simulate(
+    cluster: Annotated[str, typer.Option(help="A recorded cluster's name or a file.")],
+    model: Model,
+    height: Pixels = None,
+    width: Pixels = None,
+    frames: Count = None,
+    steps: Count = None,
+    guidance: Guidance = None,
+    batch: Count = None,
+    dtype: Type = None,
+    gpus: Gpus = None,
+    cfg: int = 1,
+    pipefusion: int = 1,
+    ulysses: int = 1,
+    ring: int = 1,
+    dp: int = 1,
+    mode: Mode = None,
+    backend: BackendName = "native",
+    as_json: Json = False,
+) -> None:
+    """Price exactly one configuration."""
+    terminal = Terminal(as_json)
+    spec, _ = _find_model(model)
+    known = find_cluster(cluster)
+    workload = _workload(
+        spec,
+        known,
+        height=height,
+        width=width,
+        frames=frames,
+        steps=steps,
+        guidance=guidance,
+        batch=batch,
+        dtype=dtype,
+    )
+    runtime = find_backend(backend)
+    mesh = Mesh(dp=dp, cfg=cfg, pipefusion=pipefusion, ring=ring, ulysses=ulysses)
+    wrong = why_illegal(mesh, spec, workload, gpus, runtime)
+    if wrong is None and mesh.size > len(known.devices):
+        wrong = f"{mesh} needs {mesh.size} GPUs, cluster {known.name} has {len(known.devices)}"
+    if wrong is not None:
+        raise InputError(wrong)
+    candidate = Candidate(mesh, placement_of(mesh), mode or "eager")
+    prediction = CostModel(known, spec).price(candidate, workload)
+    result = simulate_json(prediction)
+    low_s, high_s = prediction.interval_s
+    terminal.show(f"{spec.name}: {workload}, {mesh} on {known.name}")
+    terminal.show(
+        f"latency {prediction.latency_s:.4g} s (90% interval {low_s:.3g} to {high_s:.3g} s)"
+    )
+    for part, seconds in prediction.parts.items():
+        terminal.show(
+            f"  {part:<12} {seconds:8.4f} s  {100 * seconds / prediction.latency_s:5.1f}%"
+        )
+    terminal.show(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU; {prediction.source}")
+    terminal.finish(result)
+
+
+@app.command(
+    epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`'
+)
+def run(
+    plan: Annotated[Path, typer.Option(help="A plan written by `tune`.")],
+    prompt: Annotated[str, typer.Option(help="What the picture shows.")],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
+    hosts: Hosts = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of a diffusers pipeline with real weights.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Execute a plan: make a picture, and compare the time it took with the one predicted."""
+    terminal = Terminal(as_json)
+    loaded = ExecutionPlan.load(plan)
+    _require_folder(out)
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"{out}: can't write pictures of this kind; name a .png, .jpg or .webp")
+    spec, folder = _model_of_plan(loaded, plan, weights)
+    with _workers(hosts, None, needed=loaded) as workers:
+        loaded.require_devices(workers.device_names())
+        if folder is None:
+            terminal.say(f"no weights for {spec.name}: random ones, so the picture is noise")
+        result = workers.generate(spec, folder, loaded, prompt, seed, out.absolute())
+    predicted_s = loaded.prediction.latency_s if loaded.prediction else None
+    compared = (
+        f", predicted {predicted_s:.4g} s ({100 * (result.latency_s / predicted_s - 1):+.0f}%)"
+        if predicted_s
+        else ""
+    )
+    terminal.show(f"{out}: {loaded.mesh}, denoised in {result.latency_s:.4g} s{compared}")
+    terminal.finish(
+        {
+            "out": str(out),
+            "latency_s": result.latency_s,
+            "predicted_s": predicted_s,
+            "end_to_end_s": result.end_to_end_s,
+            "ranks": loaded.mesh.size,
+            "peak_memory_bytes": result.memory_bytes,
+        }
+    )
+
+
+def _find_model(name: str) -> tuple[ModelSpec, Path | None]:
+    """The spec of a shipped model or of a folder, and its weights if there are any."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return find_model(name), shipped_weights(name.lower())
+    from ditplan.runtime.inspection import inspect_folder
+
+    return inspect_folder(folder, folder.resolve().name), folder
+
+
+def _model_of_plan(
+    plan: ExecutionPlan, path: Path, weights: Path | None
+) -> tuple[ModelSpec, Path | None]:
+    if weights is None:
+        try:
+            spec = find_model(plan.model.name)
+        except InputError:
+            raise InputError(
+                f"{path}: {plan.model.name} is not a shipped model; give its folder: --weights DIR"
+            ) from None
+        folder = shipped_weights(spec.name)
+    else:
+        from ditplan.runtime.inspection import inspect_folder
+
+        spec, folder = inspect_folder(weights, plan.model.name), weights
+    plan.require_model(spec.transformer_class, spec.config_hash)
+    return spec, folder
+
+
+def _workload(
+    spec: ModelSpec, cluster: ClusterProfile, *, guidance: bool | None = None, **asked: Any
+) -> Workload:
+    """The model's usual workload with what the user asked for, checked against model and device."""
+    on_cpu = cluster.devices[0].kind == "cpu"
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if on_cpu and changes.setdefault("dtype", "float32") != "float32":
+        raise InputError(f"--dtype {changes['dtype']}: on CPUs the dtype is float32")
+    if guidance is not None:
+        changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
+    workload = spec.defaults.model_copy(update=changes)
+    for edge in ("height", "width"):
+        size, unit = getattr(workload, edge), spec.pixels_per_token
+        if size % unit:
+            near = max(unit, round(size / unit) * unit)
+            raise InputError(
+                f"--{edge} {size}: {spec.name} needs a multiple of {unit}; the nearest is {near}"
+            )
+    if workload.frames > 1 and spec.defaults.frames == 1:
+        raise InputError(f"--frames {workload.frames}: {spec.name} makes pictures; leave it out")
+    return workload
+
+
+def _check_quality(quality: str) -> None:
+    """All plans of the native backend are exact so far, so every bound is kept; nonsense is
+    refused.
+    """
+    if quality in ("safe", "exact", "any"):
+        return
+    try:
+        bound = float(quality)
+    except ValueError:
+        bound = -1.0
+    if not 0 <= bound < float("inf"):
+        raise InputError(f"--quality {quality!r}: must be safe, exact, any or a number from 0 on")
+
+
+def _require_folder(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: the folder {out.parent} doesn't exist; make it first")
+    if out.is_dir():
+        raise InputError(f"{out}: this is a folder; name a file in it")
+
+
+def _workers(
+    hosts: Path | None, gpus: int | None, needed: ExecutionPlan | None = None
+) -> "Workers":
+    """Ranks on the hosts: as many as a plan needs, else `gpus`, else all there is room for."""
+    entries: tuple[HostLine, ...] | None = None if hosts is None else load_hosts(hosts)
+    from ditplan.runtime.launch import count_slots
+    from ditplan.runtime.workers import Workers, device_kind
+
+    kind = device_kind()
+    room = count_slots(entries, kind)
+    if needed is not None:
+        if room < needed.mesh.size:
+            needed.require_ranks(room)
+        return Workers(entries, needed.mesh.size, kind)
+    if gpus is not None and gpus > room:
+        raise InputError(f"--gpus {gpus}: there is room for {room} rank(s); use at most {room}")
+    return Workers(entries, gpus or room, kind)
+
+
+def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> ClusterProfile:
+    """The cluster as measured before for the same devices, or measured now."""
+    if path.exists():
+        saved = ClusterProfile.load(path)
+        if tuple(device.name for device in saved.devices) == workers.device_names():
+            say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
+            return saved
+    cluster = workers.profile_cluster(say)
+    cluster.save(path)
+    for warning in cluster.warnings:
+        say(f"warning: {warning}")
+    return cluster
+
+
+def _with_model_profile(
+    task: Task, workers: "Workers", study: Path, say: Callable[[str], None]
+) -> Task:
+    """The task with the model's blocks measured: before, for this same task, or now."""
+    meshes = {candidate.mesh for candidate in space_of(task, Topology(task.cluster)).candidates}
+    requests = wanted_points(task.spec, task.workload, meshes)
+    path = study / f"{study_name(task)}.json"
+    if path.exists():
+        profile = ModelProfile.load(path)
+        say(f"model: as measured on {profile.measured_on} (delete {path} to measure anew)")
+    else:
+        say(f"measuring {task.spec.name}'s blocks at {len(requests)} shapes")
+        profile = workers.profile_model(task.spec, task.workload, requests, task.cluster)
+        profile.save(path)
+    _say_what_is_known(profile, requests, say)
+    return replace(task, profile=profile)
+
+
+def _say_what_is_known(
+    profile: ModelProfile, requests: Sequence[PointRequest], say: Callable[[str], None]
+) -> None:
+    """Which costs come from measurements of this model on this device, and which are computed."""
+    sizes = {
+        (p.batch, p.image_tokens, p.text_tokens, p.key_tokens)
+        for p in profile.points
+        if p.part == "outside"
+    }
+    wanted = {
+        (r.batch, r.image_share, r.text_share, r.image_tokens + r.text_tokens) for r in requests
+    }
+    left_out = sorted(wanted - sizes)
+    parts = sorted({point.part for point in profile.points})
+    say(f"measured: {', '.join(parts)}; blocks at {len(sizes)} of {len(wanted)} shapes")
+    if left_out:
+        shapes = ", ".join(f"{batch} x {image}+{text} tokens" for batch, image, text, _ in left_out)
+        say(f"computed, since it takes this device too long to measure: blocks at {shapes}")
+    if "vae_decode" not in parts:
+        say("computed, since it takes this device too long to measure: VAE decoding")
+
+
+def _default_measure(spec: ModelSpec, cluster: ClusterProfile) -> int:
+    """How many plans to run when the user doesn't say: none where one run would take minutes."""
+    small = spec.transformer_parameters <= SMALL_MODEL_PARAMETERS
+    return 3 if small or cluster.devices[0].kind == "cuda" else 0
+
+
+def main() -> None:
+    """Runs the command line; errors that a user can cause end it with one message and their exit
+    code.
+    """
+    try:
+        app()
+    except DitplanError as error:
+        Console(stderr=True, highlight=False).print(
+            f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
+        )
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

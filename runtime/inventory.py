@@ -1,0 +1,276 @@
+"""What a rank's device is and how fast it is at most, asked from NVML and psutil and measured."""
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ditplan.profiles.cluster import Device, Link, LinkKind
+from ditplan.runtime.groups import RankContext
+
+MEASURE_S = 0.2
+# Each direction; a lane of PCIe after encoding, and a link of NVLink, by generation.
+PCIE_LANE_BYTES_PER_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
+NVLINK_BYTES_PER_S = {1: 20e9, 2: 25e9, 3: 25e9, 4: 25e9, 5: 50e9}
+# NVML's bits for reasons that a healthy, well cooled GPU doesn't give; a power cap alone is usual.
+THROTTLE_REASONS = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+NCCL_SWITCHES = {
+    "NCCL_P2P_DISABLE": "GPUs talk through host memory instead of NVLink or PCIe peer access",
+    "NCCL_SHM_DISABLE": "ranks of one host talk through sockets",
+}
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """What NVML says of a GPU; None where it doesn't know."""
+
+    driver: str
+    nvlinks: int
+    nvlink_version: int | None
+    pcie_generation: int | None
+    pcie_generation_max: int | None
+    pcie_width: int | None
+    pcie_width_max: int | None
+    numa_node: int | None
+    throttled_by: tuple[str, ...]
+
+    def __str__(self) -> str:
+        numa = "" if self.numa_node is None else f", NUMA node {self.numa_node}"
+        return (
+            f"{self.nvlinks} NVLinks, PCIe generation {self.pcie_generation} "
+            f"(at most {self.pcie_generation_max}) x{self.pcie_width}{numa}"
+        )
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """A rank's device, and what NVML says of it when it is a GPU and nvidia-ml-py is installed."""
+
+    device: Device
+    facts: GpuFacts | None
+
+
+def inspect_device(context: RankContext) -> DeviceReport:
+    """Describes this rank's device and measures its peak rates; a task for every rank at once."""
+    if context.device.type == "cuda":
+        return _inspect_gpu(context)
+    single, copied = _matmul_rate(context.device, torch.float32, 1024), _copy_rate(context.device)
+    device = Device(
+        name=device_name(context),
+        kind="cpu",
+        memory_bytes=max(1, psutil.virtual_memory().total // context.world_size),
+        half_flops_per_s=single,
+        single_flops_per_s=single,
+        memory_bytes_per_s=copied,
+        source=f"measured on {context.world_size} ranks at once: fp32 matmul (taken for half "
+        "precision too) and copy, memory shared out evenly",
+    )
+    return DeviceReport(device, None)
+
+
+def device_name(context: RankContext) -> str:
+    """What this rank's device is called; profiles and plans know it by this name."""
+    if context.device.type == "cuda":
+        return torch.cuda.get_device_name(context.device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment_warnings(environment: Mapping[str, str]) -> list[str]:
+    """Settings that slow NCCL down and are easily left behind."""
+    return [
+        f"{name}={environment[name]} is set in the environment: {effect}; unset it"
+        for name, effect in NCCL_SWITCHES.items()
+        if environment.get(name, "0").strip() not in {"", "0"}
+    ]
+
+
+def device_warnings(reports: Sequence[DeviceReport]) -> list[str]:
+    """PCIe links that run at half their width or less, and GPUs that throttle, by rank."""
+    warnings = []
+    for rank, facts in ((rank, report.facts) for rank, report in enumerate(reports)):
+        if facts is None:
+            continue
+        width, width_max = facts.pcie_width, facts.pcie_width_max
+        if width and width_max and 2 * width <= width_max:
+            warnings.append(
+                f"GPU {rank}: its PCIe link has {width} lanes of {width_max}; check its slot"
+            )
+        if facts.throttled_by:
+            warnings.append(
+                f"GPU {rank} throttles ({', '.join(facts.throttled_by)}); check power and cooling"
+            )
+    return warnings
+
+
+def device_links(
+    host: str,
+    reports: Sequence[DeviceReport],
+    environment: Mapping[str, str],
+    measured: tuple[float, float] | None,
+) -> list[Link]:
+    """One link from each device to what they share: the NVLink switch, the PCIe root or memory.
+
+    `measured` are the seconds of the smallest message between two ranks and the bytes/s of the
+    largest; the former is every link's latency, the latter its rate where none is specified.
+    """
+    if measured is None:
+        return []
+    latency_s, rate = measured
+    # Two links are crossed from one device to another.
+    latency_s /= 2
+    peer_access = environment.get("NCCL_P2P_DISABLE", "0").strip() in {"", "0"}
+    over_nvlink = peer_access and all(r.facts is not None and r.facts.nvlinks for r in reports)
+    links = []
+    for index, report in enumerate(reports):
+        kind, known, source = _way_out(report, over_nvlink)
+        links.append(
+            Link(
+                a=f"{host}/{index}",
+                b=f"{host}/{kind}",
+                kind=kind,
+                latency_s=latency_s,
+                bytes_per_s=known or rate,
+                source=source if known else "measured: send_recv",
+            )
+        )
+    return links
+
+
+def _way_out(report: DeviceReport, over_nvlink: bool) -> tuple[LinkKind, float, str]:
+    """By what a device reaches others of its host, at how many bytes/s (0: unknown), says who."""
+    facts = report.facts
+    if report.device.kind == "cpu":
+        return "memory", 0.0, ""
+    if facts is None:
+        return "pcie", 0.0, ""
+    if over_nvlink:
+        rate = facts.nvlinks * NVLINK_BYTES_PER_S.get(facts.nvlink_version or 0, 0.0)
+        links = f"{facts.nvlinks} links of version {facts.nvlink_version}"
+        return "nvlink", rate, f"NVML: {links}, data sheet rate"
+    lane = PCIE_LANE_BYTES_PER_S.get(facts.pcie_generation_max or 0, 0.0)
+    slot = f"generation {facts.pcie_generation_max} x{facts.pcie_width}"
+    return "pcie", lane * (facts.pcie_width or 0), f"NVML: PCIe {slot}, data sheet rate"
+
+
+def _inspect_gpu(context: RankContext) -> DeviceReport:
+    properties = torch.cuda.get_device_properties(context.device)
+    single = _matmul_rate(context.device, torch.float32, 4096)
+    copied = _copy_rate(context.device)
+    half = _matmul_rate(context.device, torch.bfloat16, 8192)
+    # Asked right after the load, before the GPU has gone back to idle clocks and links.
+    facts = gpu_facts(str(properties.uuid))
+    device = Device(
+        name=device_name(context),
+        kind="cuda",
+        memory_bytes=properties.total_memory,
+        half_flops_per_s=half,
+        single_flops_per_s=single,
+        memory_bytes_per_s=copied,
+        source="measured: bf16 and fp32 matmul, copy",
+    )
+    return DeviceReport(device, facts)
+
+
+def gpu_facts(uuid: str) -> GpuFacts | None:
+    """Asks NVML for a GPU by its UUID; None without nvidia-ml-py or a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return _gpu_facts(pynvml, uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu_facts(nvml: Any, uuid: str) -> GpuFacts | None:
+    def ask(function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except nvml.NVMLError:
+            return None
+
+    handle = ask(nvml.nvmlDeviceGetHandleByUUID, uuid)
+    if handle is None:
+        return None
+    links = range(nvml.NVML_NVLINK_MAX_LINKS)
+    active = [i for i in links if ask(nvml.nvmlDeviceGetNvLinkState, handle, i) == 1]
+    reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+    version = ask(nvml.nvmlDeviceGetNvLinkVersion, handle, active[0]) if active else None
+    bus = ask(nvml.nvmlDeviceGetPciInfo, handle)
+    return GpuFacts(
+        driver=str(ask(nvml.nvmlSystemGetDriverVersion)),
+        nvlinks=len(active),
+        nvlink_version=version,
+        pcie_generation=ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
+        pcie_generation_max=ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+        pcie_width=ask(nvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
+        pcie_width_max=ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+        numa_node=None if bus is None else _numa_node(bus.busId),
+        throttled_by=tuple(text for bit, text in THROTTLE_REASONS.items() if reasons & bit),
+    )
+
+
+def _numa_node(bus_id: str | bytes) -> int | None:
+    """The NUMA node of a PCI address such as `00000000:1B:00.0`; None where there is just one."""
+    text = bus_id.decode() if isinstance(bus_id, bytes) else bus_id
+    domain, _, rest = text.lower().partition(":")
+    with contextlib.suppress(OSError, ValueError):
+        node = int(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node").read_text())
+        return node if node >= 0 else None
+    return None
+
+
+def _matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a square matmul, the best of some."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2.0 * size**3 / min(_durations(device, lambda: a @ b))
+
+
+def _copy_rate(device: torch.device) -> float:
+    """Bytes/s read and written together while copying, the best of some."""
+    megabytes = 1024 if device.type == "cuda" else 64
+    source = torch.zeros(megabytes << 20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.numel() / min(_durations(device, lambda: target.copy_(source)))
+
+
+def _durations(device: torch.device, work: Callable[[], object]) -> Iterator[float]:
+    """Seconds of one call, again and again for `MEASURE_S`; the first call doesn't count."""
+    calls = 5 if device.type == "cuda" else 1
+    work()
+    end = time.perf_counter() + MEASURE_S
+    while True:
+        _synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        _synchronize(device)
+        now = time.perf_counter()
+        yield (now - start) / calls
+        if now > end:
+            return
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

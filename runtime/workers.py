@@ -1,0 +1,139 @@
+"""Ranks at work for one command: started when first needed, and anew after one has failed."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+
+from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.errors import ClusterError
+from ditplan.profiles.hosts import HostLine
+from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.cluster_profiler import profile_cluster
+from ditplan.runtime.generation import RankRun, generate, measure_plan
+from ditplan.runtime.inventory import device_name
+from ditplan.runtime.launch import RankPool
+from ditplan.runtime.model_profiler import profile_model, slowest_of_ranks
+
+NAMES_TIMEOUT_S = 60.0
+PROFILE_TIMEOUT_S = 1800.0
+SLOWER_THAN_PREDICTED = 50
+LOADING_TIMEOUT_S = 900.0
+
+
+def device_kind() -> Literal["cuda", "cpu"]:
+    """What ranks of this machine run on: GPUs if there are any."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Workers:
+    """`ranks` ranks on the given hosts (this machine if None); a context manager."""
+
+    def __init__(
+        self, hosts: Sequence[HostLine] | None, ranks: int, device: Literal["cuda", "cpu"]
+    ) -> None:
+        self._hosts = hosts
+        self._device: Literal["cuda", "cpu"] = device
+        self._pool: RankPool | None = None
+        self.ranks = ranks
+
+    def pool(self) -> RankPool:
+        """Ranks that work.
+
+        Raises:
+            InputError: the hosts have no room for them.
+            ClusterError: they can't be started.
+        """
+        if self._pool is None or not self._pool.is_open:
+            self._pool = RankPool(self._hosts, self.ranks, self._device)
+        return self._pool
+
+    def device_names(self) -> tuple[str, ...]:
+        """What each rank's device is called."""
+        return tuple(self.pool().run(device_name, timeout_s=NAMES_TIMEOUT_S))
+
+    def profile_cluster(self, say: Callable[[str], None]) -> ClusterProfile:
+        """Measures devices, links and collectives."""
+        return profile_cluster(self.pool(), f"{self.ranks}x{self._device}", say=say)
+
+    def profile_model(
+        self,
+        spec: ModelSpec,
+        workload: Workload,
+        requests: Sequence[PointRequest],
+        cluster: ClusterProfile,
+    ) -> ModelProfile:
+        """Measures the model's parts on all ranks at once; the slowest rank's times count."""
+        results = self.pool().run(
+            profile_model, spec, workload, tuple(requests), timeout_s=PROFILE_TIMEOUT_S
+        )
+        return ModelProfile(
+            model=spec.name,
+            config_hash=spec.config_hash,
+            device=cluster.devices[0].name,
+            dtype=workload.dtype,
+            software=cluster.software,
+            measured_on=cluster.measured_on,
+            points=slowest_of_ranks(results),
+        )
+
+    def measure(self, spec: ModelSpec, weights: Path | None, plan: ExecutionPlan) -> RankRun:
+        """One run of the plan's denoising loop; the slowest rank counts.
+
+        Raises:
+            ClusterError: a rank failed or is far slower than predicted; new ranks do the next run.
+        """
+        runs = self.pool().run(measure_plan, spec, weights, plan, timeout_s=_patience_s(plan))
+        return _slowest(runs)
+
+    def generate(
+        self,
+        spec: ModelSpec,
+        weights: Path | None,
+        plan: ExecutionPlan,
+        prompt: str,
+        seed: int,
+        out: Path,
+    ) -> RankRun:
+        """Makes a picture; the slowest rank's times and the largest memory count.
+
+        Raises:
+            ClusterError: a rank failed.
+        """
+        runs = self.pool().run(
+            generate, spec, weights, plan, prompt, seed, out, timeout_s=_patience_s(plan)
+        )
+        return _slowest(runs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+
+def _patience_s(plan: ExecutionPlan) -> float:
+    predicted = plan.prediction.end_to_end_s if plan.prediction else math.inf
+    return LOADING_TIMEOUT_S + min(SLOWER_THAN_PREDICTED * predicted, 24 * 3600)
+
+
+def _slowest(runs: Sequence[RankRun | None]) -> RankRun:
+    took_part = [run for run in runs if run is not None]
+    if not took_part:
+        raise ClusterError("no rank ran the plan")
+    return RankRun(
+        latency_s=max(run.latency_s for run in took_part),
+        end_to_end_s=max(run.end_to_end_s for run in took_part),
+        memory_bytes=max(run.memory_bytes for run in took_part),
+    )

@@ -1,0 +1,66 @@
+"""On two GPUs in bf16, every mesh is as close to float32 as one GPU in bf16 is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ditplan.profiles.catalog import find_model, shipped_weights
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.generation import denoise
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.launch import RankPool
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.pipelines import load_pipeline, prompt_embeddings
+from tests.distributed.small_models import plan_for
+
+pytestmark = pytest.mark.gpu
+MESHES = [Mesh(cfg=2), Mesh(ulysses=2), Mesh(ring=2)]
+NOT_WORSE = 1.1
+
+
+@pytest.fixture(scope="module")
+def gpus() -> Iterator[RankPool]:
+    with RankPool(None, 2, "cuda") as pool:
+        yield pool
+
+
+def latents_on_gpu(
+    context: RankContext, spec: ModelSpec, weights: Path | None, plan: ExecutionPlan
+) -> torch.Tensor | None:
+    """Final latents of the plan on the CPU, from the same embeddings for every dtype."""
+    work = plan.workload
+    key = (spec.config_hash, work.dtype)
+    if context.kept.get("key") != key:
+        context.kept.clear()
+        context.kept["pipeline"] = load_pipeline(spec, weights, context.device, work.dtype)
+        context.kept["key"] = key
+    pipeline = context.kept["pipeline"]
+    with parallelize(pipeline, plan, context):
+        if context.rank not in plan.placement:
+            return None
+        words = prompt_embeddings(spec, work, context.device, seed=1)
+        return denoise(pipeline, spec, work, words, seed=0).float().cpu()
+
+
+@pytest.mark.parametrize("name", ["sd3-tiny", "sd3"])
+def test_bf16_on_two_gpus_is_as_close_to_float32_as_on_one(gpus: RankPool, name: str) -> None:
+    spec, weights = find_model(name), shipped_weights(name)
+    work = spec.defaults.model_copy(update={"steps": 8, "dtype": "float32"})
+
+    def run(mesh: Mesh, dtype: str) -> torch.Tensor:
+        plan = plan_for(spec, mesh, work.model_copy(update={"dtype": dtype}))
+        found = gpus.run(latents_on_gpu, spec, weights, plan, timeout_s=300)
+        assert found[0] is not None
+        return found[0]
+
+    exact = run(Mesh(), "float32")
+    one = float((run(Mesh(), "bfloat16") - exact).norm() / exact.norm())
+    print(f"{name}: one GPU bf16 {one:.5f}")
+    for mesh in MESHES:
+        two = float((run(mesh, "bfloat16") - exact).norm() / exact.norm())
+        print(f"{name}: {mesh} bf16 {two:.5f}, {two / one:.3f} of one GPU's")
+        assert two <= NOT_WORSE * one

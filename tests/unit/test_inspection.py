@@ -1,0 +1,113 @@
+"""Shipped model specs say what the diffusers classes say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditplan.profiles.catalog import find_model, model_names
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import family_of
+from ditplan.runtime.inspection import (
+    InputShape,
+    block_runs,
+    config_digest,
+    inspect_configs,
+    inspect_folder,
+    random_inputs,
+)
+from tests.distributed.small_models import small_sd3
+
+PUBLISHED_PARAMETERS = {"sd3": 2.03e9, "sd3.5-large": 8.06e9}
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_shipped_spec_is_what_inspection_of_its_own_configs_gives(name: str) -> None:
+    spec = find_model(name)
+    again = inspect_configs(
+        spec.name,
+        transformer=spec.config | {"_class_name": spec.transformer_class},
+        vae=spec.vae_config | {"_class_name": spec.vae_class},
+        scheduler=spec.scheduler_config | {"_class_name": spec.scheduler_class},
+        encoder_parameters=spec.encoder_parameters,
+        defaults=spec.defaults,
+        guidance_scale=spec.guidance_scale,
+    )
+    assert again == spec
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
+def test_shipped_spec_has_the_published_number_of_parameters(name: str) -> None:
+    assert find_model(name).transformer_parameters == pytest.approx(
+        PUBLISHED_PARAMETERS[name], rel=0.01
+    )
+
+
+def test_counted_flops_are_those_of_a_real_forward() -> None:
+    spec = small_sd3()
+    family = family_of(spec.transformer_class)
+    image, text, batch = 6 * 7, 11, 2
+    with torch.device("meta"):
+        model = SD3Transformer2DModel.from_config(spec.config)
+        inputs = random_inputs(
+            family.inputs,
+            InputShape(batch, text, 12, 14),
+            spec.config,
+            torch.device("meta"),
+            torch.float32,
+        )
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**inputs)
+    pairs = (image + text) ** 2
+    per_sample = (
+        spec.outside_image_flops * image
+        + spec.outside_text_flops * text
+        + sum(
+            run.count
+            * (
+                run.image_flops * image
+                + run.text_flops * text
+                + run.fixed_flops
+                + sum(4 * a.heads * a.head_dim * pairs for a in run.attentions)
+            )
+            for run in spec.blocks
+        )
+    )
+    # the timestep's and the pooled prompt's embeddings are not worth a field
+    embeddings = counter.get_total_flops() - batch * per_sample
+    assert 0 <= embeddings <= 0.05 * counter.get_total_flops()
+
+
+def test_blocks_of_equal_structure_make_one_run() -> None:
+    spec = small_sd3(num_layers=4, dual_attention_layers=[0, 1])
+    assert [(run.kind, run.count) for run in spec.blocks] == [
+        ("JointTransformerBlock", 2),
+        ("JointTransformerBlock-2", 1),
+        ("JointTransformerBlock-3", 1),
+    ]
+    assert [len(run.attentions) for run in spec.blocks] == [2, 1, 1]
+    with torch.device("meta"):
+        model = SD3Transformer2DModel.from_config(spec.config)
+    runs = block_runs(model, family_of("SD3Transformer2DModel"))
+    assert [path for _, paths in runs for path in paths] == [
+        f"transformer_blocks.{i}" for i in range(4)
+    ]
+
+
+def test_the_digest_tells_architectures_apart_and_ignores_what_diffusers_adds() -> None:
+    spec = small_sd3()
+    assert config_digest(spec.config) == spec.config_hash
+    assert config_digest(spec.config | {"_name_or_path": "/somewhere"}) == spec.config_hash
+    assert config_digest(spec.config | {"num_layers": 4}) != spec.config_hash
+
+
+def test_a_folder_that_is_no_pipeline_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model_index.json: can't be read"):
+        inspect_folder(tmp_path, "x")
+
+
+def test_a_transformer_without_family_is_an_error_that_lists_the_families() -> None:
+    with pytest.raises(InputError, match=r"FooTransformer.*SD3Transformer2DModel"):
+        family_of("FooTransformer")

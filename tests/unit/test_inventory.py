@@ -1,0 +1,101 @@
+"""What is said of devices and their links, from what NVML and the environment say."""
+
+import dataclasses
+
+import psutil
+import pytest
+import torch
+
+from ditplan.profiles.cluster import Device
+from ditplan.runtime.groups import GroupCache, RankContext
+from ditplan.runtime.inventory import (
+    DeviceReport,
+    GpuFacts,
+    device_links,
+    device_warnings,
+    environment_warnings,
+    gpu_facts,
+    inspect_device,
+)
+
+FACTS = GpuFacts(
+    driver="580.159",
+    nvlinks=18,
+    nvlink_version=4,
+    pcie_generation=1,
+    pcie_generation_max=5,
+    pcie_width=16,
+    pcie_width_max=16,
+    numa_node=0,
+    throttled_by=(),
+)
+
+
+def report(facts: GpuFacts | None, kind: str = "cuda") -> DeviceReport:
+    device = Device.model_validate(
+        {"name": "H100", "kind": kind, "memory_bytes": 80 << 30, "half_flops_per_s": 8e14}
+        | {"single_flops_per_s": 5e13, "memory_bytes_per_s": 3e12, "source": "test"}
+    )
+    return DeviceReport(device, facts)
+
+
+def test_this_cpu_is_described_and_measured() -> None:
+    context = RankContext(0, 2, torch.device("cpu"), GroupCache(0, 2))
+    device = inspect_device(context).device
+    assert device.kind == "cpu"
+    assert device.name
+    assert device.memory_bytes == psutil.virtual_memory().total // 2
+    # Any CPU of the last twenty years, and no CPU of today.
+    assert 1e8 < device.single_flops_per_s < 1e15
+    assert 1e8 < device.memory_bytes_per_s < 1e13
+
+
+@pytest.mark.parametrize(("value", "warned"), [("1", True), ("0", False), ("", False)])
+@pytest.mark.parametrize("name", ["NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE"])
+def test_switches_that_slow_nccl_down_are_warned_of(name: str, value: str, warned: bool) -> None:
+    warnings = environment_warnings({name: value, "HOME": "/root"})
+    assert [name in warning for warning in warnings] == [True] * warned
+
+
+def test_half_width_and_throttling_are_warned_of_but_idle_generation_is_not() -> None:
+    assert device_warnings([report(FACTS), report(None, "cpu")]) == []
+    narrow = dataclasses.replace(FACTS, pcie_width=8)
+    hot = dataclasses.replace(FACTS, throttled_by=("hardware thermal slowdown",))
+    warnings = device_warnings([report(FACTS), report(narrow), report(hot)])
+    assert warnings[0].startswith("GPU 1: its PCIe link has 8 lanes of 16")
+    assert warnings[1].startswith("GPU 2 throttles (hardware thermal slowdown)")
+    assert len(warnings) == 2
+
+
+def test_nvlink_is_the_link_where_all_gpus_have_it() -> None:
+    links = device_links("h", [report(FACTS)] * 2, {}, (10e-6, 1e9))
+    assert {(link.a, link.b, link.kind) for link in links} == {
+        ("h/0", "h/nvlink", "nvlink"),
+        ("h/1", "h/nvlink", "nvlink"),
+    }
+    assert links[0].bytes_per_s == 18 * 25e9
+    assert links[0].latency_s == 5e-6
+
+
+@pytest.mark.parametrize(
+    ("facts", "environment"),
+    [(FACTS, {"NCCL_P2P_DISABLE": "1"}), (dataclasses.replace(FACTS, nvlinks=0), {})],
+)
+def test_pcie_is_the_link_without_nvlink_or_peer_access(
+    facts: GpuFacts, environment: dict[str, str]
+) -> None:
+    links = device_links("h", [report(FACTS), report(facts)], environment, (10e-6, 1e9))
+    assert {link.kind for link in links} == {"pcie"}
+    assert links[0].bytes_per_s == pytest.approx(63e9, rel=0.01)
+
+
+def test_what_nobody_specifies_is_measured() -> None:
+    for kind, device in (("memory", "cpu"), ("pcie", "cuda")):
+        links = device_links("h", [report(None, device)] * 2, {}, (10e-6, 1e9))
+        assert {(link.kind, link.bytes_per_s, link.source) for link in links} == {
+            (kind, 1e9, "measured: send_recv")
+        }
+
+
+def test_an_unknown_gpu_has_no_facts() -> None:
+    assert gpu_facts("GPU-00000000-0000-0000-0000-000000000000") is None

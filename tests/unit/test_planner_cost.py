@@ -1,0 +1,201 @@
+"""Prices: parts sum up, measured points are hit, bandwidth never hurts, orders are sensible."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ditplan.planner.cost import CostModel
+from ditplan.planner.memory import memory_of, why_too_big
+from ditplan.planner.share import share_of
+from ditplan.planner.space import Candidate, enumerate_space, placement_of
+from ditplan.planner.topology import Topology
+from ditplan.profiles.backends import BACKENDS
+from ditplan.profiles.catalog import cluster_names, find_cluster
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.splits import split_sizes
+from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_profile, ranks, sd3_like
+
+SPEC = sd3_like()
+NO_TEXT = WORKLOAD.model_copy(update={"text_tokens": 0, "passes": 1})
+MESHES = st.builds(Mesh, cfg=st.integers(1, 2), ring=st.integers(1, 3), ulysses=st.integers(1, 5))
+MODES = st.sampled_from(["eager", "compile", "graph", "compile+graph"])
+
+
+@given(mesh=MESHES, mode=MODES, steps=st.integers(1, 50), batch=st.integers(1, 3))
+def test_parts_sum_to_the_latency(mesh: Mesh, mode: str, steps: int, batch: int) -> None:
+    model = CostModel(a_cluster(hosts=4, devices=8), SPEC)
+    workload = WORKLOAD.model_copy(update={"steps": steps, "batch": batch})
+    found = model.price(Candidate(mesh, ranks(mesh), mode), workload)  # type: ignore[arg-type]
+    assert math.fsum(found.parts.values()) == pytest.approx(found.latency_s)
+    assert all(seconds >= 0 for seconds in found.parts.values())
+    assert found.interval_s[0] < found.latency_s < found.interval_s[1]
+    assert found.end_to_end_s > found.latency_s
+
+
+@settings(max_examples=30)
+@given(mesh=MESHES, inside=st.floats(1, 50), between=st.floats(1, 50))
+def test_more_bandwidth_never_hurts(mesh: Mesh, inside: float, between: float) -> None:
+    slow = CostModel(a_cluster(4, 8), SPEC)
+    fast = CostModel(a_cluster(4, 8, 200e9 * inside, 2e9 * between), SPEC)
+    candidate = Candidate(mesh, ranks(mesh))
+    before = slow.price(candidate, WORKLOAD).latency_s
+    assert fast.price(candidate, WORKLOAD).latency_s <= before * (1 + 1e-9)
+
+
+@given(MESHES)
+def test_latency_grows_in_proportion_to_the_steps(mesh: Mesh) -> None:
+    model, candidate = CostModel(a_cluster(4, 8), SPEC), Candidate(mesh, ranks(mesh))
+    one = model.price(candidate, WORKLOAD.model_copy(update={"steps": 1}))
+    ten = model.price(candidate, WORKLOAD.model_copy(update={"steps": 10}))
+    assert ten.latency_s == pytest.approx(10 * one.latency_s)
+    assert ten.link_bytes == pytest.approx({k: 10 * v for k, v in one.link_bytes.items()})
+
+
+@given(MESHES)
+def test_the_busiest_rank_has_the_largest_splits(mesh: Mesh) -> None:
+    share = share_of(mesh, SPEC, WORKLOAD)
+    sizes = split_sizes(4096, mesh.sequence_parallel)
+    rings = [sizes[i : i + mesh.ulysses] for i in range(0, len(sizes), mesh.ulysses)]
+    assert share.tokens["image"] == max(sizes)
+    assert share.queries["image"] == max(sum(ring) for ring in rings)
+    assert share.keys == {"image": 4096, "text": 333}
+    assert share.heads(SPEC.blocks[0].attentions[0]) == max(split_sizes(24, mesh.ulysses))
+
+
+@pytest.mark.parametrize(("passes", "cfg", "slowest"), [(2, 2, 1), (3, 2, 2), (1, 1, 1)])
+def test_with_uneven_passes_the_slowest_rank_counts(passes: int, cfg: int, slowest: int) -> None:
+    workload = WORKLOAD.model_copy(update={"passes": passes})
+    assert share_of(Mesh(cfg=cfg), SPEC, workload).batch == slowest
+
+
+def test_measured_blocks_are_hit_exactly() -> None:
+    points = {(1, 4096, 4096): 3e-3, (1, 1024, 1024): 7e-4, (1, 1024, 4096): 9e-4}
+    model = CostModel(a_cluster(), SPEC, a_profile(points))
+    found = model.price(Candidate(Mesh(), (0,)), NO_TEXT)
+    blocks_s = found.parts["blocks"] + found.parts["attention"]
+    assert blocks_s == pytest.approx(NO_TEXT.steps * 24 * 3e-3)
+    assert found.source == "measured"
+
+
+def test_between_measured_blocks_lies_between() -> None:
+    points = {(1, 4096, 4096): 3e-3, (1, 1024, 1024): 7e-4}
+    model = CostModel(a_cluster(), SPEC, a_profile(points))
+    workload = NO_TEXT.model_copy(update={"height": 512})
+    found = model.price(Candidate(Mesh(), (0,)), workload)
+    block_s = (found.parts["blocks"] + found.parts["attention"]) / (24 * workload.steps)
+    assert 7e-4 < block_s < 3e-3
+
+
+def test_a_roofline_with_the_measured_efficiency_continues_beyond_the_grid() -> None:
+    """A device measured twice as slow as its roofline is taken to be so at larger sizes as well."""
+    guessed = CostModel(a_cluster(), SPEC)
+    small, large = (NO_TEXT.model_copy(update={"height": h, "width": h}) for h in (1024, 2048))
+
+    def block_s(model: CostModel, height: int) -> float:
+        workload = small if height == 1024 else large
+        parts = model.price(Candidate(Mesh(), (0,)), workload).parts
+        return (parts["blocks"] + parts["attention"]) / (24 * workload.steps)
+
+    profile = a_profile({(1, 4096, 4096): 2 * block_s(guessed, 1024)})
+    measured = CostModel(a_cluster(), SPEC, profile)
+    assert block_s(measured, 2048) == pytest.approx(2 * block_s(guessed, 2048))
+
+
+def test_vae_and_text_encoder_are_taken_from_measurements() -> None:
+    model = CostModel(a_cluster(), SPEC, a_profile({(1, 4096, 0): 0.25}, part="vae_decode"))
+    found = model.price(Candidate(Mesh(), (0,)), NO_TEXT)
+    assert found.end_to_end_s - found.latency_s == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("field", ["config_hash", "device"])
+def test_a_profile_of_something_else_is_refused(field: str) -> None:
+    profile = a_profile({(1, 64, 64): 1e-3}).model_copy(update={field: "other"})
+    with pytest.raises(InputError, match="ditplan profile --model sd3-like"):
+        CostModel(a_cluster(), SPEC, profile)
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh", "mode", "low_s", "high_s"),
+    [
+        (1024, Mesh(), "graph", 1.04, 1.04),
+        (1024, Mesh(), "eager", 1.06, 1.06),
+        (1024, Mesh(), "compile", 0.83, 0.83),
+        (1024, Mesh(cfg=2), "eager", 0.61, 0.82),
+        (1024, Mesh(cfg=2), "graph", 0.528, 0.528),
+        (1024, Mesh(ulysses=2), "eager", 0.89, 1.12),
+        (1024, Mesh(ulysses=2), "graph", 0.709, 0.709),
+        (2048, Mesh(), "eager", 6.71, 6.71),
+        (2048, Mesh(cfg=2), "eager", 3.30, 3.30),
+        (2048, Mesh(ulysses=2), "eager", 3.88, 3.88),
+    ],
+)
+def test_roofline_is_within_a_tenth_of_what_two_h100_were_measured_to_take(
+    size: int, mesh: Mesh, mode: str, low_s: float, high_s: float
+) -> None:
+    """Seconds of design.md section 8: SD3-medium, 20 steps, guidance."""
+    workload = WORKLOAD.model_copy(update={"height": size, "width": size})
+    model = CostModel(find_cluster("2xh100-nvlink"), SPEC)
+    found = model.price(Candidate(mesh, ranks(mesh), mode), workload).latency_s  # type: ignore[arg-type]
+    assert 0.9 * low_s <= found <= 1.1 * high_s
+
+
+def test_on_nvlink_more_gpus_are_faster_for_a_large_picture() -> None:
+    model = CostModel(find_cluster("8xa100-nvlink"), SPEC)
+    meshes = [Mesh(), Mesh(cfg=2), Mesh(cfg=2, ulysses=2), Mesh(cfg=2, ulysses=4)]
+    large = WORKLOAD.model_copy(update={"height": 2048, "width": 2048})
+    found = [model.price(Candidate(m, ranks(m)), large).latency_s for m in meshes]
+    assert found == sorted(found, reverse=True)
+    assert found[0] / found[-1] > 5
+    assert found[1] < model.price(Candidate(Mesh(ulysses=2), (0, 1)), large).latency_s
+
+
+def test_cfg_goes_across_the_slow_link() -> None:
+    topology = Topology(find_cluster("2x8xl40-pcie-eth100"))
+    model, mesh = CostModel(topology, SPEC), Mesh(cfg=2, ulysses=8)
+    order = ("dp", "ulysses", "pipefusion", "ring", "cfg")
+    inside = Candidate(mesh, ranks(mesh))
+    across = Candidate(mesh, placement_of(mesh, order))
+    assert model.price(inside, WORKLOAD).latency_s < model.price(across, WORKLOAD).latency_s / 3
+
+
+def test_ulysses_over_all_gpus_of_a_pcie_host_is_no_good() -> None:
+    model = CostModel(find_cluster("8xl20-pcie"), SPEC)
+    one_pass = WORKLOAD.model_copy(update={"passes": 1})
+    ulysses = model.price(Candidate(Mesh(ulysses=8), ranks(Mesh(ulysses=8))), one_pass)
+    ring = model.price(Candidate(Mesh(ring=8), ranks(Mesh(ring=8))), one_pass)
+    assert ring.latency_s < ulysses.latency_s
+
+
+@pytest.mark.parametrize("name", cluster_names())
+def test_every_recorded_cluster_can_be_planned_for(name: str) -> None:
+    cluster = find_cluster(name)
+    topology = Topology(cluster)
+    model = CostModel(topology, SPEC)
+    gpus = len(cluster.devices)
+    space = enumerate_space(SPEC, WORKLOAD, topology, gpus, BACKENDS["native"])
+    for candidate in space.candidates:
+        found = model.price(candidate, WORKLOAD)
+        assert candidate.mesh.size == 1 or sum(found.link_bytes.values()) > 0
+    assert cluster.name == name
+    assert all(link.source for link in cluster.links)
+    assert all(device.source for device in cluster.devices)
+
+
+def test_memory_that_does_not_fit_says_the_numbers() -> None:
+    small = a_device(memory_bytes=16_000_000_000)
+    memory = memory_of(SPEC, WORKLOAD, Mesh(), small)
+    why = why_too_big(memory, small)
+    assert why is not None
+    assert f"needs {memory.total_bytes / 1e9:.1f} GB of 16.0 GB: weights 15." in why
+    assert why_too_big(memory, a_device()) is None
+
+
+@given(MESHES)
+def test_splitting_the_sequence_never_needs_more_activations(mesh: Mesh) -> None:
+    one, split = (memory_of(SPEC, WORKLOAD, m, a_device()) for m in (Mesh(), mesh))
+    assert split.activations_bytes <= one.activations_bytes
+    assert split.weights_bytes == one.weights_bytes
+    assert split.vae_bytes == one.vae_bytes

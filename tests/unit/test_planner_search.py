@@ -1,0 +1,304 @@
+"""The search: what is measured and how, failures, budget, resuming after a kill, and its report."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from ditplan.planner.pricing import Task
+from ditplan.planner.report import ranking_table, simulate_json, tune_json
+from ditplan.planner.search import Trialrun, Trials, key_of, search, study_name
+from ditplan.profiles.catalog import cluster_names, find_cluster
+from ditplan.profiles.errors import ClusterError, InputError
+from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.plan import ExecutionPlan
+from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
+
+ROOT = Path(__file__).parents[2]
+TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4))
+
+
+class Machine:
+    """Stands for the hardware: latencies by mesh, and a log of what was run."""
+
+    def __init__(self, **failing: str) -> None:
+        self.failing = failing
+        self.ran: list[str] = []
+
+    def __call__(self, plan: ExecutionPlan) -> Trialrun:
+        """Twice as slow with guidance split, so that the model is wrong; fails where told to."""
+        self.ran.append(str(plan.mesh))
+        if reason := self.failing.get(str(plan.mesh).replace(" x ", "_")):
+            raise ClusterError(reason)
+        return Trialrun(1.0 / plan.mesh.size + plan.mesh.cfg, memory_bytes=1000 + len(self.ran))
+
+
+def trials_in(journal: Path) -> list[FrozenTrial]:
+    """The trials of the journal's study, read as another program would."""
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return optuna.load_study(study_name=study_name(TASK), storage=storage).trials
+
+
+def test_without_measuring_the_order_is_that_of_exhaustive_pricing() -> None:
+    found = search(TASK)
+    predicted = [ranked.prediction.latency_s for ranked in found.ranked]
+    assert predicted == pytest.approx(sorted(predicted), rel=1e-5)
+    assert found.legal == len(found.ranked)
+    assert found.best.reason == ""
+    assert all(ranked.reason for ranked in found.alternatives)
+    assert found.pruned == {"cfg > passes": 2}
+
+
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_top_and_control_are_measured_interleaved(top: int) -> None:
+    machine = Machine()
+    found = search(TASK, Trials(machine, top=top, rounds=3))
+    first_round = machine.ran[: len(machine.ran) // 3]
+    assert machine.ran == first_round * 3
+    assert len(set(first_round)) == len(first_round)
+    control = next(ranked for ranked in found.ranked if ranked.control)
+    assert control.measurement is not None
+    assert str(control.candidate.mesh) in first_round
+    predicted = [str(ranked.candidate.mesh) for ranked in search(TASK).ranked]
+    assert set(first_round) == {*predicted[:top], str(control.candidate.mesh)}
+
+
+def test_measured_latency_decides() -> None:
+    found = search(TASK, Trials(Machine(), top=6, rounds=3))
+    measured = [r.measurement.latency_s for r in found.ranked if r.measurement]
+    assert measured == sorted(measured)
+    assert found.best.measurement is not None
+    assert found.best.measurement.latency_s == min(measured)
+    assert found.ranked[1].reason.startswith("measured ")
+
+
+def test_measurement_is_the_median_with_the_largest_memory() -> None:
+    latencies = iter([3.0, 1.0, 2.0])
+    task = replace(TASK, gpus=1)
+    found = search(
+        task, Trials(lambda plan: Trialrun(next(latencies), memory_bytes=5), top=1, rounds=3)
+    )
+    assert found.best.measurement is not None
+    assert found.best.measurement.latency_s == 2.0
+    assert found.best.measurement.runs_s == (3.0, 1.0, 2.0)
+    assert found.best.measurement.memory_bytes == 5
+    assert found.best.measurement.devices == "1 x H100"
+
+
+def test_failing_candidates_are_told_fail_and_the_others_go_on(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    best = str(search(TASK).best.candidate.mesh)
+    machine = Machine(**{best.replace(" x ", "_"): "rank 1 ran out of memory"})
+    found = search(TASK, Trials(machine, top=3, rounds=2, journal=journal))
+    assert machine.ran.count(best) == 1
+    failed = next(ranked for ranked in found.ranked if str(ranked.candidate.mesh) == best)
+    assert failed.reason == "failed when it was run: rank 1 ran out of memory"
+    assert found.best.measurement is not None
+    states = {trial.user_attrs["mesh"].partition(",")[0]: trial for trial in trials_in(journal)}
+    assert states[best].state == TrialState.FAIL
+    assert states[best].user_attrs["reason"] == "rank 1 ran out of memory"
+    others = [trial.state for mesh, trial in states.items() if mesh != best]
+    assert others == [TrialState.COMPLETE] * len(others)
+
+
+def test_when_all_fail_the_reasons_are_given() -> None:
+    def measure(plan: ExecutionPlan) -> Trialrun:
+        raise ClusterError("no NCCL")
+
+    with pytest.raises(ClusterError, match=r"all \d plans that were tried failed.*no NCCL"):
+        search(TASK, Trials(measure, top=2))
+
+
+def test_budget_stops_after_the_first_run_and_says_so() -> None:
+    machine, said = Machine(), list[str]()
+    found = search(TASK, Trials(machine, top=3, rounds=3, budget_s=0), said.append)
+    assert len(machine.ran) == 1
+    assert found.best.measurement is not None
+    assert "budget of 0 s is spent" in said
+
+
+def test_complete_trials_are_not_measured_again(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    first, second = Machine(), Machine()
+    before = search(TASK, Trials(first, top=3, rounds=2, journal=journal))
+    after = search(TASK, Trials(second, top=3, rounds=2, journal=journal))
+    assert second.ran == []
+    assert after.best.measurement == before.best.measurement
+    third = Machine()
+    search(TASK, Trials(third, top=4, rounds=2, journal=journal))
+    assert set(third.ran).isdisjoint(first.ran)
+
+
+def test_another_task_has_another_study() -> None:
+    tasks = [
+        TASK,
+        replace(TASK, pins={"cfg": 1}),
+        replace(TASK, gpus=2),
+        replace(TASK, workload=WORKLOAD.model_copy(update={"height": 512})),
+        replace(TASK, cluster=a_cluster(devices=4, name="other")),
+    ]
+    assert len({study_name(task) for task in tasks}) == len(tasks)
+
+
+def start_search(journal: Path, runs: Path, seconds: float) -> subprocess.Popen[bytes]:
+    """Starts the search of `planner_killed_search` in a process of its own."""
+    command = [sys.executable, "-m", "tests.unit.planner_killed_search"]
+    return subprocess.Popen([*command, str(journal), str(runs), str(seconds)], cwd=ROOT)
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    """Waits until a file has so many lines."""
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert time.monotonic() < deadline, "the search did not get that far"
+        time.sleep(0.01)
+
+
+def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    journal, runs = tmp_path / "study.log", tmp_path / "runs"
+    process = start_search(journal, runs, 0.15)
+    try:
+        wait_for_lines(runs, 6)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    reported = sum(len(trial.intermediate_values) for trial in trials_in(journal))
+    ran_before = len(runs.read_text().splitlines())
+    assert ran_before - 1 <= reported <= ran_before
+    resumed = start_search(journal, runs, 0.0)
+    assert resumed.wait(timeout=60) == 0
+    trials = trials_in(journal)
+    wanted = {trial.user_attrs["candidate"] for trial in trials}
+    assert len(trials) == len(wanted), "a trial was lost or measured twice"
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * len(trials)
+    assert [len(trial.intermediate_values) for trial in trials] == [3] * len(trials)
+    counts = Counter(runs.read_text().splitlines())
+    assert sum(counts.values()) == ran_before + 3 * len(trials) - reported
+
+
+def test_half_a_line_at_the_journal_s_end_is_cut_off(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    before = search(TASK, Trials(Machine(), top=2, rounds=2, journal=journal))
+    with journal.open("a") as file:
+        file.write('{"op_code":6,"worker_id":"x","tri')
+    machine = Machine()
+    after = search(TASK, Trials(machine, top=2, rounds=2, journal=journal))
+    assert machine.ran == []
+    assert after.best.measurement == before.best.measurement
+    search(TASK, Trials(machine, top=3, rounds=2, journal=journal))
+    assert all(trial.state == TrialState.COMPLETE for trial in trials_in(journal))
+
+
+def test_journal_in_a_missing_folder_is_wrong_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="make it first"):
+        search(TASK, Trials(Machine(), journal=tmp_path / "missing" / "study.log"))
+
+
+def test_trials_carry_their_degrees_as_parameters(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    found = search(TASK, Trials(Machine(), top=3, rounds=1, journal=journal))
+    by_key = {key_of(ranked.candidate): ranked for ranked in found.ranked}
+    for trial in trials_in(journal):
+        mesh = by_key[trial.user_attrs["candidate"]].candidate.mesh
+        assert {a: trial.params[a] for a in ("cfg", "ring", "ulysses")} == {
+            a: getattr(mesh, a) for a in ("cfg", "ring", "ulysses")
+        }
+
+
+def test_what_does_not_fit_is_dropped_with_the_numbers() -> None:
+    large = WORKLOAD.model_copy(update={"height": 4096, "width": 4096})
+    device = a_device(memory_bytes=43_400_000_000)
+    task = replace(TASK, workload=large, cluster=a_cluster(devices=4, device=device))
+    found = search(task)
+    assert found.pruned["does not fit in memory"] > 0
+    assert found.legal + found.pruned["does not fit in memory"] == len(found.ranked)
+    assert found.ranked[-1].reason.startswith("does not fit: needs ")
+    assert not found.best.too_big
+    assert sum(ranked.control for ranked in found.ranked[: found.legal]) == 1
+
+
+def test_a_model_that_fits_nowhere_is_wrong_input() -> None:
+    tiny = a_cluster(devices=2, device=a_device(memory_bytes=4_000_000_000))
+    with pytest.raises(InputError, match=r"sd3-like fits on no device of test.*needs"):
+        search(replace(TASK, cluster=tiny))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gpus": 9}, "9 GPUs were asked for, cluster test has 4"),
+        ({"pins": {"ulysses": 8}}, "ulysses8, need 8 GPUs and there are 4"),
+        ({"pins": {"cfg": 3}}, "cfg is 3, but sd3-like has 2 passes"),
+        ({"pins": {"pipefusion": 2}}, "can't run pipefusion2"),
+    ],
+)
+def test_impossible_wishes_are_wrong_input(change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        search(replace(TASK, **change))  # type: ignore[arg-type]
+
+
+def test_the_plan_holds_the_best_candidate_and_its_runner_ups() -> None:
+    found = search(TASK, Trials(Machine(), top=2, rounds=1))
+    plan = found.to_plan()
+    assert ExecutionPlan.from_json(plan.model_dump_json(), "plan") == plan
+    assert plan.mesh == found.best.candidate.mesh
+    assert plan.measurement == found.best.measurement
+    assert [r.reason for r in plan.runner_ups] == [r.reason for r in found.ranked[1:9]]
+    assert plan.fingerprint.devices == ("H100",) * plan.mesh.size
+    assert found.to_plan(1).mesh == found.ranked[1].candidate.mesh
+
+
+def test_tune_json_holds_what_the_command_line_promises() -> None:
+    found = tune_json(search(TASK))
+    assert set(found) == {"best", "alternatives", "legal", "pruned", "search_s"}
+    best = found["best"]
+    assert isinstance(best, dict)
+    promised = {"gpus", *AXES, "patches", "warmup", "mode", "backend", "latency_s", "interval_s"}
+    promised |= {"end_to_end_s", "setup_s", "memory_bytes", "exact", "quality"}
+    assert promised <= set(best)
+
+
+def test_simulate_json_holds_what_the_command_line_promises() -> None:
+    found = simulate_json(search(TASK).best.prediction)
+    assert {"latency_s", "interval_s", "memory_bytes", "breakdown", "link_bytes"} <= set(found)
+
+
+def test_table_shows_measured_and_predicted() -> None:
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(ranking_table(search(TASK, Trials(Machine(), top=2, rounds=1))))
+    text = console.export_text()
+    assert "rule of thumb" in text
+    assert "best" in text
+    assert "slower" in text
+
+
+@pytest.mark.parametrize("name", cluster_names())
+def test_recorded_clusters_are_searched_in_a_moment(name: str) -> None:
+    found = search(Task(sd3_like(), WORKLOAD, find_cluster(name)))
+    assert found.search_s < 3
+    assert found.best.candidate.mesh.cfg == 2
+
+
+def test_searching_loads_no_torch() -> None:
+    script = "import sys, ditplan.planner.search; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_fewer_gpus_are_plans_too() -> None:
+    sizes = {ranked.candidate.mesh.size for ranked in search(TASK).ranked}
+    assert sizes == {1, 2, 3, 4}
+    assert Mesh() in {ranked.candidate.mesh for ranked in search(TASK).ranked}
