@@ -62,6 +62,10 @@ class CostConstants:
     """Reads and writes of a tensor to pack it for an all_to_all and to unpack what came: what
     Ulysses-2 takes as a graph beyond CFG-2 and its collectives, at 1024 and 2048px alike."""
 
+    merge_passes: float = 12.0
+    """Reads and writes of the fp32 output to merge a ring's next block by lse: six element-wise
+    kernels that each read and write once. A count of the formula's operations, not measured."""
+
     crossing_exponent: float = 0.7
     """A link through host memory or between sockets that n messages cross at once carries n ** -0.7
     of its bandwidth. From an L40S node whose all_to_all reaches 22, 4.5 and 2.0 GB/s on 2, 4 and

@@ -4,7 +4,6 @@ comes before and after.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ditplan.planner.compute import DeviceTimes, Timed
@@ -12,7 +11,7 @@ from ditplan.planner.constants import CostConstants, MemoryConstants
 from ditplan.planner.memory import memory_of
 from ditplan.planner.share import Share, share_of
 from ditplan.planner.space import Candidate
-from ditplan.planner.topology import Group, Topology
+from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile, Device, Operation
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import Attention, ModelProfile, ModelSpec, Source
@@ -35,14 +34,21 @@ class Ledger:
         """Books a duration that occurs `times` times."""
         self.seconds[part, timed.source] += timed.seconds * times
 
-    def part(self, name: str) -> float:
-        """Seconds booked on a part."""
-        return math.fsum(s for (part, _), s in self.seconds.items() if part == name)
-
     @property
     def total(self) -> float:
         """All seconds."""
         return math.fsum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step that is being priced: who does it, the busiest rank's share, the costs."""
+
+    candidate: Candidate
+    workload: Workload
+    share: Share
+    device: Device
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class CostModel:
@@ -69,6 +75,7 @@ class CostModel:
         self.constants = constants or CostConstants()
         self.memory_constants = memory_constants or MemoryConstants()
         self._profile = profile
+        self._all_devices = self.topology.cluster.devices
         self._times: dict[str, DeviceTimes] = {}
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
@@ -89,7 +96,7 @@ class CostModel:
         for (part, _), seconds in step.seconds.items():
             parts[part] = parts.get(part, 0.0) + seconds * workload.steps
         latency_s = math.fsum(parts.values())
-        around_s = self._around(workload, self.topology.cluster.devices[candidate.placement[0]])
+        around_s = self._around(workload, self._all_devices[candidate.placement[0]])
         memory = memory_of(
             self.spec,
             workload,
@@ -110,7 +117,7 @@ class CostModel:
 
     def _devices(self, candidate: Candidate) -> list[Device]:
         """One of each kind of device that the candidate uses: each could be the slowest."""
-        devices = self.topology.cluster.devices
+        devices = self._all_devices
         return list({devices[rank].name: devices[rank] for rank in candidate.placement}.values())
 
     def _times_on(self, device: Device) -> DeviceTimes:
@@ -124,150 +131,111 @@ class CostModel:
         self, candidate: Candidate, workload: Workload, share: Share, device: Device
     ) -> Ledger:
         """One denoising step of the busiest rank, if it were this device."""
-        ledger = Ledger()
-        times = self._times_on(device)
+        step = Step(candidate, workload, share, device)
+        times, dtype, mode = self._times_on(device), workload.dtype, candidate.mode
         for run in self.spec.blocks:
-            block = times.block(run, share, workload.dtype, candidate.mode)
+            block = times.block(run, share, dtype, mode)
             compute_s = block.seconds - block.attention_s
-            ledger.add("blocks", Timed(compute_s, block.source), run.count)
-            ledger.add("attention", Timed(block.attention_s, block.source), run.count)
-            total = sum(share.pairs(attention) for attention in run.attentions)
+            step.ledger.add("blocks", Timed(compute_s, block.source), run.count)
+            step.ledger.add("attention", Timed(block.attention_s, block.source), run.count)
+            pairs = sum(share.pairs(attention) for attention in run.attentions)
             for attention in run.attentions:
-                own_s = block.attention_s * share.pairs(attention) / max(total, 1.0)
-                self._book_ulysses(ledger, candidate, workload, share, attention, run.count, device)
-                self._book_ring(
-                    ledger, candidate, workload, share, attention, run.count, own_s, device
-                )
-        ledger.add("outside", times.outside(share, workload.dtype, candidate.mode))
-        self._book_gathers(ledger, candidate, workload, share)
+                own_s = block.attention_s * share.pairs(attention) / max(pairs, 1.0)
+                self._book_ulysses(step, attention, run.count)
+                self._book_ring(step, attention, run.count, own_s)
+        step.ledger.add("outside", times.outside(share, dtype, mode))
+        self._book_gathers(step)
+        self._book_launches(step, times)
         samples = workload.batch * self.spec.image_tokens(workload)
-        scheduler = times.simple(
-            "scheduler_step", samples, self.constants.scheduler_step_s, workload.dtype
-        )
-        self._book_launches(ledger, candidate, workload, times)
-        ledger.add("scheduler", scheduler)
-        return ledger
+        scheduler = times.simple("scheduler_step", samples, self.constants.scheduler_step_s, dtype)
+        step.ledger.add("scheduler", scheduler)
+        return step.ledger
 
-    def _book_ulysses(
-        self,
-        ledger: Ledger,
-        candidate: Candidate,
-        workload: Workload,
-        share: Share,
-        attention: Attention,
-        count: int,
-        device: Device,
-    ) -> None:
+    def _book_ulysses(self, step: Step, attention: Attention, count: int) -> None:
         """One all_to_all of q, k and v together and one of the output, for each self-attention."""
-        tokens = sum(share.tokens[segment] for segment in attention.segments)
-        width = attention.heads * attention.head_dim
-        one_bytes = share.batch * tokens * width * workload.dtype_bytes
-        groups = candidate.mesh.groups(candidate.placement, ("ulysses",))
-        if candidate.mesh.ulysses > 1:
-            passes_s = self._passes_s(device, 4 * self.constants.exchange_passes * one_bytes)
-            ledger.add("ulysses", Timed(passes_s, "computed"), count)
+        if step.candidate.mesh.ulysses == 1:
+            return
+        tokens = sum(step.share.tokens[segment] for segment in attention.segments)
+        numbers = step.share.batch * tokens * attention.heads * attention.head_dim
+        one_bytes = numbers * step.workload.dtype_bytes
+        packing_s = self._passes_s(step.device, 4 * self.constants.exchange_passes * one_bytes)
+        step.ledger.add("ulysses", Timed(packing_s, "computed"), count)
         for tensors in (3, 1):
-            self._book(ledger, "ulysses", "all_to_all", tensors * one_bytes, groups, count)
+            self._book(step, "ulysses", "all_to_all", tensors * one_bytes, ("ulysses",), count)
 
-    def _book_ring(
-        self,
-        ledger: Ledger,
-        candidate: Candidate,
-        workload: Workload,
-        share: Share,
-        attention: Attention,
-        count: int,
-        attention_s: float,
-        device: Device,
-    ) -> None:
-        """K and V passed on ring - 1 times, each behind the attention to the block before; merging
-        by lse.
+    def _book_ring(self, step: Step, attention: Attention, count: int, attention_s: float) -> None:
+        """K and V passed on ring - 1 times, each behind the attention to the block before.
 
-        On a CPU sending takes the cores that compute, so nothing is hidden.
+        Then results merge by lse. On a CPU sending takes the cores that compute, so nothing is
+        hidden.
         """
-        ring = candidate.mesh.ring
+        ring = step.candidate.mesh.ring
         if ring == 1:
             return
-        tokens = sum(share.queries[segment] for segment in attention.segments)
-        numbers = share.batch * tokens * share.heads(attention) * attention.head_dim
-        groups = candidate.mesh.groups(candidate.placement, ("ring",))
-        sent_bytes = 2 * numbers * workload.dtype_bytes
-        send = self.topology.collective_s("send_recv", sent_bytes, groups)
-        hidden_s = attention_s / ring if device.kind == "cuda" else 0.0
-        merge_s = (
-            4 * numbers * 4 / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
-        )
-        ledger.add(
-            "ring", Timed(max(0.0, send.seconds - hidden_s), send.source), count * (ring - 1)
-        )
-        ledger.add("ring", Timed(merge_s, "computed"), count * (ring - 1))
-        self._book_link_bytes(ledger, "send_recv", sent_bytes, groups, count * (ring - 1))
+        tokens = sum(step.share.queries[segment] for segment in attention.segments)
+        heads = step.share.heads(attention)
+        numbers = step.share.batch * tokens * heads * attention.head_dim
+        hidden_s = attention_s / ring if step.device.kind == "cuda" else 0.0
+        merge_s = self._passes_s(step.device, self.constants.merge_passes * numbers * 4)
+        times = count * (ring - 1)
+        sent_bytes = 2 * numbers * step.workload.dtype_bytes
+        self._book(step, "ring", "send_recv", sent_bytes, ("ring",), times, hidden_s)
+        step.ledger.add("ring", Timed(merge_s, "computed"), times)
 
     def _passes_s(self, device: Device, moved_bytes: float) -> float:
+        """Seconds to read and write so many bytes of the device's memory."""
         return moved_bytes / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
 
-    def _book_gathers(
-        self, ledger: Ledger, candidate: Candidate, workload: Workload, share: Share
-    ) -> None:
+    def _book_gathers(self, step: Step) -> None:
         """The output put together again: tokens over ring x ulysses, then passes over cfg."""
-        one_token_bytes = share.batch * values_per_token(self.spec) * workload.dtype_bytes
-        mesh, placement = candidate.mesh, candidate.placement
+        mesh, share = step.candidate.mesh, step.share
+        one_token_bytes = share.batch * values_per_token(self.spec) * step.workload.dtype_bytes
         if mesh.sequence_parallel > 1:
-            groups = mesh.groups(placement, ("ring", "ulysses"))
             piece_bytes = share.tokens["image"] * one_token_bytes
-            self._book(ledger, "gather", "all_gather", piece_bytes, groups, 1)
+            self._book(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"), 1)
         if mesh.cfg > 1:
-            groups = mesh.groups(placement, ("cfg",))
-            piece_bytes = share.keys["image"] * one_token_bytes
-            self._book(ledger, "cfg", "all_gather", piece_bytes, groups, 1)
+            whole_bytes = share.keys["image"] * one_token_bytes
+            self._book(step, "cfg", "all_gather", whole_bytes, ("cfg",), 1)
 
-    def _book_launches(
-        self, ledger: Ledger, candidate: Candidate, workload: Workload, times: DeviceTimes
-    ) -> None:
+    def _book_launches(self, step: Step, times: DeviceTimes) -> None:
         """The time by which launching a step from the host outlasts the device's work.
 
         Measured blocks have waited for their launches already.
         """
-        if times.device.kind == "cpu":
+        if step.device.kind == "cpu":
             return
-        c, mode, mesh = self.constants, self.constants.modes[candidate.mode], candidate.mesh
+        c, candidate, dtype = self.constants, step.candidate, step.workload.dtype
+        mode, mesh = c.modes[candidate.mode], candidate.mesh
         ulysses = mode.exchange_launches if mesh.ulysses > 1 else 0.0
         exchange_s = (ulysses + mode.ring_step_launches * (mesh.ring - 1)) * c.launch_s
         host_s = c.outside_kernels * c.launch_s if mode.attention_block_kernels else 0.0
         for run in self.spec.blocks:
-            block_s = times.block_launch_s(run, workload.dtype, candidate.mode)
+            block_s = times.block_launch_s(run, dtype, candidate.mode)
             host_s += run.count * (block_s + exchange_s * len(run.attentions))
-        if times.has_blocks(workload.dtype, candidate.mode):
-            waits_s = max(0.0, host_s - ledger.total)
+        device_s = step.ledger.total
+        if times.has_blocks(dtype, candidate.mode):
+            waits_s = max(0.0, host_s - device_s)
         else:
-            waits_s = _overlapped_s(host_s, ledger.total, c.launch_exponent) - ledger.total
-        ledger.add("launch", Timed(waits_s, "computed"))
+            waits_s = _overlapped_s(host_s, device_s, c.launch_exponent) - device_s
+        step.ledger.add("launch", Timed(waits_s, "computed"))
 
     def _book(
         self,
-        ledger: Ledger,
+        step: Step,
         part: str,
         operation: Operation,
         rank_bytes: float,
-        groups: Sequence[Group],
+        axes: tuple[str, ...],
         count: int,
+        hidden_s: float = 0.0,
     ) -> None:
-        if len(groups[0]) == 1:
-            return
-        estimate = self.topology.collective_s(operation, rank_bytes, groups)
-        ledger.add(part, Timed(estimate.seconds, estimate.source), count)
-        self._book_link_bytes(ledger, operation, rank_bytes, groups, count)
-
-    def _book_link_bytes(
-        self,
-        ledger: Ledger,
-        operation: Operation,
-        rank_bytes: float,
-        groups: Sequence[Group],
-        count: int,
-    ) -> None:
+        """Books an exchange along axes, `hidden_s` of which happen behind computation."""
+        groups = step.candidate.mesh.groups(step.candidate.placement, axes)
+        found = self.topology.collective_s(operation, rank_bytes, groups)
+        seen_s = max(0.0, found.seconds - hidden_s)
+        step.ledger.add(part, Timed(seen_s, found.source), count)
         for kind, moved in self.topology.link_bytes(operation, rank_bytes, groups).items():
-            ledger.link_bytes[kind] += moved * count
+            step.ledger.link_bytes[kind] += moved * count
 
     def _around(self, workload: Workload, device: Device) -> float:
         """Seconds of text encoders and VAE on the first rank."""

@@ -1,6 +1,6 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ditplan.planner.cost import CostModel
@@ -9,7 +9,7 @@ from ditplan.planner.ranking import Ranked, sortable_s
 from ditplan.planner.space import Candidate, Space, enumerate_space, rule_of_thumb, why_illegal
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS, Backend
-from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
@@ -47,7 +47,8 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     """
     space = space_of(task, topology)
     model = CostModel(topology, task.spec, task.profile)
-    priced = [_price(task, model, candidate) for candidate in space.candidates]
+    devices = task.cluster.devices
+    priced = [_price(task, model, candidate, devices) for candidate in space.candidates]
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
         least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
@@ -92,9 +93,9 @@ def space_of(task: Task, topology: Topology) -> Space:
     return space
 
 
-def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
-    devices = {task.cluster.devices[rank] for rank in candidate.placement}
-    smallest = min(devices, key=lambda device: device.memory_bytes)
+def _price(task: Task, model: CostModel, candidate: Candidate, devices: Sequence[Device]) -> Ranked:
+    used = (devices[rank] for rank in candidate.placement)
+    smallest = min(used, key=lambda device: device.memory_bytes)
     memory = memory_of(task.spec, task.workload, candidate.mesh, smallest)
     prediction = model.price(candidate, task.workload)
     return Ranked(candidate, prediction, too_big=why_too_big(memory, smallest))

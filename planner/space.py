@@ -258,7 +258,7 @@ def _seen_by(topology: Topology, mesh: Mesh, placement: tuple[int, ...]) -> tupl
     """What the topology sees of a placement: each axis' speed, and which device holds which
     coordinate.
     """
-    names = tuple(topology.cluster.devices[rank].name for rank in placement)
+    names = tuple(topology.device_names[rank] for rank in placement)
     devices = names if len(set(names)) > 1 else ()
     split = [axis for axis, degree in zip(AXES, mesh.degrees, strict=True) if degree > 1]
     speeds = (topology.signature(tuple(mesh.groups(placement, (axis,)))) for axis in split)

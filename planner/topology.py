@@ -53,6 +53,15 @@ class Traffic:
     kind_bytes: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Path:
+    """The links between two ranks in order, their kinds, and the sum of their latencies."""
+
+    hops: tuple[Hop, ...]
+    kinds: frozenset[str]
+    latency_s: float
+
+
 def messages(operation: Operation, group: Group) -> Iterator[tuple[int, int, float]]:
     """Yields (from, to, bytes sent per byte that a rank puts in) of an operation's algorithm.
 
@@ -138,8 +147,9 @@ class Topology:
         self.cluster = cluster
         self._constants = constants or CostConstants()
         self._nodes = cluster.device_nodes
+        self.device_names = tuple(device.name for device in cluster.devices)
         self._graph = _graph_of(cluster.links)
-        self._paths: dict[tuple[int, int], tuple[Hop, ...] | None] = {}
+        self._paths: dict[tuple[int, int], Path | None] = {}
         self._traffic: dict[tuple[Operation, Groups], Traffic | None] = {}
 
     @property
@@ -192,19 +202,14 @@ class Topology:
             return {}
         return {kind: share * bytes_per_rank for kind, share in traffic.kind_bytes.items()}
 
-    def kinds_between(self, group: Group) -> frozenset[str]:
-        """The kinds of link that the paths between the members of a group use."""
-        hops = (self._path(a, b) or () for a, b in itertools.permutations(group, 2))
-        return frozenset(self._graph.edges[hop]["kind"] for path in hops for hop in path)
-
     def slowest_kind(self, groups: Sequence[Group]) -> str | None:
         """The kind of the slowest link between members of the first of the groups, if links are
         known.
         """
         if not groups:
             return None
-        paths = (self._path(a, b) or () for a, b in itertools.permutations(groups[0], 2))
-        edges = [self._graph.edges[hop] for path in paths for hop in path]
+        paths = (self._path(a, b) for a, b in itertools.permutations(groups[0], 2))
+        edges = [self._graph.edges[hop] for path in paths if path for hop in path.hops]
         if not edges:
             return None
         return str(min(edges, key=lambda edge: float(edge["bytes_per_s"]))["kind"])
@@ -294,12 +299,12 @@ class Topology:
                 path = self._path(source, target)
                 if path is None:
                     return None
-                for hop in path:
+                for hop in path.hops:
                     load[hop] += share
                     flows[hop] += 1
-                for kind in {self._graph.edges[hop]["kind"] for hop in path}:
+                for kind in path.kinds:
                     kind_bytes[kind] += share
-                latency_s = max(latency_s, sum(self._graph.edges[hop]["latency_s"] for hop in path))
+                latency_s = max(latency_s, path.latency_s)
         s_per_byte = max(share / self._rate(hop, flows[hop]) for hop, share in load.items())
         rounds = max(rounds_of(operation, len(group)) for group in groups)
         return Traffic(rounds, latency_s, s_per_byte, dict(kind_bytes))
@@ -312,20 +317,23 @@ class Topology:
             rate *= flows**-self._constants.crossing_exponent
         return rate
 
-    def _path(self, source: int, target: int) -> tuple[Hop, ...] | None:
+    def _path(self, source: int, target: int) -> Path | None:
         key = (source, target)
         if key not in self._paths:
             self._paths[key] = self._find_path(self._nodes[source], self._nodes[target])
         return self._paths[key]
 
-    def _find_path(self, source: str, target: str) -> tuple[Hop, ...] | None:
+    def _find_path(self, source: str, target: str) -> Path | None:
         if source not in self._graph or target not in self._graph:
             return None
         try:
             nodes = nx.shortest_path(self._graph, source, target, weight="weight")
         except nx.NetworkXNoPath:
             return None
-        return tuple(itertools.pairwise(nodes))
+        hops = tuple(itertools.pairwise(nodes))
+        edges = [self._graph.edges[hop] for hop in hops]
+        kinds = frozenset(str(edge["kind"]) for edge in edges)
+        return Path(hops, kinds, sum(float(edge["latency_s"]) for edge in edges))
 
 
 def _graph_of(links: Sequence[Link]) -> nx.Graph[str]:

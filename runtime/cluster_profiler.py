@@ -121,7 +121,7 @@ def software_versions(context: RankContext) -> dict[str, str]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     if context.device.type == "cuda":
         versions["cuda"] = str(torch.version.cuda)
-        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     return versions
 
 

@@ -15,9 +15,6 @@ from ditplan.profiles.cluster import Device, Link, LinkKind
 from ditplan.runtime.groups import RankContext
 
 MEASURE_S = 0.2
-# Each direction; a lane of PCIe after encoding, and a link of NVLink, by generation.
-PCIE_LANE_BYTES_PER_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
-NVLINK_BYTES_PER_S = {1: 20e9, 2: 25e9, 3: 25e9, 4: 25e9, 5: 50e9}
 # NVML's bits for reasons that a healthy, well cooled GPU doesn't give; a power cap alone is usual.
 THROTTLE_REASONS = {
     0x08: "hardware slowdown",
@@ -37,7 +34,6 @@ class GpuFacts:
 
     driver: str
     nvlinks: int
-    nvlink_version: int | None
     pcie_generation: int | None
     pcie_generation_max: int | None
     pcie_width: int | None
@@ -123,48 +119,32 @@ def device_links(
     environment: Mapping[str, str],
     measured: tuple[float, float] | None,
 ) -> list[Link]:
-    """One link from each device to what they share: the NVLink switch, the PCIe root or memory.
+    """One link from each device to what they share: NVLink's switches, the PCIe root or memory.
 
     `measured` are the seconds of the smallest message between two ranks and the bytes/s of the
-    largest; the former is every link's latency, the latter its rate where none is specified.
+    largest. Data sheets promise up to three times as much, so they aren't asked.
     """
     if measured is None:
         return []
     latency_s, rate = measured
-    # Two links are crossed from one device to another.
-    latency_s /= 2
     peer_access = environment.get("NCCL_P2P_DISABLE", "0").strip() in {"", "0"}
-    over_nvlink = peer_access and all(r.facts is not None and r.facts.nvlinks for r in reports)
-    links = []
-    for index, report in enumerate(reports):
-        kind, known, source = _way_out(report, over_nvlink)
-        links.append(
-            Link(
-                a=f"{host}/{index}",
-                b=f"{host}/{kind}",
-                kind=kind,
-                latency_s=latency_s,
-                bytes_per_s=known or rate,
-                source=source if known else "measured: send_recv",
-            )
+    kind: LinkKind = "pcie"
+    if all(report.device.kind == "cpu" for report in reports):
+        kind = "memory"
+    elif peer_access and all(r.facts is not None and r.facts.nvlinks for r in reports):
+        kind = "nvlink"
+    return [
+        Link(
+            a=f"{host}/{index}",
+            b=f"{host}/{kind}",
+            kind=kind,
+            # Two links are crossed from one device to another.
+            latency_s=latency_s / 2,
+            bytes_per_s=rate,
+            source="measured: send_recv" + (f"; NVML: {report.facts}" if report.facts else ""),
         )
-    return links
-
-
-def _way_out(report: DeviceReport, over_nvlink: bool) -> tuple[LinkKind, float, str]:
-    """By what a device reaches others of its host, at how many bytes/s (0: unknown), says who."""
-    facts = report.facts
-    if report.device.kind == "cpu":
-        return "memory", 0.0, ""
-    if facts is None:
-        return "pcie", 0.0, ""
-    if over_nvlink:
-        rate = facts.nvlinks * NVLINK_BYTES_PER_S.get(facts.nvlink_version or 0, 0.0)
-        links = f"{facts.nvlinks} links of version {facts.nvlink_version}"
-        return "nvlink", rate, f"NVML: {links}, data sheet rate"
-    lane = PCIE_LANE_BYTES_PER_S.get(facts.pcie_generation_max or 0, 0.0)
-    slot = f"generation {facts.pcie_generation_max} x{facts.pcie_width}"
-    return "pcie", lane * (facts.pcie_width or 0), f"NVML: PCIe {slot}, data sheet rate"
+        for index, report in enumerate(reports)
+    ]
 
 
 def _inspect_gpu(context: RankContext) -> DeviceReport:
@@ -215,12 +195,10 @@ def _gpu_facts(nvml: Any, uuid: str) -> GpuFacts | None:
     links = range(nvml.NVML_NVLINK_MAX_LINKS)
     active = [i for i in links if ask(nvml.nvmlDeviceGetNvLinkState, handle, i) == 1]
     reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
-    version = ask(nvml.nvmlDeviceGetNvLinkVersion, handle, active[0]) if active else None
     bus = ask(nvml.nvmlDeviceGetPciInfo, handle)
     return GpuFacts(
         driver=str(ask(nvml.nvmlSystemGetDriverVersion)),
         nvlinks=len(active),
-        nvlink_version=version,
         pcie_generation=ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
         pcie_generation_max=ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
         pcie_width=ask(nvml.nvmlDeviceGetCurrPcieLinkWidth, handle),

@@ -52,13 +52,16 @@ def profile_model(
 
 def slowest_of_ranks(points: Sequence[Sequence[TimePoint]]) -> tuple[TimePoint, ...]:
     """Of each point that every rank measured, the slowest rank's."""
-    by_key: dict[tuple[Any, ...], list[TimePoint]] = {}
-    for of_rank in points:
-        for point in of_rank:
-            key = tuple(point.model_dump(exclude={"median_s", "p95_s", "runs"}).values())
-            by_key.setdefault(key, []).append(point)
-    complete = [alike for alike in by_key.values() if len(alike) == len(points)]
-    return tuple(max(alike, key=lambda point: point.median_s) for alike in complete)
+    by_rank = [{_shape_of(point): point for point in of_rank} for of_rank in points]
+    everywhere = [shape for shape in by_rank[0] if all(shape in known for known in by_rank)]
+    return tuple(
+        max((known[shape] for known in by_rank), key=lambda point: point.median_s)
+        for shape in everywhere
+    )
+
+
+def _shape_of(point: TimePoint) -> tuple[Any, ...]:
+    return tuple(point.model_dump(exclude={"median_s", "p95_s", "runs"}).values())
 
 
 def _profile_blocks(

@@ -87,11 +87,14 @@ class Raised:
 
     @classmethod
     def from_exception(cls, error: BaseException) -> "Raised":
-        """Describes an exception that was just caught."""
+        """Describes an exception that was just caught, leaving out this file's own frames."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
         return cls(
             summary="".join(traceback.format_exception_only(error)).strip(),
             message=str(error),
-            traceback="".join(traceback.format_exception(error)),
+            traceback="".join(traceback.format_exception(type(error), error, trace)),
             is_input_error=isinstance(error, InputError),
             at=time.time(),
         )
@@ -250,7 +253,7 @@ class Rank:
         except subprocess.TimeoutExpired:
             summary = "closed its connection"
         else:
-            ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else ""
+            ended = f"died of {signal.Signals(-code).name}" if code < 0 else ""
             summary = ended or f"exited with code {code}"
         return Failure(self.number, summary, self.log_tail(), time.time())
 
@@ -362,11 +365,11 @@ class Conversation:
         finished = f"; finished: {numbered(self.results)}" if self.results else ""
         stopped = {rank.number for rank in silent or late if rank.is_stopped()}
         for number, stack in stacks(silent or late).items():
-            summary = (
-                f"gave no sign of life for {silence_s:.0f} s" if silent else "was not done in time"
-            )
+            silence = f"gave no sign of life for {silence_s:.0f} s"
+            summary = silence if silent else "did not finish in time"
             summary += " (its process is stopped)" if number in stopped else ""
-            self.failures.append(Failure(number, summary + finished, stack, time.time()))
+            follows = bool(stopped) and number not in stopped
+            self.failures.append(Failure(number, summary + finished, stack, time.time(), follows))
 
 
 def numbered(ranks: Iterable[int]) -> str:

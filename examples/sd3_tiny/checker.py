@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 from scenes import BACKGROUND, COLOUR_NAMES, COLOURS, SHAPES, Thing, holds, parse
+from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
 if TYPE_CHECKING:
     from PIL import Image

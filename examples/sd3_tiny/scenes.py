@@ -37,8 +37,8 @@ NEAREST_APART = 20.0
 STEEPEST = 0.6
 """Most distance across the relation's axis, as a share of the distance along it."""
 
-_RADIUS_ALONE = (14.0, 22.0)
-_RADIUS_PAIR = (12.0, 19.0)
+_RADIUS_ALONE = (16.0, 28.0)
+_RADIUS_PAIR = (14.0, 22.0)
 _GAP = (8.0, 22.0)
 _MARGIN = 6.0
 _ACROSS = 4.0
@@ -95,9 +95,7 @@ def parse(caption: str) -> Scene:
     return Scene((first, second), middle)
 
 
-def holds(
-    relation: str, first: tuple[float, float], second: tuple[float, float]
-) -> bool:
+def holds(relation: str, first: tuple[float, float], second: tuple[float, float]) -> bool:
     """Whether `first` lies in `relation` to `second`.
 
     Both are centres as (x, y) in pixels, y growing downwards. Drawn pictures keep well
@@ -232,9 +230,7 @@ def draw(codes: Tensor, generator: torch.Generator) -> Tensor:
     palette = torch.tensor(list(COLOURS.values()), device=device, dtype=torch.float32) / 255
     ground = torch.tensor(BACKGROUND, device=device, dtype=torch.float32) / 255
     grid = torch.arange(PICTURE_SIZE, device=device, dtype=torch.float32) + 0.5
-    picture = ground[None, :, None, None].expand(
-        codes.shape[0], 3, PICTURE_SIZE, PICTURE_SIZE
-    )
+    picture = ground[None, :, None, None].expand(codes.shape[0], 3, PICTURE_SIZE, PICTURE_SIZE)
     for place in range(2):
         shape, colour = codes[:, 2 * place], codes[:, 2 * place + 1]
         radius = radii[:, place, None, None]

@@ -1,9 +1,10 @@
-"""Measuring real collectives between CPU ranks, and putting shares of uneven sizes together."""
+"""Groups of mesh axes, collectives in them, and how long these take: on real CPU ranks."""
 
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.mesh import AXES, Mesh
@@ -16,7 +17,7 @@ from ditplan.runtime.cluster_profiler import (
 )
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.launch import RankError, RankPool
 
 
 def gather_shares(
@@ -26,8 +27,75 @@ def gather_shares(
     if group is None:
         return None
     whole = torch.arange(2 * sum(sizes) * 3.0).reshape(2, sum(sizes), 3).movedim(1, dim)
-    share = torch.split(whole, sizes, dim)[group.index]
+    share = torch.split(whole, list(sizes), dim)[group.index]
     return all_gather_uneven(share, dim, sizes, group) - whole
+
+
+def groups_of_axis(
+    context: RankContext, mesh: Mesh, placement: tuple[int, ...], axes: tuple[str, ...]
+) -> tuple[tuple[int, ...], int, tuple[int, ...], list[int]] | None:
+    axis = context.groups.axis_group(mesh, placement, axes)
+    if axis is None:
+        return None
+    gathered = torch.empty(axis.size, dtype=torch.long)
+    dist.all_gather_into_tensor(gathered, torch.tensor([context.rank]), group=axis.group)
+    return axis.ranks, axis.index, axis.order, gathered.tolist()
+
+
+def count_new_groups(context: RankContext, meshes: list[Mesh]) -> int:
+    def ask() -> None:
+        for mesh in meshes:
+            for axes in (("cfg",), ("ring",), ("ulysses",), ("ring", "ulysses")):
+                context.groups.axis_group(mesh, tuple(range(mesh.size)), axes)
+
+    ask()
+    before = len(dist.distributed_c10d._world.pg_map)
+    for _ in range(20):
+        ask()
+    return len(dist.distributed_c10d._world.pg_map) - before
+
+
+def test_axis_groups_follow_mesh_coordinates_under_any_placement(ranks: RankPool) -> None:
+    mesh, placement = Mesh(ring=2, ulysses=2), (0, 3, 2, 1)
+    assert ranks.run(groups_of_axis, mesh, placement, ("ulysses",), timeout_s=20) == [
+        ((0, 3), 0, (0, 1), [0, 3]),
+        ((2, 1), 1, (1, 0), [1, 2]),
+        ((2, 1), 0, (1, 0), [1, 2]),
+        ((0, 3), 1, (0, 1), [0, 3]),
+    ]
+    both = ranks.run(groups_of_axis, mesh, placement, ("ring", "ulysses"), timeout_s=20)
+    assert [result[:3] for result in both if result] == [
+        ((0, 3, 2, 1), 0, (0, 3, 2, 1)),
+        ((0, 3, 2, 1), 3, (0, 3, 2, 1)),
+        ((0, 3, 2, 1), 2, (0, 3, 2, 1)),
+        ((0, 3, 2, 1), 1, (0, 3, 2, 1)),
+    ]
+
+
+def test_ranks_outside_a_mesh_and_axes_of_one_have_no_group(ranks: RankPool) -> None:
+    assert ranks.run(groups_of_axis, Mesh(cfg=2), (1, 3), ("cfg",), timeout_s=20) == [
+        None,
+        ((1, 3), 0, (0, 1), [1, 3]),
+        None,
+        ((1, 3), 1, (0, 1), [1, 3]),
+    ]
+    assert ranks.run(groups_of_axis, Mesh(cfg=2), (1, 3), ("ring",), timeout_s=20) == [None] * 4
+
+
+def test_plan_after_plan_makes_no_new_process_groups(ranks: RankPool) -> None:
+    meshes = [
+        Mesh(cfg=2, ulysses=2),
+        Mesh(ring=4),
+        Mesh(ring=2, ulysses=2),
+        Mesh(cfg=2),
+        Mesh(ulysses=3),
+    ]
+    assert ranks.run(count_new_groups, meshes, timeout_s=30) == [0] * 4
+
+
+def test_a_placement_beyond_the_world_is_refused(ranks: RankPool) -> None:
+    with pytest.raises(RankError, match="the placement names rank 7, there are 4 ranks"):
+        ranks.run(groups_of_axis, Mesh(cfg=2), (0, 7), ("cfg",), timeout_s=20)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
@@ -66,7 +134,7 @@ def test_all_ranks_time_the_same_sizes_equally_often_and_unused_ones_time_nothin
 ) -> None:
     sizes = [4096, 8192, 16384]
     by_rank = ranks.run(
-        measure_axis, AxisShape(3, 3, 1), "send_recv", sizes, budget_s=0.2, timeout_s=30
+        measure_axis, AxisShape(3, 3, 1), "send_recv", sizes, budget_s=3.0, timeout_s=30
     )
     for point in zip(*by_rank, strict=True):
         assert len({size for size, _ in point}) == 1

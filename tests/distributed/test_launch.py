@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,6 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.hosts import HostLine
-from ditplan.profiles.mesh import Mesh
 from ditplan.runtime import launch
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.launch import RankError, RankPool
@@ -86,30 +86,6 @@ def echo(context: RankContext, value: torch.Tensor) -> torch.Tensor:
     return value * context.rank
 
 
-def groups_of_axis(
-    context: RankContext, mesh: Mesh, placement: tuple[int, ...], axes: tuple[str, ...]
-) -> tuple[tuple[int, ...], int, tuple[int, ...], list[int]] | None:
-    axis = context.groups.axis_group(mesh, placement, axes)
-    if axis is None:
-        return None
-    gathered = torch.empty(axis.size, dtype=torch.long)
-    dist.all_gather_into_tensor(gathered, torch.tensor([context.rank]), group=axis.group)
-    return axis.ranks, axis.index, axis.order, gathered.tolist()
-
-
-def count_new_groups(context: RankContext, meshes: list[Mesh]) -> int:
-    def ask() -> None:
-        for mesh in meshes:
-            for axes in (("cfg",), ("ring",), ("ulysses",), ("ring", "ulysses")):
-                context.groups.axis_group(mesh, tuple(range(mesh.size)), axes)
-
-    ask()
-    before = len(dist.distributed_c10d._world.pg_map)
-    for _ in range(20):
-        ask()
-    return len(dist.distributed_c10d._world.pg_map) - before
-
-
 @pytest.fixture
 def pair() -> Iterator[RankPool]:
     with RankPool(None, 2, "cpu", silence_s=3.0) as pool:
@@ -132,6 +108,9 @@ def failure_of(
         pool.run(function, *args, timeout_s=timeout_s)  # type: ignore[arg-type]
     assert_all_ended(pool, processes, began)
     assert caught.value.exit_code == 3
+    logs = Path(str(caught.value).rpartition("Their logs: ")[2])
+    assert len(list(logs.glob("rank-*.log"))) == pool.size
+    shutil.rmtree(logs)
     return caught.value
 
 
@@ -191,7 +170,7 @@ def test_a_rank_that_exits_is_the_cause_not_those_that_lose_their_connection(
 
 def test_a_crash_is_named_by_its_signal_with_the_end_of_the_log(pair: RankPool) -> None:
     error = failure_of(pair, crash_on, 0)
-    assert str(error).startswith("crash_on: rank 0 was ended by SIGSEGV")
+    assert str(error).startswith("crash_on: rank 0 died of SIGSEGV")
     assert "crash_on" in str(error).partition("\n")[2]
 
 
@@ -201,12 +180,21 @@ def test_a_stopped_rank_is_noticed_by_its_silence(pair: RankPool) -> None:
     assert "rank 1 gave no sign of life for 3 s (its process is stopped)" in str(error)
 
 
+def test_a_stopped_rank_is_to_blame_when_time_is_up_before_its_silence_shows(
+    pair: RankPool,
+) -> None:
+    error = failure_of(pair, stop_on, 0, timeout_s=1.0)
+    assert error.ranks == (0,)
+    assert "rank 0 did not finish in time (its process is stopped)" in str(error)
+    assert "in consequence rank 1 did not finish" in str(error)
+
+
 def test_a_task_out_of_time_names_unfinished_ranks_and_shows_where_they_are(
     pair: RankPool,
 ) -> None:
     error = failure_of(pair, wait_forever_somewhere, 1, timeout_s=1.0)
     assert error.ranks == (1,)
-    assert "rank 1 was not done in time; finished: rank 0" in str(error)
+    assert "rank 1 did not finish in time; finished: rank 0" in str(error)
     assert "in wait_forever_somewhere" in str(error)
 
 
@@ -217,7 +205,7 @@ def test_a_rank_dead_between_tasks_fails_the_next_and_children_of_ranks_end(
     os.kill(pair.processes()[0], signal.SIGKILL)
     time.sleep(0.5)
     error = failure_of(pair, sum_of_ranks)
-    assert "rank 0 was ended by SIGKILL" in str(error)
+    assert "rank 0 died of SIGKILL" in str(error)
     assert not [child for child in children if psutil.pid_exists(child) and not is_zombie(child)]
 
 
@@ -356,46 +344,3 @@ def test_torchrun_ranks_attach_and_others_are_refused(
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         assert Path(f"{script}.{rank}").read_text() == "1.0 2"
-
-
-def test_axis_groups_follow_mesh_coordinates_under_any_placement(ranks: RankPool) -> None:
-    mesh, placement = Mesh(ring=2, ulysses=2), (0, 3, 2, 1)
-    assert ranks.run(groups_of_axis, mesh, placement, ("ulysses",), timeout_s=20) == [
-        ((0, 3), 0, (0, 1), [0, 3]),
-        ((2, 1), 1, (1, 0), [1, 2]),
-        ((2, 1), 0, (1, 0), [1, 2]),
-        ((0, 3), 1, (0, 1), [0, 3]),
-    ]
-    both = ranks.run(groups_of_axis, mesh, placement, ("ring", "ulysses"), timeout_s=20)
-    assert [result[:3] for result in both if result] == [
-        ((0, 3, 2, 1), 0, (0, 3, 2, 1)),
-        ((0, 3, 2, 1), 3, (0, 3, 2, 1)),
-        ((0, 3, 2, 1), 2, (0, 3, 2, 1)),
-        ((0, 3, 2, 1), 1, (0, 3, 2, 1)),
-    ]
-
-
-def test_ranks_outside_a_mesh_and_axes_of_one_have_no_group(ranks: RankPool) -> None:
-    assert ranks.run(groups_of_axis, Mesh(cfg=2), (1, 3), ("cfg",), timeout_s=20) == [
-        None,
-        ((1, 3), 0, (0, 1), [1, 3]),
-        None,
-        ((1, 3), 1, (0, 1), [1, 3]),
-    ]
-    assert ranks.run(groups_of_axis, Mesh(cfg=2), (1, 3), ("ring",), timeout_s=20) == [None] * 4
-
-
-def test_plan_after_plan_makes_no_new_process_groups(ranks: RankPool) -> None:
-    meshes = [
-        Mesh(cfg=2, ulysses=2),
-        Mesh(ring=4),
-        Mesh(ring=2, ulysses=2),
-        Mesh(cfg=2),
-        Mesh(ulysses=3),
-    ]
-    assert ranks.run(count_new_groups, meshes, timeout_s=30) == [0] * 4
-
-
-def test_a_placement_beyond_the_world_is_refused(ranks: RankPool) -> None:
-    with pytest.raises(RankError, match="the placement names rank 7, there are 4 ranks"):
-        ranks.run(groups_of_axis, Mesh(cfg=2), (0, 7), ("cfg",), timeout_s=20)

@@ -104,6 +104,33 @@ def test_a_roofline_with_the_measured_efficiency_continues_beyond_the_grid() -> 
     assert block_s(measured, 2048) == pytest.approx(2 * block_s(guessed, 2048))
 
 
+def test_a_ring_hides_its_sends_behind_the_attention_to_the_block_before() -> None:
+    """Over a slow link each of the 3 sends waits, less the fourth of the attention behind it."""
+    mesh, workload = Mesh(ring=4), NO_TEXT.model_copy(update={"height": 2048, "width": 2048})
+    slow, fast = (a_cluster(devices=4, inside_bytes_per_s=rate) for rate in (5e9, 1e15))
+    sent_bytes = 2 * 4096 * 1536 * 2
+    send = Topology(slow).collective_s("send_recv", sent_bytes, [(0, 1, 2, 3)])
+    found, hidden = (
+        CostModel(cluster, SPEC).price(Candidate(mesh, ranks(mesh)), workload).parts
+        for cluster in (slow, fast)
+    )
+    calls = 24 * workload.steps
+    waits_s = 3 * (send.seconds - found["attention"] / calls / 4)
+    assert waits_s > 0
+    assert found["ring"] - hidden["ring"] == pytest.approx(calls * waits_s)
+
+
+def test_a_cpu_hides_no_sends() -> None:
+    mesh = Mesh(ring=2)
+    on_cpu, on_gpu = (
+        CostModel(a_cluster(device=a_device(kind=kind)), SPEC)
+        .price(Candidate(mesh, ranks(mesh)), WORKLOAD)
+        .parts["ring"]
+        for kind in ("cpu", "cuda")
+    )
+    assert on_cpu > on_gpu
+
+
 def test_vae_and_text_encoder_are_taken_from_measurements() -> None:
     model = CostModel(a_cluster(), SPEC, a_profile({(1, 4096, 0): 0.25}, part="vae_decode"))
     found = model.price(Candidate(Mesh(), (0,)), NO_TEXT)
