@@ -11,8 +11,7 @@ __all__ = ["ExecutionPlan", "parallelize"]
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
-    """Puts a plan in force on a diffusers pipeline, in a job started by torchrun or another
-    launcher.
+    """Puts a plan in force on a diffusers pipeline, in a job started by torchrun.
 
     Every rank calls it with the same plan; then every rank calls the pipeline with the same
     arguments and seed. Closing the result gives the pipeline back as it was.
@@ -20,9 +19,11 @@ def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
     Raises:
         InputError: the plan doesn't fit the pipeline, the number of ranks or the devices.
     """
+    from ditplan.runtime.admission import require_fit
     from ditplan.runtime.launch import attach_from_torchrun
     from ditplan.runtime.native import parallelize as parallelize_native
 
     context = attach_from_torchrun()
     plan.require_ranks(context.world_size)
+    require_fit(plan, context)
     return parallelize_native(pipeline, plan, context)

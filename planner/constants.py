@@ -10,14 +10,17 @@ class ModeConstants:
     """What an execution mode costs beside its FLOPs.
 
     `attention_block_kernels` are launches of one block with one self-attention, `exchange_launches`
-    what ulysses adds to it, `ring_step_launches` what each further block of a ring does;
-    `elementwise_passes` is how often a block reads or writes
-    its hidden states outside matrix products and attention.
+    what ulysses adds to it and `piece_launches` what it adds for each of its ranks,
+    `ring_step_launches` what each further block of a ring does, `gather_launches` what putting the
+    output together along an axis does in a step; `elementwise_passes` is how often a block reads or
+    writes its hidden states outside matrix products and attention.
     """
 
     attention_block_kernels: float
     exchange_launches: float
+    piece_launches: float
     ring_step_launches: float
+    gather_launches: float
     elementwise_passes: float
 
 
@@ -98,16 +101,18 @@ class CostConstants:
 
     modes: dict[Mode, ModeConstants] = field(
         default_factory=lambda: {
-            "eager": ModeConstants(110.0, 40.0, 20.0, 70.0),
-            "compile": ModeConstants(30.0, 30.0, 20.0, 35.0),
-            "graph": ModeConstants(0.0, 0.0, 0.0, 70.0),
-            "compile+graph": ModeConstants(0.0, 0.0, 0.0, 35.0),
+            "eager": ModeConstants(110.0, 32.0, 4.0, 20.0, 5.0, 70.0),
+            "compile": ModeConstants(30.0, 22.0, 4.0, 20.0, 5.0, 35.0),
+            "graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 0.0, 70.0),
+            "compile+graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 0.0, 35.0),
         }
     )
     """Launches: so that SD3's eager CFG-2 and Ulysses-2 at 1024px on two H100 fall into the
     measured 0.61 to 0.82 s and 0.89 to 1.12 s, and FLUX 1024px over Ring-8 on A100 2.5 s behind
-    Ulysses-8 (published: 11172 ring steps). Passes: so that one H100 takes 1.04 s, compiled
-    0.83 s."""
+    Ulysses-8 (published: 11172 ring steps). Counts of what the native runtime does, not measured:
+    4 for each rank of ulysses, since q, k, v and the output are copied piece by piece into what is
+    sent; 5 to gather: cut out, pad, make contiguous, send, put together. Passes: so that one H100
+    takes 1.04 s, compiled 0.83 s."""
 
     interval_share: dict[Source, float] = field(
         default_factory=lambda: {"measured": 0.05, "interpolated": 0.12, "computed": 0.35}

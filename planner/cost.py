@@ -7,13 +7,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from ditplan.planner.compute import DeviceTimes, Timed
-from ditplan.planner.constants import CostConstants, MemoryConstants
+from ditplan.planner.constants import CostConstants, MemoryConstants, ModeConstants
 from ditplan.planner.memory import memory_of
 from ditplan.planner.share import Share, share_of
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile, Device, Operation
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, ModelProfile, ModelSpec, Source
 from ditplan.profiles.plan import Prediction
 from ditplan.profiles.workload import Workload
@@ -206,9 +207,10 @@ class CostModel:
             return
         c, candidate, dtype = self.constants, step.candidate, step.workload.dtype
         mode, mesh = c.modes[candidate.mode], candidate.mesh
-        ulysses = mode.exchange_launches if mesh.ulysses > 1 else 0.0
-        exchange_s = (ulysses + mode.ring_step_launches * (mesh.ring - 1)) * c.launch_s
-        host_s = c.outside_kernels * c.launch_s if mode.attention_block_kernels else 0.0
+        exchange_s = _exchange_launches(mode, mesh) * c.launch_s
+        gathers = (mesh.sequence_parallel > 1) + (mesh.cfg > 1)
+        outside = c.outside_kernels if mode.attention_block_kernels else 0.0
+        host_s = (outside + gathers * mode.gather_launches) * c.launch_s
         for run in self.spec.blocks:
             block_s = times.block_launch_s(run, dtype, candidate.mode)
             host_s += run.count * (block_s + exchange_s * len(run.attentions))
@@ -282,6 +284,14 @@ def values_per_token(spec: ModelSpec) -> int:
     if isinstance(patch, int) and isinstance(channels, int):
         return patch * patch * channels
     return 64
+
+
+def _exchange_launches(mode: ModeConstants, mesh: Mesh) -> float:
+    """Kernels that a mesh adds to each self-attention."""
+    ring = mode.ring_step_launches * (mesh.ring - 1)
+    if mesh.ulysses == 1:
+        return ring
+    return ring + mode.exchange_launches + mode.piece_launches * mesh.ulysses
 
 
 def _overlapped_s(host_s: float, device_s: float, exponent: float) -> float:

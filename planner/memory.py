@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.share import Share, share_of
-from ditplan.profiles.cluster import Device
+from ditplan.profiles.cluster import Device, Host
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
@@ -67,6 +67,18 @@ def why_too_big(memory: Memory, device: Device) -> str | None:
     )
     named = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts)
     return f"needs {memory.total_bytes / 1e9:.1f} GB of {device.memory_bytes / 1e9:.1f} GB: {named}"
+
+
+def why_swapping(memory: Memory, ranks: int, host: Host) -> str | None:
+    """By how much so many CPU ranks exceed the memory they share; None if they don't."""
+    has_bytes = sum(device.memory_bytes for device in host.devices)
+    if ranks * memory.total_bytes <= has_bytes:
+        return None
+    times = f" x {ranks} ranks" if ranks > 1 else ""
+    return (
+        f"needs {memory.total_bytes / 1e9:.1f} GB{times}, {host.name} has {has_bytes / 1e9:.1f} GB:"
+        " it will swap"
+    )
 
 
 def _buffers_bytes(mesh: Mesh, share: Share, hidden_bytes: int) -> int:

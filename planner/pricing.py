@@ -1,15 +1,22 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of, why_too_big
+from ditplan.planner.memory import memory_of, why_swapping, why_too_big
 from ditplan.planner.ranking import Ranked, sortable_s
-from ditplan.planner.space import Candidate, Space, enumerate_space, rule_of_thumb, why_illegal
+from ditplan.planner.space import (
+    Candidate,
+    Space,
+    enumerate_space,
+    placement_of,
+    rule_of_thumb,
+    why_illegal,
+)
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS, Backend
-from ditplan.profiles.cluster import ClusterProfile, Device
+from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
@@ -38,8 +45,8 @@ class Task:
 def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, int]]:
     """All legal candidates, fastest first, and how many meshes were dropped for each reason.
 
-    Those that don't fit into memory come last and say so; the rule of thumb among those that do is
-    marked as control.
+    Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
+    only carry a warning. The rule of thumb among those that fit is marked as control.
 
     Raises:
         InputError: no mesh is legal with these pins, none fits, or the cluster profile lacks
@@ -47,8 +54,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     """
     space = space_of(task, topology)
     model = CostModel(topology, task.spec, task.profile)
-    devices = task.cluster.devices
-    priced = [_price(task, model, candidate, devices) for candidate in space.candidates]
+    priced = [_price(task, model, candidate) for candidate in space.candidates]
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
         least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
@@ -72,12 +78,8 @@ def space_of(task: Task, topology: Topology) -> Space:
     Raises:
         InputError: more GPUs than there are, or no mesh is legal with these pins.
     """
+    _check_gpus(task, topology)
     gpus = task.gpus or topology.ranks
-    if gpus > topology.ranks:
-        raise InputError(
-            f"{gpus} GPUs were asked for, cluster {task.cluster.name} has {topology.ranks}; "
-            f"use --gpus {topology.ranks} or less"
-        )
     pinned = Mesh(**task.pins)
     if pinned.size > gpus:
         raise InputError(
@@ -93,12 +95,77 @@ def space_of(task: Task, topology: Topology) -> Space:
     return space
 
 
-def _price(task: Task, model: CostModel, candidate: Candidate, devices: Sequence[Device]) -> Ranked:
-    used = (devices[rank] for rank in candidate.placement)
-    smallest = min(used, key=lambda device: device.memory_bytes)
-    memory = memory_of(task.spec, task.workload, candidate.mesh, smallest)
-    prediction = model.price(candidate, task.workload)
-    return Ranked(candidate, prediction, too_big=why_too_big(memory, smallest))
+def price_one(task: Task, mesh: Mesh, mode: Mode) -> Ranked:
+    """One configuration on the cluster's first ranks, in the usual order.
+
+    `task.gpus` is the number that the mesh must use, None for any; pins and modes have no say. That
+    it doesn't fit into memory is information, not an error.
+
+    Raises:
+        InputError: the backend can't run the mesh or the mode, the cluster has fewer GPUs, or its
+            profile lacks something.
+    """
+    topology = Topology(task.cluster)
+    _check_gpus(task, topology)
+    if wrong := why_illegal(mesh, task.spec, task.workload, task.gpus, task.backend):
+        raise InputError(wrong)
+    if mode not in task.backend.modes:
+        raise InputError(
+            f"backend {task.backend.name} can't run mode {mode}; it has "
+            f"{', '.join(task.backend.modes)}"
+        )
+    if mesh.size > topology.ranks:
+        raise InputError(
+            f"{mesh} needs {mesh.size} GPUs, cluster {task.cluster.name} has {topology.ranks}; "
+            "use smaller degrees or a larger cluster"
+        )
+    model = CostModel(topology, task.spec, task.profile)
+    return _price(task, model, Candidate(mesh, placement_of(mesh), mode))
+
+
+def _check_gpus(task: Task, topology: Topology) -> None:
+    if task.gpus is not None and task.gpus > topology.ranks:
+        raise InputError(
+            f"{task.gpus} GPUs were asked for, cluster {task.cluster.name} has {topology.ranks}; "
+            f"use --gpus {topology.ranks} or less"
+        )
+
+
+def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+    return Ranked(
+        candidate,
+        model.price(candidate, task.workload),
+        too_big=_why_too_big(task, candidate),
+        warning=_why_swapping(task, candidate),
+    )
+
+
+def _why_too_big(task: Task, candidate: Candidate) -> str | None:
+    """Why the GPU with the least memory doesn't hold a candidate.
+
+    None if it does, or there is no GPU.
+    """
+    devices = task.cluster.devices
+    gpus = [devices[rank] for rank in candidate.placement if devices[rank].kind != "cpu"]
+    if not gpus:
+        return None
+    smallest = min(gpus, key=lambda device: device.memory_bytes)
+    return why_too_big(memory_of(task.spec, task.workload, candidate.mesh, smallest), smallest)
+
+
+def _why_swapping(task: Task, candidate: Candidate) -> str | None:
+    """What the first host whose CPUs need more memory than it has lacks; None if none does."""
+    first = 0
+    for host in task.cluster.hosts:
+        ranks = range(first, first + len(host.devices))
+        first = ranks.stop
+        used = sum(rank in ranks for rank in candidate.placement)
+        if not used or host.devices[0].kind != "cpu":
+            continue
+        memory = memory_of(task.spec, task.workload, candidate.mesh, host.devices[0])
+        if why := why_swapping(memory, used, host):
+            return why
+    return None
 
 
 def _by_latency(ranked: Ranked) -> tuple[object, ...]:

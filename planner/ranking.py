@@ -45,7 +45,8 @@ COMPUTED_PARTS = {
 class Ranked:
     """A candidate with all that is known of it.
 
-    `reason` says why it lost, and is empty for the best.
+    `reason` says why it lost, and is empty for the best. `too_big` says why GPUs can't hold it,
+    `warning` by how much it exceeds the memory of CPUs, which hold it by swapping.
     """
 
     candidate: Candidate
@@ -54,6 +55,7 @@ class Ranked:
     control: bool = False
     failure: str | None = None
     too_big: str | None = None
+    warning: str | None = None
     reason: str = ""
 
     @property

@@ -1,5 +1,9 @@
 """Shows a ranking: a table for people and the JSON objects of the command line."""
 
+import math
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from ditplan.planner.ranking import Ranked, Ranking
@@ -8,41 +12,82 @@ from ditplan.profiles.plan import Prediction
 
 
 def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
-    """The first candidates: degrees, mode, GPUs, predicted with interval, measured, memory, why
-    they lost.
+    """The first candidates, and the rule of thumb wherever it stands: what they cost and need, and
+    why they lost.
+
+    Mode and measured seconds have a column only where there is something to tell. Only the last
+    column wraps, so that the others can be read at 80 columns as well.
     """
-    table = Table(title=f"{ranking.spec.name}: {ranking.workload}, on {ranking.cluster.name}")
-    for heading in ("", "mesh", "order", "mode"):
-        table.add_column(heading)
-    for heading in ("GPUs", "predicted s", "90% interval", "measured s", "memory GB"):
-        table.add_column(heading, justify="right")
-    table.add_column("why not", overflow="fold")
-    for place, ranked in enumerate(ranking.ranked[:rows], start=1):
-        table.add_row(*table_row(place, ranked))
-    hidden = len(ranking.ranked) - rows
-    if hidden > 0:
-        table.caption = f"and {hidden} more"
+    numbered = list(enumerate(ranking.ranked, start=1))
+    shown = [(place, ranked) for place, ranked in numbered if place <= rows or ranked.control]
+    headings = headings_of(ranking)
+    title = f"{ranking.spec.name}: {ranking.workload}, on {ranking.cluster.name}"
+    table = Table(title=escape(title), box=SIMPLE_HEAD, padding=0)
+    for heading in headings:
+        to_the_right = heading in ("#", "GPUs", "measured", "GB")
+        table.add_column(heading, no_wrap=True, justify="right" if to_the_right else "left")
+    table.columns[-1].no_wrap = False
+    for place, ranked in shown:
+        cells = table_cells(place, ranked)
+        table.add_row(*(escape(cells[heading]) for heading in headings))
+    table.caption_justify = "left"
+    table.caption = "; ".join(caption_parts(shown, hidden=len(numbered) - len(shown)))
     return table
 
 
-def table_row(place: int, ranked: Ranked) -> list[str]:
-    """The cells of a candidate in `ranking_table`."""
+def headings_of(ranking: Ranking) -> list[str]:
+    """The columns that say something of this ranking."""
+    with_mode = len({ranked.candidate.mode for ranked in ranking.ranked}) > 1
+    with_measured = any(ranked.measurement for ranked in ranking.ranked)
+    return [
+        *("#", "mesh", *(["mode"] if with_mode else []), "GPUs", "predicted s"),
+        *(["measured"] if with_measured else []),
+        *("GB", "why not"),
+    ]
+
+
+def table_cells(place: int, ranked: Ranked) -> dict[str, str]:
+    """What `ranking_table` can say of a candidate, by heading."""
     candidate, prediction = ranked.candidate, ranked.prediction
     low_s, high_s = prediction.interval_s
-    measured = f"{ranked.measurement.latency_s:.4g}" if ranked.measurement else "-"
-    why = "best" if place == 1 else ranked.reason
-    return [
-        str(place),
-        str(candidate.mesh) + (" (rule of thumb)" if ranked.control else ""),
-        candidate.order_text or "-",
-        candidate.mode,
-        str(candidate.mesh.size),
-        f"{prediction.latency_s:.4g}",
-        f"{low_s:.3g} to {high_s:.3g}",
-        measured,
-        f"{prediction.memory_bytes / 1e9:.1f}",
-        why,
-    ]
+    digits = digits_after_point(prediction.latency_s)
+    interval = f"({low_s:.{digits}f}-{high_s:.{digits}f})"
+    measured_s = ranked.measurement.latency_s if ranked.measurement else None
+    words = ["best" if place == 1 else ranked.reason, "it will swap" if ranked.warning else ""]
+    return {
+        "#": str(place),
+        "mesh": mesh_text(ranked),
+        "mode": candidate.mode,
+        "GPUs": str(candidate.mesh.size),
+        "predicted s": f"{prediction.latency_s:.{digits}f} {interval}",
+        "measured": f"{measured_s:.{digits_after_point(measured_s)}f}" if measured_s else "-",
+        "GB": f"{prediction.memory_bytes / 1e9:.1f}",
+        "why not": "; ".join(word for word in words if word),
+    }
+
+
+def mesh_text(ranked: Ranked) -> str:
+    """The mesh, a star at the rule of thumb, and below it the order of its axes where that isn't
+    the usual one.
+    """
+    candidate = ranked.candidate
+    order = "" if candidate.order == AXES else f"\n({candidate.order_text})"
+    return f"{candidate.mesh}{' *' if ranked.control else ''}{order}"
+
+
+def digits_after_point(seconds: float) -> int:
+    """How many digits show three that count of a number of seconds."""
+    return max(0, 2 - math.floor(math.log10(seconds)))
+
+
+def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
+    """What is said below the table."""
+    orders = any(ranked.candidate.order != AXES for _, ranked in shown)
+    starred = any(ranked.control for _, ranked in shown)
+    parts = ["seconds of denoising, predicted with their 90% interval"]
+    parts += ["* rule of thumb"] if starred else []
+    parts += ["(a > b): ranks far apart along a, next to each other along b"] if orders else []
+    return parts + ([f"{hidden} more not shown"] if hidden else [])
 
 
 def tune_json(ranking: Ranking) -> dict[str, object]:
@@ -81,6 +126,7 @@ def candidate_json(ranked: Ranked, backend: str) -> dict[str, object]:
         "quality": None,
         "control": ranked.control,
         "reason": ranked.reason,
+        "warning": ranked.warning,
     }
 
 

@@ -68,6 +68,12 @@ def search(
     fitting = [ranked for ranked in priced if not ranked.too_big]
     too_big = [ranked for ranked in priced if ranked.too_big]
     say(f"priced {len(priced)} candidates, {len(fitting)} fit")
+    swapping = [ranked for ranked in fitting if ranked.warning]
+    if swapping:
+        say(
+            f"warning: {len(swapping)} of them need more memory than there is; "
+            f"{swapping[0].candidate}: {swapping[0].warning}"
+        )
     if trials and trials.top > 0:
         fitting = _measured(task, fitting, trials, say)
     return Ranking(

@@ -178,6 +178,19 @@ class ExecutionPlan(Record):
                 "tune this model"
             )
 
+    def require_links(self, found: str) -> None:
+        """Refuses to run over another kind of link than the one it was made for.
+
+        Raises:
+            InputError: says both kinds.
+        """
+        planned = self.fingerprint.link_kinds
+        if self.mesh.size > 1 and planned and found not in planned:
+            raise InputError(
+                f"the plan was made for devices linked by {' and '.join(planned)}, these are linked "
+                f"by {found}; mend the link or tune for this cluster: `ditplan tune --hosts FILE`"
+            )
+
     def require_devices(self, devices: tuple[str, ...]) -> None:
         """Refuses to run on other devices than those it was made for.
 

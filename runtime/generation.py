@@ -14,6 +14,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import Noun
 from ditplan.profiles.workload import Workload
+from ditplan.runtime.admission import require_fit
 from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
@@ -73,8 +74,9 @@ def generate(
     Without weights there are no text encoders: embeddings derived from the prompt take their place.
 
     Raises:
-        InputError: the plan doesn't fit model or ranks.
+        InputError: the plan doesn't fit model, ranks, devices or links.
     """
+    require_fit(plan, context)
     workload = plan.workload
     pipeline = _kept_pipeline(context, spec, weights, workload)
     with parallelize(pipeline, plan, context):

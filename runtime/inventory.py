@@ -127,12 +127,9 @@ def device_links(
     if measured is None:
         return []
     latency_s, rate = measured
-    peer_access = environment.get("NCCL_P2P_DISABLE", "0").strip() in {"", "0"}
-    kind: LinkKind = "pcie"
-    if all(report.device.kind == "cpu" for report in reports):
-        kind = "memory"
-    elif peer_access and all(r.facts is not None and r.facts.nvlinks for r in reports):
-        kind = "nvlink"
+    kind = slowest_kind([_link_kind(report.facts, report.device.kind) for report in reports])
+    if kind == "nvlink" and not peer_access_is_allowed(environment):
+        kind = "pcie"
     return [
         Link(
             a=f"{host}/{index}",
@@ -145,6 +142,29 @@ def device_links(
         )
         for index, report in enumerate(reports)
     ]
+
+
+def link_kind(context: RankContext) -> LinkKind:
+    """What connects this rank's device to those of the other ranks of its host, at best."""
+    if context.device.type == "cpu":
+        return "memory"
+    return _link_kind(gpu_facts(str(torch.cuda.get_device_properties(context.device).uuid)), "cuda")
+
+
+def slowest_kind(kinds: Sequence[LinkKind]) -> LinkKind:
+    """The kind that holds for all: NVLink only where every device has it."""
+    return next((kind for kind in kinds if kind != "nvlink"), "nvlink")
+
+
+def peer_access_is_allowed(environment: Mapping[str, str]) -> bool:
+    """Whether NCCL may use NVLink at all."""
+    return environment.get("NCCL_P2P_DISABLE", "0").strip() in {"", "0"}
+
+
+def _link_kind(facts: GpuFacts | None, device: str) -> LinkKind:
+    if device == "cpu":
+        return "memory"
+    return "nvlink" if facts is not None and facts.nvlinks else "pcie"
 
 
 def _inspect_gpu(context: RankContext) -> DeviceReport:

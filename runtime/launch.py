@@ -283,6 +283,11 @@ def attach_from_torchrun() -> RankContext:
     return RankContext(rank, world_size, device, GroupCache(rank, world_size))
 
 
+def environment() -> Mapping[str, str]:
+    """The environment of this process."""
+    return dict(os.environ)
+
+
 def count_slots(hosts: Sequence[HostLine] | None, device: DeviceKind) -> int:
     """How many ranks there is room for: the slots given, else one for each GPU or CPU core.
 

@@ -7,31 +7,46 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch.nn import functional
 
+from ditplan.profiles.catalog import shipped_weights
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
 from ditplan.runtime.attention import PartialAttention, attend_with_lse
 from ditplan.runtime.generation import denoise
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inspection import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline, prompt_embeddings
+from ditplan.runtime.pipelines import DTYPES, load_pipeline, prompt_embeddings
 from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
 
 
-def pipeline_of(context: RankContext, spec: ModelSpec) -> Any:
-    """The random pipeline of a spec, kept for the tests that follow."""
-    key = f"test pipeline {spec.config_hash}"
+def pipeline_of(context: RankContext, spec: ModelSpec, dtype: str = "float32") -> Any:
+    """A spec's pipeline, with its weights if they are shipped, kept for the tests that follow."""
+    key = f"test pipeline {spec.config_hash} {dtype}"
     if key not in context.kept:
-        context.kept[key] = load_pipeline(spec, None, context.device, "float32")
+        weights = shipped_weights(spec.name)
+        context.kept[key] = load_pipeline(spec, weights, context.device, dtype)
     return context.kept[key]
+
+
+def same_start(spec: ModelSpec, work: Workload, device: torch.device) -> dict[str, torch.Tensor]:
+    """Prompt embeddings and noise as arguments of the pipeline, equal in every dtype.
+
+    Pipelines draw noise in the dtype of the embeddings, which gives other numbers in each.
+    """
+    words = prompt_embeddings(spec, work, device, seed=1)
+    edge = spec.pixels_per_token // spec.config["patch_size"]
+    shape = (work.batch, spec.config["in_channels"], work.height // edge, work.width // edge)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return words | {"latents": noise.to(device, DTYPES[work.dtype])}
 
 
 def latents(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, solver: str = ""
 ) -> torch.Tensor | None:
     """Final latents of the plan; None on ranks that it doesn't use."""
-    pipeline = pipeline_of(context, spec)
+    pipeline = pipeline_of(context, spec, plan.workload.dtype)
     euler = pipeline.scheduler
     if solver:
         pipeline.scheduler = DPMSolverMultistepScheduler(
@@ -41,7 +56,7 @@ def latents(
         with parallelize(pipeline, plan, context):
             if context.rank not in plan.placement:
                 return None
-            words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
+            words = same_start(spec, plan.workload, context.device)
             return denoise(pipeline, spec, plan.workload, words, seed=0)
     finally:
         pipeline.scheduler = euler

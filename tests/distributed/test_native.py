@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from ditplan.profiles.catalog import find_model
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
@@ -103,6 +104,34 @@ def test_a_multistep_solver_gives_the_latents_of_one_device(
     alone = ranks.run(latents, spec, plan_for(spec, Mesh(), work), "dpm", timeout_s=60)[0]
     plan = plan_for(spec, Mesh(cfg=2, ulysses=2), work)
     assert furthest(alone, ranks.run(latents, spec, plan, "dpm", timeout_s=60)) <= EXACT
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:], ids=str)
+def test_bf16_latents_are_as_close_to_float32_as_those_of_one_device(
+    ranks: RankPool, spec: ModelSpec, mesh: Mesh
+) -> None:
+    def run(mesh: Mesh, dtype: str) -> torch.Tensor:
+        plan = plan_for(spec, mesh, workload(dtype=dtype))
+        found = ranks.run(latents, spec, plan, timeout_s=120)[0]
+        assert found is not None
+        return found.float()
+
+    def distance(mesh: Mesh) -> float:
+        return float((run(mesh, "bfloat16") - exact).norm() / exact.norm())
+
+    exact = run(Mesh(), "float32")
+    assert 1e-4 < distance(Mesh()) < 1e-1
+    assert distance(mesh) <= 1.1 * distance(Mesh())
+
+
+def test_the_trained_model_gives_the_latents_of_one_device_on_every_mesh(ranks: RankPool) -> None:
+    tiny = find_model("sd3-tiny")
+    work = tiny.defaults.model_copy(update={"dtype": "float32"})
+    plans = [plan_for(tiny, mesh, work) for mesh in MESHES]
+    results = ranks.run(latents_of_each, tiny, plans, timeout_s=300)
+    for number, mesh in enumerate(MESHES):
+        of_mesh = [of_rank[number] for of_rank in results]
+        assert furthest(results[0][0], of_mesh) <= EXACT, mesh
 
 
 def test_dual_attention_blocks_give_the_latents_of_one_device(ranks: RankPool) -> None:
