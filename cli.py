@@ -1,6 +1,7 @@
 """The command line: the one place where planner and runtime meet."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,12 +12,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task, space_of
+from ditplan.planner.asked import check_quality, workload_for
+from ditplan.planner.pricing import Task, price_one, space_of
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
 from ditplan.planner.requests import grid_points, wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
-from ditplan.planner.space import Candidate, placement_of, why_illegal
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model, shipped_weights
@@ -26,7 +26,7 @@ from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.workload import Dtype, Workload
+from ditplan.profiles.workload import Dtype
 
 if TYPE_CHECKING:
     from ditplan.runtime.workers import Workers
@@ -35,10 +35,9 @@ SMALL_MODEL_PARAMETERS = 100_000_000
 
 app = typer.Typer(
     help="Finds and runs the fastest parallel plan for a diffusion transformer on your GPUs.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 
 Model = Annotated[str, typer.Option(help="A shipped model's name, or a folder saved by diffusers.")]
@@ -53,20 +52,20 @@ Guidance = Annotated[
     bool | None, typer.Option("--guidance/--no-guidance", help="Classifier-free guidance.")
 ]
 Type = Annotated[Dtype | None, typer.Option(help="float32 is the only one on CPUs.")]
-Degree = Annotated[int | None, typer.Option(min=1, help="Degree of this parallelism.")]
+Degree = Annotated[int | None, typer.Option(min=1, help="Fix this degree.")]
+ExactDegree = Annotated[int, typer.Option(min=1, help="Degree of this parallelism.")]
 Mode = Annotated[Literal["eager"] | None, typer.Option(help="How each rank executes its share.")]
 BackendName = Annotated[str, typer.Option(help="The runtime.")]
 
 
 class Terminal:
-    """Where a command's words go: progress to stderr; the result to stdout, as one JSON object or
-    for people.
-    """
+    """Where words go: progress to stderr; the result, as text or one JSON object, to stdout."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self._err = Console(stderr=True, highlight=False)
-        self._out = Console(highlight=False)
+        # a pipe has no width of its own, and a table of 80 columns folds
+        self._out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
     def say(self, message: str) -> None:
         """Reports progress."""
@@ -108,7 +107,7 @@ def profile(
         spec, _ = _find_model(model)
         with _workers(None, gpus or 1) as workers:
             cluster = workers.profile_cluster(terminal.say)
-            workload = _workload(spec, cluster, height=height, width=width, dtype=dtype)
+            workload = workload_for(spec, cluster, height=height, width=width, dtype=dtype)
             measured = workers.profile_model(spec, workload, grid_points(spec, workload), cluster)
         measured.save(out)
         terminal.show(f"{out}: {len(measured.points)} points of {spec.name} on {measured.device}")
@@ -189,7 +188,7 @@ def tune(
     """
     terminal = Terminal(as_json)
     _require_folder(out)
-    _check_quality(quality)
+    check_quality(quality)
     spec, folder = _find_model(model)
     asked: dict[str, Any] = {
         "height": height,
@@ -212,16 +211,21 @@ def tune(
                 "--cluster plans for a cluster on paper; to measure one give --hosts alone"
             )
         known = find_cluster(cluster)
-        workload = _workload(spec, known, **asked)
+        workload = workload_for(spec, known, **asked)
         ranking = search(Task(spec, workload, known, gpus=gpus, **choice), progress=terminal.say)
     else:
+        if weights is not None:
+            _check_weights(weights, spec)
+        study = _study_of(out)
         with _workers(hosts, gpus) as workers:
-            study = out.with_suffix(".study")
-            study.mkdir(exist_ok=True)
             known = _cluster_of(workers, study / "cluster.json", terminal.say)
-            workload = _workload(spec, known, **asked)
+            workload = workload_for(spec, known, **asked)
             task = Task(spec, workload, known, gpus=gpus, **choice)
-            task = _with_model_profile(task, workers, study, terminal.say)
+            # Refuses what can't be planned, so the folder is made for nothing else.
+            requests = _points_of(task)
+            study.mkdir(exist_ok=True)
+            known.save(study / "cluster.json")
+            task = _with_model_profile(task, requests, workers, study, terminal.say)
             top = _default_measure(spec, known) if measure is None else measure
 
             def run(plan: ExecutionPlan) -> Trialrun:
@@ -251,11 +255,11 @@ def simulate(
     batch: Count = None,
     dtype: Type = None,
     gpus: Gpus = None,
-    cfg: int = 1,
-    pipefusion: int = 1,
-    ulysses: int = 1,
-    ring: int = 1,
-    dp: int = 1,
+    cfg: ExactDegree = 1,
+    pipefusion: ExactDegree = 1,
+    ulysses: ExactDegree = 1,
+    ring: ExactDegree = 1,
+    dp: ExactDegree = 1,
     mode: Mode = None,
     backend: BackendName = "native",
     as_json: Json = False,
@@ -264,7 +268,7 @@ def simulate(
     terminal = Terminal(as_json)
     spec, _ = _find_model(model)
     known = find_cluster(cluster)
-    workload = _workload(
+    workload = workload_for(
         spec,
         known,
         height=height,
@@ -275,16 +279,10 @@ def simulate(
         batch=batch,
         dtype=dtype,
     )
-    runtime = find_backend(backend)
     mesh = Mesh(dp=dp, cfg=cfg, pipefusion=pipefusion, ring=ring, ulysses=ulysses)
-    wrong = why_illegal(mesh, spec, workload, gpus, runtime)
-    if wrong is None and mesh.size > len(known.devices):
-        wrong = f"{mesh} needs {mesh.size} GPUs, cluster {known.name} has {len(known.devices)}"
-    if wrong is not None:
-        raise InputError(wrong)
-    candidate = Candidate(mesh, placement_of(mesh), mode or "eager")
-    prediction = CostModel(known, spec).price(candidate, workload)
-    result = simulate_json(prediction)
+    task = Task(spec, workload, known, gpus=gpus, backend=find_backend(backend))
+    priced = price_one(task, mesh, mode or "eager")
+    prediction = priced.prediction
     low_s, high_s = prediction.interval_s
     terminal.show(f"{spec.name}: {workload}, {mesh} on {known.name}")
     terminal.show(
@@ -295,7 +293,9 @@ def simulate(
             f"  {part:<12} {seconds:8.4f} s  {100 * seconds / prediction.latency_s:5.1f}%"
         )
     terminal.show(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU; {prediction.source}")
-    terminal.finish(result)
+    if shortage := priced.too_big or priced.warning:
+        terminal.say(f"warning: it does not fit: {shortage}")
+    terminal.finish(simulate_json(prediction))
 
 
 @app.command(
@@ -320,9 +320,9 @@ def run(
         raise InputError(f"{out}: can't write pictures of this kind; name a .png, .jpg or .webp")
     spec, folder = _model_of_plan(loaded, plan, weights)
     with _workers(hosts, None, needed=loaded) as workers:
-        loaded.require_devices(workers.device_names())
-        if folder is None:
-            terminal.say(f"no weights for {spec.name}: random ones, so the picture is noise")
+        workers.pool()
+        noise = "" if folder else f"; no weights for {spec.name}, so the picture is noise"
+        terminal.say(f"{loaded.mesh}, {loaded.workload}: running on {workers.ranks} rank(s){noise}")
         result = workers.generate(spec, folder, loaded, prompt, seed, out.absolute())
     predicted_s = loaded.prediction.latency_s if loaded.prediction else None
     compared = (
@@ -372,48 +372,33 @@ def _model_of_plan(
     return spec, folder
 
 
-def _workload(
-    spec: ModelSpec, cluster: ClusterProfile, *, guidance: bool | None = None, **asked: Any
-) -> Workload:
-    """The model's usual workload with what the user asked for, checked against model and device."""
-    on_cpu = cluster.devices[0].kind == "cpu"
-    changes = {name: value for name, value in asked.items() if value is not None}
-    if on_cpu and changes.setdefault("dtype", "float32") != "float32":
-        raise InputError(f"--dtype {changes['dtype']}: on CPUs the dtype is float32")
-    if guidance is not None:
-        changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
-    workload = spec.defaults.model_copy(update=changes)
-    for edge in ("height", "width"):
-        size, unit = getattr(workload, edge), spec.pixels_per_token
-        if size % unit:
-            near = max(unit, round(size / unit) * unit)
-            raise InputError(
-                f"--{edge} {size}: {spec.name} needs a multiple of {unit}; the nearest is {near}"
-            )
-    if workload.frames > 1 and spec.defaults.frames == 1:
-        raise InputError(f"--frames {workload.frames}: {spec.name} makes pictures; leave it out")
-    return workload
+def _check_weights(weights: Path, spec: ModelSpec) -> None:
+    from ditplan.runtime.inspection import inspect_folder
 
-
-def _check_quality(quality: str) -> None:
-    """All plans of the native backend are exact so far, so every bound is kept; nonsense is
-    refused.
-    """
-    if quality in ("safe", "exact", "any"):
-        return
-    try:
-        bound = float(quality)
-    except ValueError:
-        bound = -1.0
-    if not 0 <= bound < float("inf"):
-        raise InputError(f"--quality {quality!r}: must be safe, exact, any or a number from 0 on")
+    found = inspect_folder(weights, spec.name)
+    if found.config_hash != spec.config_hash:
+        raise InputError(
+            f"--weights {weights}: this {found.transformer_class} has config {found.config_hash}, "
+            f"{spec.name} has {spec.config_hash}; give {spec.name}'s folder, or --model {weights}"
+        )
 
 
 def _require_folder(out: Path) -> None:
-    if not out.absolute().parent.is_dir():
+    folder = out.absolute().parent
+    if not folder.is_dir():
         raise InputError(f"{out}: the folder {out.parent} doesn't exist; make it first")
     if out.is_dir():
         raise InputError(f"{out}: this is a folder; name a file in it")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{out}: the folder {out.parent} can't be written to; name another")
+
+
+def _study_of(out: Path) -> Path:
+    """The folder beside a plan that holds what is measured for it; it needn't exist."""
+    study = out.with_suffix(".study")
+    if study == out or (study.exists() and not study.is_dir()):
+        raise InputError(f"{out}: measurements go to a folder {study}, which is a file; rename it")
+    return study
 
 
 def _workers(
@@ -443,18 +428,25 @@ def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> C
             say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
             return saved
     cluster = workers.profile_cluster(say)
-    cluster.save(path)
     for warning in cluster.warnings:
         say(f"warning: {warning}")
     return cluster
 
 
+def _points_of(task: Task) -> Sequence[PointRequest]:
+    """The shapes of blocks whose times the task's candidates need."""
+    meshes = {candidate.mesh for candidate in space_of(task, Topology(task.cluster)).candidates}
+    return wanted_points(task.spec, task.workload, meshes)
+
+
 def _with_model_profile(
-    task: Task, workers: "Workers", study: Path, say: Callable[[str], None]
+    task: Task,
+    requests: Sequence[PointRequest],
+    workers: "Workers",
+    study: Path,
+    say: Callable[[str], None],
 ) -> Task:
     """The task with the model's blocks measured: before, for this same task, or now."""
-    meshes = {candidate.mesh for candidate in space_of(task, Topology(task.cluster)).candidates}
-    requests = wanted_points(task.spec, task.workload, meshes)
     path = study / f"{study_name(task)}.json"
     if path.exists():
         profile = ModelProfile.load(path)
@@ -500,11 +492,16 @@ def main() -> None:
     code.
     """
     try:
-        app()
-    except DitplanError as error:
-        Console(stderr=True, highlight=False).print(
-            f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True
-        )
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except (DitplanError, typer.TyperException) as error:
+        message = str(error)
+        if isinstance(error, typer.TyperException):
+            usage = error.format_message().replace("Value error, ", "")
+            message = f"{usage.rstrip('.')}; see --help"
+        if error.exit_code == InputError.exit_code:
+            message = " ".join(message.split())
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
         sys.exit(error.exit_code)
 
 

@@ -43,7 +43,7 @@ def grid_points(spec: ModelSpec, workload: Workload) -> tuple[PointRequest, ...]
         for ranks in (1, 2, 4, 8)
         for key_ranks in {1, ranks}
     }
-    return tuple(sorted(requests, key=_cost))
+    return tuple(sorted(filter(_can_be_split, requests), key=_cost))
 
 
 def _request(
@@ -56,11 +56,15 @@ def _request(
         batch=batch,
         height=height,
         width=workload.width,
-        image_tokens=max(spec.image_tokens(smaller), ranks),
+        image_tokens=spec.image_tokens(smaller),
         text_tokens=workload.text_tokens,
         ranks=ranks,
         key_ranks=key_ranks,
     )
+
+
+def _can_be_split(request: PointRequest) -> bool:
+    return all(not n or n >= request.ranks for n in (request.image_tokens, request.text_tokens))
 
 
 def _cost(request: PointRequest) -> tuple[float, int]:

@@ -187,8 +187,9 @@ class ExecutionPlan(Record):
         planned = self.fingerprint.link_kinds
         if self.mesh.size > 1 and planned and found not in planned:
             raise InputError(
-                f"the plan was made for devices linked by {' and '.join(planned)}, these are linked "
-                f"by {found}; mend the link or tune for this cluster: `ditplan tune --hosts FILE`"
+                f"the plan was made for devices linked by {' and '.join(planned)}, these are "
+                f"linked by {found}; mend the link or tune for this cluster: "
+                "`ditplan tune --hosts FILE`"
             )
 
     def require_devices(self, devices: tuple[str, ...]) -> None:

@@ -226,3 +226,25 @@ def test_splitting_the_sequence_never_needs_more_activations(mesh: Mesh) -> None
     assert split.activations_bytes <= one.activations_bytes
     assert split.weights_bytes == one.weights_bytes
     assert split.vae_bytes == one.vae_bytes
+
+
+@settings(max_examples=40)
+@given(mesh=MESHES, axis=st.sampled_from(["cfg", "ring", "ulysses"]))
+def test_where_launching_takes_longest_more_parallelism_is_not_as_fast(
+    mesh: Mesh, axis: str
+) -> None:
+    """Each further rank costs launches: plans that are bound by them don't tie."""
+    tiny = WORKLOAD.model_copy(update={"height": 64, "width": 64, "text_tokens": 20})
+    model = CostModel(a_cluster(devices=32), SPEC)
+    wider = mesh.model_copy(update={axis: 2 * getattr(mesh, axis)})
+    if wider.cfg > 2 or wider.sequence_parallel > 16:
+        return
+    before, after = (model.price(Candidate(m, ranks(m)), tiny).latency_s for m in (mesh, wider))
+    assert after > before * 1.001
+
+
+def test_captured_launches_cost_nothing() -> None:
+    mesh = Mesh(cfg=2, ring=2, ulysses=2)
+    model = CostModel(a_cluster(devices=8), SPEC)
+    found = model.price(Candidate(mesh, ranks(mesh), "graph"), WORKLOAD)
+    assert found.parts["launch"] == 0

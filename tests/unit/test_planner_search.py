@@ -1,5 +1,6 @@
 """The search: what is measured and how, failures, budget, resuming after a kill, and its report."""
 
+import io
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from ditplan.planner.pricing import Task
+from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
 from ditplan.planner.search import Trialrun, Trials, key_of, search, study_name
 from ditplan.profiles.catalog import cluster_names, find_cluster
@@ -274,13 +276,53 @@ def test_simulate_json_holds_what_the_command_line_promises() -> None:
     assert {"latency_s", "interval_s", "memory_bytes", "breakdown", "link_bytes"} <= set(found)
 
 
+def table_text(ranking: Ranking, width: int, rows: int = 12) -> str:
+    """The ranking's table as a terminal of that width shows it."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(ranking_table(ranking, rows))
+    return console.export_text()
+
+
 def test_table_shows_measured_and_predicted() -> None:
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(ranking_table(search(TASK, Trials(Machine(), top=2, rounds=1))))
-    text = console.export_text()
-    assert "rule of thumb" in text
+    text = table_text(search(TASK, Trials(Machine(), top=2, rounds=1)), width=100)
+    assert "* rule of thumb" in text
+    assert "measured" in text
     assert "best" in text
     assert "slower" in text
+
+
+def test_table_has_columns_only_for_what_differs() -> None:
+    text = table_text(search(TASK), width=100)
+    assert "mode" not in text
+    assert "measured" not in text
+    both = table_text(search(replace(TASK, modes=("eager", "graph"))), width=100)
+    assert "mode" in both
+    assert "graph" in both
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_table_cuts_nothing_off_and_names_orders(width: int) -> None:
+    found = search(Task(sd3_like(), WORKLOAD, find_cluster("2x8xl40-pcie-eth100")))
+    text = table_text(found, width)
+    assert "\u2026" not in text
+    for ranked in found.ranked[:12]:
+        assert str(ranked.candidate.mesh) in text
+        if ranked.candidate.order != AXES:
+            assert f"({ranked.candidate.order_text})" in text
+
+
+def test_table_shows_the_rule_of_thumb_wherever_it_stands() -> None:
+    found = search(TASK)
+    place = next(i for i, ranked in enumerate(found.ranked, start=1) if ranked.control)
+    text = table_text(found, width=100, rows=place - 1)
+    assert f"{place} {found.ranked[place - 1].candidate.mesh} *" in text
+    assert f"{len(found.ranked) - place} more not shown" in text
+
+
+def test_table_shows_words_in_brackets_as_they_are() -> None:
+    best = str(search(TASK).best.candidate.mesh).replace(" x ", "_")
+    machine = Machine(**{best: "[rank 1] died"})
+    assert "[rank 1] died" in table_text(search(TASK, Trials(machine, top=3, rounds=1)), width=140)
 
 
 @pytest.mark.parametrize("name", cluster_names())

@@ -1,0 +1,212 @@
+"""The commands as a user runs them on two CPU ranks, and what happens when a rank fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from ditplan.profiles.catalog import shipped_weights
+from ditplan.profiles.plan import ExecutionPlan
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a red circle left of a blue square"
+ENDED_WITHIN_S = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with hosts.txt and a tuned plan.json."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "hosts.txt").write_text("localhost slots=2\n")
+    tuned = finished(start(folder, *tune("plan.json", "--measure", "2")))
+    assert tuned.returncode == 0, tuned.stderr
+    return folder
+
+
+def tune(out: str, *more: str) -> list[str]:
+    """Arguments that tune sd3-tiny."""
+    return [
+        *("tune", "--model", "sd3-tiny", "--hosts", "hosts.txt", "--json", "--out", out),
+        *more,
+    ]
+
+
+def run(plan: str, out: str, *more: str) -> list[str]:
+    return [
+        *(
+            "run",
+            "--plan",
+            plan,
+            "--hosts",
+            "hosts.txt",
+            "--prompt",
+            PROMPT,
+            "--out",
+            out,
+            "--json",
+        ),
+        *more,
+    ]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Starts the program in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(
+    process: subprocess.Popen[str], timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Waits for the program; no process of its is left."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def rank_at_work(process: subprocess.Popen[str]) -> psutil.Process:
+    """A rank of the program that has loaded what it works with and computes."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children():
+            if child.memory_info().rss > 400e6 and child.cpu_times().user > 5:
+                return child
+        time.sleep(0.1)
+    raise AssertionError("no rank began to work")
+
+
+def test_the_plan_makes_the_picture_of_the_prompt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = finished(start(folder, *run("plan.json", "picture.png")))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {"out", "latency_s", "predicted_s", "ranks", "peak_memory_bytes"} <= result.keys()
+    plan = ExecutionPlan.load(folder / "plan.json")
+    assert plan.prediction is not None
+    assert result["predicted_s"] == plan.prediction.latency_s
+    assert result["ranks"] == plan.mesh.size
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples" / "sd3_tiny"), *sys.path])
+    import checker
+
+    with Image.open(folder / "picture.png") as picture:
+        assert checker.shows(picture, PROMPT)
+
+
+def test_tuning_again_goes_by_what_was_measured(folder: Path) -> None:
+    done = finished(start(folder, *tune("plan.json", "--measure", "2")))
+    assert done.returncode == 0, done.stderr
+    assert "measured before" in done.stderr
+    assert ", run 1: " not in done.stderr
+    assert json.loads(done.stdout)["best"]["measured_s"] is not None
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda rank: rank.kill(), "SIGKILL"),
+        (lambda rank: rank.suspend(), "stopped"),
+    ],
+    ids=["killed", "stopped"],
+)
+def test_a_rank_that_dies_or_goes_silent_ends_the_run_with_3(
+    folder: Path, harm: Callable[[psutil.Process], None], words: str
+) -> None:
+    process = start(folder, *run("plan.json", "lost.png", "--seed", "1"))
+    harm(rank_at_work(process))
+    harmed = time.monotonic()
+    done = finished(process)
+    assert time.monotonic() - harmed < ENDED_WITHIN_S
+    assert done.returncode == 3, done.stderr
+    assert "rank" in done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert not (folder / "lost.png").exists()
+
+
+def test_a_rank_that_raises_ends_the_run_with_3_and_shows_its_traceback(folder: Path) -> None:
+    (folder / "gone").mkdir()
+    process = start(folder, *run("plan.json", "gone/lost.png"))
+    rank_at_work(process)
+    (folder / "gone").rmdir()
+    done = finished(process)
+    assert done.returncode == 3, done.stderr
+    assert "rank 0 raised FileNotFoundError" in done.stderr
+    assert "Traceback" in done.stderr
+
+
+def test_weights_that_are_broken_are_refused_with_one_line(folder: Path) -> None:
+    weights = shipped_weights("sd3-tiny")
+    assert weights is not None
+    broken = folder / "broken"
+    shutil.copytree(weights, broken)
+    (broken / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+    done = finished(start(folder, *run("plan.json", "lost.png", "--weights", str(broken))))
+    assert done.returncode == 2, done.stderr
+    assert "broken: can't be loaded as a StableDiffusion3Pipeline" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "lost.png").exists()
+
+
+def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
+    process = start(folder, *tune("other.json", "--measure", "3", "--steps", "30"))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "run 1" in line:
+            break
+    psutil.Process(process.pid).children()[0].kill()
+    done = finished(process)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    failed = [one for one in result["alternatives"] if "failed when it was run" in one["reason"]]
+    assert len(failed) == 1
+    assert "SIGKILL" in failed[0]["reason"]
+    assert result["best"]["measured_s"] is not None
+    ExecutionPlan.load(folder / "other.json")
+
+
+def test_an_interrupt_leaves_no_rank_behind(folder: Path) -> None:
+    process = start(folder, *run("plan.json", "lost.png"))
+    rank_at_work(process)
+    process.send_signal(signal.SIGINT)
+    done = finished(process)
+    assert done.returncode == 130
+    assert not (folder / "lost.png").exists()
+
+
+def test_profiles_are_written_as_asked(folder: Path) -> None:
+    done = finished(
+        start(folder, "profile", "--hosts", "hosts.txt", "--out", "cluster.json", "--json")
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"out", "hosts", "gpus", "links", "warnings"} <= json.loads(done.stdout).keys()
+    done = finished(
+        start(
+            folder,
+            *("profile", "--model", "sd3-tiny", "--height", "64", "--width", "32"),
+            *("--out", "model.json", "--json"),
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {"out", "points", "device"} <= result.keys()
+    assert result["points"] > 20

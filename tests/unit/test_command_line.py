@@ -1,0 +1,216 @@
+"""The command line's contract: what it prints, and how it refuses wrong input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ditplan import cli
+from ditplan.profiles.catalog import find_model
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.plan import ExecutionPlan
+from tests.distributed.small_models import plan_for, small_sd3, workload
+
+ROOT = Path(__file__).parents[2]
+TUNE = ["tune", "--model", "sd3", "--cluster", "8xa100-nvlink"]
+SIMULATE = ["simulate", "--model", "sd3", "--cluster", "8xa100-nvlink"]
+CONFIGURATION = {
+    "gpus", "dp", "cfg", "pipefusion", "ulysses", "ring", "patches", "warmup", "mode", "backend",
+    "latency_s", "interval_s", "end_to_end_s", "setup_s", "memory_bytes", "exact", "quality",
+}  # fmt: skip
+
+
+class Outcome:
+    """How a command ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> "Command":
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+class Command:
+    """Runs the program in this process, in a folder of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> Outcome:
+        self._monkeypatch.setattr(sys, "argv", ["ditplan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = self._capsys.readouterr()
+        code = ended.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+
+WRONG = {
+    "missing hosts file": (["tune", "--model", "sd3", "--hosts", "no.txt"], "no.txt: no such file"),
+    "bad slots": (["tune", "--model", "sd3", "--hosts", "slots.txt"], "slots.txt: line 1: slots"),
+    "duplicate host": (["tune", "--model", "sd3", "--hosts", "twice.txt"], "twice.txt: line 2"),
+    "unknown key": (["tune", "--model", "sd3", "--hosts", "key.txt"], "key.txt: line 1: unknown"),
+    "empty hosts": (["tune", "--model", "sd3", "--hosts", "empty.txt"], "names no host"),
+    "remote host": (["tune", "--model", "sd3", "--hosts", "remote.txt"], "other hosts"),
+    "unknown model": (["tune", "--model", "sd33", "--cluster", "8xa100-nvlink"], "mean sd3?"),
+    "unknown cluster": (["tune", "--model", "sd3", "--cluster", "8xa100"], "mean 8xa100-nvlink?"),
+    "unknown backend": ([*TUNE, "--backend", "fast"], "there is native"),
+    "too many GPUs": ([*TUNE, "--gpus", "9"], "has 8"),
+    "cfg beyond passes": ([*TUNE, "--cfg", "3"], "use at most 2"),
+    "height": ([*TUNE, "--height", "1000"], "nearest is 992"),
+    "frames": ([*TUNE, "--frames", "3"], "makes pictures"),
+    "quality": ([*TUNE, "--quality", "-1"], "must be safe, exact, any or a number"),
+    "two sources": ([*TUNE, "--hosts", "here.txt"], "give --hosts alone"),
+    "out in no folder": ([*TUNE, "--out", "nowhere/plan.json"], "nowhere doesn't exist"),
+    "out a folder": ([*TUNE, "--out", "."], "this is a folder"),
+    "degrees that don't multiply": (
+        [*SIMULATE, "--gpus", "8", "--cfg", "2", "--ulysses", "2"],
+        "must multiply to 8",
+    ),
+    "more ulysses than heads": ([*SIMULATE, "--ulysses", "25"], "use at most 24"),
+    "cfg without guidance": ([*SIMULATE, "--cfg", "2", "--no-guidance"], "guidance is off"),
+    "axis not in backend": ([*SIMULATE, "--pipefusion", "2"], "leave pipefusion at 1"),
+    "larger than the cluster": ([*SIMULATE, "--ulysses", "9"], "has 8"),
+    "missing plan": (["run", "--plan", "no.json", "--prompt", "x", "--out", "x.png"], "no such"),
+    "truncated plan": (
+        ["run", "--plan", "cut.json", "--prompt", "x", "--out", "x.png"],
+        "cut.json: line",
+    ),
+    "newer plan": (
+        ["run", "--plan", "new.json", "--prompt", "x", "--out", "x.png"],
+        "schema 2, this ditplan reads up to 1",
+    ),
+    "unknown field": (
+        ["run", "--plan", "field.json", "--prompt", "x", "--out", "x.png"],
+        "field.json: field mesh.tp",
+    ),
+    "plan of no shipped model": (
+        ["run", "--plan", "four.json", "--prompt", "x", "--out", "x.png"],
+        "--weights DIR",
+    ),
+    "plan for 4 ranks on 2": (
+        ["run", "--plan", "tiny.json", "--hosts", "here.txt", "--prompt", "x", "--out", "x.png"],
+        "needs 4 ranks (ulysses4), there are 2",
+    ),
+    "kind of picture": (
+        ["run", "--plan", "tiny.json", "--prompt", "x", "--out", "x.txt"],
+        "name a .png",
+    ),
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    """The files that the wrong commands name."""
+    hosts = {
+        "slots": "localhost slots=x",
+        "twice": "a\na",
+        "key": "localhost gpus=2",
+        "empty": "# nobody",
+        "remote": "elsewhere.example slots=2",
+        "here": "localhost slots=2",
+    }
+    for name, text in hosts.items():
+        (tmp_path / f"{name}.txt").write_text(text + "\n")
+    plan_for(find_model("sd3-tiny"), Mesh(ulysses=4), workload()).save(tmp_path / "tiny.json")
+    plan = plan_for(small_sd3(), Mesh(ulysses=4), workload())
+    text = plan.save(tmp_path / "four.json").read_text()
+    (tmp_path / "cut.json").write_text(text[:300])
+    (tmp_path / "new.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    (tmp_path / "field.json").write_text(text.replace('"dp": 1', '"tp": 1', 1))
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_ends_with_one_line_that_says_what_is_right(
+    command: Command, tmp_path: Path, case: str
+) -> None:
+    arguments, words = WRONG[case]
+    before = sorted(tmp_path.rglob("*"))
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["tune"], ["tune", "--model"], [*TUNE, "--height", "tall"], ["dance"]]
+)
+def test_wrong_usage_exits_with_2(command: Command, arguments: list[str]) -> None:
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+
+
+def test_tune_on_paper_writes_a_plan_and_one_json_object(command: Command) -> None:
+    outcome = command(*TUNE, "--json")
+    assert outcome.code == 0
+    result = json.loads(outcome.out)
+    assert {"plan", "best", "alternatives", "legal", "pruned", "search_s"} <= result.keys()
+    for configuration in (result["best"], *result["alternatives"]):
+        assert configuration.keys() >= CONFIGURATION
+    plan = ExecutionPlan.load(result["plan"])
+    assert plan.mesh.size == result["best"]["gpus"] <= 8
+    assert plan.prediction is not None
+    assert plan.prediction.latency_s == result["best"]["latency_s"]
+    latencies = [one["latency_s"] for one in (result["best"], *result["alternatives"])]
+    assert latencies == sorted(latencies)
+
+
+def test_pinned_degrees_stay_and_the_rest_is_searched(command: Command) -> None:
+    result = json.loads(command(*TUNE, "--cfg", "1", "--ring", "2", "--gpus", "4", "--json").out)
+    for configuration in (result["best"], *result["alternatives"]):
+        assert (configuration["cfg"], configuration["ring"]) == (1, 2)
+        assert configuration["gpus"] <= 4
+    assert {one["ulysses"] for one in (result["best"], *result["alternatives"])} == {1, 2}
+
+
+def test_simulate_prices_one_configuration_whose_parts_sum_to_it(command: Command) -> None:
+    outcome = command(*SIMULATE, "--cfg", "2", "--ulysses", "4", "--json")
+    assert outcome.code == 0
+    result = json.loads(outcome.out)
+    assert {"latency_s", "interval_s", "memory_bytes", "breakdown", "link_bytes"} <= result.keys()
+    assert sum(result["breakdown"].values()) == pytest.approx(result["latency_s"], rel=1e-6)
+    low_s, high_s = result["interval_s"]
+    assert low_s < result["latency_s"] < high_s
+
+
+def test_results_for_people_name_the_plan_and_why_the_others_lost(command: Command) -> None:
+    outcome = command(*TUNE)
+    assert "plan.json" in outcome.out
+    assert "best" in outcome.out
+    assert "predicted" in outcome.out
+
+
+@pytest.mark.parametrize("name", ["profile", "tune", "simulate", "run"])
+def test_every_command_has_help_with_an_example(command: Command, name: str) -> None:
+    outcome = command(name, "--help")
+    assert outcome.code == 0
+    assert f"ditplan {name} --" in outcome.out
+
+
+def test_planning_on_paper_takes_under_5_seconds_and_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from ditplan import cli\n"
+        f"sys.argv = ['ditplan', *{TUNE!r}, '--json', '--out', {str(tmp_path / 'p.json')!r}]\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=5,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["best"]["gpus"] >= 1
