@@ -96,18 +96,6 @@ def generate(
     return run
 
 
-def denoise(
-    pipeline: Any,
-    spec: ModelSpec,
-    workload: Workload,
-    words: dict[str, Any],
-    seed: int,
-) -> torch.Tensor:
-    """The final latents of one call of the pipeline."""
-    latents: torch.Tensor = _call(pipeline, spec, workload, words, "latent", seed, workload.steps)
-    return latents
-
-
 def save_pictures(images: list[Any], out: Path) -> None:
     """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all."""
     for number, image in enumerate(images):

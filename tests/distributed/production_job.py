@@ -7,9 +7,8 @@ import torch
 import torch.distributed as dist
 
 import ditplan
-from ditplan.runtime.generation import denoise
 from ditplan.runtime.pipelines import load_pipeline
-from tests.distributed.rank_tasks import same_start
+from tests.distributed.rank_tasks import denoise, same_start
 from tests.distributed.small_models import small_sd3
 
 
@@ -22,7 +21,7 @@ def main() -> None:
     with ditplan.parallelize(pipeline, plan):
         words = same_start(spec, plan.workload, torch.device("cpu"))
         torch.save(
-            denoise(pipeline, spec, plan.workload, words, seed=0),
+            denoise(pipeline, spec, plan.workload, words),
             path.with_suffix(f".{dist.get_rank()}.pt"),
         )
     dist.destroy_process_group()

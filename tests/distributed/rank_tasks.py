@@ -13,7 +13,6 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.attention import PartialAttention, attend_with_lse
-from ditplan.runtime.generation import denoise
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inspection import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
@@ -42,6 +41,22 @@ def same_start(spec: ModelSpec, work: Workload, device: torch.device) -> dict[st
     return words | {"latents": noise.to(device, DTYPES[work.dtype])}
 
 
+def denoise(
+    pipeline: Any, spec: ModelSpec, work: Workload, words: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The final latents of one call of the pipeline."""
+    with torch.no_grad():
+        result: torch.Tensor = pipeline(
+            **words,
+            height=work.height,
+            width=work.width,
+            num_inference_steps=work.steps,
+            guidance_scale=spec.guidance_scale if work.guidance else 1.0,
+            output_type="latent",
+        ).images
+    return result
+
+
 def latents(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, solver: str = ""
 ) -> torch.Tensor | None:
@@ -57,7 +72,7 @@ def latents(
             if context.rank not in plan.placement:
                 return None
             words = same_start(spec, plan.workload, context.device)
-            return denoise(pipeline, spec, plan.workload, words, seed=0)
+            return denoise(pipeline, spec, plan.workload, words)
     finally:
         pipeline.scheduler = euler
 
@@ -82,8 +97,8 @@ def latents_without_exchange(
             module = submodule(pipeline.transformer, name)
             module.forward, wrapped = type(module).forward.__get__(module), module.forward
             undo.callback(setattr, module, "forward", wrapped)
-        words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
-        return denoise(pipeline, spec, plan.workload, words, seed=0)
+        words = same_start(spec, plan.workload, context.device)
+        return denoise(pipeline, spec, plan.workload, words)
 
 
 def transformer_output(
@@ -149,8 +164,8 @@ def latents_around_the_door(context: RankContext, spec: ModelSpec, plan: Executi
     try:
         pipeline.transformer.set_attn_processor(OwnShareOnly())
         with parallelize(pipeline, plan, context):
-            words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
-            denoise(pipeline, spec, plan.workload, words, seed=0)
+            words = same_start(spec, plan.workload, context.device)
+            denoise(pipeline, spec, plan.workload, words)
     finally:
         pipeline.transformer.set_attn_processor(usual)
 
