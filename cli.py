@@ -14,13 +14,14 @@ from rich.markup import escape
 
 from ditplan.planner.asked import check_quality, workload_for
 from ditplan.planner.pricing import Task, price_one, space_of
+from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
 from ditplan.planner.requests import grid_points, wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model, shipped_weights
-from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import DitplanError, InputError
 from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.mesh import Mesh
@@ -96,9 +97,7 @@ def profile(
     dtype: Type = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a cluster (devices, links, collectives), or with --model that model's blocks on this
-    device.
-    """
+    """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
     terminal = Terminal(as_json)
     _require_folder(out)
     if model is not None:
@@ -106,8 +105,8 @@ def profile(
             raise InputError("--model measures on this machine's devices; leave out --hosts")
         spec, _ = _find_model(model)
         with _workers(None, gpus or 1) as workers:
+            workload = workload_for(spec, workers.device, height=height, width=width, dtype=dtype)
             cluster = workers.profile_cluster(terminal.say)
-            workload = workload_for(spec, cluster, height=height, width=width, dtype=dtype)
             measured = workers.profile_model(spec, workload, grid_points(spec, workload), cluster)
         measured.save(out)
         terminal.show(f"{out}: {len(measured.points)} points of {spec.name} on {measured.device}")
@@ -211,29 +210,19 @@ def tune(
                 "--cluster plans for a cluster on paper; to measure one give --hosts alone"
             )
         known = find_cluster(cluster)
-        workload = workload_for(spec, known, **asked)
+        workload = workload_for(spec, known.devices[0].kind, **asked)
         ranking = search(Task(spec, workload, known, gpus=gpus, **choice), progress=terminal.say)
     else:
         if weights is not None:
             _check_weights(weights, spec)
         study = _study_of(out)
         with _workers(hosts, gpus) as workers:
+            workload = workload_for(spec, workers.device, **asked)
             known = _cluster_of(workers, study / "cluster.json", terminal.say)
-            workload = workload_for(spec, known, **asked)
             task = Task(spec, workload, known, gpus=gpus, **choice)
-            # Refuses what can't be planned, so the folder is made for nothing else.
-            requests = _points_of(task)
-            study.mkdir(exist_ok=True)
-            known.save(study / "cluster.json")
-            task = _with_model_profile(task, requests, workers, study, terminal.say)
-            top = _default_measure(spec, known) if measure is None else measure
-
-            def run(plan: ExecutionPlan) -> Trialrun:
-                result = workers.measure(spec, weights or folder, plan)
-                return Trialrun(result.latency_s, result.memory_bytes)
-
-            trials = Trials(run, top=top, budget_s=budget, journal=study / "journal.log")
-            ranking = search(task, trials, progress=terminal.say)
+            ranking = _search_for_real(
+                task, workers, weights or folder, measure, budget, study, terminal.say
+            )
     plan = ranking.to_plan()
     plan.save(out)
     terminal.show(ranking_table(ranking))
@@ -270,7 +259,7 @@ def simulate(
     known = find_cluster(cluster)
     workload = workload_for(
         spec,
-        known,
+        known.devices[0].kind,
         height=height,
         width=width,
         frames=frames,
@@ -420,6 +409,31 @@ def _workers(
     return Workers(entries, gpus or room, kind)
 
 
+def _search_for_real(
+    task: Task,
+    workers: "Workers",
+    weights: Path | None,
+    measure: int | None,
+    budget_s: float | None,
+    study: Path,
+    say: Callable[[str], None],
+) -> Ranking:
+    """Measures what is missing, searches, and runs the best plans; keeps it all in `study`."""
+    # refuses what can't be planned, so the folder is made for nothing else
+    requests = _points_of(task)
+    study.mkdir(exist_ok=True)
+    task.cluster.save(study / "cluster.json")
+    task = _with_model_profile(task, requests, workers, study, say)
+    top = _default_measure(task.spec, workers.device) if measure is None else measure
+
+    def run(plan: ExecutionPlan) -> Trialrun:
+        result = workers.measure(task.spec, weights, plan)
+        return Trialrun(result.latency_s, result.memory_bytes)
+
+    trials = Trials(run, top=top, budget_s=budget_s, journal=study / "journal.log")
+    return search(task, trials, progress=say)
+
+
 def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> ClusterProfile:
     """The cluster as measured before for the same devices, or measured now."""
     if path.exists():
@@ -481,16 +495,14 @@ def _say_what_is_known(
         say("computed, since it takes this device too long to measure: VAE decoding")
 
 
-def _default_measure(spec: ModelSpec, cluster: ClusterProfile) -> int:
+def _default_measure(spec: ModelSpec, device: DeviceKind) -> int:
     """How many plans to run when the user doesn't say: none where one run would take minutes."""
     small = spec.transformer_parameters <= SMALL_MODEL_PARAMETERS
-    return 3 if small or cluster.devices[0].kind == "cuda" else 0
+    return 3 if small or device == "cuda" else 0
 
 
 def main() -> None:
-    """Runs the command line; errors that a user can cause end it with one message and their exit
-    code.
-    """
+    """Runs the command line; a user's errors end it with one message and their exit code."""
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except (DitplanError, typer.TyperException) as error:

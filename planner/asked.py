@@ -2,19 +2,18 @@
 
 from typing import Any
 
-from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 
 
 def workload_for(
-    spec: ModelSpec, cluster: ClusterProfile, *, guidance: bool | None = None, **asked: Any
+    spec: ModelSpec, device: DeviceKind, *, guidance: bool | None = None, **asked: Any
 ) -> Workload:
     """The model's usual workload with what the user asked for, checked against model and device."""
-    on_cpu = cluster.devices[0].kind == "cpu"
     changes = {name: value for name, value in asked.items() if value is not None}
-    if on_cpu and changes.setdefault("dtype", "float32") != "float32":
+    if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
         raise InputError(f"--dtype {changes['dtype']}: on CPUs the dtype is float32")
     if guidance is not None:
         changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
@@ -32,9 +31,7 @@ def workload_for(
 
 
 def check_quality(quality: str) -> None:
-    """All plans of the native backend are exact so far, so every bound is kept; nonsense is
-    refused.
-    """
+    """Refuses nonsense; every plan is exact so far, so every bound is kept."""
     if quality in ("safe", "exact", "any"):
         return
     try:

@@ -129,14 +129,18 @@ def _measured(
     """The candidates, the chosen ones with their measurement or failure.
 
     Raises:
-        ClusterError: all of them failed.
+        InputError: all of them failed, one or more for something that the user gave.
+        ClusterError: all of them failed for other reasons.
     """
     chosen = _chosen(fitting, trials.top)
     study = _open_study(task, trials.journal)
-    outcomes = _Measuring(task, study, trials, say).run(chosen)
+    measuring = _Measuring(task, study, trials, say)
+    outcomes = measuring.run(chosen)
     results = [outcomes.get(key_of(ranked.candidate), ranked) for ranked in fitting]
     failed = [ranked for ranked in results if ranked.failure]
     if failed and not any(ranked.measurement for ranked in results):
+        if measuring.refusals:
+            raise InputError(measuring.refusals[0])
         raise ClusterError(
             f"all {len(failed)} plans that were tried failed; "
             f"{failed[0].candidate}: {failed[0].failure}"
@@ -182,6 +186,7 @@ class _Measuring:
         self, task: Task, study: optuna.Study, trials: Trials, say: Callable[[str], None]
     ) -> None:
         self.task, self.study, self.trials, self.say = task, study, trials, say
+        self.refusals: list[str] = []
         self.started = time.monotonic()
 
     def run(self, chosen: Sequence[Ranked]) -> dict[str, Ranked]:
@@ -292,11 +297,13 @@ class _Measuring:
         return budget_s is not None and time.monotonic() - self.started >= budget_s
 
     def _fail(self, trial: Trial, error: DitplanError) -> str:
-        reason = str(error) or type(error).__name__
-        trial.set_user_attr("reason", reason)
+        whole = str(error) or type(error).__name__
+        trial.set_user_attr("reason", whole)
         self.study.tell(trial, state=TrialState.FAIL)
-        self.say(f"{trial.user_attrs['mesh']}: failed: {reason}")
-        return reason
+        self.say(f"{trial.user_attrs['mesh']}: failed: {whole}")
+        if isinstance(error, InputError):
+            self.refusals.append(whole)
+        return whole.splitlines()[0]
 
     def _note_memory(self, trial: Trial, run: Trialrun) -> None:
         if run.memory_bytes is not None:

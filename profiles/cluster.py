@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from ditplan.profiles.record import Noun, Record
 
 Operation = Literal["all_to_all", "all_gather", "send_recv", "all_reduce"]
+DeviceKind = Literal["cuda", "cpu"]
 LinkKind = Literal["nvlink", "pcie", "socket", "ethernet", "infiniband", "memory"]
 
 
@@ -18,7 +19,7 @@ class Device(Noun):
     """
 
     name: str
-    kind: Literal["cuda", "cpu"]
+    kind: DeviceKind
     memory_bytes: PositiveInt
     half_flops_per_s: float = Field(gt=0)
     single_flops_per_s: float = Field(gt=0)

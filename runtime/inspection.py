@@ -284,8 +284,11 @@ def _stored_parameters(folder: Path) -> int:
     """Parameters of a component, read from the headers of its safetensors files."""
     total = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            raise InputError(f"{path}: is damaged ({error}); copy the weights anew") from None
         for key, tensor in header.items():
             size = 1
             for dim in tensor.get("shape", ()):

@@ -20,13 +20,14 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.hosts import HostLine
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
@@ -43,7 +44,6 @@ from ditplan.runtime.worker import (
 LOOPBACK = "127.0.0.1"
 
 T = TypeVar("T")
-DeviceKind = Literal["cuda", "cpu"]
 Arrivals = queue.SimpleQueue[tuple[int, Connection]]
 
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
-from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import ClusterError
 from ditplan.profiles.hosts import HostLine
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
@@ -26,7 +26,7 @@ SLOWER_THAN_PREDICTED = 50
 LOADING_TIMEOUT_S = 900.0
 
 
-def device_kind() -> Literal["cuda", "cpu"]:
+def device_kind() -> DeviceKind:
     """What ranks of this machine run on: GPUs if there are any."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -34,11 +34,9 @@ def device_kind() -> Literal["cuda", "cpu"]:
 class Workers:
     """`ranks` ranks on the given hosts (this machine if None); a context manager."""
 
-    def __init__(
-        self, hosts: Sequence[HostLine] | None, ranks: int, device: Literal["cuda", "cpu"]
-    ) -> None:
+    def __init__(self, hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKind) -> None:
         self._hosts = hosts
-        self._device: Literal["cuda", "cpu"] = device
+        self.device: DeviceKind = device
         self._pool: RankPool | None = None
         self.ranks = ranks
 
@@ -50,7 +48,7 @@ class Workers:
             ClusterError: they can't be started.
         """
         if self._pool is None or not self._pool.is_open:
-            self._pool = RankPool(self._hosts, self.ranks, self._device)
+            self._pool = RankPool(self._hosts, self.ranks, self.device)
         return self._pool
 
     def device_names(self) -> tuple[str, ...]:
@@ -59,7 +57,7 @@ class Workers:
 
     def profile_cluster(self, say: Callable[[str], None]) -> ClusterProfile:
         """Measures devices, links and collectives."""
-        return profile_cluster(self.pool(), f"{self.ranks}x{self._device}", say=say)
+        return profile_cluster(self.pool(), f"{self.ranks}x{self.device}", say=say)
 
     def profile_model(
         self,

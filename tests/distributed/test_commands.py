@@ -168,7 +168,7 @@ def test_weights_that_are_broken_are_refused_with_one_line(folder: Path) -> None
 
 
 def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
-    process = start(folder, *tune("other.json", "--measure", "3", "--steps", "30"))
+    process = start(folder, *tune("other.json", "--measure", "2", "--steps", "10"))
     assert process.stderr is not None
     for line in process.stderr:
         if "run 1" in line:
