@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -126,7 +128,21 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Writes a text file whole or not at all: a temporary file beside it, then a rename.
+    """Writes a text file whole or not at all.
+
+    Raises:
+        InputError: the folder doesn't exist or can't be written to.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, of its kind, that takes its place unless an error occurs.
 
     Raises:
         InputError: the folder doesn't exist or can't be written to.
@@ -136,20 +152,20 @@ def write_atomically(path: Path, text: str) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} doesn't exist; make it first")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+        )
     except OSError as error:
         raise InputError(f"{path}: can't be written: {error.strerror}") from None
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: can't be written: {error.strerror}") from None
+        raise InputError(f"{path}: can't be written: {error.strerror or error}") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+        temporary.unlink(missing_ok=True)

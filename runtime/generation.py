@@ -1,8 +1,6 @@
 """What ranks do with a plan: time its denoising loop, or make a picture with it."""
 
 import hashlib
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Noun
+from ditplan.profiles.record import Noun, replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
 from ditplan.runtime.denoising import DenoisingClock
@@ -34,11 +32,10 @@ class RankRun(Noun):
 def measure_plan(
     context: RankContext, spec: ModelSpec, weights: Path | None, plan: ExecutionPlan
 ) -> RankRun | None:
-    """Times one denoising loop of the plan with random prompt embeddings; None on ranks that the
-    plan doesn't use.
+    """Times one denoising loop of the plan with random prompt embeddings.
 
-    The pipeline is loaded once in a process, and a plan's first run is preceded by a short one that
-    isn't counted.
+    None on ranks that the plan doesn't use. The pipeline is loaded once in a process, and a plan's
+    first run is preceded by a short one that isn't counted.
 
     Raises:
         InputError: the plan doesn't fit model or ranks.
@@ -68,10 +65,10 @@ def generate(
     seed: int,
     out: Path,
 ) -> RankRun | None:
-    """Makes the prompt's picture with the plan; its first rank decodes and saves it. None on ranks
-    not in use.
+    """Makes the prompt's picture with the plan; its first rank decodes and saves it.
 
-    Without weights there are no text encoders: embeddings derived from the prompt take their place.
+    None on ranks that the plan doesn't use. Without weights there are no text encoders:
+    embeddings derived from the prompt take their place.
 
     Raises:
         InputError: the plan doesn't fit model, ranks, devices or links.
@@ -100,13 +97,8 @@ def save_pictures(images: list[Any], out: Path) -> None:
     """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all."""
     for number, image in enumerate(images):
         path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             image.save(temporary)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _kept_pipeline(

@@ -150,7 +150,7 @@ def test_a_rank_that_raises_ends_the_run_with_3_and_shows_its_traceback(folder: 
     (folder / "gone").rmdir()
     done = finished(process)
     assert done.returncode == 3, done.stderr
-    assert "rank 0 raised FileNotFoundError" in done.stderr
+    assert "rank 0 raised InputError" in done.stderr
     assert "Traceback" in done.stderr
 
 
