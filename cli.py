@@ -179,8 +179,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="The plan to write.")] = Path("plan.json"),
     as_json: Json = False,
 ) -> None:
-    """Find the fastest plan for a model: price all of them, run the best ones for real, write the
-    plan.
+    """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
 
     With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
     tune that was ended goes on from there.

@@ -1,6 +1,4 @@
-"""How long one device computes: measured points where there are any, on a roofline everywhere
-else.
-"""
+"""How long one device computes: by measured points where there are any, else by a roofline."""
 
 import bisect
 import math

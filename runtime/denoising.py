@@ -9,8 +9,7 @@ import torch
 
 
 class DenoisingClock:
-    """Measures from the transformer's first call to the scheduler's last step, on the device's own
-    clock.
+    """Measures from the transformer's first call to the scheduler's last step, by device clock.
 
     Nothing is synchronized inside the loop.
     """

@@ -104,9 +104,7 @@ def save_pictures(images: list[Any], out: Path) -> None:
 def _kept_pipeline(
     context: RankContext, spec: ModelSpec, weights: Path | None, workload: Workload
 ) -> Any:
-    """The pipeline that this process loaded before, or loads now; one at a time, for they are
-    large.
-    """
+    """The pipeline this process loaded before, or loads now; one at a time, they are large."""
     key = (spec.config_hash, weights, workload.dtype)
     if context.kept.get("pipeline key") != key:
         context.kept.pop("pipeline", None)

@@ -1,6 +1,4 @@
-"""What a diffusers model is: its config's digest, its tokens, parameters and FLOPs, counted without
-weights.
-"""
+"""What a diffusers model is: digest, tokens, parameters and FLOPs, counted without weights."""
 
 import hashlib
 import json
@@ -23,9 +21,7 @@ from ditplan.runtime.sequence import answer_attention, matching_modules, submodu
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers config without what diffusers adds for itself (`_class_name`, versions, paths),
-    as JSON values.
-    """
+    """A config as JSON values, without what diffusers adds (`_class_name`, versions, paths)."""
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
@@ -53,9 +49,7 @@ def diffusers_class(name: str) -> Any:
 
 @dataclass(frozen=True)
 class InputShape:
-    """Sizes from which the shapes of a transformer's inputs follow; latent sizes are in latent
-    pixels.
-    """
+    """Sizes from which the shapes of inputs follow; latent sizes are in latent pixels."""
 
     batch: int
     text_tokens: int
@@ -141,9 +135,7 @@ def inspect_configs(
     defaults: Workload | None = None,
     guidance_scale: float = 7.0,
 ) -> ModelSpec:
-    """The spec of a pipeline given by the diffusers configs of its parts (each with its
-    `_class_name`).
-    """
+    """The spec of a pipeline, given its parts' diffusers configs, each with `_class_name`."""
     family = family_of(transformer["_class_name"])
     with torch.device("meta"):
         model = diffusers_class(family.transformer_class).from_config(dict(transformer)).eval()
@@ -207,9 +199,7 @@ class CountedModel:
 
 
 def _count_linear_flops(model: Any, family: ModelFamily) -> CountedModel:
-    """Counts with three sizes of input, from which the parts per sample, image and text token
-    follow exactly.
-    """
+    """Counts at three input sizes: the parts per sample, image and text token follow exactly."""
     patch = int(model.config.patch_size)
     small, wide, wordy = (
         _count_once(model, family, InputShape(1, text, 2 * patch, columns * patch))
@@ -265,9 +255,7 @@ def _attentions(model: nn.Module, family: ModelFamily, block: str) -> tuple[Atte
 
 
 def _decoder_flops(decoder: Any, scale: int) -> float:
-    """FLOPs of decoding for each pixel, counted at 256 x 256 (its attention at other sizes costs
-    differently).
-    """
+    """FLOPs of decoding a pixel, counted at 256 x 256 (attention grows faster with size)."""
     latents = torch.empty(
         1, int(decoder.config.latent_channels), 256 // scale, 256 // scale, device="meta"
     )

@@ -1,5 +1,4 @@
-"""Times one block of each kind, what is outside the blocks, the scheduler and the VAE, on the
-device at hand.
+"""Times one block of each kind, the rest of the transformer, the scheduler and the VAE.
 
 The functions timed are the very ones that will run: the model's own forward with one rank's share
 of the sequence, self-attention over as many keys as the plan would show it.
@@ -36,8 +35,7 @@ def profile_model(
     workload: Workload,
     requests: Sequence[PointRequest],
 ) -> list[TimePoint]:
-    """Measures the requests, which come cheapest first, and the workload's scheduler step and VAE
-    decoding.
+    """Measures the requests, cheapest first, and the workload's scheduler step and VAE decoding.
 
     What would take too long on this device is left out, for the planner to compute. Random weights.
     Every rank calls this at the same time, so that shared power and memory bandwidth count.
@@ -97,9 +95,7 @@ def _work(spec: ModelSpec, request: PointRequest) -> float:
 def one_block_per_kind(
     spec: ModelSpec, family: ModelFamily, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """The transformer with only the first block of each kind, with random weights; the others are
-    never made.
-    """
+    """The transformer with one block of each kind and random weights; no other is ever made."""
     with torch.device("meta"):
         model: nn.Module = diffusers_class(spec.transformer_class).from_config(spec.config)
     firsts = {kind: paths[0] for kind, paths in reversed(block_runs(model, family))}
@@ -180,9 +176,7 @@ def _note_call(
 def _show_share(
     model: nn.Module, family: ModelFamily, request: PointRequest, undo: ExitStack
 ) -> None:
-    """Makes the model run as on one of `request.ranks` ranks, with keys from nowhere in place of
-    the others'.
-    """
+    """Makes the model run as on one of `request.ranks` ranks, with made-up keys of the others."""
     shares = {"image": request.image_share, "text": request.text_share}
     whole = {"image": request.image_tokens, "text": request.text_tokens}
     for split in family.splits:
@@ -238,9 +232,7 @@ def _with_more_keys(
 
 
 def _timings(call: Callable[[], Any], device: torch.device) -> list[float]:
-    """Seconds of one call, several times; on a GPU the mean of a batch of calls, as in a loop of
-    many.
-    """
+    """Seconds of one call, several times; short ones as the mean of calls in a row."""
     call()
     _wait(device)
     start = time.perf_counter()
@@ -267,9 +259,7 @@ def _wait(device: torch.device) -> None:
 def _profile_scheduler(
     device: torch.device, spec: ModelSpec, workload: Workload
 ) -> list[TimePoint]:
-    """The solver's step on the workload's latents; of a new run each time, since solvers count
-    their steps.
-    """
+    """The solver's step on the workload's latents, in whole runs, since solvers count steps."""
     latents = _latents(device, spec, workload)
     steps = max(workload.steps, 8)
     runs = []

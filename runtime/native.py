@@ -1,6 +1,4 @@
-"""The native backend: the order in which parallelisms are applied to an unmodified diffusers
-pipeline.
-"""
+"""The native backend: in which order parallelisms are applied to a diffusers pipeline."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -17,8 +15,7 @@ from ditplan.runtime.sequence import SequenceGroups, apply_sequence_parallel
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> ExitStack:
-    """Puts a plan in force on a diffusers pipeline; closing the result gives the pipeline back as
-    it was.
+    """Puts a plan in force on a diffusers pipeline; closing the result takes it away again.
 
     Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take
     part in making the groups and are left alone.

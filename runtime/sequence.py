@@ -229,9 +229,7 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def _answer(declared: SelfAttention, name: str, layout: Layout) -> Answer:
-    """The distributed attention of one module: ring outside, ulysses inside (USP, arXiv
-    2405.07719).
-    """
+    """One module's distributed attention: ring outside, ulysses inside (USP, arXiv 2405.07719)."""
     groups = layout.groups
 
     def answer(

@@ -74,9 +74,7 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 def _exchange(
     sent: list[list[torch.Tensor]], shapes: Sequence[tuple[int, ...]], group: AxisGroup
 ) -> list[torch.Tensor]:
-    """Sends `sent[i]` to the i-th rank of the group, receives a tensor of `shapes[i]` from it, in
-    one all_to_all.
-    """
+    """In one all_to_all, sends `sent[i]` to rank i of the group for a tensor of `shapes[i]`."""
     # torch numbers a process group by ascending global rank, the axis by mesh coordinate
     order = group.order
     pieces = [piece for i in order for piece in sent[i]]
