@@ -29,6 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hosts.txt").write_text("localhost slots=2\n")
     tuned = finished(start(folder, *tune("plan.json", "--measure", "2")))
     assert tuned.returncode == 0, tuned.stderr
+    plan = (folder / "plan.json").read_text()
+    for name, steps in (("longer", 100), ("endless", 1000)):
+        # so that what a test does to a rank comes before the run's end
+        (folder / f"{name}.json").write_text(plan.replace('"steps": 20', f'"steps": {steps}'))
     return folder
 
 
@@ -131,7 +135,7 @@ def test_tuning_again_goes_by_what_was_measured(folder: Path) -> None:
 def test_a_rank_that_dies_or_goes_silent_ends_the_run_with_3(
     folder: Path, harm: Callable[[psutil.Process], None], words: str
 ) -> None:
-    process = start(folder, *run("plan.json", "lost.png", "--seed", "1"))
+    process = start(folder, *run("endless.json", "lost.png"))
     harm(rank_at_work(process))
     harmed = time.monotonic()
     done = finished(process)
@@ -145,12 +149,12 @@ def test_a_rank_that_dies_or_goes_silent_ends_the_run_with_3(
 
 def test_a_rank_that_raises_ends_the_run_with_3_and_shows_its_traceback(folder: Path) -> None:
     (folder / "gone").mkdir()
-    process = start(folder, *run("plan.json", "gone/lost.png"))
+    process = start(folder, *run("longer.json", "gone/lost.png"))
     rank_at_work(process)
     (folder / "gone").rmdir()
     done = finished(process)
     assert done.returncode == 3, done.stderr
-    assert "rank 0 raised InputError" in done.stderr
+    assert "rank 0 raised ditplan.profiles.errors.InputError" in done.stderr
     assert "Traceback" in done.stderr
 
 
@@ -185,7 +189,7 @@ def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
 
 
 def test_an_interrupt_leaves_no_rank_behind(folder: Path) -> None:
-    process = start(folder, *run("plan.json", "lost.png"))
+    process = start(folder, *run("endless.json", "lost.png"))
     rank_at_work(process)
     process.send_signal(signal.SIGINT)
     done = finished(process)
