@@ -6,12 +6,7 @@ import torch.distributed as dist
 
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inventory import (
-    device_name,
-    link_kind,
-    peer_access_is_allowed,
-    slowest_kind,
-)
+from ditplan.runtime.inventory import common_link_kind, device_name, link_kind
 from ditplan.runtime.launch import environment
 
 
@@ -29,7 +24,4 @@ def require_fit(plan: ExecutionPlan, context: RankContext) -> None:
         found = [None] * context.world_size
         dist.all_gather_object(found, mine)
     plan.require_devices(tuple(name for name, _ in found))
-    kind = slowest_kind([kind for _, kind in found])
-    if kind == "nvlink" and not peer_access_is_allowed(environment()):
-        kind = "pcie"
-    plan.require_links(kind)
+    plan.require_links(common_link_kind([kind for _, kind in found], environment()))

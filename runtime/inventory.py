@@ -127,9 +127,8 @@ def device_links(
     if measured is None:
         return []
     latency_s, rate = measured
-    kind = slowest_kind([_link_kind(report.facts, report.device.kind) for report in reports])
-    if kind == "nvlink" and not peer_access_is_allowed(environment):
-        kind = "pcie"
+    kinds = [_link_kind(report.facts, report.device.kind) for report in reports]
+    kind = common_link_kind(kinds, environment)
     return [
         Link(
             a=f"{host}/{index}",
@@ -151,14 +150,11 @@ def link_kind(context: RankContext) -> LinkKind:
     return _link_kind(gpu_facts(str(torch.cuda.get_device_properties(context.device).uuid)), "cuda")
 
 
-def slowest_kind(kinds: Sequence[LinkKind]) -> LinkKind:
-    """The kind that holds for all: NVLink only where every device has it."""
-    return next((kind for kind in kinds if kind != "nvlink"), "nvlink")
-
-
-def peer_access_is_allowed(environment: Mapping[str, str]) -> bool:
-    """Whether NCCL may use NVLink at all."""
-    return environment.get("NCCL_P2P_DISABLE", "0").strip() in {"", "0"}
+def common_link_kind(kinds: Sequence[LinkKind], environment: Mapping[str, str]) -> LinkKind:
+    """The kind that holds for all: NVLink only where every device has it and NCCL may use it."""
+    kind: LinkKind = next((kind for kind in kinds if kind != "nvlink"), "nvlink")
+    peer_access = environment.get("NCCL_P2P_DISABLE", "0").strip() in {"", "0"}
+    return "pcie" if kind == "nvlink" and not peer_access else kind
 
 
 def _link_kind(facts: GpuFacts | None, device: str) -> LinkKind:
