@@ -25,7 +25,7 @@ from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import DitplanError, InputError
 from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
+from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Dtype
 
@@ -55,7 +55,10 @@ Guidance = Annotated[
 Type = Annotated[Dtype | None, typer.Option(help="float32 is the only one on CPUs.")]
 Degree = Annotated[int | None, typer.Option(min=1, help="Fix this degree.")]
 ExactDegree = Annotated[int, typer.Option(min=1, help="Degree of this parallelism.")]
-Mode = Annotated[Literal["eager"] | None, typer.Option(help="How each rank executes its share.")]
+AskedMode = Annotated[
+    Mode | None,
+    typer.Option(help="Demand this way of executing each rank's share (graph: CUDA graph)."),
+]
 BackendName = Annotated[str, typer.Option(help="The runtime.")]
 
 
@@ -107,7 +110,9 @@ def profile(
         with _workers(None, gpus or 1) as workers:
             workload = workload_for(spec, workers.device, height=height, width=width, dtype=dtype)
             cluster = workers.profile_cluster(terminal.say)
-            measured = workers.profile_model(spec, workload, grid_points(spec, workload), cluster)
+            modes = find_backend("native").modes_to_search(workers.device)
+            points = grid_points(spec, workload, modes)
+            measured = workers.profile_model(spec, workload, points, cluster)
         measured.save(out)
         terminal.show(f"{out}: {len(measured.points)} points of {spec.name} on {measured.device}")
         terminal.finish(
@@ -156,7 +161,7 @@ def tune(
     ulysses: Degree = None,
     ring: Degree = None,
     dp: Degree = None,
-    mode: Mode = None,
+    mode: AskedMode = None,
     backend: BackendName = "native",
     objective: Annotated[Literal["latency"], typer.Option(help="What to make best.")] = "latency",
     quality: Annotated[
@@ -225,7 +230,7 @@ def tune(
     plan = ranking.to_plan()
     plan.save(out)
     terminal.show(ranking_table(ranking))
-    terminal.show(f"{out}: {plan.mesh}")
+    terminal.show(f"{out}: {plan.mesh}, {plan.execution.mode}")
     terminal.finish({"plan": str(out)} | tune_json(ranking))
 
 
@@ -248,7 +253,7 @@ def simulate(
     ulysses: ExactDegree = 1,
     ring: ExactDegree = 1,
     dp: ExactDegree = 1,
-    mode: Mode = None,
+    mode: AskedMode = None,
     backend: BackendName = "native",
     as_json: Json = False,
 ) -> None:
@@ -449,7 +454,7 @@ def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> C
 def _points_of(task: Task) -> Sequence[PointRequest]:
     """The shapes of blocks whose times the task's candidates need."""
     meshes = {candidate.mesh for candidate in space_of(task, Topology(task.cluster)).candidates}
-    return wanted_points(task.spec, task.workload, meshes)
+    return wanted_points(task.spec, task.workload, meshes, task.searched_modes)
 
 
 def _with_model_profile(

@@ -4,6 +4,7 @@ from typing import Any
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 
@@ -16,6 +17,11 @@ def workload_for(
     if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
         raise InputError(f"--dtype {changes['dtype']}: on CPUs the dtype is float32")
     if guidance is not None:
+        if family_of(spec.transformer_class).guidance == "embedded":
+            raise InputError(
+                f"--{'' if guidance else 'no-'}guidance: {spec.name} makes one pass a step with or "
+                "without guidance, so there is none to switch; leave it out"
+            )
         changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
     workload = spec.defaults.model_copy(update=changes)
     for edge in ("height", "width"):

@@ -2,6 +2,7 @@
 
 import bisect
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,24 @@ from dataclasses import dataclass, field
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.share import Share, attention_flops, linear_flops, point_share, width_of
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.model import BlockRun, Mode, ModelProfile, ModelSpec, Source, TimePoint
+from ditplan.profiles.model import (
+    AttentionKernel,
+    BlockRun,
+    Mode,
+    ModelProfile,
+    ModelSpec,
+    Source,
+    TimePoint,
+)
 from ditplan.profiles.workload import DTYPE_BYTES, Dtype
+
+SIBLINGS: dict[Mode, tuple[Mode, ...]] = {
+    "eager": ("graph", "compile", "compile+graph"),
+    "compile": ("compile+graph", "graph", "eager"),
+    "graph": ("eager", "compile+graph", "compile"),
+    "compile+graph": ("compile", "graph", "eager"),
+}
+"""Modes whose measured efficiency stands in for one that wasn't measured, most alike first."""
 
 SAME_SIZE = 0.02
 """Logarithms of sizes nearer than this count as one size: uneven splits round to one token more
@@ -193,21 +210,35 @@ class DeviceTimes:
         attention_s = roofline.attention_s(run, share)
         guess_s = roofline.linear_s(run, share) + attention_s
         ratio, source = self._block_lines(run, dtype, mode).ratio_at(*block_size(run, share))
+        if source == "measured" and self._measured_mode(run, dtype, mode) != mode:
+            source = "interpolated"
         return Timed(guess_s * ratio, source, attention_s * ratio)
 
     def block_launch_s(self, run: BlockRun, dtype: Dtype, mode: Mode) -> float:
-        """Host time to launch one block: its shortest measured time, since no size can be launched
-        faster.
+        """Host time to launch one block, whatever its size.
 
-        Zero on a CPU, which computes while it is called.
+        Zero on a CPU, which computes while it is called, and in a graph, which is launched as one.
         """
-        if self.device.kind == "cpu":
-            return 0.0
         kernels = self.constants.modes[mode].attention_block_kernels * len(run.attentions)
-        points = self._points(run.kind, mode, dtype)
-        if points and kernels:
-            return min(point.median_s for point in points)
-        return kernels * self.constants.launch_s
+        if self.device.kind == "cpu" or not kernels:
+            return 0.0
+        measured = [p.host_s for p in self._points(run.kind, mode, dtype) if p.host_s is not None]
+        return statistics.median(measured) if measured else kernels * self.constants.launch_s
+
+    def attention_kernel(self, share: Share, dtype: Dtype) -> AttentionKernel:
+        """The kernel that was fastest at the measured attention most like this rank's."""
+        points = self._points("attention", "eager", dtype)
+        if not points:
+            return "auto"
+        rows, keys = share.rows, sum(share.keys.values())
+
+        def distance(point: TimePoint) -> float:
+            own = point.batch * (point.image_tokens + point.text_tokens)
+            return abs(math.log(own / rows)) + abs(math.log(point.key_tokens / keys))
+
+        nearest = min(map(distance, points))
+        alike = [point for point in points if distance(point) == nearest]
+        return min(alike, key=lambda point: point.median_s).kernel
 
     def has_blocks(self, dtype: Dtype, mode: Mode) -> bool:
         """Whether every kind of block was measured."""
@@ -256,12 +287,18 @@ class DeviceTimes:
             return []
         return [p for p in self.profile.points if p.part == part and p.mode == mode]
 
+    def _measured_mode(self, run: BlockRun, dtype: Dtype, mode: Mode) -> Mode:
+        """The mode itself if it was measured, else the one most like it that was."""
+        order = (mode, *SIBLINGS[mode])
+        return next((m for m in order if self._points(run.kind, m, dtype)), mode)
+
     def _block_lines(self, run: BlockRun, dtype: Dtype, mode: Mode) -> Lines:
         key = (run.kind, mode, dtype)
         if key not in self._lines:
-            roofline = self._roofline(dtype, mode)
+            measured = self._measured_mode(run, dtype, mode)
+            roofline = self._roofline(dtype, measured)
             triples = []
-            for point in self._points(run.kind, mode, dtype):
+            for point in self._points(run.kind, measured, dtype):
                 share = point_share(
                     point.batch, point.image_tokens, point.text_tokens, point.key_tokens
                 )

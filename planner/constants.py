@@ -10,15 +10,14 @@ class ModeConstants:
     """What an execution mode costs beside its FLOPs.
 
     `attention_block_kernels` are launches of one block with one self-attention, `exchange_launches`
-    what ulysses adds to it and `piece_launches` what it adds for each of its ranks,
-    `ring_step_launches` what each further block of a ring does, `gather_launches` what putting the
-    output together along an axis does in a step; `elementwise_passes` is how often a block reads or
-    writes its hidden states outside matrix products and attention.
+    what ulysses adds to it, in launches of a plain kernel, `ring_step_launches` what each further
+    block of a ring does, `gather_launches` what putting the output together along an axis does in a
+    step; `elementwise_passes` is how often a block reads or writes its hidden states outside matrix
+    products and attention.
     """
 
     attention_block_kernels: float
     exchange_launches: float
-    piece_launches: float
     ring_step_launches: float
     gather_launches: float
     elementwise_passes: float
@@ -62,8 +61,12 @@ class CostConstants:
     (h^4 + d^4)^(1/4). With it one H100 takes 1.05 s eagerly for 1.00 s of work (measured: 1.06)."""
 
     exchange_passes: float = 10.0
-    """Reads and writes of a tensor to pack it for an all_to_all and to unpack what came: what
-    Ulysses-2 takes as a graph beyond CFG-2 and its collectives, at 1024 and 2048px alike."""
+    """Reads and writes of one of q, k, v and output around the two all_to_alls of an attention: q,
+    k and v are packed, the output is packed and unpacked. A count of what the runtime does."""
+
+    push_passes: float = 2.0
+    """The same where GPUs write into each other's memory over NVLink: the output is copied out of
+    where it arrived; nothing else moves twice."""
 
     merge_passes: float = 12.0
     """Reads and writes of the fp32 output to merge a ring's next block by lse: six element-wise
@@ -93,26 +96,27 @@ class CostConstants:
     load_bytes_per_s: float = 2e9
     """Weights from a local NVMe disk to the device."""
 
-    compile_s: float = 60.0
-    """First calls of torch.compile (design.md section 9: about a minute)."""
+    compile_s: float = 6.0
+    """torch.compile of one kind of block: SD3 and FLUX, with two kinds each, take 9 to 14 s on a
+    host with 32 cores, 28 s the first time in a process."""
 
-    capture_s: float = 3.0
-    """Warm-up and capture of one step as a CUDA graph. A guess."""
+    capture_s: float = 1.0
+    """Warm-up and capture of one step as a CUDA graph: SD3, 1024px, two H100."""
 
     modes: dict[Mode, ModeConstants] = field(
         default_factory=lambda: {
-            "eager": ModeConstants(110.0, 32.0, 4.0, 20.0, 5.0, 70.0),
-            "compile": ModeConstants(30.0, 22.0, 4.0, 20.0, 5.0, 35.0),
-            "graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 0.0, 70.0),
-            "compile+graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 0.0, 35.0),
+            "eager": ModeConstants(110.0, 18.0, 20.0, 5.0, 70.0),
+            "compile": ModeConstants(30.0, 30.0, 20.0, 5.0, 28.0),
+            "graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 70.0),
+            "compile+graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 28.0),
         }
     )
-    """Launches: so that SD3's eager CFG-2 and Ulysses-2 at 1024px on two H100 fall into the
-    measured 0.61 to 0.82 s and 0.89 to 1.12 s, and FLUX 1024px over Ring-8 on A100 2.5 s behind
-    Ulysses-8 (published: 11172 ring steps). Counts of what the native runtime does, not measured:
-    4 for each rank of ulysses, since q, k, v and the output are copied piece by piece into what is
-    sent; 5 to gather: cut out, pad, make contiguous, send, put together. Passes: so that one H100
-    takes 1.04 s, compiled 0.83 s."""
+    """Launches of a block and of an exchange: so that SD3's CFG-2 and Ulysses-2 at 1024px on two
+    H200 take the measured 0.66 and 0.76 s eagerly, 0.44 and 0.62 s compiled
+    (benchmarks/results/two-gpu-sd3-1024-2026-11-23.txt). Ring steps: so that FLUX 1024px over
+    Ring-8 on A100 is 2.5 s behind Ulysses-8 (published: 11172 ring steps). To gather: cut out, pad,
+    make contiguous, send, put together; a count. Passes: so that one H100 takes 1.04 s as a graph,
+    0.79 s compiled."""
 
     interval_share: dict[Source, float] = field(
         default_factory=lambda: {"measured": 0.05, "interpolated": 0.12, "computed": 0.35}
@@ -142,6 +146,10 @@ class MemoryConstants:
     vae_live_tensors: float = 3.0
     """Full-size feature maps alive at the decoder's peak: input, output and a copy of one
     convolution."""
+
+    graph_bytes: int = 400_000_000
+    """A CUDA graph's nodes and its pool's fragments: SD3 takes 0.2 to 0.5 GB more so than eagerly
+    (two H100, 1024px)."""
 
     allocator_slack: float = 1.05
     """Fragmentation of the caching allocator, on what is not weights."""

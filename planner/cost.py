@@ -15,8 +15,8 @@ from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile, Device, Operation
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import Attention, ModelProfile, ModelSpec, Source
-from ditplan.profiles.plan import Prediction
+from ditplan.profiles.model import Attention, AttentionKernel, ModelProfile, ModelSpec, Source
+from ditplan.profiles.plan import Prediction, RingVariant
 from ditplan.profiles.workload import Workload
 
 SOURCES: tuple[Source, ...] = ("measured", "interpolated", "computed")
@@ -101,7 +101,7 @@ class CostModel:
         memory = memory_of(
             self.spec,
             workload,
-            candidate.mesh,
+            candidate,
             self._devices(candidate)[0],
             self.memory_constants,
         )
@@ -115,6 +115,20 @@ class CostModel:
             link_bytes={kind: count * workload.steps for kind, count in step.link_bytes.items()},
             source=_worst_source(step),
         )
+
+    def attention_kernel(self, candidate: Candidate, workload: Workload) -> AttentionKernel:
+        """What should compute self-attention: measured where it was, else torch's choice."""
+        share = share_of(candidate.mesh, self.spec, workload)
+        times = self._times_on(self._all_devices[candidate.placement[0]])
+        return times.attention_kernel(share, workload.dtype)
+
+    def ring_variant(self, candidate: Candidate) -> RingVariant:
+        """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
+
+        Elsewhere they are passed on behind the attention, which hides a slow link.
+        """
+        groups = candidate.mesh.groups(candidate.placement, ("ring",))
+        return "gather" if self.topology.slowest_kind(groups) == "nvlink" else "pass"
 
     def _devices(self, candidate: Candidate) -> list[Device]:
         """One of each kind of device that the candidate uses: each could be the slowest."""
@@ -159,13 +173,16 @@ class CostModel:
         tokens = sum(step.share.tokens[segment] for segment in attention.segments)
         numbers = step.share.batch * tokens * attention.heads * attention.head_dim
         one_bytes = numbers * step.workload.dtype_bytes
-        packing_s = self._passes_s(step.device, 4 * self.constants.exchange_passes * one_bytes)
+        groups = step.candidate.mesh.groups(step.candidate.placement, ("ulysses",))
+        pushed = self.topology.slowest_kind(groups) == "nvlink"
+        passes = self.constants.push_passes if pushed else self.constants.exchange_passes
+        packing_s = self._passes_s(step.device, passes * one_bytes)
         step.ledger.add("ulysses", Timed(packing_s, "computed"), count)
         for tensors in (3, 1):
             self._book(step, "ulysses", "all_to_all", tensors * one_bytes, ("ulysses",), count)
 
     def _book_ring(self, step: Step, attention: Attention, count: int, attention_s: float) -> None:
-        """K and V passed on ring - 1 times, each behind the attention to the block before.
+        """K and V gathered from all, or passed on ring - 1 times behind the attention before.
 
         Then results merge by lse. On a CPU sending takes the cores that compute, so nothing is
         hidden.
@@ -176,10 +193,13 @@ class CostModel:
         tokens = sum(step.share.queries[segment] for segment in attention.segments)
         heads = step.share.heads(attention)
         numbers = step.share.batch * tokens * heads * attention.head_dim
+        sent_bytes = 2 * numbers * step.workload.dtype_bytes
+        if self.ring_variant(step.candidate) == "gather":
+            self._book(step, "ring", "all_gather", sent_bytes, ("ring",), count)
+            return
         hidden_s = attention_s / ring if step.device.kind == "cuda" else 0.0
         merge_s = self._passes_s(step.device, self.constants.merge_passes * numbers * 4)
         times = count * (ring - 1)
-        sent_bytes = 2 * numbers * step.workload.dtype_bytes
         self._book(step, "ring", "send_recv", sent_bytes, ("ring",), times, hidden_s)
         step.ledger.add("ring", Timed(merge_s, "computed"), times)
 
@@ -263,7 +283,8 @@ class CostModel:
         c, spec = self.constants, self.spec
         parameters = spec.transformer_parameters + spec.encoder_parameters + spec.vae_parameters
         load_s = parameters * workload.dtype_bytes / c.load_bytes_per_s
-        compile_s = c.compile_s if "compile" in candidate.mode else 0.0
+        kinds = len({run.kind for run in spec.blocks})
+        compile_s = kinds * c.compile_s if "compile" in candidate.mode else 0.0
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
 
     def _interval(self, step: Ledger, latency_s: float, steps: int) -> tuple[float, float]:
@@ -289,9 +310,7 @@ def values_per_token(spec: ModelSpec) -> int:
 def _exchange_launches(mode: ModeConstants, mesh: Mesh) -> float:
     """Kernels that a mesh adds to each self-attention."""
     ring = mode.ring_step_launches * (mesh.ring - 1)
-    if mesh.ulysses == 1:
-        return ring
-    return ring + mode.exchange_launches + mode.piece_launches * mesh.ulysses
+    return ring + (mode.exchange_launches if mesh.ulysses > 1 else 0.0)
 
 
 def _overlapped_s(host_s: float, device_s: float, exponent: float) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.share import Share, share_of
+from ditplan.planner.space import Candidate
 from ditplan.profiles.cluster import Device, Host
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
@@ -34,7 +35,7 @@ class Memory:
 def memory_of(
     spec: ModelSpec,
     workload: Workload,
-    mesh: Mesh,
+    candidate: Candidate,
     device: Device,
     constants: MemoryConstants | None = None,
 ) -> Memory:
@@ -42,6 +43,7 @@ def memory_of(
     the picture's VAE.
     """
     c = constants or MemoryConstants()
+    mesh = candidate.mesh
     share = share_of(mesh, spec, workload)
     hidden_bytes = share.rows * spec.width * workload.dtype_bytes
     parameters = spec.transformer_parameters + spec.encoder_parameters + spec.vae_parameters
@@ -50,7 +52,7 @@ def memory_of(
         activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
         buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
         vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
-        context_bytes=_context_bytes(mesh, device, c),
+        context_bytes=_context_bytes(mesh, device, c) + _graph_bytes(candidate, c),
     )
 
 
@@ -107,6 +109,11 @@ def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
     frames = min(workload.frames, 2 * spec.frames_per_token)
     pixels = workload.batch * frames * workload.height * workload.width
     return math.ceil(c.vae_live_tensors * pixels * widest * workload.dtype_bytes)
+
+
+def _graph_bytes(candidate: Candidate, c: MemoryConstants) -> int:
+    """What a captured graph takes beside the activations, which are its own and no second copy."""
+    return c.graph_bytes if "graph" in candidate.mode else 0
 
 
 def _context_bytes(mesh: Mesh, device: Device, c: MemoryConstants) -> int:

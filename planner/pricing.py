@@ -15,11 +15,12 @@ from ditplan.planner.space import (
     why_illegal,
 )
 from ditplan.planner.topology import Topology
-from ditplan.profiles.backends import BACKENDS, Backend
-from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.backends import BACKENDS, Backend, require_mode
+from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
+from ditplan.profiles.plan import Execution, Fallback
 from ditplan.profiles.workload import Workload
 
 
@@ -28,8 +29,8 @@ class Task:
     """What to plan: a model's workload on at most `gpus` devices of a cluster (all of them if
     None).
 
-    `pins` are degrees that the user fixed, `modes` the execution modes to choose from (the
-    backend's if None).
+    `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
+    leaves the choice to the search).
     """
 
     spec: ModelSpec
@@ -40,6 +41,27 @@ class Task:
     modes: tuple[Mode, ...] | None = None
     backend: Backend = BACKENDS["native"]
     profile: ModelProfile | None = None
+
+    @property
+    def device_kind(self) -> DeviceKind:
+        """What the cluster's ranks run on."""
+        return self.cluster.devices[0].kind
+
+    @property
+    def searched_modes(self) -> tuple[Mode, ...]:
+        """The modes to choose from.
+
+        Raises:
+            InputError: a demanded mode that the backend doesn't have on these devices.
+        """
+        for mode in self.modes or ():
+            require_mode(self.backend, mode, self.device_kind)
+        return self.modes or self.backend.modes_to_search(self.device_kind)
+
+    @property
+    def fallback(self) -> Fallback:
+        """What becomes of a mode that can't be had: a demanded one is not to be replaced."""
+        return "refuse" if self.modes else "eager"
 
 
 def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, int]]:
@@ -87,7 +109,13 @@ def space_of(task: Task, topology: Topology) -> Space:
             "ask for smaller ones"
         )
     space = enumerate_space(
-        task.spec, task.workload, topology, gpus, task.backend, pins=task.pins, modes=task.modes
+        task.spec,
+        task.workload,
+        topology,
+        gpus,
+        task.backend,
+        pins=task.pins,
+        modes=task.searched_modes,
     )
     if not space.candidates:
         why = why_illegal(pinned, task.spec, task.workload, None, task.backend)
@@ -109,11 +137,7 @@ def price_one(task: Task, mesh: Mesh, mode: Mode) -> Ranked:
     _check_gpus(task, topology)
     if wrong := why_illegal(mesh, task.spec, task.workload, task.gpus, task.backend):
         raise InputError(wrong)
-    if mode not in task.backend.modes:
-        raise InputError(
-            f"backend {task.backend.name} can't run mode {mode}; it has "
-            f"{', '.join(task.backend.modes)}"
-        )
+    require_mode(task.backend, mode, task.device_kind)
     if mesh.size > topology.ranks:
         raise InputError(
             f"{mesh} needs {mesh.size} GPUs, cluster {task.cluster.name} has {topology.ranks}; "
@@ -132,9 +156,16 @@ def _check_gpus(task: Task, topology: Topology) -> None:
 
 
 def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+    execution = Execution(
+        mode=candidate.mode,
+        fallback=task.fallback,
+        attention=model.attention_kernel(candidate, task.workload),
+        ring=model.ring_variant(candidate),
+    )
     return Ranked(
         candidate,
         model.price(candidate, task.workload),
+        execution,
         too_big=_why_too_big(task, candidate),
         warning=_why_swapping(task, candidate),
     )
@@ -150,7 +181,7 @@ def _why_too_big(task: Task, candidate: Candidate) -> str | None:
     if not gpus:
         return None
     smallest = min(gpus, key=lambda device: device.memory_bytes)
-    return why_too_big(memory_of(task.spec, task.workload, candidate.mesh, smallest), smallest)
+    return why_too_big(memory_of(task.spec, task.workload, candidate, smallest), smallest)
 
 
 def _why_swapping(task: Task, candidate: Candidate) -> str | None:
@@ -162,7 +193,7 @@ def _why_swapping(task: Task, candidate: Candidate) -> str | None:
         used = sum(rank in ranks for rank in candidate.placement)
         if not used or host.devices[0].kind != "cpu":
             continue
-        memory = memory_of(task.spec, task.workload, candidate.mesh, host.devices[0])
+        memory = memory_of(task.spec, task.workload, candidate, host.devices[0])
         if why := why_swapping(memory, used, host):
             return why
     return None

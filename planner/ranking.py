@@ -51,6 +51,7 @@ class Ranked:
 
     candidate: Candidate
     prediction: Prediction
+    execution: Execution
     measurement: Measurement | None = None
     control: bool = False
     failure: str | None = None
@@ -97,14 +98,7 @@ class Ranking:
         """
         chosen = self.ranked[index]
         others = [ranked for i, ranked in enumerate(self.ranked) if i != index]
-        plan = build_plan(
-            chosen.candidate,
-            self.spec,
-            self.workload,
-            self.cluster,
-            self.backend,
-            chosen.prediction,
-        )
+        plan = build_plan(chosen, self.spec, self.workload, self.cluster, self.backend)
         return plan.model_copy(
             update={
                 "measurement": chosen.measurement,
@@ -114,14 +108,14 @@ class Ranking:
 
 
 def build_plan(
-    candidate: Candidate,
+    ranked: Ranked,
     spec: ModelSpec,
     workload: Workload,
     cluster: ClusterProfile,
     backend: Backend,
-    prediction: Prediction | None = None,
 ) -> ExecutionPlan:
     """The plan that runs a candidate, with nothing said of others."""
+    candidate = ranked.candidate
     transformer = PlannedTransformer(
         component="transformer",
         transformer_class=spec.transformer_class,
@@ -136,9 +130,9 @@ def build_plan(
         mesh=candidate.mesh,
         placement=candidate.placement,
         pipefusion=None,
-        execution=Execution(mode=candidate.mode),
+        execution=ranked.execution,
         quality=Quality(exact=True),
-        prediction=prediction,
+        prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
         fingerprint=fingerprint_of(cluster, candidate.mesh.size),

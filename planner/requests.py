@@ -1,18 +1,19 @@
 """Which measurements the planner wants of a model before it prices plans."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import ModelSpec, PointRequest
+from ditplan.profiles.model import Mode, ModelSpec, PointRequest
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 
 
 def wanted_points(
-    spec: ModelSpec, workload: Workload, meshes: Iterable[Mesh]
+    spec: ModelSpec, workload: Workload, meshes: Iterable[Mesh], modes: Sequence[Mode]
 ) -> tuple[PointRequest, ...]:
-    """The points that these meshes need for this workload, and smaller ones for devices too slow to
-    measure them.
+    """The points that these meshes need for this workload in these modes.
+
+    And smaller ones, eager, for devices too slow to measure them.
 
     A rank's blocks see its share of samples and tokens, and attention all tokens (ulysses, or the
     sum of a ring's rounds) as well as the rank's own (one round of a ring).
@@ -24,20 +25,25 @@ def wanted_points(
         if mesh.cfg <= samples
     }
     requests = {
-        _request(spec, workload, batch, ranks, key_ranks, 1)
+        _request(spec, workload, batch, ranks, key_ranks, 1, modes)
         for batch, ranks in shapes
         for key_ranks in {1, ranks}
     }
+    sizes = {request.image_tokens for request in requests}
     smaller = {_request(spec, workload, 1, 1, 1, shrink) for shrink in (2, 4, 8)}
+    smaller = {request for request in smaller if request.image_tokens not in sizes}
     return tuple(sorted(requests | smaller, key=_cost))
 
 
-def grid_points(spec: ModelSpec, workload: Workload) -> tuple[PointRequest, ...]:
-    """A grid for any later workload: x2 in tokens, batch 1 and 2, attention over 1, 2, 4 and 8
-    times the own tokens.
+def grid_points(
+    spec: ModelSpec, workload: Workload, modes: Sequence[Mode]
+) -> tuple[PointRequest, ...]:
+    """A grid for any later workload, in these modes.
+
+    x2 in tokens, batch 1 and 2, attention over 1, 2, 4 and 8 times the own tokens.
     """
     requests = {
-        _request(spec, workload, batch, ranks, key_ranks, shrink)
+        _request(spec, workload, batch, ranks, key_ranks, shrink, modes)
         for batch in (1, 2)
         for shrink in (1, 2, 4, 8)
         for ranks in (1, 2, 4, 8)
@@ -47,7 +53,13 @@ def grid_points(spec: ModelSpec, workload: Workload) -> tuple[PointRequest, ...]
 
 
 def _request(
-    spec: ModelSpec, workload: Workload, batch: int, ranks: int, key_ranks: int, shrink: int
+    spec: ModelSpec,
+    workload: Workload,
+    batch: int,
+    ranks: int,
+    key_ranks: int,
+    shrink: int,
+    modes: Sequence[Mode] = ("eager",),
 ) -> PointRequest:
     edge = spec.pixels_per_token
     height = max(edge, workload.height // shrink // edge * edge)
@@ -60,6 +72,7 @@ def _request(
         text_tokens=workload.text_tokens,
         ranks=ranks,
         key_ranks=key_ranks,
+        modes=tuple(modes),
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,6 +26,9 @@ from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
 LOCK_GRACE_S = 5
+MODES_OF_A_MESH = 2
+"""Of the modes of one mesh only the first ones are run: they differ by what was measured already,
+the exchanges of other meshes by what wasn't."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def study_name(task: Task) -> str:
         "cluster": cluster.model_dump(),
         "gpus": task.gpus,
         "pins": dict(sorted(task.pins.items())),
-        "modes": task.modes or task.backend.modes,
+        "modes": task.searched_modes,
         "backend": task.backend.name,
     }
     text = json.dumps(identity, sort_keys=True)
@@ -118,7 +122,14 @@ def _chosen(fitting: Sequence[Ranked], top: int) -> list[Ranked]:
     """The first one, the control, then the other ones of the top: a short budget compares with
     the control.
     """
-    first, *others = fitting[:top]
+    places: Counter[tuple[object, ...]] = Counter()
+    chosen = []
+    for ranked in fitting:
+        place = (ranked.candidate.mesh, ranked.candidate.placement)
+        places[place] += 1
+        if places[place] <= MODES_OF_A_MESH:
+            chosen.append(ranked)
+    first, *others = chosen[:top]
     control = [ranked for ranked in fitting if ranked.control and ranked is not first]
     return [first, *control, *(ranked for ranked in others if not ranked.control)]
 
@@ -288,9 +299,10 @@ class _Measuring:
 
     def _plan(self, ranked: Ranked) -> ExecutionPlan:
         t = self.task
-        return build_plan(
-            ranked.candidate, t.spec, t.workload, t.cluster, t.backend, ranked.prediction
-        )
+        # what fell back would be timed as something that it isn't
+        strict = ranked.execution.model_copy(update={"fallback": "refuse"})
+        measured = replace(ranked, execution=strict)
+        return build_plan(measured, t.spec, t.workload, t.cluster, t.backend)
 
     def _budget_is_spent(self) -> bool:
         budget_s = self.trials.budget_s

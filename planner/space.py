@@ -202,7 +202,7 @@ def enumerate_space(
     backend: Backend,
     *,
     pins: Mapping[str, int] | None = None,
-    modes: Sequence[Mode] | None = None,
+    modes: Sequence[Mode] = ("eager",),
     exactly: bool = False,
 ) -> Space:
     """All legal meshes x placements that differ x modes."""
@@ -211,7 +211,7 @@ def enumerate_space(
         Candidate(mesh, placement, mode, order)
         for mesh in meshes
         for order, placement in placements(mesh, topology)
-        for mode in modes or backend.modes
+        for mode in modes
     )
     return Space(candidates, dropped)
 

@@ -1,19 +1,53 @@
 """What each runtime can run: data, since the planner must know it and imports no runtime."""
 
+from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import Mode
 from ditplan.profiles.record import Noun
 
 
 class Backend(Noun):
-    """A runtime: the mesh axes it can use (all other degrees stay 1) and its execution modes."""
+    """A runtime: the mesh axes it can use (all other degrees stay 1) and its execution modes.
+
+    `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
+    """
 
     name: str
     axes: tuple[str, ...]
     modes: tuple[Mode, ...]
+    cpu_modes: tuple[Mode, ...]
+
+    def modes_on(self, device: DeviceKind) -> tuple[Mode, ...]:
+        """The execution modes it has on a kind of device."""
+        return self.cpu_modes if device == "cpu" else self.modes
+
+    def modes_to_search(self, device: DeviceKind) -> tuple[Mode, ...]:
+        """Those that are tried unasked: on CPUs compiling takes longer than it saves."""
+        return ("eager",) if device == "cpu" else self.modes
 
 
-BACKENDS = {"native": Backend(name="native", axes=("cfg", "ring", "ulysses"), modes=("eager",))}
+BACKENDS = {
+    "native": Backend(
+        name="native",
+        axes=("cfg", "ring", "ulysses"),
+        modes=("eager", "compile", "graph", "compile+graph"),
+        cpu_modes=("eager", "compile"),
+    )
+}
+
+
+def require_mode(backend: Backend, mode: Mode, device: DeviceKind) -> None:
+    """Refuses a mode that a backend doesn't have on a kind of device.
+
+    Raises:
+        InputError: says which modes it has there.
+    """
+    if mode not in backend.modes_on(device):
+        devices = "CPUs" if device == "cpu" else "GPUs"
+        raise InputError(
+            f"backend {backend.name} can't run mode {mode} on {devices}; there it has "
+            f"{', '.join(backend.modes_on(device))}"
+        )
 
 
 def find_backend(name: str) -> Backend:

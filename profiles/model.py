@@ -11,6 +11,17 @@ from ditplan.profiles.workload import Dtype, Workload
 
 Mode = Literal["eager", "compile", "graph", "compile+graph"]
 Source = Literal["measured", "interpolated", "computed"]
+AttentionKernel = Literal[
+    "auto",
+    "cpu",
+    "flash",
+    "cudnn",
+    "efficient",
+    "flash-attn-2",
+    "flash-attn-3",
+    "flash-attn-4",
+]
+"""Which implementation computes self-attention on a device; `auto` leaves it to torch."""
 
 
 class Attention(Noun):
@@ -60,7 +71,7 @@ class ModelSpec(Record):
     scheduler_class: str
     scheduler_config: dict[str, Any]
     defaults: Workload
-    guidance_scale: float = Field(gt=1)
+    guidance_scale: float = Field(ge=0)
     pixels_per_token: PositiveInt
     frames_per_token: PositiveInt = 1
     blocks: tuple[BlockRun, ...] = Field(min_length=1)
@@ -107,19 +118,23 @@ class TimePoint(Noun):
     """One measured duration.
 
     `part` is a block kind or one of `outside` (everything in the transformer that is not a block),
-    `scheduler_step`, `vae_decode`, `text_encode`. `batch` counts samples in the call, tokens are
-    those of one sample on this rank, and `key_tokens` those that self-attention sees (more than
-    image + text when the sequence is split).
+    `attention` (the largest self-attention of a block alone, on the device), `scheduler_step`,
+    `vae_decode`, `text_encode`. `batch` counts samples in the call, tokens are those of one sample
+    on this rank, and `key_tokens` those that self-attention sees (more than image + text when the
+    sequence is split). `kernel` computed the self-attention. `host_s` is the time after which the
+    call returned, while a GPU was still at work: launching takes that long.
     """
 
     part: str
     mode: Mode = "eager"
+    kernel: AttentionKernel = "auto"
     batch: PositiveInt
     image_tokens: int = Field(ge=0)
     text_tokens: int = Field(ge=0)
     key_tokens: int = Field(ge=0)
     median_s: float = Field(gt=0)
     p95_s: float = Field(gt=0)
+    host_s: float | None = Field(default=None, ge=0)
     runs: PositiveInt
 
 
@@ -128,7 +143,7 @@ class PointRequest(Noun):
 
     `whole` is the workload's shape; the share of one sample's tokens that one rank holds follows
     from `ranks`, over which the sequence is split. `key_ranks` of them have their keys attended to:
-    1 to `ranks`.
+    1 to `ranks`. `modes` are the execution modes to measure.
     """
 
     batch: PositiveInt
@@ -138,6 +153,7 @@ class PointRequest(Noun):
     text_tokens: int = Field(ge=0)
     ranks: PositiveInt
     key_ranks: PositiveInt
+    modes: tuple[Mode, ...] = ("eager",)
 
     @property
     def image_share(self) -> int:

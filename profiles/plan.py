@@ -6,9 +6,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import Mode, Source
+from ditplan.profiles.model import AttentionKernel, Mode, Source
 from ditplan.profiles.record import Noun, Record, shortened
 from ditplan.profiles.workload import Workload
+
+Fallback = Literal["eager", "refuse"]
+RingVariant = Literal["pass", "gather"]
 
 
 class PlannedTransformer(Noun):
@@ -37,10 +40,17 @@ class PipeFusion(Noun):
 
 
 class Execution(Noun):
-    """How each rank runs its share."""
+    """How each rank runs its share.
+
+    What can't be compiled or captured falls back to eager with a warning, or with `fallback`
+    "refuse" ends the run with the reason. `ring` says how a ring's keys and values get about:
+    passed on from rank to rank, or gathered from all ranks first.
+    """
 
     mode: Mode = "eager"
-    attention: Literal["sdpa"] = "sdpa"
+    fallback: Fallback = "eager"
+    attention: AttentionKernel = "auto"
+    ring: RingVariant = "pass"
     weights: Literal["replicated"] = "replicated"
     quantization: None = None
     offload: None = None

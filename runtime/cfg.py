@@ -16,6 +16,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.splits import split_bounds, split_sizes
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
+from ditplan.runtime.modules import replace_forward
 
 
 def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack) -> None:
@@ -26,11 +27,9 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
     """
     ranks = group.size
     names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    samples_of_call: list[int | None] = []
+    whole = model.forward
 
-    def split(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         samples = given[family.batched_inputs[0]].shape[0]
         if samples < ranks:
@@ -39,28 +38,20 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
                 "runs it whole",
                 stacklevel=2,
             )
-            samples_of_call.append(None)
-            return (), given
-        samples_of_call.append(samples)
+            return whole(**given)
         start, end = split_bounds(samples, ranks, group.index)
         shared = {
             name: _share(given[name], samples, start, end)
             for name in family.batched_inputs
             if given.get(name) is not None
         }
-        return (), given | shared
-
-    def gather(_module: nn.Module, _args: Any, output: Any) -> Any:
-        samples = samples_of_call.pop()
-        if samples is None:
-            return output
+        output = whole(**(given | shared))
         sizes = split_sizes(samples, ranks)
         if isinstance(output, tuple):
             return (all_gather_uneven(output[0], 0, sizes, group), *output[1:])
         return type(output)(sample=all_gather_uneven(output.sample, 0, sizes, group))
 
-    undo.callback(model.register_forward_pre_hook(split, with_kwargs=True, prepend=True).remove)
-    undo.callback(model.register_forward_hook(gather).remove)
+    replace_forward(model, forward, undo)
 
 
 def _share(value: Any, samples: int, start: int, end: int) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -55,12 +55,32 @@ class InputShape:
     text_tokens: int
     latent_height: int
     latent_width: int
+    image_tokens: int = 0
+
+    @classmethod
+    def of_picture(
+        cls, spec: ModelSpec, batch: int, text_tokens: int, height_px: int, width_px: int
+    ) -> Self:
+        """The sizes for pictures of this many pixels, rounded down to whole tokens."""
+        rows, columns = height_px // spec.pixels_per_token, width_px // spec.pixels_per_token
+        edge = spec.pixels_per_token // pixels_per_latent(spec.vae_config)
+        return cls(batch, text_tokens, rows * edge, columns * edge, rows * columns)
 
     def shape(self, dims: tuple[str, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
         """The shape that a family's dim names mean for a transformer of this config."""
         return tuple(
-            int(getattr(self, dim)) if hasattr(self, dim) else int(config[dim]) for dim in dims
+            int(getattr(self, dim)) if hasattr(self, dim) else _number(dim, config) for dim in dims
         )
+
+
+def pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
+    """The edge of the square of pixels that becomes a latent pixel."""
+    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+
+def _number(name: str, config: Mapping[str, Any]) -> int:
+    """What a family gives as a number or as a key of the config."""
+    return int(name) if name.isdecimal() else int(config[name])
 
 
 def random_inputs(
@@ -133,18 +153,21 @@ def inspect_configs(
     scheduler: Mapping[str, Any],
     encoder_parameters: int,
     defaults: Workload | None = None,
-    guidance_scale: float = 7.0,
+    guidance_scale: float | None = None,
 ) -> ModelSpec:
-    """The spec of a pipeline, given its parts' diffusers configs, each with `_class_name`."""
+    """The spec of a pipeline, given its parts' diffusers configs, each with `_class_name`.
+
+    Without `defaults` and `guidance_scale` they are what the family says is usual.
+    """
     family = family_of(transformer["_class_name"])
     with torch.device("meta"):
         model = diffusers_class(family.transformer_class).from_config(dict(transformer)).eval()
         decoder = diffusers_class(vae["_class_name"]).from_config(dict(vae)).eval()
-    vae_scale = 2 ** (len(decoder.config.block_out_channels) - 1)
-    edge = vae_scale * model.config.patch_size
+    vae_scale = pixels_per_latent(decoder.config)
     linear = _count_linear_flops(model, family)
     parameters = {path: _parameters(submodule(model, path)) for path in linear.blocks}
-    pixels = model.config.sample_size * vae_scale
+    if guidance_scale is None:
+        guidance_scale = family.usual_of(model.config).guidance_scale
     return ModelSpec(
         name=name,
         family=family.name,
@@ -156,10 +179,9 @@ def inspect_configs(
         vae_config=plain_config(decoder.config),
         scheduler_class=scheduler["_class_name"],
         scheduler_config=plain_config(scheduler),
-        defaults=defaults
-        or Workload(height=pixels, width=pixels, steps=28, passes=2, text_tokens=333),
+        defaults=defaults or _usual_workload(model, family, vae_scale),
         guidance_scale=guidance_scale,
-        pixels_per_token=edge,
+        pixels_per_token=vae_scale * _number(family.latents_per_token, model.config),
         blocks=tuple(
             BlockRun(
                 kind=kind,
@@ -178,6 +200,18 @@ def inspect_configs(
         encoder_parameters=encoder_parameters,
         vae_parameters=_parameters(decoder),
         vae_flops_per_pixel=_decoder_flops(decoder, vae_scale),
+    )
+
+
+def _usual_workload(model: Any, family: ModelFamily, vae_scale: int) -> Workload:
+    usual = family.usual_of(model.config)
+    pixels = _number(usual.sample_size, model.config) * vae_scale
+    return Workload(
+        height=pixels,
+        width=pixels,
+        steps=usual.steps,
+        passes=2 if family.guidance == "batched" else 1,
+        text_tokens=usual.text_tokens,
     )
 
 
@@ -200,9 +234,9 @@ class CountedModel:
 
 def _count_linear_flops(model: Any, family: ModelFamily) -> CountedModel:
     """Counts at three input sizes: the parts per sample, image and text token follow exactly."""
-    patch = int(model.config.patch_size)
+    edge = _number(family.latents_per_token, model.config)
     small, wide, wordy = (
-        _count_once(model, family, InputShape(1, text, 2 * patch, columns * patch))
+        _count_once(model, family, InputShape(1, text, 2 * edge, columns * edge, 2 * columns))
         for text, columns in ((8, 2), (8, 4), (16, 2))
     )
 
@@ -224,7 +258,8 @@ def _count_linear_flops(model: Any, family: ModelFamily) -> CountedModel:
 def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> dict[str, float]:
     """FLOPs of one forward by block path, "" for all, with self-attentions answered for nothing."""
     device = torch.device("meta")
-    inputs = random_inputs(family.inputs, sizes, model.config, device, torch.float32)
+    shapes = family.inputs_of(model.config)
+    inputs = random_inputs(shapes, sizes, model.config, device, torch.float32)
     with ExitStack() as undo:
         for declared in family.self_attentions:
             for name, module in matching_modules(model, declared.modules):

@@ -7,26 +7,33 @@ of the sequence, self-attention over as many keys as the plan would show it.
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from ditplan.profiles.family import ModelFamily, SelfAttention, family_of
-from ditplan.profiles.model import ModelSpec, PointRequest, TimePoint
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import ModelFamily, family_of
+from ditplan.profiles.model import AttentionKernel, Mode, ModelSpec, PointRequest, TimePoint
 from ditplan.profiles.workload import Dtype, Workload
-from ditplan.runtime.attention import attend
+from ditplan.runtime.attention import usable_kernels
+from ditplan.runtime.compiling import CompiledBlocks
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inspection import InputShape, block_runs, diffusers_class, random_inputs
+from ditplan.runtime.made_up_keys import MadeUpKeys
+from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.pipelines import DTYPES, random_model
-from ditplan.runtime.sequence import Answer, answer_attention, matching_modules, submodule
+from ditplan.runtime.sequence import answer_attentions, apply_split, submodule
+from ditplan.runtime.timing import Timing, captured, synchronize, time_call
 
 SLOWEST_CALL_S = 1.5
-TIME_FOR_A_PART_S = 0.25
 DECODE_FLOPS_ON_CPU = 2e11
+CANNOT_BE_HAD = (InputError, RuntimeError)
+"""What compiling, capturing and kernels raise for what they can't do: torch has none narrower."""
 
 
 def profile_model(
@@ -69,13 +76,15 @@ def _profile_blocks(
     model = one_block_per_kind(spec, family, device, DTYPES[dtype])
     points: list[TimePoint] = []
     pace = 0.0
-    for request in requests:
-        work = _work(spec, request)
-        if pace * work > SLOWEST_CALL_S:
-            continue
-        measured = _measure(model, spec, family, device, dtype, request)
-        pace = max(point.median_s for point in measured) / work
-        points += measured
+    with ShareOfModel(model, spec, family, device, DTYPES[dtype]) as share:
+        for request in requests:
+            work = _work(spec, request)
+            if pace * work > SLOWEST_CALL_S:
+                continue
+            measured = share.measure(request)
+            slowest = max(p.median_s for p in measured if p.part != "attention")
+            pace = slowest / work
+            points += measured
     return points
 
 
@@ -113,53 +122,149 @@ def one_block_per_kind(
     return model
 
 
-def _measure(
-    model: nn.Module,
-    spec: ModelSpec,
-    family: ModelFamily,
-    device: torch.device,
-    dtype: Dtype,
-    request: PointRequest,
-) -> list[TimePoint]:
-    """One point for each kind of block and one for the rest of the transformer."""
-    edge = spec.pixels_per_token // int(spec.config["patch_size"])
-    sizes = InputShape(
-        request.batch, request.text_tokens, request.height // edge, request.width // edge
-    )
-    inputs = random_inputs(family.inputs, sizes, spec.config, device, DTYPES[dtype])
-    kinds = {paths[0]: kind for kind, paths in block_runs(model, family)}
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    with ExitStack() as undo:
-        _show_share(model, family, request, undo)
+class ShareOfModel:
+    """A transformer of one block a kind that runs as on one rank of many; a context manager."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        family: ModelFamily,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._model, self._spec, self._family = model, spec, family
+        self._device, self._dtype = device, dtype
+        self._kinds = {paths[0]: kind for kind, paths in block_runs(model, family)}
+        self._attentions = [MadeUpKeys(declared) for declared in family.self_attentions]
+        # one compile for all shapes: each takes far longer than it is worth measuring
+        self._compiled = CompiledBlocks(dynamic=True)
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        answers = [AttentionOperator(made_up, interleaved=False) for made_up in self._attentions]
+        answer_attentions(self._model, self._family, answers, self._undo)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def measure(self, request: PointRequest) -> list[TimePoint]:
+        """Each usable attention kernel, and in each mode asked for each kind of block and the rest.
+
+        Blocks attend with the fastest kernel.
+        """
+        sizes = InputShape.of_picture(
+            self._spec, request.batch, request.text_tokens, request.height, request.width
+        )
+        inputs = random_inputs(
+            self._family.inputs_of(self._spec.config),
+            sizes,
+            self._spec.config,
+            self._device,
+            self._dtype,
+        )
+        for made_up in self._attentions:
+            made_up.begin(request)
+        with ExitStack() as undo:
+            _show_share(self._model, self._family, request, undo)
+            calls = self._block_calls(inputs)
+            attentions = self._attention_points(request)
+            points = list(attentions)
+            fastest = min(attentions, key=lambda point: point.median_s, default=None)
+            kernel: AttentionKernel = fastest.kernel if fastest else "auto"
+            for made_up in self._attentions:
+                made_up.kernel = kernel
+            for mode in request.modes:
+                try:
+                    points += self._points_in(mode, kernel, request, calls, inputs)
+                except CANNOT_BE_HAD as error:
+                    if mode == "eager":
+                        raise
+                    warnings.warn(f"{mode} isn't measured: {error}", stacklevel=2)
+        return points
+
+    def _block_calls(
+        self, inputs: dict[str, torch.Tensor]
+    ) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The arguments that each block gets in a forward."""
+        calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         with ExitStack() as watching:
-            for path in kinds:
-                hook = _note_call(calls, path)
-                block = submodule(model, path)
+            for path in self._kinds:
+                block, hook = submodule(self._model, path), _note_call(calls, path)
                 watching.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            model(**inputs)
-        times = {}
-        for path, (args, kwargs) in calls.items():
-            block = submodule(model, path)
-            times[path] = _timings(partial(block, *args, **kwargs), device)
-        whole = _timings(lambda: model(**inputs), device)
-    blocks_s = sum(statistics.median(runs) for runs in times.values())
-    rest = [max(run - blocks_s, 1e-7) for run in whole]
-    return [
-        _point(part, request, runs, share_of_keys=True)
-        for part, runs in ((kinds[path], runs) for path, runs in times.items())
-    ] + [_point("outside", request, rest, share_of_keys=False)]
+            self._model(**inputs)
+        return calls
+
+    def _attention_points(self, request: PointRequest) -> list[TimePoint]:
+        """The widest self-attention alone, by each kernel; on a CPU there is nothing to choose."""
+        if self._device.type == "cpu":
+            return []
+        widest = max(self._attentions, key=lambda made_up: made_up.size)
+        kernels = usable_kernels(self._device, self._dtype, widest.head_dim)
+        points = []
+        for kernel in kernels:
+            widest.kernel = kernel
+            try:
+                timing = time_call(captured(widest.again, self._device), self._device)
+            except CANNOT_BE_HAD as error:
+                warnings.warn(f"attention kernel {kernel} isn't measured: {error}", stacklevel=2)
+                continue
+            points.append(_point("attention", "eager", kernel, request, timing))
+        return points
+
+    def _points_in(
+        self,
+        mode: Mode,
+        kernel: AttentionKernel,
+        request: PointRequest,
+        calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]],
+        inputs: dict[str, torch.Tensor],
+    ) -> list[TimePoint]:
+        """One point for each kind of block and one for the rest of the transformer."""
+        with ExitStack() as undo:
+            if "compile" in mode:
+                self._compiled.apply(self._model, self._family, False, undo)
+            times = {}
+            for path, (args, kwargs) in calls.items():
+                block = submodule(self._model, path)
+                times[path] = self._timed(mode, partial(block, *args, **kwargs))
+            whole = self._timed(mode, partial(self._model, **inputs))
+        points = [
+            _point(self._kinds[path], mode, kernel, request, timing)
+            for path, timing in times.items()
+        ]
+        blocks_s = sum(timing.median_s for timing in times.values())
+        rest = [max(run - blocks_s, 1e-7) for run in whole.runs]
+        host_s = None
+        if whole.host_s is not None:
+            host_s = max(0.0, whole.host_s - sum(t.host_s or 0.0 for t in times.values()))
+        all_keys = {"key_tokens": request.image_tokens + request.text_tokens}
+        outside = _point("outside", mode, kernel, request, Timing(rest, host_s))
+        return [*points, outside.model_copy(update=all_keys)]
+
+    def _timed(self, mode: Mode, call: Callable[[], Any]) -> Timing:
+        if "graph" not in mode:
+            return time_call(call, self._device)
+        # graphs are launched as one: no time of the host belongs to a part of them
+        return Timing(time_call(captured(call, self._device), self._device).runs, None)
 
 
-def _point(part: str, request: PointRequest, runs: list[float], share_of_keys: bool) -> TimePoint:
-    whole = request.image_tokens + request.text_tokens
+def _point(
+    part: str, mode: Mode, kernel: AttentionKernel, request: PointRequest, timing: Timing
+) -> TimePoint:
+    runs = timing.runs
     return TimePoint(
         part=part,
+        mode=mode,
+        kernel=kernel,
         batch=request.batch,
         image_tokens=request.image_share,
         text_tokens=request.text_share,
-        key_tokens=request.key_tokens if share_of_keys else whole,
-        median_s=statistics.median(runs),
+        key_tokens=request.key_tokens,
+        median_s=timing.median_s,
         p95_s=sorted(runs)[math.ceil(0.95 * len(runs)) - 1],
+        host_s=timing.host_s,
         runs=len(runs),
     )
 
@@ -176,31 +281,23 @@ def _note_call(
 def _show_share(
     model: nn.Module, family: ModelFamily, request: PointRequest, undo: ExitStack
 ) -> None:
-    """Makes the model run as on one of `request.ranks` ranks, with made-up keys of the others."""
+    """Cuts the sequence to what the fullest of `request.ranks` ranks has, and lengthens outputs."""
     shares = {"image": request.image_share, "text": request.text_share}
     whole = {"image": request.image_tokens, "text": request.text_tokens}
     for split in family.splits:
-        if split.place == "output":
-            dim, size = split.dim, shares[split.segment]
-            undo.callback(
-                submodule(model, split.name)
-                .register_forward_hook(
-                    lambda _m, _a, out, dim=dim, size=size: out.narrow(dim, 0, size).contiguous()
-                )
-                .remove
-            )
+        size = shares[split.segment]
+
+        def cut(tensor: torch.Tensor, dim: int = split.dim, size: int = size) -> torch.Tensor:
+            return tensor.narrow(dim, 0, size).contiguous()
+
+        undo.callback(apply_split(model, split, cut).remove)
     for gather in family.gathers:
-        dim, missing = gather.dim, whole[gather.segment] - shares[gather.segment]
-        undo.callback(
-            submodule(model, gather.name)
-            .register_forward_hook(
-                lambda _m, _a, out, dim=dim, missing=missing: _lengthened(out, dim, missing)
-            )
-            .remove
-        )
-    for declared in family.self_attentions:
-        for name, module in matching_modules(model, declared.modules):
-            answer_attention(module, name, _with_more_keys(declared, request, shares), undo)
+        missing = whole[gather.segment] - shares[gather.segment]
+
+        def lengthen(_m: Any, _a: Any, out: Any, dim: int = gather.dim, n: int = missing) -> Any:
+            return _lengthened(out, dim, n)
+
+        undo.callback(submodule(model, gather.name).register_forward_hook(lengthen).remove)
 
 
 def _lengthened(tensor: torch.Tensor, dim: int, more: int) -> torch.Tensor:
@@ -209,51 +306,6 @@ def _lengthened(tensor: torch.Tensor, dim: int, more: int) -> torch.Tensor:
     shape = list(tensor.shape)
     shape[dim] = more
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
-
-
-def _with_more_keys(
-    declared: SelfAttention, request: PointRequest, shares: dict[str, int]
-) -> Answer:
-    keys = round(sum(shares[segment] for segment in declared.segments) * request.key_share)
-    made: dict[int, torch.Tensor] = {}
-
-    def answer(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-    ) -> torch.Tensor:
-        if keys == key.shape[2]:
-            return attend(query, key, value, scale)
-        if not made:
-            made[0] = torch.randn(
-                (*key.shape[:2], keys, key.shape[3]), device=key.device, dtype=key.dtype
-            )
-        return attend(query, made[0], made[0], scale)
-
-    return answer
-
-
-def _timings(call: Callable[[], Any], device: torch.device) -> list[float]:
-    """Seconds of one call, several times; short ones as the mean of calls in a row."""
-    call()
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    once = time.perf_counter() - start
-    rounds = max(3, min(15, round(TIME_FOR_A_PART_S / max(once, 1e-6))))
-    calls = max(1, min(20, round(TIME_FOR_A_PART_S / rounds / max(once, 1e-6))))
-    timings = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        _wait(device)
-        timings.append((time.perf_counter() - start) / calls)
-    return timings
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _profile_scheduler(
@@ -267,11 +319,11 @@ def _profile_scheduler(
         scheduler = diffusers_class(spec.scheduler_class).from_config(spec.scheduler_config)
         dynamic = {"mu": 1.0} if spec.scheduler_config.get("use_dynamic_shifting") else {}
         scheduler.set_timesteps(steps, device=device, **dynamic)
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         for timestep in scheduler.timesteps:
             scheduler.step(latents, timestep, latents, return_dict=False)
-        _wait(device)
+        synchronize(device)
         runs.append((time.perf_counter() - start) / steps)
     return [_plain_point("scheduler_step", spec, workload, runs)]
 
@@ -284,19 +336,17 @@ def _profile_decoder(device: torch.device, spec: ModelSpec, workload: Workload) 
     latents = _latents(device, spec, workload)
     return [
         _plain_point(
-            "vae_decode", spec, workload, _timings(lambda: decoder.decode(latents), device)
+            "vae_decode", spec, workload, time_call(lambda: decoder.decode(latents), device).runs
         )
     ]
 
 
 def _latents(device: torch.device, spec: ModelSpec, workload: Workload) -> torch.Tensor:
-    edge = spec.pixels_per_token // int(spec.config["patch_size"])
-    shape = (
-        workload.batch,
-        int(spec.vae_config["latent_channels"]),
-        workload.height // edge,
-        workload.width // edge,
+    sizes = InputShape.of_picture(
+        spec, workload.batch, workload.text_tokens, workload.height, workload.width
     )
+    channels = int(spec.vae_config["latent_channels"])
+    shape = (sizes.batch, channels, sizes.latent_height, sizes.latent_width)
     return torch.randn(shape, device=device, dtype=DTYPES[workload.dtype])
 
 

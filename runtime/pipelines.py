@@ -1,11 +1,14 @@
 """Pipelines to run: real weights from a folder, or random ones of the true architecture."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
@@ -54,6 +57,21 @@ def prompt_embeddings(
     return random_inputs(shapes, sizes, spec.config, device, DTYPES[workload.dtype], seed)
 
 
+def call_arguments(spec: ModelSpec, workload: Workload) -> dict[str, Any]:
+    """What a call of the pipeline needs for a workload beside words, generator and output type."""
+    family = family_of(spec.transformer_class)
+    guided = workload.guidance or family.guidance == "embedded"
+    arguments = {
+        "height": workload.height,
+        "width": workload.width,
+        "num_inference_steps": workload.steps,
+        "guidance_scale": spec.guidance_scale if guided else 1.0,
+    }
+    if family.text_length_argument:
+        arguments[family.text_length_argument] = workload.text_tokens
+    return arguments
+
+
 def _random_pipeline(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
     transformer = random_model(spec.transformer_class, spec.config, device, dtype)
     vae = random_model(spec.vae_class, spec.vae_config, device, dtype)
@@ -71,10 +89,28 @@ def _random_pipeline(spec: ModelSpec, device: torch.device, dtype: torch.dtype) 
 def random_model(
     class_name: str, config: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """A model of diffusers with its own random initialization, the same on every rank."""
+    """A model of diffusers with its own random initialization, the same on every rank.
+
+    Weights are those of float32 cast to `dtype`, of which never more than one layer is there.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        with torch.device(device):
+        with torch.device(device), _casting_layers(dtype):
             model = diffusers_class(class_name).from_config(config)
     # diffusers' own `to` advises against casting weights that were loaded; these are random
     return nn.Module.to(model, device=device, dtype=dtype).eval()
+
+
+@contextmanager
+def _casting_layers(dtype: torch.dtype) -> Iterator[None]:
+    """Has each module cast as soon as it becomes part of another, whole and initialized."""
+
+    def cast(_parent: nn.Module, _name: str, child: nn.Module | None) -> None:
+        if child is not None:
+            nn.Module.to(child, dtype=dtype)
+
+    hook = register_module_module_registration_hook(cast)
+    try:
+        yield
+    finally:
+        hook.remove()

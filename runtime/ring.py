@@ -1,16 +1,20 @@
-"""Ring attention: keys and values travel round the ring while queries stay.
+"""Ring attention: keys and values get to all ranks of the ring while queries stay.
 
 Source: Liu et al., Ring Attention (arXiv 2310.01889). Blocks of any sizes: every rank knows all of
 them, so that no shape is ever exchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 
-from ditplan.runtime.attention import PartialAttention, attend_with_lse
+from ditplan.runtime.attention import PartialAttention
 from ditplan.runtime.groups import AxisGroup
+
+AttendWithLse = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
+]
 
 
 def ring_attention(
@@ -19,28 +23,28 @@ def ring_attention(
     value: torch.Tensor,
     group: AxisGroup,
     key_sizes: Sequence[int],
-    scale: float | None,
+    attend: AttendWithLse,
 ) -> torch.Tensor:
-    """Attention of this rank's queries over the keys of all ranks of the ring.
+    """Attention of this rank's queries over the keys of all ranks, passed on from rank to rank.
 
     (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the
-    group.
+    group. The next block is in flight while `attend` is at work on this one.
     """
     ranks = group.size
     batch, heads, _, width = key.shape
     block = torch.stack((key, value))
-    merged = PartialAttention(query)
+    merged = PartialAttention()
     for step in range(ranks):
         arriving, transfers = block, []
         if step + 1 < ranks:
             owner = (group.index - step - 1) % ranks
             arriving = block.new_empty(2, batch, heads, key_sizes[owner], width)
             transfers = _pass_on(block, arriving, group)
-        merged.add(*attend_with_lse(query, block[0], block[1], scale))
+        merged.add(*attend(query, block[0], block[1]))
         for transfer in transfers:
             transfer.wait()
         block = arriving
-    return merged.result()
+    return merged.result(query.dtype)
 
 
 def _pass_on(block: torch.Tensor, arriving: torch.Tensor, group: AxisGroup) -> list[dist.Work]:

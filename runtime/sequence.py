@@ -5,6 +5,7 @@ and which modules are self-attention. A sequence is an ordered list of segments 
 split over all ranks, so that a rank holds a share of every segment.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,14 +19,19 @@ from torch.utils.hooks import RemovableHandle
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, SelfAttention, Split
+from ditplan.profiles.model import AttentionKernel
 from ditplan.profiles.splits import split_bounds, split_sizes
-from ditplan.runtime.attention import attend
+from ditplan.runtime.attention import attend, attend_with_lse
 from ditplan.runtime.collectives import all_gather_uneven
+from ditplan.runtime.exchange import Exchange
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.ring import ring_attention
 from ditplan.runtime.ulysses import ulysses_attention
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
+GatherKeys = Callable[
+    [torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ class Layout:
             )
         self.lengths[segment] = length
         start, end = split_bounds(length, ranks, self.groups.all.index)
-        return tensor.narrow(dim, start, end - start).contiguous()
+        # with the usual strides even where a dim is 1 long, as compiled blocks put out: they are
+        # compiled anew for others
+        share = tensor.narrow(dim, start, end - start)
+        return share.clone(memory_format=torch.contiguous_format)
 
     def sizes(self, segments: Sequence[str]) -> list[int]:
         """How many tokens of these segments together each rank holds."""
@@ -74,9 +83,10 @@ class AttentionDoor(TorchFunctionMode):
         InputError: a mask, causality, dropout or grouped heads that the answer doesn't honour.
     """
 
-    def __init__(self, name: str, answer: Answer) -> None:
+    def __init__(self, module: nn.Module, answer: Answer) -> None:
         super().__init__()
-        self._name = name
+        # not its name: torch.compile would compile each block anew for its own
+        self._module = module
         self._answer = answer
         self.answered = 0
 
@@ -87,6 +97,9 @@ class AttentionDoor(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is torch.Tensor.unflatten:
+            # torch.compile can't trace the method's super() under a mode
+            func = torch.unflatten
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.answered += 1
@@ -111,8 +124,9 @@ class AttentionDoor(TorchFunctionMode):
         }
         if refused := [what for what, is_asked in asked.items() if is_asked]:
             raise InputError(
-                f"{self._name} asks for {' and '.join(refused)}, which can't be honoured when its "
-                "sequence is split; run this model with ring and ulysses of 1"
+                f"{self._module._attention_name} asks for {' and '.join(refused)}, which the "
+                "plan's attention doesn't honour; run this model with ring and ulysses of 1 and "
+                "attention auto"
             )
         return self._answer(query, key, value, scale)
 
@@ -120,28 +134,51 @@ class AttentionDoor(TorchFunctionMode):
 def answer_attention(module: nn.Module, name: str, answer: Answer, undo: ExitStack) -> None:
     """Has `answer` give the module's self-attention, asked for exactly once in each call.
 
-    Raises (when the module is called):
-        InputError: scaled_dot_product_attention was not called, or more than once.
+    The module gets a subclass of its class, not a forward of its own: so that torch.compile sees
+    the same code in all blocks of a kind and compiles it once.
+
+    Raises:
+        InputError: the module has a forward of its own, which would go around its class. When it is
+            called: scaled_dot_product_attention was not called, or more than once.
     """
-    original = module.forward
+    if "forward" in vars(module):
+        raise InputError(
+            f"the forward of {name} has been replaced (by offloading hooks, for instance), so its "
+            "attention can't be answered; put the plan in force before that, or leave it out"
+        )
+    original = type(module)
+    undo.callback(setattr, module, "__class__", original)
+    undo.callback(delattr, module, "_attention_name")
+    undo.callback(delattr, module, "_attention_answer")
+    module._attention_answer = answer  # type: ignore[assignment]
+    module._attention_name = name  # type: ignore[assignment]
+    module.__class__ = _answered(original)  # type: ignore[arg-type]
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        door = AttentionDoor(name, answer)
-        # entered inside the wrapped forward: outside, torch.compile would apply the mode twice
-        with door:
-            result = original(*args, **kwargs)
-        if door.answered != 1:
-            raise InputError(
-                f"{name} called torch's scaled_dot_product_attention {door.answered} times in one "
-                "forward, once was expected: an attention backend or processor goes around it, so "
-                "its sequence can't be split. Use the default one "
-                '(`transformer.set_attention_backend("native")`, no DIFFUSERS_ATTN_BACKEND, '
-                "no extra attention processors)"
-            )
-        return result
 
-    undo.callback(setattr, module, "forward", original)
-    module.forward = forward
+@functools.cache
+def _answered(original: type[Any]) -> type[Any]:
+    """A subclass that enters the door around its forward."""
+    # called by this name: not all versions of torch.compile follow super() to it
+    inner = original.forward
+
+    class Answered(original):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            # entered inside the wrapped forward: outside, torch.compile would apply the mode twice
+            door = AttentionDoor(self, self._attention_answer)
+            with door:
+                result = inner(self, *args, **kwargs)
+            if door.answered != 1:
+                raise InputError(
+                    f"{self._attention_name} called torch's scaled_dot_product_attention "
+                    f"{door.answered} times in one forward, once was expected: an attention "
+                    "backend or processor goes around it, so its sequence can't be split. Use the "
+                    'default one (`transformer.set_attention_backend("native")`, no '
+                    "DIFFUSERS_ATTN_BACKEND, no extra attention processors)"
+                )
+            return result
+
+    Answered.__name__, Answered.__qualname__ = original.__name__, original.__qualname__
+    return Answered
 
 
 def matching_modules(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
@@ -158,22 +195,39 @@ def matching_modules(model: nn.Module, pattern: str) -> list[tuple[str, nn.Modul
 
 
 def apply_sequence_parallel(
-    model: nn.Module, family: ModelFamily, groups: SequenceGroups, undo: ExitStack
+    model: nn.Module,
+    family: ModelFamily,
+    layout: Layout,
+    answers: Sequence[Answer],
+    undo: ExitStack,
 ) -> None:
-    """Splits the model's sequence over the groups' ranks; closing `undo` takes that away again.
+    """Splits the model's sequence over the layout's ranks; closing `undo` takes that away again.
+
+    `answers` are those to the family's self-attentions, in its order.
 
     Raises:
         InputError: the model has no module that the family names.
     """
-    layout = Layout(groups)
     for split in family.splits:
-        undo.callback(_apply_split(model, split, layout).remove)
+        cut = functools.partial(layout.share, segment=split.segment, dim=split.dim)
+        undo.callback(apply_split(model, split, cut).remove)
     for gather in family.gathers:
         undo.callback(_apply_gather(model, gather, layout).remove)
+    answer_attentions(model, family, answers, undo)
+
+
+def answer_attentions(
+    model: nn.Module, family: ModelFamily, answers: Sequence[Answer], undo: ExitStack
+) -> None:
+    """Has each of the family's self-attentions answered, all modules of one declaration alike.
+
+    Raises:
+        InputError: the model has none of them.
+    """
     attentions = 0
-    for declared in family.self_attentions:
+    for declared, answer in zip(family.self_attentions, answers, strict=True):
         for name, module in matching_modules(model, declared.modules):
-            answer_attention(module, name, _answer(declared, name, layout), undo)
+            answer_attention(module, name, answer, undo)
             attentions += 1
     if not attentions:
         raise InputError(
@@ -183,25 +237,29 @@ def apply_sequence_parallel(
         )
 
 
-def _apply_split(model: nn.Module, split: Split, layout: Layout) -> RemovableHandle:
-    def share(value: Any) -> Any:
+def apply_split(
+    model: nn.Module, split: Split, cut: Callable[[torch.Tensor], torch.Tensor]
+) -> RemovableHandle:
+    """Has `cut` applied to each tensor at the split's place."""
+
+    def each(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return layout.share(value, split.segment, split.dim)
+            return cut(value)
         if isinstance(value, (list, tuple)):
-            return type(value)(share(item) for item in value)
+            return type(value)(each(item) for item in value)
         return value
 
     if split.place == "input":
         return model.register_forward_pre_hook(
             lambda _module, args, kwargs: (
-                (args, kwargs | {split.name: share(kwargs[split.name])})
+                (args, kwargs | {split.name: each(kwargs[split.name])})
                 if split.name in kwargs
                 else None
             ),
             with_kwargs=True,
         )
     module = submodule(model, split.name)
-    return module.register_forward_hook(lambda _module, _args, output: share(output))
+    return module.register_forward_hook(lambda _module, _args, output: each(output))
 
 
 def _apply_gather(model: nn.Module, gather: Gather, layout: Layout) -> RemovableHandle:
@@ -228,36 +286,69 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def _answer(declared: SelfAttention, name: str, layout: Layout) -> Answer:
-    """One module's distributed attention: ring outside, ulysses inside (USP, arXiv 2405.07719)."""
-    groups = layout.groups
+@dataclass(frozen=True)
+class SequenceAttention:
+    """The distributed answer to one declared self-attention: ring outside, ulysses inside.
 
-    def answer(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    Source: USP (arXiv 2405.07719).
+    """
+
+    declared: SelfAttention
+    layout: Layout
+    kernel: AttentionKernel
+    exchange: Exchange | None
+    gather_keys: GatherKeys | None
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
-        sizes = layout.sizes(declared.segments)
-        _check_length(query, key, sizes[groups.all.index], name)
+        """(B, H, S of this rank, D) each -> (B, H, S of this rank, D).
+
+        Raises:
+            InputError: the tensors aren't as long as this rank's share.
+        """
+        groups = self.layout.groups
+        sizes = self.layout.sizes(self.declared.segments)
+        self._check_length(query, key, sizes[groups.all.index])
         ulysses_degree = groups.ulysses.size if groups.ulysses else 1
         ring_index = groups.all.index // ulysses_degree
         # ranks are numbered ring first, so one ring member's tokens are `ulysses_degree` neighbours
         blocks = [sizes[i : i + ulysses_degree] for i in range(0, len(sizes), ulysses_degree)]
+        key_sizes = [sum(block) for block in blocks]
 
         def local(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            if groups.ring is None:
-                return attend(q, k, v, scale)
-            return ring_attention(q, k, v, groups.ring, [sum(block) for block in blocks], scale)
+            return self._over_ring(q, k, v, key_sizes, scale)
 
-        if groups.ulysses is None:
+        if self.exchange is None:
             return local(query, key, value)
-        return ulysses_attention(query, key, value, groups.ulysses, blocks[ring_index], local)
+        return ulysses_attention(query, key, value, self.exchange, blocks[ring_index], local)
 
-    return answer
+    def _over_ring(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_sizes: Sequence[int],
+        scale: float | None,
+    ) -> torch.Tensor:
+        ring = self.layout.groups.ring
+        if ring is None:
+            return attend(query, key, value, scale, self.kernel)
+        if self.gather_keys is not None:
+            keys, values = self.gather_keys(key, value, key_sizes)
+            return attend(query, keys, values, scale, self.kernel)
 
+        def block(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return attend_with_lse(q, k, v, scale, self.kernel)
 
-def _check_length(query: torch.Tensor, key: torch.Tensor, expected: int, name: str) -> None:
-    if query.shape[2] != expected or key.shape[2] != expected:
-        raise InputError(
-            f"{name} attends with {query.shape[2]} queries over {key.shape[2]} keys on this rank, "
-            f"its share of the sequence has {expected} tokens; the family doesn't say rightly what "
-            "it attends over"
-        )
+        return ring_attention(query, key, value, ring, key_sizes, block)
+
+    def _check_length(self, query: torch.Tensor, key: torch.Tensor, expected: int) -> None:
+        if query.shape[2] != expected or key.shape[2] != expected:
+            raise InputError(
+                f"{self.declared.modules} attends with {query.shape[2]} queries over "
+                f"{key.shape[2]} keys on this rank, its share of the sequence has {expected} "
+                "tokens; the family doesn't say rightly what it attends over"
+            )

@@ -1,9 +1,11 @@
 """What the tests ask of ranks: functions that a pool of ranks can import."""
 
+import warnings
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch._dynamo.utils
 from diffusers import DPMSolverMultistepScheduler
 from torch.nn import functional
 
@@ -18,6 +20,12 @@ from ditplan.runtime.inspection import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.pipelines import DTYPES, load_pipeline, prompt_embeddings
 from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
+
+
+def furthest(reference: torch.Tensor | None, others: list[torch.Tensor | None]) -> float:
+    """Largest absolute difference of any rank's result to the reference."""
+    assert reference is not None
+    return max(float((other - reference).abs().max()) for other in others if other is not None)
 
 
 def pipeline_of(context: RankContext, spec: ModelSpec, dtype: str = "float32") -> Any:
@@ -95,8 +103,8 @@ def latents_without_exchange(
         for index in range(len(pipeline.transformer.transformer_blocks)):
             name = f"transformer_blocks.{index}.attn"
             module = submodule(pipeline.transformer, name)
-            module.forward, wrapped = type(module).forward.__get__(module), module.forward
-            undo.callback(setattr, module, "forward", wrapped)
+            undo.callback(setattr, module, "__class__", type(module))
+            module.__class__ = type(module).__mro__[1]
         words = same_start(spec, plan.workload, context.device)
         return denoise(pipeline, spec, plan.workload, words)
 
@@ -142,8 +150,39 @@ def hooks_left(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> li
         for name, module in pipeline.transformer.named_modules()
         if module._forward_hooks
         or module._forward_pre_hooks
-        or getattr(module.forward, "__func__", None) is not type(module).forward
+        or "forward" in vars(module)
+        or hasattr(module, "_attention_answer")
     ]
+
+
+def latents_and_compiles(
+    context: RankContext, spec: ModelSpec, plans: list[ExecutionPlan]
+) -> list[tuple[torch.Tensor | None, int]]:
+    """Each plan's final latents, and how many graphs torch.compile made for them."""
+    made = torch._dynamo.utils.counters["stats"]
+    results = []
+    for plan in plans:
+        before = made["unique_graphs"]
+        found = latents(context, spec, plan)
+        results.append((found, made["unique_graphs"] - before))
+    return results
+
+
+def latents_of_blocks_that_break_graphs(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> tuple[torch.Tensor, list[str]]:
+    """Latents, and warnings, with a hook in a block that torch.compile can't trace."""
+    pipeline = pipeline_of(context, spec)
+    hooked = submodule(pipeline.transformer, "transformer_blocks.0.ff")
+    hook = hooked.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    try:
+        with parallelize(pipeline, plan, context), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            words = same_start(spec, plan.workload, context.device)
+            found = denoise(pipeline, spec, plan.workload, words)
+    finally:
+        hook.remove()
+    return found, [str(warning.message) for warning in caught]
 
 
 def latents_around_the_door(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> None:
@@ -172,7 +211,8 @@ def latents_around_the_door(context: RankContext, spec: ModelSpec, plan: Executi
 
 def refusals_of_door(_context: RankContext) -> dict[str, str]:
     """What the attention door says to each thing that it can't honour."""
-    query = torch.randn(1, 2, 4, 8)
+    query, module = torch.randn(1, 2, 4, 8), torch.nn.Module()
+    module._attention_name = "blocks.0.attn"  # type: ignore[assignment]
     asked: dict[str, dict[str, Any]] = {
         "mask": {"attn_mask": torch.zeros(4, 4)},
         "causal": {"is_causal": True},
@@ -182,7 +222,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     said = {}
     for name, kwargs in asked.items():
         try:
-            with AttentionDoor("blocks.0.attn", lambda q, _k, _v, _s: q):
+            with AttentionDoor(module, lambda q, _k, _v, _s: q):
                 functional.scaled_dot_product_attention(query, query, query, **kwargs)
         except ValueError as error:
             said[name] = str(error)
@@ -206,12 +246,20 @@ def attends_twice(_context: RankContext) -> None:
         module(torch.randn(1, 2, 4, 8))
 
 
+def answers_a_replaced_forward(_context: RankContext) -> None:
+    """Answers a module that has a forward of its own, as offloading gives it."""
+    module = Doubled()
+    module.forward = module.forward  # type: ignore[method-assign]
+    with ExitStack() as undo:
+        answer_attention(module, "offloaded", lambda query, _k, _v, _s: query, undo)
+
+
 def merge_error(_context: RankContext, sizes: tuple[int, ...]) -> float:
     """Distance of attention merged from pieces of the keys to attention over all of them."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 3, n, 16, generator=generator) for n in (5, 12, 12))
-    merged = PartialAttention(query)
+    merged = PartialAttention()
     for keys, values in zip(key.split(sizes, 2), value.split(sizes, 2), strict=True):
         merged.add(*attend_with_lse(query, keys, values, None))
     whole = functional.scaled_dot_product_attention(query, key, value)
-    return float((merged.result() - whole).abs().max())
+    return float((merged.result(query.dtype) - whole).abs().max())

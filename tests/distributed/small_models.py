@@ -44,8 +44,26 @@ def small_sd3(**changes: object) -> ModelSpec:
     return inspect_configs("small-sd3", config | changes, VAE, SCHEDULER, 0)
 
 
+def small_flux(**changes: object) -> ModelSpec:
+    """Two double and two single blocks of five heads, with guidance as an input."""
+    config = {
+        "_class_name": "FluxTransformer2DModel",
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 5,
+        "joint_attention_dim": 24,
+        "pooled_projection_dim": 12,
+        "guidance_embeds": True,
+        "axes_dims_rope": [4, 6, 6],
+    }
+    scheduler = SCHEDULER | {"use_dynamic_shifting": True}
+    return inspect_configs("small-flux", config | changes, VAE, scheduler, 0)
+
+
 def workload(**changes: object) -> Workload:
-    """63 image tokens and 7 text tokens of `small_sd3`, with guidance."""
+    """63 image tokens and 7 text tokens of `small_sd3` or `small_flux`, with guidance."""
     fields = {
         "height": 28,
         "width": 36,

@@ -11,7 +11,9 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.runtime.launch import RankPool
 from tests.distributed.rank_tasks import (
+    answers_a_replaced_forward,
     attends_twice,
+    furthest,
     hooks_left,
     latents,
     latents_around_the_door,
@@ -34,12 +36,6 @@ MESHES = [
 @pytest.fixture(scope="module")
 def spec() -> ModelSpec:
     return small_sd3()
-
-
-def furthest(reference: torch.Tensor | None, others: list[torch.Tensor | None]) -> float:
-    """Largest absolute difference of any rank's result to the reference."""
-    assert reference is not None
-    return max(float((other - reference).abs().max()) for other in others if other is not None)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -184,6 +180,11 @@ def test_an_attention_processor_that_goes_around_the_door_is_an_error(
 def test_attending_twice_in_one_module_is_an_error(ranks: RankPool) -> None:
     with pytest.raises(InputError, match=r"doubled called .* 2 times"):
         ranks.run(attends_twice, timeout_s=60)
+
+
+def test_a_module_whose_forward_was_replaced_is_refused(ranks: RankPool) -> None:
+    with pytest.raises(InputError, match=r"the forward of offloaded has been replaced"):
+        ranks.run(answers_a_replaced_forward, timeout_s=60)
 
 
 def test_the_door_refuses_what_it_cannot_honour(ranks: RankPool) -> None:

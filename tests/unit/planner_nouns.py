@@ -39,12 +39,14 @@ def a_cluster(
     device: Device | None = None,
     collectives: tuple[CollectiveTable, ...] = (),
     name: str = "test",
+    inside_kind: str = "nvlink",
 ) -> ClusterProfile:
     """Hosts with a switch each, joined by a network."""
     links = []
     for host in range(hosts):
         links += [
-            a_link(f"h{host}/{i}", f"h{host}/switch", inside_bytes_per_s) for i in range(devices)
+            a_link(f"h{host}/{i}", f"h{host}/switch", inside_bytes_per_s, inside_kind)
+            for i in range(devices)
         ]
         if hosts > 1:
             links.append(a_link(f"h{host}/switch", "network", between_bytes_per_s, "ethernet"))

@@ -19,7 +19,11 @@ MAY_IMPORT = {
 }
 OUTSIDE_PROFILES = {*sys.stdlib_module_names, "pydantic"}
 DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
-ONE_DOOR = {"networkx": "planner/topology.py", "optuna": "planner/search.py"}
+ONE_DOOR = {
+    "networkx": "planner/topology.py",
+    "optuna": "planner/search.py",
+    "triton": "runtime/peer_kernels.py",
+}
 ENVIRONMENT_DOOR = "runtime/launch.py"
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
 MUTATORS = {"append", "add", "clear", "discard", "extend", "insert"}

@@ -1,6 +1,7 @@
 """Shipped model specs say what the diffusers classes say."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +11,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
+from ditplan.profiles.model import ModelSpec
 from ditplan.runtime.inspection import (
     InputShape,
     block_runs,
     config_digest,
+    diffusers_class,
     inspect_configs,
     inspect_folder,
     random_inputs,
 )
-from tests.distributed.small_models import small_sd3
+from tests.distributed.small_models import small_flux, small_sd3
 
-PUBLISHED_PARAMETERS = {"sd3": 2.03e9, "sd3.5-large": 8.06e9}
+PUBLISHED_PARAMETERS = {
+    "sd3": 2.03e9,
+    "sd3.5-large": 8.06e9,
+    "flux-dev": 11.9e9,
+    "flux-schnell": 11.9e9,
+}
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -45,15 +53,17 @@ def test_shipped_spec_has_the_published_number_of_parameters(name: str) -> None:
     )
 
 
-def test_counted_flops_are_those_of_a_real_forward() -> None:
-    spec = small_sd3()
+@pytest.mark.parametrize(
+    "spec", [small_sd3(), small_flux(), small_flux(guidance_embeds=False)], ids=lambda s: s.name
+)
+def test_counted_flops_are_those_of_a_real_forward(spec: ModelSpec) -> None:
     family = family_of(spec.transformer_class)
     image, text, batch = 6 * 7, 11, 2
     with torch.device("meta"):
-        model = SD3Transformer2DModel.from_config(spec.config)
+        model = diffusers_class(spec.transformer_class).from_config(spec.config)
         inputs = random_inputs(
-            family.inputs,
-            InputShape(batch, text, 12, 14),
+            family.inputs_of(spec.config),
+            InputShape.of_picture(spec, batch, text, 24, 28),
             spec.config,
             torch.device("meta"),
             torch.float32,
@@ -78,6 +88,41 @@ def test_counted_flops_are_those_of_a_real_forward() -> None:
     # the timestep's and the pooled prompt's embeddings are not worth a field
     embeddings = counter.get_total_flops() - batch * per_sample
     assert 0 <= embeddings <= 0.05 * counter.get_total_flops()
+
+
+def test_sizes_of_a_picture_are_those_of_the_family_s_inputs() -> None:
+    def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+        sizes = InputShape.of_picture(spec, 2, 7, 28, 36)
+        inputs = family_of(spec.transformer_class).inputs_of(spec.config)
+        return {name: sizes.shape(dims, spec.config) for name, dims in inputs.items()}
+
+    text = {"encoder_hidden_states": (2, 7, 24), "pooled_projections": (2, 12), "timestep": (2,)}
+    ids = {"img_ids": (63, 3), "txt_ids": (7, 3)}
+    assert shapes(small_sd3()) == text | {"hidden_states": (2, 4, 14, 18)}
+    schnell = text | ids | {"hidden_states": (2, 63, 16)}
+    assert shapes(small_flux(guidance_embeds=False)) == schnell
+    assert shapes(small_flux()) == schnell | {"guidance": (2,)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "usual"),
+    [
+        (small_sd3(), (64, 28, 2, 333, 7.0)),
+        (small_flux(), (256, 28, 1, 512, 3.5)),
+        (small_flux(guidance_embeds=False), (256, 4, 1, 256, 0.0)),
+    ],
+)
+def test_what_is_usual_comes_from_the_family(spec: ModelSpec, usual: tuple[Any, ...]) -> None:
+    asked = spec.defaults
+    found = (asked.width, asked.steps, asked.passes, asked.text_tokens, spec.guidance_scale)
+    assert (asked.height, *found) == (usual[0], *usual)
+
+
+def test_a_config_that_no_usual_fits_is_an_error() -> None:
+    family = family_of("FluxTransformer2DModel")
+    only_dev = family.model_copy(update={"usual": family.usual[:1]})
+    with pytest.raises(InputError, match=r"family flux doesn't say .* FluxTransformer2DModel"):
+        only_dev.usual_of({"guidance_embeds": True})
 
 
 def test_blocks_of_equal_structure_make_one_run() -> None:

@@ -24,6 +24,11 @@ MESHES = st.builds(Mesh, cfg=st.integers(1, 2), ring=st.integers(1, 3), ulysses=
 MODES = st.sampled_from(["eager", "compile", "graph", "compile+graph"])
 
 
+def placed(mesh: Mesh) -> Candidate:
+    """The mesh on the first ranks."""
+    return Candidate(mesh, ranks(mesh))
+
+
 @given(mesh=MESHES, mode=MODES, steps=st.integers(1, 50), batch=st.integers(1, 3))
 def test_parts_sum_to_the_latency(mesh: Mesh, mode: str, steps: int, batch: int) -> None:
     model = CostModel(a_cluster(hosts=4, devices=8), SPEC)
@@ -107,7 +112,9 @@ def test_a_roofline_with_the_measured_efficiency_continues_beyond_the_grid() -> 
 def test_a_ring_hides_its_sends_behind_the_attention_to_the_block_before() -> None:
     """Over a slow link each of the 3 sends waits, less the fourth of the attention behind it."""
     mesh, workload = Mesh(ring=4), NO_TEXT.model_copy(update={"height": 2048, "width": 2048})
-    slow, fast = (a_cluster(devices=4, inside_bytes_per_s=rate) for rate in (5e9, 1e15))
+    slow, fast = (
+        a_cluster(devices=4, inside_bytes_per_s=rate, inside_kind="pcie") for rate in (5e9, 1e15)
+    )
     sent_bytes = 2 * 4096 * 1536 * 2
     send = Topology(slow).collective_s("send_recv", sent_bytes, [(0, 1, 2, 3)])
     found, hidden = (
@@ -123,7 +130,7 @@ def test_a_ring_hides_its_sends_behind_the_attention_to_the_block_before() -> No
 def test_a_cpu_hides_no_sends() -> None:
     mesh = Mesh(ring=2)
     on_cpu, on_gpu = (
-        CostModel(a_cluster(device=a_device(kind=kind)), SPEC)
+        CostModel(a_cluster(device=a_device(kind=kind), inside_kind="pcie"), SPEC)
         .price(Candidate(mesh, ranks(mesh)), WORKLOAD)
         .parts["ring"]
         for kind in ("cpu", "cuda")
@@ -147,13 +154,16 @@ def test_a_profile_of_something_else_is_refused(field: str) -> None:
 @pytest.mark.parametrize(
     ("size", "mesh", "mode", "low_s", "high_s"),
     [
-        (1024, Mesh(), "graph", 1.04, 1.04),
+        (1024, Mesh(), "graph", 1.046, 1.046),
         (1024, Mesh(), "eager", 1.06, 1.06),
-        (1024, Mesh(), "compile", 0.83, 0.83),
+        (1024, Mesh(), "compile+graph", 0.792, 0.792),
         (1024, Mesh(cfg=2), "eager", 0.61, 0.82),
-        (1024, Mesh(cfg=2), "graph", 0.528, 0.528),
-        (1024, Mesh(ulysses=2), "eager", 0.89, 1.12),
-        (1024, Mesh(ulysses=2), "graph", 0.709, 0.709),
+        (1024, Mesh(cfg=2), "graph", 0.537, 0.537),
+        (1024, Mesh(cfg=2), "compile+graph", 0.427, 0.427),
+        (1024, Mesh(ulysses=2), "eager", 0.76, 1.12),
+        (1024, Mesh(ulysses=2), "graph", 0.61, 0.61),
+        (1024, Mesh(ulysses=2), "compile+graph", 0.471, 0.471),
+        (1024, Mesh(ring=2), "graph", 0.614, 0.614),
         (2048, Mesh(), "eager", 6.71, 6.71),
         (2048, Mesh(cfg=2), "eager", 3.30, 3.30),
         (2048, Mesh(ulysses=2), "eager", 3.88, 3.88),
@@ -162,7 +172,7 @@ def test_a_profile_of_something_else_is_refused(field: str) -> None:
 def test_roofline_is_within_a_tenth_of_what_two_h100_were_measured_to_take(
     size: int, mesh: Mesh, mode: str, low_s: float, high_s: float
 ) -> None:
-    """Seconds of design.md section 8: SD3-medium, 20 steps, guidance."""
+    """Seconds of SD3-medium on two H100, 20 steps, guidance; eager ones vary with the host."""
     workload = WORKLOAD.model_copy(update={"height": size, "width": size})
     model = CostModel(find_cluster("2xh100-nvlink"), SPEC)
     found = model.price(Candidate(mesh, ranks(mesh), mode), workload).latency_s  # type: ignore[arg-type]
@@ -213,7 +223,7 @@ def test_every_recorded_cluster_can_be_planned_for(name: str) -> None:
 
 def test_memory_that_does_not_fit_says_the_numbers() -> None:
     small = a_device(memory_bytes=16_000_000_000)
-    memory = memory_of(SPEC, WORKLOAD, Mesh(), small)
+    memory = memory_of(SPEC, WORKLOAD, placed(Mesh()), small)
     why = why_too_big(memory, small)
     assert why is not None
     assert f"needs {memory.total_bytes / 1e9:.1f} GB of 16.0 GB: weights 15." in why
@@ -222,7 +232,7 @@ def test_memory_that_does_not_fit_says_the_numbers() -> None:
 
 @given(MESHES)
 def test_splitting_the_sequence_never_needs_more_activations(mesh: Mesh) -> None:
-    one, split = (memory_of(SPEC, WORKLOAD, m, a_device()) for m in (Mesh(), mesh))
+    one, split = (memory_of(SPEC, WORKLOAD, placed(m), a_device()) for m in (Mesh(), mesh))
     assert split.activations_bytes <= one.activations_bytes
     assert split.weights_bytes == one.weights_bytes
     assert split.vae_bytes == one.vae_bytes
@@ -233,11 +243,11 @@ def test_splitting_the_sequence_never_needs_more_activations(mesh: Mesh) -> None
 def test_where_launching_takes_longest_more_parallelism_is_not_as_fast(
     mesh: Mesh, axis: str
 ) -> None:
-    """Each further rank costs launches: plans that are bound by them don't tie."""
+    """Each further axis costs launches: plans that are bound by them don't tie."""
     tiny = WORKLOAD.model_copy(update={"height": 64, "width": 64, "text_tokens": 20})
     model = CostModel(a_cluster(devices=32), SPEC)
     wider = mesh.model_copy(update={axis: 2 * getattr(mesh, axis)})
-    if wider.cfg > 2 or wider.sequence_parallel > 16:
+    if getattr(mesh, axis) > 1 or wider.sequence_parallel > 16:
         return
     before, after = (model.price(Candidate(m, ranks(m)), tiny).latency_s for m in (mesh, wider))
     assert after > before * 1.001

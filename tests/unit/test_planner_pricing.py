@@ -52,7 +52,9 @@ def test_one_mesh_that_cannot_run_says_what_would_be_right(
 
 def test_a_mode_that_the_backend_lacks_is_refused() -> None:
     backend = TASK.backend.model_copy(update={"modes": ("eager",)})
-    with pytest.raises(InputError, match="backend native can't run mode graph; it has eager"):
+    with pytest.raises(
+        InputError, match="backend native can't run mode graph on GPUs; there it has eager"
+    ):
         price_one(replace(TASK, backend=backend), Mesh(), "graph")
 
 

@@ -28,7 +28,7 @@ from ditplan.profiles.plan import ExecutionPlan
 from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
 
 ROOT = Path(__file__).parents[2]
-TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4))
+TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4), modes=("eager",))
 
 
 class Machine:

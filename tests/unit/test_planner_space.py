@@ -21,7 +21,12 @@ from ditplan.profiles.mesh import AXES, Mesh
 from tests.unit.planner_nouns import WORKLOAD, a_cluster, sd3_like
 
 NATIVE = BACKENDS["native"]
-WIDE = Backend(name="wide", axes=("cfg", "pipefusion", "ring", "ulysses"), modes=("eager",))
+WIDE = Backend(
+    name="wide",
+    axes=("cfg", "pipefusion", "ring", "ulysses"),
+    modes=("eager",),
+    cpu_modes=("eager",),
+)
 
 
 @settings(max_examples=40)

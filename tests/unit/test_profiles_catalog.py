@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ditplan.planner.asked import workload_for
 from ditplan.profiles import catalog, family
 from ditplan.profiles.backends import BACKENDS, find_backend
 from ditplan.profiles.errors import InputError
@@ -84,13 +85,23 @@ def test_every_shipped_model_and_cluster_loads_under_its_own_name() -> None:
 
 def test_every_shipped_family_is_found_by_its_class() -> None:
     families = family.load_families()
-    assert "SD3Transformer2DModel" in families
+    assert {"FluxTransformer2DModel", "SD3Transformer2DModel"} <= set(families)
     assert all(family.family_of(name) == known for name, known in families.items())
 
 
 def test_an_unknown_transformer_class_is_told_which_there_are() -> None:
     with pytest.raises(InputError, match=r"UNet2DModel: no family .* SD3Transformer2DModel"):
         family.family_of("UNet2DModel")
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_guidance_is_not_asked_of_a_model_that_has_it_as_an_input(guidance: bool) -> None:
+    flux, sd3 = catalog.find_model("flux-dev"), catalog.find_model("sd3")
+    assert workload_for(flux, "cuda").passes == 1
+    assert workload_for(sd3, "cuda", guidance=guidance).guidance == guidance
+    asked = "--guidance" if guidance else "--no-guidance"
+    with pytest.raises(InputError, match=f"{asked}: flux-dev makes one pass a step"):
+        workload_for(flux, "cuda", guidance=guidance)
 
 
 def test_backends_name_only_axes_of_the_mesh() -> None:

@@ -1,0 +1,125 @@
+"""Regional compilation: the blocks of a transformer, one compile for each kind of block."""
+
+import types
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch._dynamo.exc
+from torch import nn
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import ModelFamily
+from ditplan.runtime.fusions import FusingBackend
+from ditplan.runtime.inspection import block_runs
+from ditplan.runtime.modules import replace_forward
+from ditplan.runtime.products import pack
+from ditplan.runtime.sequence import submodule
+
+# torch has no common class of what compiling can raise: dynamo's, inductor's, and plain ones
+COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, NotImplementedError)
+
+
+@dataclass
+class Kind:
+    """A kind of block: its compiled code, or why there is none, and how its weights should lie."""
+
+    run: Callable[..., Any]
+    backend: FusingBackend
+    packed: int = 0
+    failed: bool = False
+
+
+class CompiledBlocks:
+    """The compiled code of a plan's blocks by kind; kept while a process goes from plan to plan.
+
+    With `dynamic` one compile serves all shapes, at some cost in speed.
+    """
+
+    def __init__(self, dynamic: bool = False) -> None:
+        self._dynamic = dynamic
+        self._kinds: dict[str, Kind] = {}
+
+    def apply(
+        self, model: nn.Module, family: ModelFamily, may_fall_back: bool, undo: ExitStack
+    ) -> None:
+        """Has the model's blocks run compiled; closing `undo` takes that away again.
+
+        A kind of block that can't be compiled runs eagerly, with a warning.
+
+        Raises (when a block is called):
+            InputError: it can't be compiled and must not fall back.
+        """
+        alike: defaultdict[str, list[nn.Module]] = defaultdict(list)
+        for name, paths in block_runs(model, family):
+            alike[name] += [submodule(model, path) for path in paths]
+        for name, blocks in alike.items():
+            if name not in self._kinds:
+                self._kinds[name] = _kind_of(blocks[0], self._dynamic)
+            kind = self._kinds[name]
+            _pack(kind, blocks)
+            for block in blocks:
+                forward = partial(_run, name, kind, blocks, block, block.forward, may_fall_back)
+                replace_forward(block, forward, undo)
+
+
+def _kind_of(block: nn.Module, dynamic: bool) -> Kind:
+    """Compiled code that takes the block as its first argument, so that all of a kind share it."""
+    original = type(block).forward
+    # a code object of this plan's own: torch.compile counts and keeps by code object, so other
+    # plans' shapes neither use up its limit nor are they looked through
+    own = types.FunctionType(
+        original.__code__.replace(),
+        original.__globals__,
+        original.__name__,
+        original.__defaults__,
+        original.__closure__,
+    )
+    own.__kwdefaults__ = original.__kwdefaults__
+    backend = FusingBackend()
+    compiled = torch.compile(own, dynamic=dynamic, fullgraph=True, backend=backend)
+    return Kind(compiled, backend)
+
+
+def _run(
+    name: str,
+    kind: Kind,
+    blocks: list[nn.Module],
+    block: nn.Module,
+    plain: Callable[..., Any],
+    may_fall_back: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if kind.failed:
+        return plain(*args, **kwargs)
+    try:
+        result = kind.run(block, *args, **kwargs)
+    except COMPILE_ERRORS as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if not may_fall_back:
+            raise InputError(
+                f"blocks of kind {name} can't be compiled ({reason}); use a plan with mode "
+                "eager or graph"
+            ) from error
+        warnings.warn(
+            f"blocks of kind {name} run eagerly, they can't be compiled: {reason}", stacklevel=2
+        )
+        kind.failed = True
+        return plain(*args, **kwargs)
+    if len(kind.backend.packed) > kind.packed:
+        _pack(kind, blocks)
+    return result
+
+
+def _pack(kind: Kind, blocks: list[nn.Module]) -> None:
+    """Brings weights together as the compiled code of this kind of block wants them."""
+    for paths in kind.backend.packed:
+        for block in blocks:
+            pack([block.get_parameter(path) for path in paths])
+    kind.packed = len(kind.backend.packed)

@@ -1,0 +1,88 @@
+"""The exchange of tokens for heads between the ranks of a group, by collectives of any backend.
+
+`peer_memory.py` has the one for GPUs that can write into each other's memory.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from ditplan.profiles.splits import split_sizes
+from ditplan.runtime.groups import AxisGroup
+
+
+class Exchange(Protocol):
+    """Trades tokens for heads within a group and back; `tokens` gives S of each rank."""
+
+    def gather_tokens(
+        self, tensors: Sequence[torch.Tensor], tokens: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """(B, H, S here, D) each -> (B, H here, S, D) each."""
+
+    def scatter_tokens(
+        self, tensor: torch.Tensor, heads: int, tokens: Sequence[int]
+    ) -> torch.Tensor:
+        """The way back, `heads` in all: (B, H here, S, D) -> (B, H, S here, D)."""
+
+
+class CollectiveExchange:
+    """By one all_to_all each way.
+
+    Tokens lead in what is sent, so that the pieces that arrive stand one after another as one
+    sequence and need no unpacking.
+    """
+
+    def __init__(self, group: AxisGroup) -> None:
+        self._group = group
+        # everything here goes by the process group's own numbering of its ranks
+        self._me = group.order.index(group.index)
+
+    def gather_tokens(
+        self, tensors: Sequence[torch.Tensor], tokens: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """One all_to_all for all `tensors`: (B, H, S here, D) each -> (B, H here, S, D) each."""
+        batch, heads_in_all, mine, width = tensors[0].shape
+        count = len(tensors)
+        heads = split_sizes(heads_in_all, self._group.size)
+        rows = [tokens[i] for i in self._group.order]
+        outgoing = tensors[0].new_empty(mine * count * batch * heads_in_all * width)
+        sizes = [mine * count * batch * h * width for h in heads]
+        pieces = zip(outgoing.split(sizes), _starts(heads), heads, strict=True)
+        for piece, first, number in pieces:
+            packed = piece.view(mine, count, batch, number, width)
+            for i, tensor in enumerate(tensors):
+                packed[:, i].copy_(tensor[:, first : first + number].permute(2, 0, 1, 3))
+        here = heads[self._me]
+        incoming = outgoing.new_empty(sum(rows), count, batch, here, width)
+        received = [size * count * batch * here * width for size in rows]
+        dist.all_to_all_single(
+            incoming.view(-1), outgoing, received, sizes, group=self._group.group
+        )
+        return [incoming[:, i].permute(1, 2, 0, 3) for i in range(count)]
+
+    def scatter_tokens(
+        self, tensor: torch.Tensor, heads: int, tokens: Sequence[int]
+    ) -> torch.Tensor:
+        """One all_to_all: (B, H here, S, D) -> (B, H, S here, D)."""
+        batch, here, _, width = tensor.shape
+        shares = split_sizes(heads, self._group.size)
+        rows = [tokens[i] for i in self._group.order]
+        mine = rows[self._me]
+        outgoing = tensor.permute(2, 0, 1, 3).contiguous()
+        sizes = [math.prod((mine, batch, share, width)) for share in shares]
+        incoming = outgoing.new_empty(sum(sizes))
+        sent = [size * batch * here * width for size in rows]
+        dist.all_to_all_single(incoming, outgoing.view(-1), sizes, sent, group=self._group.group)
+        pieces = [
+            piece.view(mine, batch, share, width).transpose(0, 1)
+            for piece, share in zip(incoming.split(sizes), shares, strict=True)
+        ]
+        return torch.cat(pieces, dim=2).transpose(1, 2)
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return list(accumulate(sizes, initial=0))[:-1]

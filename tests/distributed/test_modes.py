@@ -1,0 +1,60 @@
+"""Compiled blocks give what eager ones give, are compiled once, and never fall back silently."""
+
+import pytest
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.plan import Execution, ExecutionPlan
+from ditplan.runtime.launch import RankPool
+from tests.distributed.rank_tasks import (
+    furthest,
+    latents,
+    latents_and_compiles,
+    latents_of_blocks_that_break_graphs,
+)
+from tests.distributed.small_models import plan_for, small_sd3, workload
+
+EXACT = 1e-4
+KINDS_OF_BLOCKS = 2
+
+
+def in_mode(plan: ExecutionPlan, **execution: object) -> ExecutionPlan:
+    """The plan, executed otherwise."""
+    return plan.model_copy(update={"execution": Execution.model_validate(execution)})
+
+
+def test_compiled_blocks_on_every_axis_give_the_latents_of_one_device(ranks: RankPool) -> None:
+    spec, work = small_sd3(), workload()
+    alone = ranks.run(latents, spec, plan_for(spec, Mesh(), work), timeout_s=60)[0]
+    meshes = [Mesh(cfg=2, ulysses=2), Mesh(ring=2, ulysses=2)]
+    plans = [
+        in_mode(plan_for(spec, mesh, work), mode="compile", fallback="refuse") for mesh in meshes
+    ]
+    again = [*plans, *plans]
+    for of_rank in ranks.run(latents_and_compiles, spec, again, timeout_s=400):
+        for place, (found, compiles) in enumerate(of_rank):
+            assert furthest(alone, [found]) <= EXACT
+            assert compiles == (KINDS_OF_BLOCKS if place < len(plans) else 0)
+
+
+def test_blocks_that_cannot_be_compiled_run_eagerly_and_say_why(ranks: RankPool) -> None:
+    spec, work = small_sd3(), workload()
+    alone = ranks.run(latents, spec, plan_for(spec, Mesh(), work), timeout_s=60)[0]
+    plan = in_mode(plan_for(spec, Mesh(ulysses=4), work), mode="compile")
+    for found, warned in ranks.run(latents_of_blocks_that_break_graphs, spec, plan, timeout_s=200):
+        assert furthest(alone, [found]) <= EXACT
+        assert any("run eagerly, they can't be compiled" in message for message in warned)
+
+
+def test_a_plan_that_demands_compiled_blocks_is_refused_with_the_reason(ranks: RankPool) -> None:
+    plan = in_mode(
+        plan_for(small_sd3(), Mesh(ulysses=4), workload()), mode="compile", fallback="refuse"
+    )
+    with pytest.raises(InputError, match=r"can't be compiled .*; use a plan with mode eager"):
+        ranks.run(latents_of_blocks_that_break_graphs, small_sd3(), plan, timeout_s=200)
+
+
+def test_a_mode_that_cpus_do_not_have_is_refused(ranks: RankPool) -> None:
+    plan = in_mode(plan_for(small_sd3(), Mesh(), workload()), mode="graph")
+    with pytest.raises(InputError, match="can't run mode graph on CPUs"):
+        ranks.run(latents, small_sd3(), plan, timeout_s=60)

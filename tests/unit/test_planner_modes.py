@@ -1,0 +1,150 @@
+"""Execution modes: which are searched, what they cost, and what a plan says of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from ditplan.planner.cost import CostModel
+from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.search import Trialrun, Trials, search
+from ditplan.planner.space import Candidate
+from ditplan.planner.topology import Topology
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, TimePoint
+from ditplan.profiles.plan import ExecutionPlan
+from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_profile, sd3_like
+
+SPEC = sd3_like()
+TASK = Task(SPEC, WORKLOAD, a_cluster())
+ON_CPUS = replace(TASK, cluster=a_cluster(device=a_device(kind="cpu")))
+MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
+ONE = Candidate(Mesh(), (0,))
+
+
+def points(mode: Mode, seconds: float, host_s: float | None = None) -> tuple[TimePoint, ...]:
+    """A block of the whole workload on one device, in a mode."""
+    profile = a_profile({(2, 4096, 4429): seconds})
+    changes = {"mode": mode, "host_s": host_s, "text_tokens": 333}
+    return tuple(point.model_copy(update=changes) for point in profile.points)
+
+
+def profile_of(*found: tuple[TimePoint, ...]) -> ModelProfile:
+    """A profile of all these points."""
+    whole = tuple(point for some in found for point in some)
+    return a_profile({(1, 64, 64): 1.0}).model_copy(update={"points": whole})
+
+
+def loop_s(profile: ModelProfile, mode: Mode) -> float:
+    """Predicted seconds of one device."""
+    model = CostModel(a_cluster(), SPEC, profile)
+    return model.price(replace(ONE, mode=mode), WORKLOAD).latency_s
+
+
+def test_all_modes_are_searched_on_gpus_and_eager_alone_on_cpus() -> None:
+    for task, modes in ((TASK, set(MODES)), (ON_CPUS, {"eager"})):
+        priced, _ = price_all(task, Topology(task.cluster))
+        assert {ranked.candidate.mode for ranked in priced} == modes
+
+
+def test_compiled_blocks_are_searched_on_cpus_when_demanded() -> None:
+    priced, _ = price_all(replace(ON_CPUS, modes=("compile",)), Topology(ON_CPUS.cluster))
+    assert {ranked.candidate.mode for ranked in priced} == {"compile"}
+
+
+def test_a_graph_demanded_on_cpus_is_refused() -> None:
+    with pytest.raises(InputError, match="can't run mode graph on CPUs; there it has eager, comp"):
+        search(replace(ON_CPUS, modes=("graph",)))
+
+
+def test_a_demanded_mode_is_not_to_be_replaced_and_a_chosen_one_may_be() -> None:
+    assert search(TASK).to_plan().execution.fallback == "eager"
+    demanded = search(replace(TASK, modes=("graph",))).to_plan().execution
+    assert (demanded.mode, demanded.fallback) == ("graph", "refuse")
+
+
+def test_what_is_measured_may_not_fall_back() -> None:
+    run: list[ExecutionPlan] = []
+
+    def measure(plan: ExecutionPlan) -> Trialrun:
+        run.append(plan)
+        return Trialrun(1.0 + len(run))
+
+    ranking = search(TASK, Trials(measure, top=3, rounds=1))
+    assert {plan.execution.fallback for plan in run} == {"refuse"}
+    assert ranking.to_plan().execution.fallback == "eager"
+
+
+def test_no_more_than_two_modes_of_a_mesh_are_run() -> None:
+    run: list[ExecutionPlan] = []
+
+    def measure(plan: ExecutionPlan) -> Trialrun:
+        run.append(plan)
+        return Trialrun(1.0)
+
+    search(TASK, Trials(measure, top=4, rounds=1))
+    predicted = [plan.mesh for plan in run if plan.execution.mode != "eager"]
+    assert len(predicted) == 4
+    assert all(predicted.count(mesh) <= 2 for mesh in predicted)
+
+
+@pytest.mark.parametrize("slow_host", [True, False])
+def test_a_measured_block_that_waited_for_its_launches_waits_once(slow_host: bool) -> None:
+    block_s, host_s = (2e-3, 2e-3) if slow_host else (2e-3, 1e-3)
+    found = loop_s(profile_of(points("eager", block_s, host_s)), "eager")
+    blocks_s = 24 * WORKLOAD.steps * block_s
+    assert blocks_s < found < 1.1 * blocks_s
+
+
+def test_launches_take_the_measured_time_of_the_host() -> None:
+    quick, slow = (profile_of(points("eager", 1e-3, host_s)) for host_s in (0.5e-3, 3e-3))
+    assert loop_s(slow, "eager") > 2.5 * loop_s(quick, "eager")
+
+
+def test_a_graph_is_no_slower_than_what_it_captured() -> None:
+    eager, graph = points("eager", 3e-3, 3e-3), points("graph", 2e-3)
+    profile = profile_of(eager, graph)
+    assert loop_s(profile, "graph") < loop_s(profile, "eager")
+    assert loop_s(profile, "graph") == pytest.approx(24 * WORKLOAD.steps * 2e-3, rel=0.1)
+
+
+def test_a_mode_that_was_not_measured_is_as_efficient_as_the_one_most_like_it() -> None:
+    def ratio(mode: Mode, profile: ModelProfile) -> float:
+        bare = CostModel(a_cluster(), SPEC).price(replace(ONE, mode=mode), WORKLOAD)
+        found = CostModel(a_cluster(), SPEC, profile).price(replace(ONE, mode=mode), WORKLOAD)
+        assert found.source != "measured" or mode == "compile"
+        return (found.parts["blocks"] + found.parts["attention"]) / (
+            bare.parts["blocks"] + bare.parts["attention"]
+        )
+
+    profile = profile_of(points("compile", 5e-3, 1e-4))
+    assert ratio("compile+graph", profile) == pytest.approx(ratio("compile", profile))
+
+
+def attentions(**seconds: float) -> tuple[TimePoint, ...]:
+    """The self-attention of the whole workload on one device, by kernel."""
+    (point,) = points("eager", 1.0)
+    return tuple(
+        point.model_copy(update={"part": "attention", "kernel": kernel, "median_s": found})
+        for kernel, found in seconds.items()
+    )
+
+
+@pytest.mark.parametrize(("cudnn_s", "chosen"), [(1e-3, "cudnn"), (3e-3, "flash")])
+def test_the_plan_records_the_attention_kernel_that_was_fastest(
+    cudnn_s: float, chosen: AttentionKernel
+) -> None:
+    profile = profile_of(points("eager", 2e-3, 1e-3), attentions(flash=2e-3, cudnn=cudnn_s))
+    assert search(replace(TASK, profile=profile)).to_plan().execution.attention == chosen
+
+
+def test_without_measurement_the_attention_kernel_is_left_to_torch() -> None:
+    assert search(TASK).to_plan().execution.attention == "auto"
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("nvlink", "gather"), ("pcie", "pass")])
+def test_a_ring_gathers_keys_over_nvlink_and_passes_them_on_elsewhere(
+    kind: str, variant: str
+) -> None:
+    task = replace(TASK, cluster=a_cluster(inside_kind=kind), pins={"ring": 2})
+    assert search(task).to_plan().execution.ring == variant
