@@ -1,0 +1,278 @@
+"""How each library runs a model: its pipeline, with one of its variants in force at a time."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.jobs import Job
+from benchmarks.processes import Variant
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import (
+    Execution,
+    ExecutionPlan,
+    Fingerprint,
+    PlannedModel,
+    PlannedTransformer,
+    Quality,
+)
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.groups import GroupCache, RankContext
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.pipelines import load_pipeline
+
+Pipeline = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank this is, of how many, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """The place that the launcher gave this process."""
+        rank = int(os.environ["RANK"])
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+        return cls(rank, int(os.environ["WORLD_SIZE"]), device)
+
+
+class Engine(Protocol):
+    """A library that runs a diffusers pipeline in several variants."""
+
+    def in_force(self, variant: Variant) -> AbstractContextManager[Pipeline | None]:
+        """The pipeline with the variant in force; None on ranks that have no part in it."""
+
+
+class Ours:
+    """This project's runtime: every plan on one set of weights."""
+
+    def __init__(self, job: Job, place: Place) -> None:
+        # device_id has NCCL set up at once, before anything is timed
+        dist.init_process_group("nccl", device_id=place.device)
+        self._job = job
+        groups = GroupCache(place.rank, place.world_size)
+        self._context = RankContext(place.rank, place.world_size, place.device, groups)
+        self._pipeline = random_pipeline(job, place)
+
+    @contextmanager
+    def in_force(self, variant: Variant) -> Iterator[Pipeline | None]:
+        """Puts the variant's plan in force; graphs are captured anew."""
+        plan = plan_of(self._job.spec, self._job.workload, variant)
+        with parallelize(self._pipeline, plan, self._context):
+            yield self._pipeline if self._context.rank in plan.placement else None
+
+
+class Diffusers:
+    """diffusers on one GPU, or with its context parallelism on two."""
+
+    def __init__(self, job: Job, place: Place) -> None:
+        self._pipeline = random_pipeline(job, place)
+        self._model = self._pipeline.transformer
+        self._compiled: dict[str, dict[nn.Module, Any]] = {}
+        mesh = job.variants[0].mesh
+        # context parallelism exchanges inside of blocks, where a break in the graph is allowed
+        self._fullgraph = mesh == "one"
+        if mesh == "one":
+            return
+        from diffusers import ContextParallelConfig
+
+        dist.init_process_group("nccl", device_id=place.device)
+        ulysses, ring = (2, 1) if mesh == "ulysses2" else (1, 2)
+        self._model.enable_parallelism(
+            config=ContextParallelConfig(ulysses_degree=ulysses, ring_degree=ring)
+        )
+
+    @contextmanager
+    def in_force(self, variant: Variant) -> Iterator[Pipeline | None]:
+        """Sets the attention backend and whether blocks run compiled."""
+        blocks = repeated_blocks(self._model)
+        with ExitStack() as undo:
+            if attention_is_dispatched(self._model):
+                chosen = "_native_cudnn" if variant.attention == "cudnn" else "native"
+                self._model.set_attention_backend(chosen)
+            elif variant.attention == "cudnn":
+                undo.enter_context(sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
+            if variant.mode == "compile":
+                if variant.attention not in self._compiled:
+                    self._compile(blocks)
+                    self._compiled[variant.attention] = {
+                        block: block._compiled_call_impl for block in blocks
+                    }
+                for block, compiled in self._compiled[variant.attention].items():
+                    block._compiled_call_impl = compiled
+            else:
+                for block in blocks:
+                    block._compiled_call_impl = None
+            yield self._pipeline
+
+    def _compile(self, blocks: list[Any]) -> None:
+        """Regional compilation, by diffusers itself where it knows the model's blocks."""
+        if getattr(self._model, "_repeated_blocks", None):
+            self._model.compile_repeated_blocks(fullgraph=self._fullgraph)
+            return
+        for block in blocks:
+            block.compile(fullgraph=self._fullgraph)
+
+
+class XDiT:
+    """xDiT's pipeline wrappers, eager or with its option for torch.compile."""
+
+    def __init__(self, job: Job, place: Place) -> None:
+        config = xdit_config(job, compiled=any(v.mode == "compile" for v in job.variants))
+        pipeline = random_pipeline(job, place)
+        wrapper = getattr(import_module("xfuser"), f"xFuser{type(pipeline).__name__}")
+        self._pipeline = wrapper(pipeline, config)
+        self._model = self._pipeline.module.transformer
+        # with its option for torch.compile, xDiT leaves the compiled forward in the instance
+        self._compiled_forward = vars(self._model).get("forward")
+
+    @contextmanager
+    def in_force(self, variant: Variant) -> Iterator[Pipeline | None]:
+        """Has the transformer's forward run compiled or not."""
+        with ExitStack() as undo:
+            if variant.mode == "compile":
+                self._model.forward = self._compiled_forward
+            else:
+                vars(self._model).pop("forward", None)
+            # its wrappers compute self-attention themselves only where the sequence is split
+            if variant.mesh == "cfg2" and variant.attention == "cudnn":
+                undo.enter_context(sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
+            yield self._pipeline
+
+
+class XDiTRunner:
+    """FLUX as xDiT's own runner sets it up: a diffusers pipeline with xDiT's transformer, which is
+    compiled as a whole with CUDA graphs.
+    """
+
+    def __init__(self, job: Job, place: Place) -> None:
+        config = xdit_config(job, compiled=True)
+        state = import_module("xfuser.core.distributed.runtime_state")
+        flux = import_module("xfuser.model_executor.models.transformers.transformer_flux")
+        self._pipeline = random_pipeline(job, place)
+        # the wrapper is the same model with another class and other attention processors
+        with torch.device("meta"):
+            model = flux.xFuserFlux1Transformer2DWrapper.from_config(job.spec.config)
+        model.load_state_dict(self._pipeline.transformer.state_dict(), assign=True)
+        model.pos_embed = self._pipeline.transformer.pos_embed
+        self._pipeline.transformer = model.eval()
+        state.initialize_runtime_state(self._pipeline, config)
+        state.get_runtime_state().set_input_parameters(
+            batch_size=job.workload.batch,
+            num_inference_steps=job.steps,
+            max_condition_sequence_length=job.workload.text_tokens,
+            split_text_embed_in_sp=True,
+        )
+        torch._inductor.config.reorder_for_compute_comm_overlap = True
+        torch._inductor.config.reorder_for_compute_comm_overlap_passes = [
+            "reorder_compute_for_overlap",
+            "sink_waits",
+            "raise_comms",
+        ]
+        self._pipeline.transformer = torch.compile(model, mode="reduce-overhead")
+
+    @contextmanager
+    def in_force(self, _variant: Variant) -> Iterator[Pipeline | None]:
+        """Its one variant is always in force."""
+        yield self._pipeline
+
+
+ENGINES: dict[str, Callable[[Job, Place], Engine]] = {
+    "ours": Ours,
+    "diffusers": Diffusers,
+    "diffusers-cp": Diffusers,
+    "xdit": XDiT,
+    "xdit-runner": XDiTRunner,
+}
+
+
+def random_pipeline(job: Job, place: Place) -> Any:
+    """The model's pipeline with random weights, which are never held in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        return load_pipeline(job.spec, None, place.device, "bfloat16")
+    finally:
+        torch.set_default_dtype(before)
+
+
+def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionPlan:
+    """Our plan for a variant, which runs as said or not at all."""
+    degrees = {} if variant.mesh == "one" else {variant.mesh.removesuffix("2"): 2}
+    mesh = Mesh(**degrees)
+    execution = {"mode": variant.mode, "attention": variant.attention, "fallback": "refuse"}
+    return ExecutionPlan(
+        model=PlannedModel(
+            name=spec.name,
+            pipeline_class=spec.pipeline_class,
+            transformers=(
+                PlannedTransformer(
+                    component="transformer",
+                    transformer_class=spec.transformer_class,
+                    config_hash=spec.config_hash,
+                ),
+            ),
+        ),
+        workload=workload,
+        backend="native",
+        mesh=mesh,
+        placement=tuple(range(mesh.size)),
+        pipefusion=None,
+        execution=Execution.model_validate(execution),
+        quality=Quality(exact=True),
+        prediction=None,
+        measurement=None,
+        runner_ups=(),
+        fingerprint=Fingerprint(
+            cluster="benchmark", devices=("any",) * mesh.size, link_kinds=(), software={}
+        ),
+    )
+
+
+def xdit_config(job: Job, compiled: bool) -> Any:
+    """xDiT's engine config for the job's mesh; this also joins its process groups."""
+    mesh = job.variants[0].mesh
+    arguments = import_module("xfuser").xFuserArgs(
+        model=job.model,
+        use_cfg_parallel=mesh == "cfg2",
+        ulysses_degree=2 if mesh == "ulysses2" else 1,
+        ring_degree=2 if mesh == "ring2" else 1,
+        height=job.pixels,
+        width=job.pixels,
+        num_inference_steps=job.steps,
+        max_sequence_length=job.workload.text_tokens,
+        use_torch_compile=compiled,
+        output_type="latent",
+    )
+    config, _ = arguments.create_config()
+    config.runtime_config.dtype = torch.bfloat16
+    return config
+
+
+def attention_is_dispatched(model: nn.Module) -> bool:
+    """Whether diffusers' attention backends have an effect on this model."""
+    return any(
+        hasattr(getattr(module, "processor", None), "_attention_backend")
+        for module in model.modules()
+    )
+
+
+def repeated_blocks(model: nn.Module) -> list[Any]:
+    """What regional compilation compiles: diffusers' repeated blocks, or all transformer blocks."""
+    names = getattr(model, "_repeated_blocks", None)
+    if names:
+        return [module for module in model.modules() if type(module).__name__ in names]
+    return list(model.get_submodule("transformer_blocks").children())

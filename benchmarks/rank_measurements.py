@@ -1,0 +1,114 @@
+"""What ranks measure for `exchange.py` and `where_time_goes.py`: functions that a pool sends."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.attention import attend, usable_kernels
+from ditplan.runtime.exchange import CollectiveExchange, Exchange
+from ditplan.runtime.generation import measure_plan
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.peer_memory import PeerExchange
+from ditplan.runtime.pipelines import call_arguments, prompt_embeddings
+from ditplan.runtime.timing import captured, time_call
+
+CALLS = 5
+KINDS = {
+    "attention": ("sdpa", "flash_fwd", "fmha"),
+    "matrix products": ("nvjet", "gemm", "cutlass", "splitk"),
+    "exchange": ("push_boxes", "barrier_kernel", "nccl"),
+}
+
+
+def attention_us(
+    context: RankContext, shape: tuple[int, int, int, int], keys: int
+) -> dict[str, float]:
+    """Microseconds of one attention (B, H, S, D) over `keys` by each kernel there is."""
+    batch, heads, tokens, width = shape
+    query, key, value = (
+        torch.randn(batch, n, heads, width, device=context.device).bfloat16().transpose(1, 2)
+        for n in (tokens, keys, keys)
+    )
+    return {
+        kernel: _us(context, partial(attend, query, key, value, None, kernel))
+        for kernel in usable_kernels(context.device, torch.bfloat16, width)
+    }
+
+
+def exchange_us(context: RankContext, shape: tuple[int, int, int, int]) -> dict[str, float]:
+    """Microseconds of Ulysses' exchanges of (B, H, S, D) on two ranks, both ways of doing them."""
+    batch, heads, whole, width = shape
+    group = context.groups.axis_group(Mesh(ulysses=2), (0, 1), ("ulysses",))
+    if group is None:
+        raise ValueError("needs two ranks")
+    tokens = (whole - whole // 2, whole // 2)
+    three = [
+        torch.randn(batch, tokens[group.index], heads, width, device=context.device)
+        .bfloat16()
+        .transpose(1, 2)
+        for _ in range(3)
+    ]
+    pushed = PeerExchange(group, context.device)
+    found: dict[str, float] = {}
+    ways: dict[str, Exchange] = {"pushed": pushed, "all_to_all": CollectiveExchange(group)}
+    for name, way in ways.items():
+        out = way.gather_tokens(three, tokens)[0].clone()
+        found[f"{name}: q, k, v"] = _us(context, partial(way.gather_tokens, three, tokens))
+        back = partial(way.scatter_tokens, out, heads, tokens)
+        found[f"{name}: output"] = _us(context, back)
+    gather_keys = partial(pushed.gather_keys, three[1], three[2], tokens)
+    found["pushed: keys and values to all"] = _us(context, gather_keys)
+    return found
+
+
+def kernel_seconds(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> tuple[float, dict[str, float], list[tuple[str, float, int]]] | None:
+    """Seconds of the plan's denoising loop; of its kernels by kind; and the longest kernels."""
+    run = measure_plan(context, spec, None, plan)
+    pipeline = context.kept["pipeline"]
+    with parallelize(pipeline, plan, context):
+        if run is None:
+            return None
+        words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
+        arguments = words | call_arguments(spec, plan.workload) | {"output_type": "latent"}
+        with torch.no_grad():
+            pipeline(**arguments | {"num_inference_steps": 2})
+            torch.cuda.synchronize(context.device)
+            with profile(activities=[ProfilerActivity.CUDA]) as watched:
+                pipeline(**arguments)
+                torch.cuda.synchronize(context.device)
+    kinds: defaultdict[str, float] = defaultdict(float)
+    kernels = []
+    for event in watched.key_averages():
+        seconds = event.self_device_time_total / 1e6
+        kinds[_kind_of(event.key)] += seconds
+        kernels.append((event.key, seconds, event.count))
+    kernels.sort(key=lambda kernel: -kernel[1])
+    return run.latency_s, dict(kinds), kernels[:25]
+
+
+def _kind_of(kernel: str) -> str:
+    for kind, marks in KINDS.items():
+        if any(mark in kernel.lower() for mark in marks):
+            return kind
+    return "element-wise and copies"
+
+
+def _us(context: RankContext, call: Callable[[], Any]) -> float:
+    def several() -> None:
+        for _ in range(CALLS):
+            call()
+
+    several()
+    dist.barrier()
+    return time_call(captured(several, context.device), context.device).median_s / CALLS * 1e6
