@@ -3,8 +3,10 @@
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +24,7 @@ from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
-from ditplan.profiles.errors import DitplanError, InputError
+from ditplan.profiles.errors import DitplanError, InputError, PlanWarning
 from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, PointRequest
@@ -491,7 +493,8 @@ def _say_what_is_known(
     }
     left_out = sorted(wanted - sizes)
     parts = sorted({point.part for point in profile.points})
-    say(f"measured: {', '.join(parts)}; blocks at {len(sizes)} of {len(wanted)} shapes")
+    modes = ", ".join(dict.fromkeys(point.mode for point in profile.points))
+    say(f"measured: {', '.join(parts)}; blocks at {len(sizes)} of {len(wanted)} shapes ({modes})")
     if left_out:
         shapes = ", ".join(f"{batch} x {image}+{text} tokens" for batch, image, text, _ in left_out)
         say(f"computed, since it takes this device too long to measure: blocks at {shapes}")
@@ -505,8 +508,20 @@ def _default_measure(spec: ModelSpec, device: DeviceKind) -> int:
     return 3 if small or device == "cuda" else 0
 
 
+def _show_warning(
+    show: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any
+) -> None:
+    """Shows what warns of a plan as progress is shown."""
+    if issubclass(category, PlanWarning):
+        Terminal(as_json=True).say(f"warning: {message}")
+    else:
+        show(message, category, *place)
+
+
 def main() -> None:
     """Runs the command line; a user's errors end it with one message and their exit code."""
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
+    warnings.simplefilter("always", PlanWarning)
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except (DitplanError, typer.TyperException) as error:

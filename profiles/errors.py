@@ -1,4 +1,4 @@
-"""Errors that a user can cause or meet; each knows the exit code of the command line."""
+"""Errors that a user can cause or meet, each with the command line's exit code, and warnings."""
 
 
 class DitplanError(Exception):
@@ -11,6 +11,10 @@ class InputError(DitplanError, ValueError):
     """Something the user gave is wrong; the message says what, where, and what would be right."""
 
     exit_code = 2
+
+
+class PlanWarning(UserWarning):
+    """Something is done otherwise than the plan says, or not at all; the message says why."""
 
 
 class ClusterError(DitplanError, RuntimeError):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditplan.profiles.errors import PlanWarning
 from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.splits import split_bounds, split_sizes
 from ditplan.runtime.collectives import all_gather_uneven
@@ -36,6 +37,7 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
             warnings.warn(
                 f"a call with {samples} sample(s) can't be split over {ranks} cfg ranks: each "
                 "runs it whole",
+                PlanWarning,
                 stacklevel=2,
             )
             return whole(**given)

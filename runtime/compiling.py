@@ -13,7 +13,7 @@ import torch
 import torch._dynamo.exc
 from torch import nn
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.fusions import FusingBackend
 from ditplan.runtime.inspection import block_runs
@@ -108,7 +108,9 @@ def _run(
                 "eager or graph"
             ) from error
         warnings.warn(
-            f"blocks of kind {name} run eagerly, they can't be compiled: {reason}", stacklevel=2
+            f"blocks of kind {name} run eagerly, they can't be compiled: {reason}",
+            PlanWarning,
+            stacklevel=2,
         )
         kind.failed = True
         return plain(*args, **kwargs)

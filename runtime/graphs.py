@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, PlanWarning
 
 WARM_UP_CALLS = 2
 """Before a capture: the first compiles, loads kernels and makes groups, the second has all that."""
@@ -79,6 +79,7 @@ class GraphedForward:
                 ) from error
             warnings.warn(
                 f"the transformer runs without a CUDA graph, it can't be captured: {reason}",
+                PlanWarning,
                 stacklevel=3,
             )
             return None

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
@@ -28,7 +29,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ditplan.profiles.cluster import DeviceKind
-from ditplan.profiles.errors import ClusterError, InputError
+from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.hosts import HostLine
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 from ditplan.runtime.worker import (
@@ -103,7 +104,7 @@ class RankPool:
         """Calls `function(context, *args, **kwargs)` on every rank; returns the results by rank.
 
         The function must be at the top level of an importable module; it goes by name, its
-        arguments and results are pickled.
+        arguments and results are pickled. What ranks warn of a plan is warned of here, once.
 
         Raises:
             InputError: every rank raised one; nothing broke, so the pool stays open.
@@ -117,6 +118,8 @@ class RankPool:
         with self._ending_ranks_on_error():
             conversation = Conversation(self._ranks, task)
             conversation.listen(timeout_s, self._silence_s)
+            for warning in conversation.warnings:
+                warnings.warn(warning, PlanWarning, stacklevel=2)
             if conversation.is_refused_by_all:
                 refusal = conversation.raised[0].message
             elif conversation.failures:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.model import AttentionKernel, Mode, ModelSpec, PointRequest, TimePoint
 from ditplan.profiles.workload import Dtype, Workload
@@ -181,7 +181,7 @@ class ShareOfModel:
                 except CANNOT_BE_HAD as error:
                     if mode == "eager":
                         raise
-                    warnings.warn(f"{mode} isn't measured: {error}", stacklevel=2)
+                    warnings.warn(f"{mode} isn't measured: {error}", PlanWarning, stacklevel=2)
         return points
 
     def _block_calls(
@@ -208,7 +208,9 @@ class ShareOfModel:
             try:
                 timing = time_call(captured(widest.again, self._device), self._device)
             except CANNOT_BE_HAD as error:
-                warnings.warn(f"attention kernel {kernel} isn't measured: {error}", stacklevel=2)
+                warnings.warn(
+                    f"attention kernel {kernel} isn't measured: {error}", PlanWarning, stacklevel=2
+                )
                 continue
             points.append(_point("attention", "eager", kernel, request, timing))
         return points

@@ -17,8 +17,10 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 
 HEARTBEAT_S = 1.0
@@ -51,7 +53,8 @@ CONSEQUENCES = (
     "remote process exited",
 )
 
-Kind = Literal["heartbeat", "done", "failed", "closed"]
+Kind = Literal["heartbeat", "warning", "done", "failed", "closed"]
+BEFORE_THE_ANSWER = ("heartbeat", "warning")
 Event = tuple[int, Kind, Any]
 
 
@@ -127,16 +130,34 @@ class Channel:
             end_process()
 
     def answer(self, work: Callable[[], object]) -> None:
-        """Works and sends `done` with the pickled result, or `failed` with what was raised."""
+        """Works and sends `done` with the pickled result, or `failed` with what was raised.
+
+        What warns of a plan on the way is sent as well: the rank's own log is read by nobody.
+        """
         self._busy.set()
         try:
-            result = pickle.dumps(work())
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", PlanWarning)
+                warnings.showwarning = partial(self._warn, warnings.showwarning)
+                result = pickle.dumps(work())
         except BaseException as error:  # noqa: BLE001 - whatever it is, the pool must hear of it
             self.send("failed", asdict(Raised.from_exception(error)))
         else:
             self.send("done", result)
         finally:
             self._busy.clear()
+
+    def _warn(
+        self,
+        show: Callable[..., None],
+        message: Warning | str,
+        category: type[Warning],
+        *place: Any,
+    ) -> None:
+        if issubclass(category, PlanWarning):
+            self.send("warning", str(message))
+        else:
+            show(message, category, *place)
 
     def _beat(self) -> None:
         while self._busy.wait():
@@ -264,7 +285,7 @@ class Rank:
         try:
             if task is not None:
                 self.connection.send_bytes(task)
-            while kind == "heartbeat":
+            while kind in BEFORE_THE_ANSWER:
                 kind, content = pickle.loads(self.connection.recv_bytes())
                 events.put((self.number, kind, content))
         except (EOFError, OSError):
@@ -295,6 +316,7 @@ class Conversation:
     results: dict[int, bytes] = field(default_factory=dict)
     raised: dict[int, Raised] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _pending: dict[int, Rank] = field(default_factory=dict)
     _heard: dict[int, float] = field(default_factory=dict)
 
@@ -338,7 +360,9 @@ class Conversation:
 
     def _take(self, number: int, kind: Kind, content: Any) -> None:
         self._heard[number] = time.monotonic()
-        if kind == "heartbeat":
+        if kind == "warning" and content not in self.warnings:
+            self.warnings.append(content)
+        if kind in BEFORE_THE_ANSWER:
             return
         rank = self._pending.pop(number)
         if kind == "done":

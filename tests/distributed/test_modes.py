@@ -2,7 +2,7 @@
 
 import pytest
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import Execution, ExecutionPlan
 from ditplan.runtime.launch import RankPool
@@ -41,9 +41,11 @@ def test_blocks_that_cannot_be_compiled_run_eagerly_and_say_why(ranks: RankPool)
     spec, work = small_sd3(), workload()
     alone = ranks.run(latents, spec, plan_for(spec, Mesh(), work), timeout_s=60)[0]
     plan = in_mode(plan_for(spec, Mesh(ulysses=4), work), mode="compile")
-    for found, warned in ranks.run(latents_of_blocks_that_break_graphs, spec, plan, timeout_s=200):
-        assert furthest(alone, [found]) <= EXACT
-        assert any("run eagerly, they can't be compiled" in message for message in warned)
+    with pytest.warns(PlanWarning, match=r"run eagerly, they can't be compiled") as warned:
+        found = ranks.run(latents_of_blocks_that_break_graphs, spec, plan, timeout_s=200)
+    assert furthest(alone, list(found)) <= EXACT
+    messages = [str(warning.message) for warning in warned]
+    assert len(messages) == len(set(messages))
 
 
 def test_a_plan_that_demands_compiled_blocks_is_refused_with_the_reason(ranks: RankPool) -> None:
