@@ -200,20 +200,16 @@ ENGINES: dict[str, Callable[[Job, Place], Engine]] = {
 
 
 def random_pipeline(job: Job, place: Place) -> Any:
-    """The model's pipeline with random weights, which are never held in float32."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        return load_pipeline(job.spec, None, place.device, "bfloat16")
-    finally:
-        torch.set_default_dtype(before)
+    """The model's pipeline with random weights."""
+    return load_pipeline(job.spec, None, place.device, "bfloat16")
 
 
 def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionPlan:
     """Our plan for a variant, which runs as said or not at all."""
     degrees = {} if variant.mesh == "one" else {variant.mesh.removesuffix("2"): 2}
     mesh = Mesh(**degrees)
-    execution = {"mode": variant.mode, "attention": variant.attention, "fallback": "refuse"}
+    asked = {"mode": variant.mode, "attention": variant.attention, "fallback": "refuse"}
+    execution = asked | {"ring": "gather"}
     return ExecutionPlan(
         model=PlannedModel(
             name=spec.name,
