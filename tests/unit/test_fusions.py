@@ -1,0 +1,247 @@
+"""Rewrites of a block's graph keep its results, and happen only where they should."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention import JointTransformerBlock
+from diffusers.models.transformers.transformer_flux import (
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
+from torch import fx, nn
+from torch.nn import functional
+
+from ditplan.runtime.fusions import (
+    cat_before_transposing,
+    fuse_gelu,
+    fuse_linears,
+    merge_silus,
+    multiply_parts,
+)
+from ditplan.runtime.products import PRODUCT_OF_PARTS, PRODUCTS, pack, products, side_by_side
+
+CLOSE = 1e-5
+
+
+class Rewriting:
+    """A backend that makes the rewrites and runs the graph as it is; keeps the graph."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.packed: list[tuple[str, ...]] = []
+
+    def __call__(self, graph: fx.GraphModule, _inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Rewrites all that there is to rewrite."""
+        merge_silus(graph.graph)
+        fuse_gelu(graph.graph)
+        self.packed = fuse_linears(graph.graph)
+        multiply_parts(graph.graph)
+        cat_before_transposing(graph.graph)
+        graph.recompile()
+        self.graph = graph.graph
+        return graph.forward
+
+    def count(self, target: object) -> int:
+        """How often the rewritten graph calls something."""
+        return sum(node.target is target for node in self.graph.nodes)
+
+
+def rewritten(module: nn.Module, *inputs: torch.Tensor) -> Rewriting:
+    """The rewrites of a module whose results they don't change."""
+    torch._dynamo.reset()
+    backend = Rewriting()
+    with torch.no_grad():
+        expected = module(*inputs)
+        found = torch.compile(module, fullgraph=True, dynamic=False, backend=backend)(*inputs)
+    for one, other in zip(flat(expected), flat(found), strict=True):
+        assert (one - other).abs().max() <= CLOSE
+    return backend
+
+
+def flat(result: Any) -> list[torch.Tensor]:
+    """The tensors of a result."""
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+class Several(nn.Module):
+    """Linear layers of one input, some of them without bias."""
+
+    def __init__(self, biased: int, plain: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(8, 4 + i) for i in range(biased)]
+            + [nn.Linear(8, 5 + i, bias=False) for i in range(plain)]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 8) -> (B, all outputs)."""
+        return torch.cat([layer(x) * (i + 1) for i, layer in enumerate(self.layers)], dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("biased", "plain", "fused", "left"), [(3, 0, 1, 0), (3, 1, 1, 1), (2, 2, 2, 0), (1, 1, 0, 2)]
+)
+def test_linear_layers_of_one_input_become_one_product(
+    biased: int, plain: int, fused: int, left: int
+) -> None:
+    found = rewritten(Several(biased, plain), torch.randn(3, 8))
+    assert found.count(PRODUCTS) == fused
+    assert found.count(torch._C._nn.linear) == left
+
+
+def test_weights_to_pack_are_named_by_their_paths_below_the_block() -> None:
+    found = rewritten(Several(2, 0), torch.randn(3, 8))
+    assert found.packed == [
+        ("layers.0.weight", "layers.1.weight"),
+        ("layers.0.bias", "layers.1.bias"),
+    ]
+
+
+class Borrowed(nn.Module):
+    """Two linear layers of one input, one with a weight that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.other = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 8) -> (B, 4)."""
+        own: torch.Tensor = self.own(x)
+        return own + functional.linear(x, self.other.weight * 2, self.other.bias)
+
+
+def test_a_weight_that_is_computed_is_left_alone() -> None:
+    assert rewritten(Borrowed(), torch.randn(3, 8)).count(PRODUCTS) == 0
+
+
+class Activated(nn.Module):
+    """A linear layer and its GELU; `also_read` reads what comes between as well."""
+
+    def __init__(self, approximate: str, also_read: bool = False, bias: bool = True) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4, bias=bias)
+        self.gelu = nn.GELU(approximate=approximate)
+        self.also_read = also_read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 8) -> (B, 4)."""
+        hidden: torch.Tensor = self.layer(x)
+        activated: torch.Tensor = self.gelu(hidden)
+        return activated + hidden if self.also_read else activated
+
+
+@pytest.mark.parametrize(
+    ("module", "fused"),
+    [
+        (Activated("tanh"), 1),
+        (Activated("none"), 0),
+        (Activated("tanh", also_read=True), 0),
+        (Activated("tanh", bias=False), 0),
+    ],
+)
+def test_only_a_tanh_gelu_that_alone_reads_a_biased_layer_goes_into_it(
+    module: nn.Module, fused: int
+) -> None:
+    assert rewritten(module, torch.randn(3, 8)).count(PRODUCTS) == fused
+
+
+class Joined(nn.Module):
+    """A linear layer of two tensors put together along a dim."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.layer, self.dim = nn.Linear(width, 4), dim
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """(B, S, K) and (B, S', K') -> (B, S'', 4)."""
+        result: torch.Tensor = self.layer(torch.cat([a, b], dim=self.dim))
+        return result
+
+
+@pytest.mark.parametrize(("dim", "width", "by_parts"), [(2, 16, 1), (-1, 16, 1), (1, 8, 0)])
+def test_a_layer_of_tensors_put_together_in_their_last_dim_multiplies_the_parts(
+    dim: int, width: int, by_parts: int
+) -> None:
+    module, inputs = Joined(dim, width), (torch.randn(2, 3, 8), torch.randn(2, 3, 8))
+    assert rewritten(module, *inputs).count(PRODUCT_OF_PARTS) == by_parts
+
+
+class Transposed(nn.Module):
+    """Transposed tensors put together, as joint attention's heads are."""
+
+    def __init__(self, dims: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.dims, self.dim = dims, dim
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """(B, S, H, D) and (B, S', H, D) -> the transposed ones together."""
+        return torch.cat([a.transpose(1, 2), b.transpose(*self.dims)], dim=self.dim) * 2
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim", "shapes", "moved"),
+    [
+        ((1, 2), 2, ((2, 3, 5, 4), (2, 7, 5, 4)), True),
+        ((1, 2), 1, ((2, 3, 5, 4), (2, 3, 6, 4)), True),
+        ((1, 2), 3, ((2, 3, 5, 4), (2, 3, 5, 6)), False),
+        ((2, 1), 2, ((2, 3, 5, 4), (2, 7, 5, 4)), False),
+    ],
+)
+def test_transposed_tensors_are_put_together_first(
+    dims: tuple[int, int], dim: int, shapes: tuple[tuple[int, ...], tuple[int, ...]], moved: bool
+) -> None:
+    a, b = (torch.randn(shape) for shape in shapes)
+    found = rewritten(Transposed(dims, dim), a, b)
+    (cat,) = (node for node in found.graph.nodes if node.target is torch.cat)
+    assert all(piece.op == "placeholder" for piece in cat.args[0]) == moved
+
+
+def test_blocks_of_sd3_and_flux_give_what_they_gave() -> None:
+    torch.manual_seed(0)
+    image, text, condition = torch.randn(2, 9, 80), torch.randn(2, 7, 80), torch.randn(2, 80)
+    block = JointTransformerBlock(80, 5, 16).eval()
+    sd3 = rewritten(block, image, text, condition)
+    assert sd3.count(PRODUCTS) == 5
+    assert len(sd3.packed) == 6
+    double = rewritten(FluxTransformerBlock(80, 5, 16).eval(), image, text, condition)
+    assert double.count(PRODUCTS) == 5
+    single = rewritten(FluxSingleTransformerBlock(80, 5, 16).eval(), image, text, condition)
+    assert single.count(PRODUCTS) == 2
+    assert single.count(PRODUCT_OF_PARTS) == 1
+
+
+def test_packed_parameters_keep_their_values_and_lie_side_by_side() -> None:
+    parameters = [nn.Parameter(torch.randn(rows, 6)) for rows in (4, 1, 3)]
+    before = torch.cat([parameter.detach().clone() for parameter in parameters])
+    assert side_by_side(parameters) is None
+    pack(parameters)
+    together = side_by_side(parameters)
+    assert together is not None
+    assert torch.equal(together, before)
+    assert all(parameter.is_contiguous() for parameter in parameters)
+    at = parameters[0].data_ptr()
+    pack(parameters)
+    assert parameters[0].data_ptr() == at
+
+
+def test_parts_that_only_seem_to_follow_each_other_are_not_side_by_side() -> None:
+    whole = torch.randn(6, 4)
+    assert side_by_side([whole[:2], whole[3:]]) is None
+    assert side_by_side([whole[2:], whole[:2]]) is None
+    assert side_by_side([whole[:, :2], whole[:, 2:]]) is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_product_is_the_same_wherever_its_weights_lie(packed: bool) -> None:
+    layers = [nn.Linear(8, rows) for rows in (4, 3)]
+    value = torch.randn(2, 5, 8)
+    weights: list[nn.Parameter] = [layer.get_parameter("weight") for layer in layers]
+    biases: list[nn.Parameter] = [layer.get_parameter("bias") for layer in layers]
+    expected = torch.cat([layer(value) for layer in layers], dim=-1)
+    if packed:
+        pack(weights)
+        pack(biases)
+    found = products(value, weights, biases, False)
+    assert (found - expected).abs().max() <= CLOSE
