@@ -1,5 +1,6 @@
 """What the tests ask of ranks: functions that a pool of ranks can import."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -155,14 +156,17 @@ def hooks_left(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> li
 
 
 def latents_and_compiles(
-    context: RankContext, spec: ModelSpec, plans: list[ExecutionPlan]
+    context: RankContext,
+    spec: ModelSpec,
+    plans: list[ExecutionPlan],
+    latents_of: Callable[[RankContext, ModelSpec, ExecutionPlan], torch.Tensor | None],
 ) -> list[tuple[torch.Tensor | None, int]]:
     """Each plan's final latents, and how many graphs torch.compile made for them."""
     made = torch._dynamo.utils.counters["stats"]
     results = []
     for plan in plans:
         before = made["unique_graphs"]
-        found = latents(context, spec, plan)
+        found = latents_of(context, spec, plan)
         results.append((found, made["unique_graphs"] - before))
     return results
 

@@ -6,13 +6,14 @@ from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import Execution, ExecutionPlan
 from ditplan.runtime.launch import RankPool
+from tests.distributed.flux_tasks import flux_latents
 from tests.distributed.rank_tasks import (
     furthest,
     latents,
     latents_and_compiles,
     latents_of_blocks_that_break_graphs,
 )
-from tests.distributed.small_models import plan_for, small_sd3, workload
+from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload
 
 EXACT = 1e-4
 KINDS_OF_BLOCKS = 2
@@ -31,10 +32,20 @@ def test_compiled_blocks_on_every_axis_give_the_latents_of_one_device(ranks: Ran
         in_mode(plan_for(spec, mesh, work), mode="compile", fallback="refuse") for mesh in meshes
     ]
     again = [*plans, *plans]
-    for of_rank in ranks.run(latents_and_compiles, spec, again, timeout_s=400):
+    for of_rank in ranks.run(latents_and_compiles, spec, again, latents, timeout_s=400):
         for place, (found, compiles) in enumerate(of_rank):
             assert furthest(alone, [found]) <= EXACT
             assert compiles == (KINDS_OF_BLOCKS if place < len(plans) else 0)
+
+
+def test_compiled_blocks_of_flux_give_the_latents_of_one_device(ranks: RankPool) -> None:
+    spec, work = small_flux(), workload(passes=1)
+    alone = ranks.run(flux_latents, spec, plan_for(spec, Mesh(), work), timeout_s=60)[0]
+    plan = in_mode(plan_for(spec, Mesh(ulysses=2), work), mode="compile", fallback="refuse")
+    results = ranks.run(latents_and_compiles, spec, [plan, plan], flux_latents, timeout_s=400)
+    for (first, _), (second, compiles) in results[:2]:
+        assert furthest(alone, [first, second]) <= EXACT
+        assert compiles == 0
 
 
 def test_blocks_that_cannot_be_compiled_run_eagerly_and_say_why(ranks: RankPool) -> None:
