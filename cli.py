@@ -21,7 +21,7 @@ from ditplan.planner.report import ranking_table, simulate_json, tune_json
 from ditplan.planner.requests import grid_points, wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.topology import Topology
-from ditplan.profiles.backends import find_backend
+from ditplan.profiles.backends import find_backend, require_mode
 from ditplan.profiles.catalog import find_cluster, find_model, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import DitplanError, InputError, PlanWarning
@@ -224,6 +224,8 @@ def tune(
         study = _study_of(out)
         with _workers(hosts, gpus) as workers:
             workload = workload_for(spec, workers.device, **asked)
+            if mode is not None:
+                require_mode(choice["backend"], mode, workers.device)
             known = _cluster_of(workers, study / "cluster.json", terminal.say)
             task = Task(spec, workload, known, gpus=gpus, **choice)
             ranking = _search_for_real(

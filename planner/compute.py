@@ -4,7 +4,7 @@ import bisect
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ditplan.planner.constants import CostConstants
@@ -185,6 +185,11 @@ def block_size(run: BlockRun, share: Share) -> tuple[float, float]:
     return share.rows, max(share.pairs(attention) for attention in run.attentions)
 
 
+def shape_of(point: TimePoint) -> tuple[int, int, int, int]:
+    """What a point was measured at, as `point_share` takes it."""
+    return point.batch, point.image_tokens, point.text_tokens, point.key_tokens
+
+
 class DeviceTimes:
     """Durations of a model's parts on one device.
 
@@ -209,20 +214,17 @@ class DeviceTimes:
         roofline = self._roofline(dtype, mode)
         attention_s = roofline.attention_s(run, share)
         guess_s = roofline.linear_s(run, share) + attention_s
-        ratio, source = self._block_lines(run, dtype, mode).ratio_at(*block_size(run, share))
-        if source == "measured" and self._measured_mode(run, dtype, mode) != mode:
-            source = "interpolated"
+        size = block_size(run, share)
+
+        def ratio_in(known: Mode) -> tuple[float, Source]:
+            return self._block_lines(run, dtype, known).ratio_at(*size)
+
+        ratio, source = self._correction(run.kind, dtype, mode, ratio_in)
         return Timed(guess_s * ratio, source, attention_s * ratio)
 
-    def block_launch_s(self, run: BlockRun, dtype: Dtype, mode: Mode) -> float:
-        """Host time to launch one block, whatever its size.
-
-        Zero on a CPU, which computes while it is called, and in a graph, which is launched as one.
-        """
-        kernels = self.constants.modes[mode].attention_block_kernels * len(run.attentions)
-        if self.device.kind == "cpu" or not kernels:
-            return 0.0
-        measured = [p.host_s for p in self._points(run.kind, mode, dtype) if p.host_s is not None]
+    def launch_s(self, part: str, kernels: float, dtype: Dtype, mode: Mode) -> float:
+        """Host time to launch a part, whatever its size: measured, else that of so many kernels."""
+        measured = [p.host_s for p in self._points(part, mode, dtype) if p.host_s is not None]
         return statistics.median(measured) if measured else kernels * self.constants.launch_s
 
     def attention_kernel(self, share: Share, dtype: Dtype) -> AttentionKernel:
@@ -236,8 +238,9 @@ class DeviceTimes:
             own = point.batch * (point.image_tokens + point.text_tokens)
             return abs(math.log(own / rows)) + abs(math.log(point.key_tokens / keys))
 
-        nearest = min(map(distance, points))
-        alike = [point for point in points if distance(point) == nearest]
+        # two shapes can be equally far, and kernels are compared at one
+        nearest = shape_of(min(points, key=distance))
+        alike = [point for point in points if shape_of(point) == nearest]
         return min(alike, key=lambda point: point.median_s).kernel
 
     def has_blocks(self, dtype: Dtype, mode: Mode) -> bool:
@@ -249,15 +252,18 @@ class DeviceTimes:
         guess_s = max(self._roofline(dtype, mode).outside_s(self.spec, share), 1e-9)
 
         def guess_at(point: TimePoint) -> float:
-            at = point_share(point.batch, point.image_tokens, point.text_tokens, point.key_tokens)
+            at = point_share(*shape_of(point))
             return max(self._roofline(dtype, mode).outside_s(self.spec, at), 1e-9)
 
-        ratio, source = lines_through(
-            [
-                (p.batch * (p.image_tokens + p.text_tokens), 1.0, p.median_s / guess_at(p))
-                for p in self._points("outside", mode, dtype)
-            ]
-        ).ratio_at(share.rows, 1.0)
+        def ratio_in(known: Mode) -> tuple[float, Source]:
+            return lines_through(
+                [
+                    (p.batch * (p.image_tokens + p.text_tokens), 1.0, p.median_s / guess_at(p))
+                    for p in self._points("outside", known, dtype)
+                ]
+            ).ratio_at(share.rows, 1.0)
+
+        ratio, source = self._correction("outside", dtype, mode, ratio_in)
         return Timed(guess_s * ratio, source)
 
     def simple(self, part: str, size: float, guess_s: float, dtype: Dtype) -> Timed:
@@ -287,21 +293,35 @@ class DeviceTimes:
             return []
         return [p for p in self.profile.points if p.part == part and p.mode == mode]
 
-    def _measured_mode(self, run: BlockRun, dtype: Dtype, mode: Mode) -> Mode:
-        """The mode itself if it was measured, else the one most like it that was."""
-        order = (mode, *SIBLINGS[mode])
-        return next((m for m in order if self._points(run.kind, m, dtype)), mode)
+    def _correction(
+        self,
+        part: str,
+        dtype: Dtype,
+        mode: Mode,
+        ratio_in: Callable[[Mode], tuple[float, Source]],
+    ) -> tuple[float, Source]:
+        """The factor on the roofline of a mode: its own, or one of other modes.
+
+        What was measured uncaptured may hold time that the device waited for launches. A graph
+        doesn't wait, so of the other modes' factors the least is nearest to its own.
+        """
+        if self._points(part, mode, dtype):
+            return ratio_in(mode)
+        others = [known for known in SIBLINGS[mode] if self._points(part, known, dtype)]
+        if not others:
+            return 1.0, "computed"
+        found = [ratio_in(known) for known in others]
+        ratio, source = min(found) if "graph" in mode else found[0]
+        return ratio, "interpolated" if source == "measured" else source
 
     def _block_lines(self, run: BlockRun, dtype: Dtype, mode: Mode) -> Lines:
+        """A block's measured over predicted time in a mode."""
         key = (run.kind, mode, dtype)
         if key not in self._lines:
-            measured = self._measured_mode(run, dtype, mode)
-            roofline = self._roofline(dtype, measured)
+            roofline = self._roofline(dtype, mode)
             triples = []
-            for point in self._points(run.kind, measured, dtype):
-                share = point_share(
-                    point.batch, point.image_tokens, point.text_tokens, point.key_tokens
-                )
+            for point in self._points(run.kind, mode, dtype):
+                share = point_share(*shape_of(point))
                 guess_s = roofline.linear_s(run, share) + roofline.attention_s(run, share)
                 triples.append((*block_size(run, share), point.median_s / guess_s))
             self._lines[key] = lines_through(triples)

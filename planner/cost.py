@@ -221,25 +221,34 @@ class CostModel:
     def _book_launches(self, step: Step, times: DeviceTimes) -> None:
         """The time by which launching a step from the host outlasts the device's work.
 
-        Measured blocks have waited for their launches already.
+        Measured blocks have waited for their launches already, and in a graph nothing waits.
         """
         if step.device.kind == "cpu":
             return
-        c, candidate, dtype = self.constants, step.candidate, step.workload.dtype
-        mode, mesh = c.modes[candidate.mode], candidate.mesh
-        exchange_s = _exchange_launches(mode, mesh) * c.launch_s
-        gathers = (mesh.sequence_parallel > 1) + (mesh.cfg > 1)
-        outside = c.outside_kernels if mode.attention_block_kernels else 0.0
-        host_s = (outside + gathers * mode.gather_launches) * c.launch_s
-        for run in self.spec.blocks:
-            block_s = times.block_launch_s(run, dtype, candidate.mode)
-            host_s += run.count * (block_s + exchange_s * len(run.attentions))
-        device_s = step.ledger.total
-        if times.has_blocks(dtype, candidate.mode):
+        mode, device_s = step.candidate.mode, step.ledger.total
+        host_s = self._host_s(step, times)
+        if "graph" in mode or times.has_blocks(step.workload.dtype, mode):
             waits_s = max(0.0, host_s - device_s)
         else:
-            waits_s = _overlapped_s(host_s, device_s, c.launch_exponent) - device_s
+            waits_s = _overlapped_s(host_s, device_s, self.constants.launch_exponent) - device_s
         step.ledger.add("launch", Timed(waits_s, "computed"))
+
+    def _host_s(self, step: Step, times: DeviceTimes) -> float:
+        """Host time to launch a step: every kernel, or a graph as one."""
+        c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
+        if "graph" in mode:
+            return c.replay_launches * c.launch_s
+        counts, mesh = c.modes[mode], step.candidate.mesh
+        gathers = (mesh.sequence_parallel > 1) + (mesh.cfg > 1)
+        host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
+        host_s += gathers * counts.gather_launches * c.launch_s
+        for run in self.spec.blocks:
+            attentions = len(run.attentions)
+            kernels = counts.attention_block_kernels * attentions
+            block_s = times.launch_s(run.kind, kernels, dtype, mode)
+            exchange_s = _exchange_launches(counts, mesh) * c.launch_s * attentions
+            host_s += run.count * (block_s + exchange_s)
+        return host_s
 
     def _book(
         self,

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from ditplan import cli
-from ditplan.profiles.catalog import find_model
+from ditplan.profiles.catalog import cluster_names, find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
 from tests.distributed.small_models import plan_for, small_sd3, workload
+from tests.unit.planner_nouns import a_cluster, a_device
 
 ROOT = Path(__file__).parents[2]
 TUNE = ["tune", "--model", "sd3", "--cluster", "8xa100-nvlink"]
@@ -64,6 +65,14 @@ WRONG = {
     "unknown backend": ([*TUNE, "--backend", "fast"], "there is native"),
     "too many GPUs": ([*TUNE, "--gpus", "9"], "has 8"),
     "cfg beyond passes": ([*TUNE, "--cfg", "3"], "use at most 2"),
+    "graph on CPUs": (
+        ["tune", "--model", "sd3", "--cluster", "cpus.json", "--mode", "graph"],
+        "can't run mode graph on CPUs; there it has eager, compile",
+    ),
+    "graph priced on CPUs": (
+        ["simulate", "--model", "sd3", "--cluster", "cpus.json", "--mode", "compile+graph"],
+        "can't run mode compile+graph on CPUs",
+    ),
     "height": ([*TUNE, "--height", "1000"], "nearest is 992"),
     "frames": ([*TUNE, "--frames", "3"], "makes pictures"),
     "quality": ([*TUNE, "--quality", "-1"], "must be safe, exact, any or a number"),
@@ -119,6 +128,7 @@ def files(tmp_path: Path) -> None:
     }
     for name, text in hosts.items():
         (tmp_path / f"{name}.txt").write_text(text + "\n")
+    a_cluster(device=a_device(kind="cpu")).save(tmp_path / "cpus.json")
     plan_for(find_model("sd3-tiny"), Mesh(ulysses=4), workload()).save(tmp_path / "tiny.json")
     plan = plan_for(small_sd3(), Mesh(ulysses=4), workload())
     text = plan.save(tmp_path / "four.json").read_text()
@@ -184,6 +194,24 @@ def test_simulate_prices_one_configuration_whose_parts_sum_to_it(command: Comman
     assert sum(result["breakdown"].values()) == pytest.approx(result["latency_s"], rel=1e-6)
     low_s, high_s = result["interval_s"]
     assert low_s < result["latency_s"] < high_s
+
+
+@pytest.mark.parametrize("cluster", cluster_names())
+def test_every_mode_is_priced_and_a_graph_is_no_slower(command: Command, cluster: str) -> None:
+    def price_s(mode: str) -> float:
+        asked = ["--cluster", cluster, "--cfg", "2", "--mode", mode, "--json"]
+        result = json.loads(command("simulate", "--model", "sd3", *asked).out)
+        return float(result["latency_s"])
+
+    assert price_s("graph") <= price_s("eager")
+    assert price_s("compile+graph") <= price_s("compile")
+
+
+def test_a_demanded_mode_is_the_only_one_planned_and_may_not_fall_back(command: Command) -> None:
+    result = json.loads(command(*TUNE, "--mode", "graph", "--json").out)
+    assert {one["mode"] for one in (result["best"], *result["alternatives"])} == {"graph"}
+    execution = ExecutionPlan.load(result["plan"]).execution
+    assert (execution.mode, execution.fallback) == ("graph", "refuse")
 
 
 def test_results_for_people_name_the_plan_and_why_the_others_lost(command: Command) -> None:

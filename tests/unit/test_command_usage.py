@@ -21,6 +21,7 @@ WRONG = {
     "no ranks": ([*SIMULATE, "--ulysses", "0"], "greater than or equal to 1"),
     "fewer than no ranks": ([*SIMULATE, "--ring", "-2"], "greater than or equal to 1"),
     "unknown dtype": ([*SIMULATE, "--dtype", "int3"], "'float32', 'bfloat16', 'float16'"),
+    "unknown mode": ([*TUNE, "--mode", "fast"], "'eager', 'compile', 'graph', 'compile+graph'"),
     "unknown objective": ([*TUNE, "--objective", "beauty"], "'latency'"),
     "budget that is no number": ([*TUNE, "--budget", "nan"], "greater than or equal to 0"),
 }
@@ -57,6 +58,15 @@ def test_tune_keeps_off_a_file_where_measurements_go(
     arguments = ["tune", "--model", "sd3", "--out", out]
     assert "folder plan.study" in refused(monkeypatch, capsys, tmp_path, arguments)
     assert (tmp_path / "plan.study").read_text() == "mine"
+
+
+def test_tune_measures_nothing_for_a_mode_that_the_devices_lack(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ditplan.runtime.workers.device_kind", lambda: "cpu")
+    arguments = ["tune", "--model", "sd3-tiny", "--mode", "graph", "--out", "plan.json"]
+    error = refused(monkeypatch, capsys, tmp_path, arguments)
+    assert "can't run mode graph on CPUs" in error
 
 
 def test_tune_refuses_the_weights_of_another_model(

@@ -3,8 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost import CostModel
+from ditplan.planner.memory import memory_of
 from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.search import Trialrun, Trials, search
 from ditplan.planner.space import Candidate
@@ -121,6 +125,64 @@ def test_a_mode_that_was_not_measured_is_as_efficient_as_the_one_most_like_it() 
     assert ratio("compile+graph", profile) == pytest.approx(ratio("compile", profile))
 
 
+@given(
+    seconds=st.dictionaries(st.sampled_from(["eager", "compile"]), st.floats(1e-4, 1e-2)),
+    host_s=st.floats(0, 1e-2),
+    captured_s=st.none() | st.floats(1e-4, 1e-2),
+)
+def test_a_graph_that_was_not_measured_is_no_slower_than_what_it_captures(
+    seconds: dict[Mode, float], host_s: float, captured_s: float | None
+) -> None:
+    found = [points(mode, max(block_s, host_s), host_s) for mode, block_s in seconds.items()]
+    found += [points("compile+graph", captured_s)] if captured_s else []
+    profile = profile_of(*found) if found else None
+    model = CostModel(a_cluster(), SPEC, profile)
+    pairs: list[tuple[Mode, Mode]] = [("graph", "eager")]
+    pairs += [] if captured_s else [("compile+graph", "compile")]
+    for graph, plain in pairs:
+        graph_s, plain_s = (
+            model.price(replace(ONE, mode=mode), WORKLOAD).latency_s for mode in (graph, plain)
+        )
+        assert graph_s <= plain_s * (1 + 1e-9)
+
+
+def test_a_graph_that_was_not_measured_has_none_of_the_waiting_that_eager_had() -> None:
+    waited, quick = points("eager", 5e-3, 5e-3), points("compile", 2e-3, 2e-4)
+    both, alone = profile_of(waited, quick), profile_of(quick)
+    assert loop_s(both, "graph") == pytest.approx(loop_s(alone, "graph"))
+    assert loop_s(both, "eager") > 1.5 * loop_s(both, "graph")
+
+
+def test_the_outside_is_launched_and_scaled_like_blocks() -> None:
+    def outside(mode: Mode, seconds: float, host_s: float | None) -> tuple[TimePoint, ...]:
+        found = points(mode, seconds, host_s)
+        return tuple(point.model_copy(update={"part": "outside"}) for point in found)
+
+    blocks = points("eager", 1e-3, 1e-3)
+    quick, slow = (profile_of(blocks, outside("eager", 4e-3, host_s)) for host_s in (1e-3, 44e-3))
+    waits_s = loop_s(slow, "eager") - loop_s(quick, "eager")
+    assert waits_s == pytest.approx(WORKLOAD.steps * 40e-3, rel=0.05)
+    model = CostModel(a_cluster(), SPEC, quick)
+    for mode in MODES:
+        parts = model.price(replace(ONE, mode=mode), WORKLOAD).parts
+        assert parts["outside"] == pytest.approx(WORKLOAD.steps * 4e-3, rel=0.05)
+
+
+def test_a_graph_takes_no_less_than_its_replay() -> None:
+    profile = profile_of(*(points(mode, 1e-7) for mode in ("eager", "graph")))
+    c = CostConstants()
+    assert loop_s(profile, "graph") >= WORKLOAD.steps * c.replay_launches * c.launch_s
+
+
+def test_a_graph_holds_its_buffers_and_no_second_copy_of_activations() -> None:
+    large = WORKLOAD.model_copy(update={"height": 2048, "width": 2048})
+    eager, graph = (
+        memory_of(SPEC, large, replace(ONE, mode=mode), a_device()) for mode in ("eager", "graph")
+    )
+    assert graph.activations_bytes == eager.activations_bytes
+    assert 0 < graph.total_bytes - eager.total_bytes < eager.activations_bytes
+
+
 def attentions(**seconds: float) -> tuple[TimePoint, ...]:
     """The self-attention of the whole workload on one device, by kernel."""
     (point,) = points("eager", 1.0)
@@ -136,6 +198,23 @@ def test_the_plan_records_the_attention_kernel_that_was_fastest(
 ) -> None:
     profile = profile_of(points("eager", 2e-3, 1e-3), attentions(flash=2e-3, cudnn=cudnn_s))
     assert search(replace(TASK, profile=profile)).to_plan().execution.attention == chosen
+
+
+@pytest.mark.parametrize("others", [(8, 4429), (2, 64), (1, 4429)])
+def test_the_attention_kernel_is_chosen_at_the_nearest_shape(others: tuple[int, int]) -> None:
+    """Of two that are equally far, batches 1 and 4 around 2, kernels are compared at one."""
+    equally_far = others == (1, 4429)
+    near = at_shape(4 if equally_far else 2, 4429, flash=2e-3, efficient=3e-3)
+    far = at_shape(*others, cudnn=1e-6)
+    profile = profile_of(points("eager", 2e-3, 1e-3), near, far)
+    task = replace(TASK, profile=profile, gpus=1)
+    assert search(task).to_plan().execution.attention == "flash"
+
+
+def at_shape(batch: int, key_tokens: int, **seconds: float) -> tuple[TimePoint, ...]:
+    """That self-attention with other samples and keys."""
+    changes = {"batch": batch, "key_tokens": key_tokens}
+    return tuple(point.model_copy(update=changes) for point in attentions(**seconds))
 
 
 def test_without_measurement_the_attention_kernel_is_left_to_torch() -> None:
