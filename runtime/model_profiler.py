@@ -66,7 +66,10 @@ def slowest_of_ranks(points: Sequence[Sequence[TimePoint]]) -> tuple[TimePoint, 
 
 
 def _shape_of(point: TimePoint) -> tuple[Any, ...]:
-    return tuple(point.model_dump(exclude={"median_s", "p95_s", "runs"}).values())
+    """What was measured; blocks may have attended by other kernels on other ranks."""
+    timings = {"median_s", "p95_s", "host_s", "runs"}
+    ignored = timings if point.part == "attention" else timings | {"kernel"}
+    return tuple(point.model_dump(exclude=ignored).values())
 
 
 def _profile_blocks(
