@@ -6,6 +6,7 @@ be multiplied is multiplied as it is; joint sequences are put together in the la
 copies later.
 """
 
+import operator
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -33,6 +34,9 @@ class FusingBackend:
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
         """Compiles a graph."""
+        if changes_in_place(graph.graph):
+            # the rewrites move reads, which only a graph of values allows
+            return cast(Callable[..., Any], compile_fx(graph, inputs))
         merge_silus(graph.graph)
         fuse_gelu(graph.graph)
         wanted = fuse_linears(graph.graph)
@@ -42,6 +46,19 @@ class FusingBackend:
         graph.recompile()
         compiled: Any = compile_fx(graph, inputs)
         return cast(Callable[..., Any], compiled)
+
+
+def changes_in_place(graph: fx.Graph) -> bool:
+    """Whether anything in a graph writes into a tensor that it read."""
+    for node in graph.nodes:
+        name = node.target if isinstance(node.target, str) else node.target.__name__
+        methods = node.op == "call_method" and name.endswith("_")
+        functions = node.op == "call_function" and (
+            name == "setitem" or (name.startswith("i") and hasattr(operator, f"__{name}__"))
+        )
+        if methods or functions or node.kwargs.get("inplace") or "out" in node.kwargs:
+            return True
+    return False
 
 
 def merge_silus(graph: fx.Graph) -> None:
@@ -161,7 +178,8 @@ def _insert_products(
 
 
 def _cat_dim(node: fx.Node) -> int:
-    return int(cast(int, node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)))
+    named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    return int(cast(int, node.args[1] if len(node.args) > 1 else named))
 
 
 def _is_own_linear(node: fx.Node) -> bool:

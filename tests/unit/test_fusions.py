@@ -245,3 +245,99 @@ def test_a_product_is_the_same_wherever_its_weights_lie(packed: bool) -> None:
         pack(biases)
     found = products(value, weights, biases, False)
     assert (found - expected).abs().max() <= CLOSE
+
+
+class Calling(nn.Module):
+    """Whatever a function computes with two layers, `a` and `b`."""
+
+    def __init__(
+        self, do: Callable[..., Any], layer: Callable[[], nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        make = layer or (lambda: nn.Linear(8, 4))
+        self.do, self.a, self.b = do, make(), make()
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """What the function gives."""
+        return self.do(self, *inputs)
+
+
+class OfBuffer(nn.Module):
+    """A layer whose weight is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., 8) -> (..., 4)."""
+        return functional.linear(x, self.get_buffer("weight"))
+
+
+class Quantized(nn.Parameter):
+    """A parameter of a class of its own, which has its own kernels."""
+
+
+class OfQuantized(nn.Module):
+    """A layer whose weight is quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = Quantized(torch.randn(4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., 8) -> (..., 4)."""
+        return functional.linear(x, self.weight)
+
+
+@pytest.mark.parametrize("layer", [OfBuffer, OfQuantized])
+def test_weights_that_are_no_plain_parameters_are_left_alone(
+    layer: Callable[[], nn.Module],
+) -> None:
+    found = rewritten(Calling(lambda m, x: m.a(x) + m.b(x), layer), torch.randn(3, 8))
+    assert found.count(PRODUCTS) == 0
+    assert found.packed == []
+
+
+def test_layers_called_by_keywords_become_one_product() -> None:
+    def both(module: Any, x: torch.Tensor) -> list[torch.Tensor]:
+        layers = module.a, module.b
+        return [functional.linear(input=x, weight=m.weight, bias=m.bias) for m in layers]
+
+    assert rewritten(Calling(both), torch.randn(3, 8)).count(PRODUCTS) == 1
+
+
+@pytest.mark.parametrize(("inplace", "left"), [(False, 1), (True, 2)])
+def test_silus_of_one_tensor_are_merged_unless_they_change_it(inplace: bool, left: int) -> None:
+    def both(_module: Any, x: torch.Tensor) -> torch.Tensor:
+        x = x * 2
+        return functional.silu(x, inplace=inplace) + functional.silu(x, inplace=inplace)
+
+    found = rewritten(Calling(both), torch.randn(3, 8))
+    assert found.count(functional.silu) == left
+
+
+def test_what_only_looks_like_transposes_is_put_together_as_it_is() -> None:
+    module = Calling(lambda _module, x, y: torch.cat([x.roll(1, 2), y.roll(1, 2)], 1))
+    rewritten(module, torch.randn(3, 3, 3), torch.randn(3, 3, 3))
+
+
+def test_transposed_parts_are_not_side_by_side() -> None:
+    whole = torch.randn(8, 4)
+    assert side_by_side([whole[:4].t(), whole[4:]]) is None
+
+
+def test_parts_that_meet_by_chance_in_two_storages_are_not_side_by_side() -> None:
+    memory = bytearray(32)
+    first, second = (
+        torch.frombuffer(memory, dtype=torch.float32, count=4, offset=at) for at in (0, 16)
+    )
+    assert first.data_ptr() + first.nbytes == second.data_ptr()
+    assert side_by_side([first, second]) is None
+
+
+@pytest.mark.parametrize("gelu", [True, False])
+def test_products_promise_the_compiler_the_shape_that_they_give(gelu: bool) -> None:
+    weights = [torch.randn(rows, 8) for rows in (3, 8, 1)]
+    arguments = (torch.randn(2, 5, 8), weights, [torch.randn(rows) for rows in (3, 8, 1)], gelu)
+    torch.library.opcheck(PRODUCTS, arguments, test_utils=("test_schema", "test_faketensor"))
