@@ -4,6 +4,7 @@ Started by `benchmarks.processes`, whose docstring says what it is told and what
 """
 
 import argparse
+import faulthandler
 import gc
 import importlib.metadata
 import json
@@ -19,7 +20,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.engines import ENGINES, Pipeline, Place
 from benchmarks.jobs import Job
-from benchmarks.processes import Variant
+from benchmarks.processes import SHOW_STACKS, Variant
 from ditplan.runtime.pipelines import prompt_embeddings
 
 GUIDANCE_SCALE = 5.0
@@ -107,7 +108,7 @@ def software() -> dict[str, str]:
     versions = {"torch": torch.__version__, "CUDA": str(torch.version.cuda)}
     versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     versions["cuDNN"] = str(torch.backends.cudnn.version())
-    for package in ("diffusers", "xfuser", "transformers", "flash-attn"):
+    for package in ("diffusers", "xfuser", "transformers", "flash-attn", "flash-attn-4"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -132,6 +133,7 @@ def main() -> None:
     given = parser.parse_args()
     job: Job = given.job
     os.set_inheritable(given.replies, False)
+    faulthandler.register(SHOW_STACKS)
     with os.fdopen(given.replies, "w") as replies:
         place = Place.from_environment()
         rank = Rank(job, place)

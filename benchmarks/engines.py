@@ -1,18 +1,19 @@
 """How each library runs a model: its pipeline, with one of its variants in force at a time."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.jobs import Job
+from benchmarks.jobs import XDIT_ATTENTION, Job
 from benchmarks.processes import Variant
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
@@ -240,7 +241,8 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
 
 def xdit_config(job: Job, compiled: bool) -> Any:
     """xDiT's engine config for the job's mesh; this also joins its process groups."""
-    mesh = job.variants[0].mesh
+    mesh, attention = job.variants[0].mesh, job.variants[0].attention
+    flash_attn_for_xdit(attention == "flash-attn-4")
     arguments = import_module("xfuser").xFuserArgs(
         model=job.model,
         use_cfg_parallel=mesh == "cfg2",
@@ -251,11 +253,24 @@ def xdit_config(job: Job, compiled: bool) -> Any:
         num_inference_steps=job.steps,
         max_sequence_length=job.workload.text_tokens,
         use_torch_compile=compiled,
+        attention_backend=XDIT_ATTENTION.get(attention),
         output_type="latent",
     )
     config, _ = arguments.create_config()
     config.runtime_config.dtype = torch.bfloat16
     return config
+
+
+def flash_attn_for_xdit(wanted: bool) -> None:
+    """Shows xDiT flash-attn, or hides it, before xDiT is imported.
+
+    Its option for torch.compile asks for a version that flash-attn 4 alone doesn't have.
+    """
+    if not wanted:
+        sys.modules["flash_attn"] = cast(Any, None)
+        return
+    flash_attn = import_module("flash_attn")
+    flash_attn.__version__ = getattr(flash_attn, "__version__", "2.7.0")
 
 
 def attention_is_dispatched(model: nn.Module) -> bool:

@@ -16,6 +16,9 @@ MODELS = {"sd3": "sd3", "flux": "flux-dev"}
 MESHES = ("one", "cfg2", "ulysses2", "ring2")
 MODES = ("eager", "compile", "graph", "compile+graph")
 ENGINES = ("ours", "diffusers", "diffusers-cp", "xdit")
+ATTENTION = ("auto", "cudnn", "flash", "flash-attn-4")
+XDIT_ATTENTION = {"auto": None, "cudnn": "cudnn", "flash-attn-4": "flash_4"}
+"""Kernels of ours that xDiT knows, by its names."""
 
 COMPILED_APART = {"TORCHINDUCTOR_AUTOGRAD_CACHE": "0", "HF_HUB_OFFLINE": "1"}
 """The cache's key leaves out which attention kernels are allowed, and there is nothing to fetch."""
@@ -67,14 +70,19 @@ class Wanted:
     engines: Sequence[str]
     meshes: Sequence[str]
     modes: Sequence[str]
-    attention: str
+    attention: Sequence[str]
     apart: bool
 
 
 def reference(model: str, pixels: int, steps: int, wanted: Wanted) -> Contestant | None:
     """Ours, with all plans on one set of weights; None where it isn't wanted."""
     meshes = [mesh for mesh in wanted.meshes if mesh != "cfg2" or model == "sd3"]
-    variants = [Variant(mesh, mode, wanted.attention) for mesh in meshes for mode in wanted.modes]
+    variants = [
+        Variant(mesh, mode, attention)
+        for mesh in meshes
+        for mode in wanted.modes
+        for attention in wanted.attention
+    ]
     if "ours" not in wanted.engines or not variants:
         return None
     return _contestant("ours", Job("ours", model, pixels, steps, tuple(variants)))
@@ -83,7 +91,7 @@ def reference(model: str, pixels: int, steps: int, wanted: Wanted) -> Contestant
 def peers(model: str, pixels: int, steps: int, wanted: Wanted) -> list[Contestant]:
     """The other libraries in all their wanted configurations, those of one process together."""
     found = []
-    for engine, variants in _configurations(model):
+    for engine, variants in _configurations(model, wanted.attention):
         family = "xdit" if engine == "xdit-runner" else engine
         chosen = [
             variant
@@ -98,8 +106,8 @@ def peers(model: str, pixels: int, steps: int, wanted: Wanted) -> list[Contestan
     return found
 
 
-def _configurations(model: str) -> Iterator[tuple[str, list[Variant]]]:
-    """Engines and variants that can share a process.
+def _configurations(model: str, kernels: Sequence[str]) -> Iterator[tuple[str, list[Variant]]]:
+    """Engines and variants that can share a process; xDiT takes the same kernels as ours.
 
     Where the attention kernel is chosen by torch's own switch, each choice has a process of its
     own: compiled code remembers the choice, and doesn't look at the switch again.
@@ -115,10 +123,11 @@ def _configurations(model: str) -> Iterator[tuple[str, list[Variant]]]:
             ("diffusers-cp", "ring2"),
         ):
             yield engine, _variants(mesh, ("eager", "compile"), ("default", "cudnn"))
-        for mesh in ("ulysses2", "ring2"):
-            yield "xdit-runner", _variants(mesh, ("compile+graph",), ("auto",))
     for mesh in ("ulysses2", "ring2"):
-        yield "xdit", _variants(mesh, ("eager", "compile"), ("auto",))
+        for attention in (kernel for kernel in kernels if kernel in XDIT_ATTENTION):
+            if model == "flux":
+                yield "xdit-runner", _variants(mesh, ("compile+graph",), (attention,))
+            yield "xdit", _variants(mesh, ("eager", "compile"), (attention,))
 
 
 def _variants(mesh: str, modes: Iterable[str], attentions: Iterable[str]) -> list[Variant]:

@@ -10,6 +10,7 @@ part in it), `clock_mhz`, `memory_bytes`, `recompiled`, `rms`; or with `{"failed
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -26,6 +27,13 @@ GRACE_S = 20.0
 
 LEAVE_S = 10.0
 """How long a process that closed its pipe may take to end."""
+
+SHOW_STACKS = signal.SIGUSR1
+"""Has a rank of a contestant write the stacks of its threads into its log."""
+
+STACKS_S = 0.5
+
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
 class ContestantError(Exception):
@@ -155,14 +163,22 @@ class Started:
             left_s = deadline - time.monotonic()
             readable, _, _ = select.select(list(missing), [], [], max(left_s, 0))
             if not readable:
-                said = "; ".join(a["failed"] for a in found.values() if "failed" in a)
                 waited = f"hung: no answer in {time.monotonic() - begin:.0f} s while {doing}"
+                self._show_stacks()
+                said = "; ".join(a["failed"] for a in found.values() if "failed" in a)
                 raise ContestantError(said or waited)
             for pipe in readable:
                 chunk = os.read(pipe, 1 << 16)
                 if not chunk:
                     raise ContestantError(self._why_it_ended(missing[pipe]))
                 self._buffers[missing[pipe]] += chunk
+
+    def _show_stacks(self) -> None:
+        """Has the ranks write into their logs where they are."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, SHOW_STACKS)
+        time.sleep(STACKS_S)
 
     def _why_it_ended(self, rank: int) -> str:
         try:
@@ -171,8 +187,10 @@ class Started:
             return f"rank {rank} closed its pipe"
         ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         lines = self._logs[rank].read_text(errors="replace").strip().splitlines()
-        # torch.distributed puts the rank before each line of a traceback
-        said = lines[-1].removeprefix(f"[rank{rank}]: ").strip() if lines else ""
+        # torch.distributed puts the rank before each line of a traceback, and warns after it
+        lines = [line.removeprefix(f"[rank{rank}]: ").strip() for line in lines]
+        errors = [line for line in lines if EXCEPTION.match(line)]
+        said = (errors or lines or [""])[-1]
         return f"rank {rank} {ended}: {said}" if said else f"rank {rank} {ended}"
 
     def end(self) -> None:

@@ -23,9 +23,9 @@ from ditplan.runtime.timing import captured, time_call
 
 CALLS = 5
 KINDS = {
-    "attention": ("sdpa", "flash_fwd", "fmha"),
+    "attention": ("sdpa", "flash", "fmha"),
     "matrix products": ("nvjet", "gemm", "cutlass", "splitk"),
-    "exchange": ("push_boxes", "barrier_kernel", "nccl"),
+    "exchange": ("push_boxes", "barrier_kernel", "nccl", "memcpy"),
 }
 
 
@@ -45,7 +45,10 @@ def attention_us(
 
 
 def exchange_us(context: RankContext, shape: tuple[int, int, int, int]) -> dict[str, float]:
-    """Microseconds of Ulysses' exchanges of (B, H, S, D) on two ranks, both ways of doing them."""
+    """Microseconds of Ulysses' exchanges of (B, H, S, D) on two ranks, all ways of doing them.
+
+    Also of an MLP's first product, alone and beside the exchange of q, k and v.
+    """
     batch, heads, whole, width = shape
     group = context.groups.axis_group(Mesh(ulysses=2), (0, 1), ("ulysses",))
     if group is None:
@@ -65,6 +68,16 @@ def exchange_us(context: RankContext, shape: tuple[int, int, int, int]) -> dict[
         found[f"{name}: q, k, v"] = _us(context, partial(way.gather_tokens, three, tokens))
         back = partial(way.scatter_tokens, out, heads, tokens)
         found[f"{name}: output"] = _us(context, back)
+    size = heads * width
+    rows = torch.randn(batch * tokens[group.index], size, device=context.device).bfloat16()
+    weight = torch.randn(size, 4 * size, device=context.device).bfloat16()
+    product = partial(torch.mm, rows, weight)
+    found["product"] = _us(context, product)
+    for name, way in ways.items():
+        beside = partial(way.gather_tokens, three, tokens, product)
+        found[f"product beside {name}: q, k, v"] = _us(context, beside)
+        beside = partial(way.scatter_tokens, out, heads, tokens, product)
+        found[f"product beside {name}: output"] = _us(context, beside)
     gather_keys = partial(pushed.gather_keys, three[1], three[2], tokens)
     found["pushed: keys and values to all"] = _us(context, gather_keys)
     return found

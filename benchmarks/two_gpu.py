@@ -51,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--meshes", nargs="+", choices=jobs.MESHES, default=jobs.MESHES)
     made.add_argument("--modes", nargs="+", choices=jobs.MODES, default=jobs.MODES)
     made.add_argument(
-        "--attention", choices=("auto", "cudnn", "flash"), default="cudnn", help="of ours"
+        "--attention",
+        nargs="+",
+        choices=jobs.ATTENTION,
+        default=["cudnn"],
+        help="kernels of ours, and of xDiT where it has them",
     )
     made.add_argument(
         "--apart", action="store_true", help="processes of its own for each variant of a peer"

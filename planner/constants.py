@@ -65,8 +65,8 @@ class CostConstants:
     k and v are packed, the output is packed and unpacked. A count of what the runtime does."""
 
     push_passes: float = 2.0
-    """The same where GPUs write into each other's memory over NVLink: the output is copied out of
-    where it arrived; nothing else moves twice."""
+    """The same where GPUs write into each other's memory over NVLink and that wasn't measured: the
+    output is copied out of where it arrived; nothing else moves twice."""
 
     merge_passes: float = 12.0
     """Reads and writes of the fp32 output to merge a ring's next block by lse: six element-wise

@@ -4,6 +4,7 @@ comes before and after.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ditplan.planner.compute import DeviceTimes, Timed
@@ -12,7 +13,7 @@ from ditplan.planner.memory import memory_of
 from ditplan.planner.share import Share, share_of
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
-from ditplan.profiles.cluster import ClusterProfile, Device, Operation
+from ditplan.profiles.cluster import PEER_OPERATIONS, ClusterProfile, Device, Operation
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, AttentionKernel, ModelProfile, ModelSpec, Source
@@ -174,12 +175,14 @@ class CostModel:
         numbers = step.share.batch * tokens * attention.heads * attention.head_dim
         one_bytes = numbers * step.workload.dtype_bytes
         groups = step.candidate.mesh.groups(step.candidate.placement, ("ulysses",))
-        pushed = self.topology.slowest_kind(groups) == "nvlink"
-        passes = self.constants.push_passes if pushed else self.constants.exchange_passes
-        packing_s = self._passes_s(step.device, passes * one_bytes)
-        step.ledger.add("ulysses", Timed(packing_s, "computed"), count)
+        operation = self._exchange("all_to_all", groups)
+        if operation == "all_to_all":
+            pushed = self.topology.slowest_kind(groups) == "nvlink"
+            passes = self.constants.push_passes if pushed else self.constants.exchange_passes
+            packing_s = self._passes_s(step.device, passes * one_bytes)
+            step.ledger.add("ulysses", Timed(packing_s, "computed"), count)
         for tensors in (3, 1):
-            self._book(step, "ulysses", "all_to_all", tensors * one_bytes, ("ulysses",), count)
+            self._book(step, "ulysses", operation, tensors * one_bytes, ("ulysses",), count)
 
     def _book_ring(self, step: Step, attention: Attention, count: int, attention_s: float) -> None:
         """K and V gathered from all, or passed on ring - 1 times behind the attention before.
@@ -195,13 +198,22 @@ class CostModel:
         numbers = step.share.batch * tokens * heads * attention.head_dim
         sent_bytes = 2 * numbers * step.workload.dtype_bytes
         if self.ring_variant(step.candidate) == "gather":
-            self._book(step, "ring", "all_gather", sent_bytes, ("ring",), count)
+            groups = step.candidate.mesh.groups(step.candidate.placement, ("ring",))
+            operation = self._exchange("all_gather", groups)
+            self._book(step, "ring", operation, sent_bytes, ("ring",), count)
             return
         hidden_s = attention_s / ring if step.device.kind == "cuda" else 0.0
         merge_s = self._passes_s(step.device, self.constants.merge_passes * numbers * 4)
         times = count * (ring - 1)
         self._book(step, "ring", "send_recv", sent_bytes, ("ring",), times, hidden_s)
         step.ledger.add("ring", Timed(merge_s, "computed"), times)
+
+    def _exchange(self, collective: Operation, groups: Sequence[tuple[int, ...]]) -> Operation:
+        """What the native runtime has in a collective's place: writes into peers' memory, which
+        are measured where it can make them.
+        """
+        by_writes = PEER_OPERATIONS[collective]
+        return by_writes if self.topology.is_measured(by_writes, groups) else collective
 
     def _passes_s(self, device: Device, moved_bytes: float) -> float:
         """Seconds to read and write so many bytes of the device's memory."""

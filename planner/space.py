@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import Backend
+from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.workload import Workload
+
+CFG_REASON = "cfg > passes"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ def why_illegal(
             f"{_example(spec, workload, gpus, backend)}, or ask for --gpus {mesh.size}"
         )
     found = violation(mesh, spec, workload, backend)
-    return found.sentence if found else None
+    if not found:
+        return None
+    is_off = found.reason == CFG_REASON and workload.passes == 1 and _has_passes_to_split(spec)
+    return f"{found.sentence}{' (guidance is off)' if is_off else ''}"
 
 
 def violation(
@@ -89,7 +95,7 @@ def violation(
             )
     ranks = mesh.sequence_parallel
     rules = (
-        ("cfg > passes", "cfg", mesh.cfg, workload.passes, "passes a step"),
+        (CFG_REASON, "cfg", mesh.cfg, workload.passes, "passes a step"),
         ("ulysses > heads", "ulysses", mesh.ulysses, spec.heads, "attention heads"),
         ("pipefusion > blocks", "pipefusion", mesh.pipefusion, spec.block_count, "blocks"),
         (
@@ -109,11 +115,9 @@ def violation(
     )
     for reason, what, degree, limit, things in rules:
         if degree > limit:
-            hint = " (guidance is off)" if what == "cfg" and limit == 1 else ""
             return Violation(
                 reason,
-                f"{what} is {degree}, but {spec.name} has {limit} {things}{hint}: "
-                f"use at most {limit}",
+                f"{what} is {degree}, but {spec.name} has {limit} {things}: use at most {limit}",
             )
     return None
 
@@ -252,6 +256,11 @@ def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
     for degree in range(1, room + 1):
         for rest in _products_within(room // degree, axes - 1):
             yield (degree, *rest)
+
+
+def _has_passes_to_split(spec: ModelSpec) -> bool:
+    """Whether guidance, when it is on, makes more than one pass a step."""
+    return family_of(spec.transformer_class).guidance == "batched"
 
 
 def _seen_by(topology: Topology, mesh: Mesh, placement: tuple[int, ...]) -> tuple[object, ...]:

@@ -65,14 +65,15 @@ class Path:
 def messages(operation: Operation, group: Group) -> Iterator[tuple[int, int, float]]:
     """Yields (from, to, bytes sent per byte that a rank puts in) of an operation's algorithm.
 
-    all_to_all sends each pair its part; the others pass along the ring of the group's order, as
-    NCCL's do: all_gather n - 1 pieces, all_reduce 2 (n - 1) / n of the buffer, send_recv one
-    message to the next.
+    all_to_all sends each pair its part, and so do writes into peers' memory; the others pass along
+    the ring of the group's order, as NCCL's do: all_gather n - 1 pieces, all_reduce 2 (n - 1) / n
+    of the buffer, send_recv one message to the next.
     """
     n = len(group)
-    if operation == "all_to_all":
+    per_pair = {"all_to_all": 1 / n, "peer_all_to_all": 1 / n, "peer_all_gather": 1.0}
+    if operation in per_pair:
         for source, target in itertools.permutations(group, 2):
-            yield source, target, 1 / n
+            yield source, target, per_pair[operation]
         return
     per_hop = {"all_gather": n - 1.0, "all_reduce": 2 * (n - 1) / n, "send_recv": 1.0}[operation]
     for i, source in enumerate(group):
@@ -80,12 +81,8 @@ def messages(operation: Operation, group: Group) -> Iterator[tuple[int, int, flo
 
 
 def rounds_of(operation: Operation, size: int) -> int:
-    """Messages that wait for each other: all pairs of an all_to_all go at once, rings go step
-    by step.
-    """
-    return {"all_to_all": 1, "send_recv": 1, "all_gather": size - 1, "all_reduce": 2 * (size - 1)}[
-        operation
-    ]
+    """Messages that wait for each other: those between pairs go at once, rings go step by step."""
+    return {"all_gather": size - 1, "all_reduce": 2 * (size - 1)}.get(operation, 1)
 
 
 def interpolate_s(points: Sequence[CollectivePoint], bytes_per_rank: float) -> float:
@@ -188,6 +185,13 @@ class Topology:
                 "`ditplan profile --hosts FILE` or give its links"
             )
         return Estimate(self._computed_s(traffic, bytes_per_rank), "computed")
+
+    def is_measured(self, operation: Operation, groups: Sequence[Group]) -> bool:
+        """Whether there is a table of an operation on just such groups: as many, of that size and
+        stride.
+        """
+        wanted = tuple(tuple(group) for group in groups if len(group) > 1)
+        return bool(wanted) and self._matching_table(operation, wanted) is not None
 
     def link_bytes(
         self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]

@@ -6,7 +6,15 @@ from pydantic import Field, PositiveInt, model_validator
 
 from ditplan.profiles.record import Noun, Record
 
-Operation = Literal["all_to_all", "all_gather", "send_recv", "all_reduce"]
+Operation = Literal[
+    "all_to_all", "all_gather", "send_recv", "all_reduce", "peer_all_to_all", "peer_all_gather"
+]
+PEER_OPERATIONS: dict[Operation, Operation] = {
+    "all_to_all": "peer_all_to_all",
+    "all_gather": "peer_all_gather",
+}
+"""Collectives, and the exchange that does the same by writes into peers' memory, where and how the
+reader wants it: there is nothing to pack or unpack around it."""
 DeviceKind = Literal["cuda", "cpu"]
 LinkKind = Literal["nvlink", "pcie", "socket", "ethernet", "infiniband", "memory"]
 
@@ -52,7 +60,8 @@ class Link(Noun):
 class CollectivePoint(Noun):
     """Duration of an operation.
 
-    `bytes` is what one rank puts in (all_gather: its own piece; send_recv: the message).
+    `bytes` is what one rank puts in, of all its tensors (all_gather: its own piece; send_recv: the
+    message).
     """
 
     bytes: PositiveInt

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, Source
 from ditplan.profiles.record import Noun, Record, shortened
@@ -170,10 +171,10 @@ class ExecutionPlan(Record):
             )
 
     def require_model(self, transformer_class: str, config_hash: str) -> None:
-        """Refuses to run another model.
+        """Refuses to run another model, or this one with passes that it doesn't make.
 
         Raises:
-            InputError: says which transformer the plan is for and what was found.
+            InputError: says what the plan is for and what was found.
         """
         planned = self.model.transformers[0]
         if transformer_class != planned.transformer_class:
@@ -186,6 +187,12 @@ class ExecutionPlan(Record):
                 f"the plan is for {self.model.name} with config {planned.config_hash}, "
                 f"this {transformer_class} has config {config_hash}; load the right weights or "
                 "tune this model"
+            )
+        passes, name = self.workload.passes, self.model.name
+        if passes > 1 and family_of(transformer_class).guidance == "embedded":
+            raise InputError(
+                f"the plan has {passes} passes a step, {name} makes one with or without guidance; "
+                f"set the workload's passes to 1, or tune: `ditplan tune --model {name}`"
             )
 
     def require_links(self, found: str) -> None:

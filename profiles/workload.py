@@ -13,8 +13,9 @@ DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 class Workload(Noun):
     """One kind of request.
 
-    `passes` is how often the transformer sees a latent in each step: 1 without guidance, 2 with, 3
-    for some models. `batch` counts pictures or videos, before guidance multiplies it.
+    `passes` is how often the transformer sees a latent in each step: 1 without classifier-free
+    guidance, 2 with, 3 for some models. `batch` counts pictures or videos, before guidance
+    multiplies it.
     """
 
     height: PositiveInt
@@ -34,11 +35,12 @@ class Workload(Noun):
 
     @property
     def guidance(self) -> bool:
-        """Whether each step needs more than one pass."""
+        """Whether each step needs more than one pass, for classifier-free guidance."""
         return self.passes > 1
 
     def __str__(self) -> str:
         frames = f" x {self.frames} frames" if self.frames > 1 else ""
-        guided = "guidance" if self.guidance else "no guidance"
+        # one pass a step says nothing of guidance: a model may take its scale as an input
+        guided = ", guidance" if self.guidance else ""
         size = f"{self.width}x{self.height}{frames}"
-        return f"{size}, {self.steps} steps, {guided}, batch {self.batch}, {self.dtype}"
+        return f"{size}, {self.steps} steps{guided}, batch {self.batch}, {self.dtype}"

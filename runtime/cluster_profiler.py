@@ -6,12 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 
 from ditplan.profiles.cluster import (
+    PEER_OPERATIONS,
     ClusterProfile,
     CollectivePoint,
     CollectiveTable,
@@ -19,7 +19,8 @@ from ditplan.profiles.cluster import (
     Host,
     Operation,
 )
-from ditplan.runtime.groups import RankContext
+from ditplan.runtime.collective_calls import OPERATION_CALLS, operations_in_call
+from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.inventory import (
     DeviceReport,
     device_links,
@@ -28,12 +29,16 @@ from ditplan.runtime.inventory import (
     inspect_device,
 )
 from ditplan.runtime.launch import RankPool
+from ditplan.runtime.peer_memory import can_write_to_peers
+from ditplan.runtime.timing import synchronize
 
 OPERATIONS: tuple[Operation, ...] = ("all_to_all", "all_gather", "send_recv", "all_reduce")
 SMALLEST_BYTES = 4 << 10
 LARGEST_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
 # Nothing that a plan does reduces more than a few numbers.
 LARGEST_REDUCED_BYTES = 1 << 20
+# Of all sizes at once a rank holds what it sends and, shared with its peers, what it gets.
+PEER_BYTES = (64 << 10, 64 << 20)
 BUDGET_S = {"cuda": 60.0, "cpu": 15.0}
 SHAPE_BUDGET_S = 5.0
 QUICK = 0.3
@@ -137,15 +142,16 @@ def measure_axis(
     Returns, for each size in bytes that the budget allowed, this rank's seconds a call, timing by
     timing; zeros on a rank that is in no group. Every rank makes the same number of timings.
     """
-    mine = None
-    for ranks in shape.groups:
-        group = context.groups.group(ranks)
-        mine = (ranks, group) if group is not None else mine
+    mine = _group_of(context, shape)
     calls: list[Callable[[], object]] = []
     repeats: list[int] = []
     began, round_s = time.perf_counter(), 0.0
     for size in sizes:
-        call = _nothing if mine is None else OPERATION_CALLS[operation](context, *mine, size)
+        preparing = time.perf_counter()
+        call = _nothing if mine is None else OPERATION_CALLS[operation](context, mine, size)
+        # a kernel may have to be compiled first: that is not what the budget is for
+        dist.barrier()
+        began += time.perf_counter() - preparing
         _time_calls(context, call, 1)
         least = min(_time_calls(context, call, 1) for _ in range(2))
         once, elapsed = _largest(context, least, time.perf_counter() - began)
@@ -161,9 +167,25 @@ def measure_axis(
         elapsed + round_s < budget_s and len(timings[0]) < MOST_TIMINGS
     ):
         for call, repeat, taken in zip(calls, repeats, timings, strict=True):
-            taken.append(_time_calls(context, call, repeat))
+            taken.append(_time_calls(context, call, repeat) / operations_in_call(operation))
         (elapsed,) = _largest(context, time.perf_counter() - began)
     return list(zip(sizes, timings, strict=False))
+
+
+def can_write_within_groups(context: RankContext, shape: AxisShape) -> bool:
+    """Whether this rank's group, if it has one, can write to its peers; a task for every rank."""
+    mine = _group_of(context, shape)
+    return mine is None or can_write_to_peers(mine, context)
+
+
+def _group_of(context: RankContext, shape: AxisShape) -> AxisGroup | None:
+    """This rank's group of an axis. Every rank asks, since making groups is collective."""
+    mine = None
+    for ranks in shape.groups:
+        group = context.groups.group(ranks)
+        if group is not None:
+            mine = AxisGroup(ranks, group, ranks.index(context.rank))
+    return mine
 
 
 def _measure_tables(
@@ -180,9 +202,12 @@ def _measure_tables(
             f"collectives {number}/{len(shapes)}: {groups} of {shape.size} ranks, "
             f"stride {shape.stride}"
         )
-        for operation in OPERATIONS:
+        # decided here for all ranks: one that thought otherwise would be waited for forever
+        by_writes = all(pool.run(can_write_within_groups, shape, timeout_s=60.0))
+        operations = (*OPERATIONS, *PEER_OPERATIONS.values()) if by_writes else OPERATIONS
+        for operation in operations:
             sizes = _sizes(pool.device, operation, 4 if quick else 2)
-            budget_s = share_s / len(OPERATIONS)
+            budget_s = share_s / len(operations)
             by_rank = pool.run(
                 measure_axis, shape, operation, sizes, budget_s, timeout_s=60.0 + 20 * budget_s
             )
@@ -191,8 +216,12 @@ def _measure_tables(
 
 
 def _sizes(device: str, operation: Operation, factor: int) -> list[int]:
-    largest = LARGEST_REDUCED_BYTES if operation == "all_reduce" else LARGEST_BYTES[device]
-    sizes = [SMALLEST_BYTES]
+    smallest, largest = SMALLEST_BYTES, LARGEST_BYTES[device]
+    if operation == "all_reduce":
+        largest = LARGEST_REDUCED_BYTES
+    elif operation in PEER_OPERATIONS.values():
+        smallest, largest = PEER_BYTES
+    sizes = [smallest]
     while sizes[-1] * factor <= largest:
         sizes.append(sizes[-1] * factor)
     return sizes
@@ -262,74 +291,9 @@ def _largest(context: RankContext, *values: float) -> list[float]:
 def _time_calls(context: RankContext, call: Callable[[], object], calls: int) -> float:
     """Seconds a call, of some calls that all ranks begin together."""
     dist.barrier()
-    _synchronize(context)
+    synchronize(context.device)
     start = time.perf_counter()
     for _ in range(calls):
         call()
-    _synchronize(context)
+    synchronize(context.device)
     return (time.perf_counter() - start) / calls
-
-
-def _synchronize(context: RankContext) -> None:
-    if context.device.type == "cuda":
-        torch.cuda.synchronize(context.device)
-
-
-Prepare = Callable[[RankContext, tuple[int, ...], dist.ProcessGroup, int], Callable[[], object]]
-
-
-def _buffer(context: RankContext, size_bytes: int, ranks: tuple[int, ...]) -> torch.Tensor:
-    """So many bytes as single-precision numbers, rounded up to an equal share for each rank."""
-    numbers = -(-size_bytes // (4 * len(ranks))) * len(ranks)
-    return torch.zeros(numbers, dtype=torch.float32, device=context.device)
-
-
-def _all_to_all(
-    context: RankContext, ranks: tuple[int, ...], group: dist.ProcessGroup, size_bytes: int
-) -> Callable[[], object]:
-    sent = _buffer(context, size_bytes, ranks)
-    received = torch.zeros_like(sent)
-    return lambda: dist.all_to_all_single(received, sent, group=group)
-
-
-def _all_gather(
-    context: RankContext, ranks: tuple[int, ...], group: dist.ProcessGroup, size_bytes: int
-) -> Callable[[], object]:
-    sent = _buffer(context, size_bytes, ranks)
-    received = sent.new_zeros(len(ranks) * sent.numel())
-    return lambda: dist.all_gather_into_tensor(received, sent, group=group)
-
-
-def _send_recv(
-    context: RankContext, ranks: tuple[int, ...], group: dist.ProcessGroup, size_bytes: int
-) -> Callable[[], object]:
-    sent = _buffer(context, size_bytes, ranks)
-    received = torch.zeros_like(sent)
-    following = dict(pairwise((*ranks, ranks[0])))
-    preceding = {after: before for before, after in following.items()}
-
-    def step() -> None:
-        for work in dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.isend, sent, following[context.rank], group),
-                dist.P2POp(dist.irecv, received, preceding[context.rank], group),
-            ]
-        ):
-            work.wait()
-
-    return step
-
-
-def _all_reduce(
-    context: RankContext, ranks: tuple[int, ...], group: dist.ProcessGroup, size_bytes: int
-) -> Callable[[], object]:
-    numbers = _buffer(context, size_bytes, ranks)
-    return lambda: dist.all_reduce(numbers, group=group)
-
-
-OPERATION_CALLS: dict[Operation, Prepare] = {
-    "all_to_all": _all_to_all,
-    "all_gather": _all_gather,
-    "send_recv": _send_recv,
-    "all_reduce": _all_reduce,
-}

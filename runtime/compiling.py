@@ -3,7 +3,7 @@
 import types
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.fusions import FusingBackend
 from ditplan.runtime.inspection import block_runs
 from ditplan.runtime.modules import replace_forward
+from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.products import pack
 from ditplan.runtime.sequence import submodule
 
@@ -38,10 +39,12 @@ class Kind:
 class CompiledBlocks:
     """The compiled code of a plan's blocks by kind; kept while a process goes from plan to plan.
 
-    With `dynamic` one compile serves all shapes, at some cost in speed.
+    `attentions` are those that the blocks call. With `dynamic` one compile serves all shapes, at
+    some cost in speed.
     """
 
-    def __init__(self, dynamic: bool = False) -> None:
+    def __init__(self, attentions: Sequence[AttentionOperator] = (), dynamic: bool = False) -> None:
+        self._attentions = attentions
         self._dynamic = dynamic
         self._kinds: dict[str, Kind] = {}
 
@@ -60,30 +63,29 @@ class CompiledBlocks:
             alike[name] += [submodule(model, path) for path in paths]
         for name, blocks in alike.items():
             if name not in self._kinds:
-                self._kinds[name] = _kind_of(blocks[0], self._dynamic)
+                self._kinds[name] = self._kind_of(blocks[0])
             kind = self._kinds[name]
             _pack(kind, blocks)
             for block in blocks:
                 forward = partial(_run, name, kind, blocks, block, block.forward, may_fall_back)
                 replace_forward(block, forward, undo)
 
-
-def _kind_of(block: nn.Module, dynamic: bool) -> Kind:
-    """Compiled code that takes the block as its first argument, so that all of a kind share it."""
-    original = type(block).forward
-    # a code object of this plan's own: torch.compile counts and keeps by code object, so other
-    # plans' shapes neither use up its limit nor are they looked through
-    own = types.FunctionType(
-        original.__code__.replace(),
-        original.__globals__,
-        original.__name__,
-        original.__defaults__,
-        original.__closure__,
-    )
-    own.__kwdefaults__ = original.__kwdefaults__
-    backend = FusingBackend()
-    compiled = torch.compile(own, dynamic=dynamic, fullgraph=True, backend=backend)
-    return Kind(compiled, backend)
+    def _kind_of(self, block: nn.Module) -> Kind:
+        """Compiled code that takes the block as its first argument, for all of a kind to share."""
+        original = type(block).forward
+        # a code object of this plan's own: torch.compile counts and keeps by code object, so other
+        # plans' shapes neither use up its limit nor are they looked through
+        own = types.FunctionType(
+            original.__code__.replace(),
+            original.__globals__,
+            original.__name__,
+            original.__defaults__,
+            original.__closure__,
+        )
+        own.__kwdefaults__ = original.__kwdefaults__
+        backend = FusingBackend(self._attentions)
+        compiled = torch.compile(own, dynamic=self._dynamic, fullgraph=True, backend=backend)
+        return Kind(compiled, backend)
 
 
 def _run(

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -14,19 +14,35 @@ import torch.distributed as dist
 from ditplan.profiles.splits import split_sizes
 from ditplan.runtime.groups import AxisGroup
 
+Work = Callable[[], object]
+"""What a rank computes while its tensors travel."""
+
 
 class Exchange(Protocol):
-    """Trades tokens for heads within a group and back; `tokens` gives S of each rank."""
+    """Trades tokens for heads within a group and back; `tokens` gives S of each rank.
+
+    `meanwhile` is called once, after the tensors were sent off and before others are waited for.
+    """
 
     def gather_tokens(
-        self, tensors: Sequence[torch.Tensor], tokens: Sequence[int]
+        self,
+        tensors: Sequence[torch.Tensor],
+        tokens: Sequence[int],
+        meanwhile: Work | None = None,
     ) -> list[torch.Tensor]:
         """(B, H, S here, D) each -> (B, H here, S, D) each."""
 
     def scatter_tokens(
-        self, tensor: torch.Tensor, heads: int, tokens: Sequence[int]
+        self,
+        tensor: torch.Tensor,
+        heads: int,
+        tokens: Sequence[int],
+        meanwhile: Work | None = None,
     ) -> torch.Tensor:
-        """The way back, `heads` in all: (B, H here, S, D) -> (B, H, S here, D)."""
+        """The way back, `heads` in all: (B, H here, S, D) -> (B, H, S here, D).
+
+        With `meanwhile` the result is valid until the next exchange.
+        """
 
 
 class CollectiveExchange:
@@ -42,7 +58,10 @@ class CollectiveExchange:
         self._me = group.order.index(group.index)
 
     def gather_tokens(
-        self, tensors: Sequence[torch.Tensor], tokens: Sequence[int]
+        self,
+        tensors: Sequence[torch.Tensor],
+        tokens: Sequence[int],
+        meanwhile: Work | None = None,
     ) -> list[torch.Tensor]:
         """One all_to_all for all `tensors`: (B, H, S here, D) each -> (B, H here, S, D) each."""
         batch, heads_in_all, mine, width = tensors[0].shape
@@ -59,13 +78,15 @@ class CollectiveExchange:
         here = heads[self._me]
         incoming = outgoing.new_empty(sum(rows), count, batch, here, width)
         received = [size * count * batch * here * width for size in rows]
-        dist.all_to_all_single(
-            incoming.view(-1), outgoing, received, sizes, group=self._group.group
-        )
+        self._trade(incoming.view(-1), outgoing, received, sizes, meanwhile)
         return [incoming[:, i].permute(1, 2, 0, 3) for i in range(count)]
 
     def scatter_tokens(
-        self, tensor: torch.Tensor, heads: int, tokens: Sequence[int]
+        self,
+        tensor: torch.Tensor,
+        heads: int,
+        tokens: Sequence[int],
+        meanwhile: Work | None = None,
     ) -> torch.Tensor:
         """One all_to_all: (B, H here, S, D) -> (B, H, S here, D)."""
         batch, here, _, width = tensor.shape
@@ -76,12 +97,32 @@ class CollectiveExchange:
         sizes = [math.prod((mine, batch, share, width)) for share in shares]
         incoming = outgoing.new_empty(sum(sizes))
         sent = [size * batch * here * width for size in rows]
-        dist.all_to_all_single(incoming, outgoing.view(-1), sizes, sent, group=self._group.group)
+        self._trade(incoming, outgoing.view(-1), sizes, sent, meanwhile)
         pieces = [
             piece.view(mine, batch, share, width).transpose(0, 1)
             for piece, share in zip(incoming.split(sizes), shares, strict=True)
         ]
         return torch.cat(pieces, dim=2).transpose(1, 2)
+
+    def _trade(
+        self,
+        incoming: torch.Tensor,
+        outgoing: torch.Tensor,
+        received: list[int],
+        sent: list[int],
+        meanwhile: Work | None,
+    ) -> None:
+        travelling = dist.all_to_all_single(
+            incoming,
+            outgoing,
+            received,
+            sent,
+            group=self._group.group,
+            async_op=meanwhile is not None,
+        )
+        if meanwhile is not None and travelling is not None:
+            meanwhile()
+            travelling.wait()
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

@@ -7,7 +7,6 @@ copies later.
 """
 
 import operator
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -17,9 +16,17 @@ from torch import fx
 from torch._inductor.compile_fx import compile_fx
 from torch.nn import functional
 
+from ditplan.runtime.graph_nodes import (
+    argument,
+    inputs_of_linear,
+    is_own_linear,
+    parameter_path,
+    shape_of,
+)
+from ditplan.runtime.operators import AttentionOperator
+from ditplan.runtime.overlap import attend_beside_products
 from ditplan.runtime.products import PRODUCT_OF_PARTS, PRODUCTS
 
-LINEAR = torch._C._nn.linear
 GELU = torch._C._nn.gelu
 
 
@@ -29,23 +36,33 @@ class FusingBackend:
     `packed` gets the parameters that should lie side by side in memory, as paths below the block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attentions: Sequence[AttentionOperator] = ()) -> None:
+        """`attentions`: those that graphs may call."""
         self.packed: list[tuple[str, ...]] = []
+        self._attentions = attentions
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
         """Compiles a graph."""
         if changes_in_place(graph.graph):
             # the rewrites move reads, which only a graph of values allows
             return cast(Callable[..., Any], compile_fx(graph, inputs))
-        merge_silus(graph.graph)
-        fuse_gelu(graph.graph)
-        wanted = fuse_linears(graph.graph)
+        wanted = rewrite(graph.graph, self._attentions)
         self.packed += [paths for paths in wanted if paths not in self.packed]
-        multiply_parts(graph.graph)
-        cat_before_transposing(graph.graph)
         graph.recompile()
         compiled: Any = compile_fx(graph, inputs)
         return cast(Callable[..., Any], compiled)
+
+
+def rewrite(graph: fx.Graph, attentions: Sequence[AttentionOperator]) -> list[tuple[str, ...]]:
+    """All rewrites of a graph of values; returns which parameters should be packed."""
+    merge_silus(graph)
+    fuse_gelu(graph)
+    packed = fuse_linears(graph)
+    multiply_parts(graph)
+    for attention in attentions:
+        attend_beside_products(graph, attention)
+    cat_before_transposing(graph)
+    return packed
 
 
 def changes_in_place(graph: fx.Graph) -> bool:
@@ -67,7 +84,7 @@ def merge_silus(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not functional.silu or node.kwargs.get("inplace"):
             continue
-        first = known.setdefault(node.args[0], node)
+        first = known.setdefault(argument(node, 0, "input"), node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
@@ -78,10 +95,10 @@ def fuse_gelu(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not GELU or node.kwargs.get("approximate") != "tanh":
             continue
-        linear = node.args[0]
-        if not _is_own_linear(linear) or len(linear.users) > 1 or len(_inputs(linear)) < 3:
+        linear = argument(node, 0, "input")
+        if not is_own_linear(linear) or len(linear.users) > 1 or len(inputs_of_linear(linear)) < 3:
             continue
-        value, weight, bias = _inputs(linear)
+        value, weight, bias = inputs_of_linear(linear)
         fused = _insert_products(graph, linear, value, [weight], [bias], gelu=True)
         node.replace_all_uses_with(fused)
         graph.erase_node(node)
@@ -95,18 +112,20 @@ def fuse_linears(graph: fx.Graph) -> list[tuple[str, ...]]:
     """
     groups: defaultdict[tuple[fx.Node, bool], list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
-        if _is_own_linear(node):
-            groups[_inputs(node)[0], len(_inputs(node)) == 3].append(node)
+        if is_own_linear(node):
+            alike = groups[inputs_of_linear(node)[0], len(inputs_of_linear(node)) == 3]
+            if all(inputs_of_linear(node)[1] is not inputs_of_linear(other)[1] for other in alike):
+                alike.append(node)
     packed = []
     for (value, with_bias), nodes in groups.items():
         if len(nodes) < 2:
             continue
-        weights = [_inputs(node)[1] for node in nodes]
-        biases = [_inputs(node)[2] for node in nodes] if with_bias else []
+        weights = [inputs_of_linear(node)[1] for node in nodes]
+        biases = [inputs_of_linear(node)[2] for node in nodes] if with_bias else []
         fused = _insert_products(graph, nodes[0], value, weights, biases)
         start = 0
         for node, weight in zip(nodes, weights, strict=True):
-            size = _shape(weight)[0]
+            size = shape_of(weight)[0]
             with graph.inserting_before(nodes[0]):
                 part = graph.call_function(torch.narrow, (fused, -1, start, size))
             node.replace_all_uses_with(part)
@@ -120,15 +139,15 @@ def fuse_linears(graph: fx.Graph) -> list[tuple[str, ...]]:
 def multiply_parts(graph: fx.Graph) -> None:
     """Replaces a linear layer of tensors put together in their last dim by one of the parts."""
     for node in list(graph.nodes):
-        if not _is_own_linear(node) or len(_inputs(node)) < 3:
+        if not is_own_linear(node) or len(inputs_of_linear(node)) < 3:
             continue
-        value, weight, bias = _inputs(node)
-        if value.target is not torch.cat or len(value.users) > 1:
+        value, weight, bias = inputs_of_linear(node)
+        if value.target is not torch.cat or len(value.users) > 1 or not _cat_pieces(value):
             continue
-        if _cat_dim(value) not in (-1, len(_shape(value)) - 1):
+        if _cat_dim(value) not in (-1, len(shape_of(value)) - 1):
             continue
         with graph.inserting_before(node):
-            made = graph.call_function(PRODUCT_OF_PARTS, (value.args[0], weight, bias))
+            made = graph.call_function(PRODUCT_OF_PARTS, (_cat_pieces(value), weight, bias))
         node.replace_all_uses_with(made)
         graph.erase_node(node)
         graph.erase_node(value)
@@ -143,8 +162,8 @@ def cat_before_transposing(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not torch.cat:
             continue
-        pieces, dim = node.args[0], _cat_dim(node)
-        if not all(piece.target == "transpose" for piece in pieces):
+        pieces, dim = _cat_pieces(node), _cat_dim(node)
+        if not pieces or not all(piece.target == "transpose" for piece in pieces):
             continue
         dims = {piece.args[1:] for piece in pieces}
         swapped = next(iter(dims))
@@ -156,13 +175,6 @@ def cat_before_transposing(graph: fx.Graph) -> None:
             transposed = graph.call_method("transpose", (joined, *swapped))
         node.replace_all_uses_with(transposed)
         graph.erase_node(node)
-
-
-def parameter_path(placeholder: fx.Node) -> str:
-    """The dotted path below the block of the parameter that a graph's input stands for."""
-    name = placeholder.meta["grapharg"].source.name
-    # such as L['self']._modules['attn']._modules['to_q']._parameters['weight']
-    return ".".join(re.findall(r"\['([^']+)'\]", name() if callable(name) else name)[1:])
 
 
 def _insert_products(
@@ -177,28 +189,11 @@ def _insert_products(
         return graph.call_function(PRODUCTS, (value, weights, biases, gelu))
 
 
+def _cat_pieces(node: fx.Node) -> list[fx.Node]:
+    """The tensors that are put together; none where they can't be told."""
+    pieces = argument(node, 0, "tensors")
+    return list(pieces) if isinstance(pieces, (list, tuple)) else []
+
+
 def _cat_dim(node: fx.Node) -> int:
-    named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
-    return int(cast(int, node.args[1] if len(node.args) > 1 else named))
-
-
-def _is_own_linear(node: fx.Node) -> bool:
-    return node.target is LINEAR and all(map(_is_plain_parameter, _inputs(node)[1:]))
-
-
-def _is_plain_parameter(node: fx.Node) -> bool:
-    """Whether a node is a parameter of the block, without a class (quantization) of its own."""
-    if node.op != "placeholder" or "grapharg" not in node.meta:
-        return False
-    return type(node.meta["grapharg"].example) is torch.nn.Parameter
-
-
-def _inputs(linear: fx.Node) -> tuple[fx.Node, ...]:
-    names = ("input", "weight", "bias")
-    given = [*linear.args, *(linear.kwargs.get(name) for name in names[len(linear.args) :])]
-    return tuple(node for node in given if isinstance(node, fx.Node))
-
-
-def _shape(node: fx.Node) -> torch.Size:
-    example: torch.Tensor = node.meta["example_value"]
-    return example.shape
+    return int(argument(node, 1, "dim", "axis", default=0))

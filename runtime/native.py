@@ -111,7 +111,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
-    return Prepared(family, cfg, layout, answers, CompiledBlocks())
+    return Prepared(family, cfg, layout, answers, CompiledBlocks(answers or ()))
 
 
 def _distributed(
@@ -122,7 +122,8 @@ def _distributed(
     gather_keys: GatherKeys | None,
 ) -> AttentionOperator:
     attention = SequenceAttention(declared, layout, plan.execution.attention, exchange, gather_keys)
-    return AttentionOperator(attention, interleaved=exchange is not None)
+    halves = attention if exchange is not None else None
+    return AttentionOperator(attention, interleaved=exchange is not None, halves=halves)
 
 
 def _exchange(group: AxisGroup, context: RankContext) -> Exchange:

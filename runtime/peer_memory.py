@@ -8,13 +8,15 @@ import math
 import platform
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 
 from ditplan.profiles.splits import split_sizes
+from ditplan.runtime.copy_engine import Rows, copy_rows
+from ditplan.runtime.exchange import Work
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.inventory import common_link_kind, link_kind
 from ditplan.runtime.launch import environment
@@ -35,6 +37,19 @@ def can_write_to_peers(group: AxisGroup, context: RankContext) -> bool:
     return one_host and common_link_kind(kinds, environment()) == "nvlink"
 
 
+class Box(NamedTuple):
+    """What one rank gets of tensors (B, H, S, D), and where in its inbox; in units of D."""
+
+    row: int
+    rows: int
+    head: int
+    heads: int
+    offset: int
+    tensor_stride: int
+    batch_stride: int
+    row_stride: int
+
+
 class Mailbox:
     """A piece of memory on each rank of a group that all its ranks write to.
 
@@ -47,36 +62,75 @@ class Mailbox:
         device: torch.device,
         numbers: int,
         dtype: torch.dtype,
-        boxes: Sequence[Sequence[int]],
+        boxes: Sequence[Box],
     ) -> None:
-        """`numbers` and `boxes` (one a rank of the process group, as `push_boxes` reads them)."""
+        """Room for so many numbers; `boxes` has one for each rank of the process group."""
         self._memory = symmetric_memory.empty(numbers, dtype=dtype, device=device)
         self._handle: Any = symmetric_memory.rendezvous(self._memory, group.group.group_name)
-        self._inboxes = torch.tensor(self._handle.buffer_ptrs, dtype=torch.int64, device=device)
-        self._boxes = torch.tensor(boxes, dtype=torch.int64, device=device)
-        self._largest_box = max(box[1] for box in boxes)
+        self._addresses: list[int] = list(self._handle.buffer_ptrs)
+        self._inboxes = torch.tensor(self._addresses, dtype=torch.int64, device=device)
+        self._boxes = boxes
+        self._boxes_there = torch.tensor(boxes, dtype=torch.int64, device=device)
+        self._me = group.order.index(group.index)
+        self._copies = torch.cuda.Stream(device)
 
     def push(self, tensors: Sequence[torch.Tensor]) -> None:
         """Writes this rank's tensors (B, H, S, D) to all ranks; `meet` before reading."""
+        self._push_to(range(len(self._boxes)), tensors)
+
+    def push_beside(self, tensors: Sequence[torch.Tensor], meanwhile: Work) -> None:
+        """`push`, by the copy engines while `meanwhile` keeps the multiprocessors busy."""
+        if any(tensor.stride()[1::2] != (tensor.shape[-1], 1) for tensor in tensors):
+            # the engines copy rows, in which the heads must stand side by side
+            self.push(tensors)
+            meanwhile()
+            return
+        now = torch.cuda.current_stream(self._copies.device)
+        self._copies.wait_stream(now)
+        for peer, box in enumerate(self._boxes):
+            if peer != self._me:
+                for number, tensor in enumerate(tensors):
+                    self._copy_box(number, tensor, box, self._addresses[peer])
+        self._push_to(range(self._me, self._me + 1), tensors)
+        meanwhile()
+        now.wait_stream(self._copies)
+
+    def _push_to(self, peers: range, tensors: Sequence[torch.Tensor]) -> None:
         from ditplan.runtime.peer_kernels import COLUMNS, ROWS, push_boxes
 
         tensors = [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
         batch, _, _, width = tensors[0].shape
         three = [*tensors, tensors[0], tensors[0]][:3]
         strides = [tensor.stride(dim) for tensor in three for dim in (0, 2, 1)]
-        peers = len(self._boxes)
-        grid = (-(-self._largest_box // ROWS) * peers, len(tensors) * batch)
+        largest = max(self._boxes[peer].rows for peer in peers)
+        grid = (-(-largest // ROWS) * len(peers), len(tensors) * batch)
         push_boxes[grid](
             *three,
-            self._inboxes,
-            self._boxes,
+            self._inboxes[peers.start : peers.stop],
+            self._boxes_there[peers.start : peers.stop],
             *strides,
             batch,
-            peers,
+            len(peers),
             width=width,
             rows_at_once=ROWS,
             columns_at_once=COLUMNS,
         )
+
+    def _copy_box(self, number: int, tensor: torch.Tensor, box: Box, inbox: int) -> None:
+        one = tensor.shape[-1] * tensor.element_size()
+        batch_stride, head_stride, row_stride, _ = (
+            stride * tensor.element_size() for stride in tensor.stride()
+        )
+        for sample in range(tensor.shape[0]):
+            start = sample * batch_stride + box.row * row_stride + box.head * head_stride
+            there = box.offset + number * box.tensor_stride + sample * box.batch_stride
+            copy_rows(
+                Rows(tensor.data_ptr() + start, row_stride),
+                Rows(inbox + there * one, box.row_stride * one),
+                box.heads * one,
+                box.rows,
+                self._copies,
+            )
 
     def meet(self) -> None:
         """Waits on the device until all ranks have got here: what they pushed has arrived."""
@@ -102,7 +156,10 @@ class PeerExchange:
         self._mailboxes: dict[tuple[Any, ...], Mailbox] = {}
 
     def gather_tokens(
-        self, tensors: Sequence[torch.Tensor], tokens: Sequence[int]
+        self,
+        tensors: Sequence[torch.Tensor],
+        tokens: Sequence[int],
+        meanwhile: Work | None = None,
     ) -> list[torch.Tensor]:
         """(B, H, S here, D) each -> (B, H here, S, D) each, views of this rank's inbox."""
         count, first = len(tensors), tensors[0]
@@ -113,36 +170,57 @@ class PeerExchange:
         key = ("gather", count, first.shape, first.dtype, tuple(rows))
         if key not in self._mailboxes:
             boxes = [
-                (0, mine, start, share, before * share, batch * total * share, total * share, share)
+                Box(
+                    0,
+                    mine,
+                    start,
+                    share,
+                    before * share,
+                    batch * total * share,
+                    total * share,
+                    share,
+                )
                 for start, share in zip(_starts(shares), shares, strict=True)
+                for step in (total * share,)
             ]
             numbers = count * batch * total * max(shares) * width
             self._make(key, numbers, first.dtype, boxes)
         mailbox = self._mailboxes[key]
-        mailbox.push(tensors)
+        if meanwhile is None:
+            mailbox.push(tensors)
+        else:
+            mailbox.push_beside(tensors, meanwhile)
         mailbox.meet()
         inbox = mailbox.read((count, batch, total, shares[self._me], width))
         return [tensor.transpose(1, 2) for tensor in inbox]
 
     def scatter_tokens(
-        self, tensor: torch.Tensor, heads: int, tokens: Sequence[int]
+        self,
+        tensor: torch.Tensor,
+        heads: int,
+        tokens: Sequence[int],
+        meanwhile: Work | None = None,
     ) -> torch.Tensor:
-        """(B, H here, S, D) -> (B, H, S here, D)."""
+        """(B, H here, S, D) -> (B, H, S here, D); with `meanwhile` a view of this rank's inbox."""
         batch, here, _, width = tensor.shape
         rows = [tokens[i] for i in self._group.order]
         first_head = sum(split_sizes(heads, self._group.size)[: self._me])
         key = ("scatter", tensor.shape, tensor.dtype, heads, tuple(rows))
         if key not in self._mailboxes:
             boxes = [
-                (start, count, 0, here, first_head, 0, count * heads, heads)
+                Box(start, count, 0, here, first_head, 0, count * heads, heads)
                 for start, count in zip(_starts(rows), rows, strict=True)
             ]
             self._make(key, batch * max(rows) * heads * width, tensor.dtype, boxes)
         mailbox = self._mailboxes[key]
-        mailbox.push((tensor,))
+        if meanwhile is None:
+            mailbox.push((tensor,))
+        else:
+            mailbox.push_beside((tensor,), meanwhile)
         mailbox.meet()
-        # a copy, since the inbox is written to again by the next attention
-        return mailbox.read((batch, rows[self._me], heads, width)).clone().transpose(1, 2)
+        here_again = mailbox.read((batch, rows[self._me], heads, width)).transpose(1, 2)
+        # a copy, where the result may be kept until the next attention writes to the inbox
+        return here_again.clone() if meanwhile is None else here_again
 
     def gather_keys(
         self, key: torch.Tensor, value: torch.Tensor, tokens: Sequence[int]
@@ -153,7 +231,9 @@ class PeerExchange:
         total, before = sum(rows), sum(rows[: self._me])
         name = ("keys", key.shape, key.dtype, tuple(rows))
         if name not in self._mailboxes:
-            box = (0, mine, 0, heads, before * heads, batch * total * heads, total * heads, heads)
+            box = Box(
+                0, mine, 0, heads, before * heads, batch * total * heads, total * heads, heads
+            )
             numbers = 2 * batch * total * heads * width
             self._make(name, numbers, key.dtype, [box] * self._group.size)
         mailbox = self._mailboxes[name]
@@ -169,7 +249,7 @@ class PeerExchange:
         key: tuple[Any, ...],
         numbers: int,
         dtype: torch.dtype,
-        boxes: Sequence[Sequence[int]],
+        boxes: Sequence[Box],
     ) -> None:
         self._mailboxes[key] = Mailbox(self._group, self._device, numbers, dtype, boxes)
 

@@ -1,6 +1,6 @@
 """Matrix products as operators that compiled blocks call: several at once, with GELU, by parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -44,20 +44,48 @@ def product_of_parts(
 ) -> torch.Tensor:
     """A linear layer of parts that would be put together in their last dim, without doing so.
 
-    (..., K_i) each -> (..., N), with the weight's K in the order of the parts: one product for each
-    part, added to those before.
+    (..., K_i) each -> (..., N), with the weight's K in the order of the parts.
     """
-    first, *others = (part.reshape(-1, part.shape[-1]) for part in parts)
     weights = weight.split([part.shape[-1] for part in parts], dim=1)
-    result = torch.addmm(bias, first, weights[0].t())
-    for part, columns in zip(others, weights[1:], strict=True):
-        result.addmm_(part, columns.t())
+    result = _sum_of_products(parts, weights, bias)
     return result.view(*parts[0].shape[:-1], weight.shape[0])
 
 
 @product_of_parts.register_fake
 def _(parts: Sequence[torch.Tensor], weight: torch.Tensor, _bias: torch.Tensor) -> torch.Tensor:
     return parts[0].new_empty(*parts[0].shape[:-1], weight.shape[0])
+
+
+def product_of_parts_beside(
+    arrive: Callable[[Callable[[], None]], torch.Tensor],
+    others: Sequence[torch.Tensor],
+    place: int,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    """`product_of_parts` where the part at `place` has yet to arrive.
+
+    `arrive` calls what it is given, which multiplies the other parts, and returns that part.
+    """
+    widths = [part.shape[-1] for part in others]
+    widths.insert(place, weight.shape[1] - sum(widths))
+    columns = list(weight.split(widths, dim=1))
+    late = columns.pop(place)
+    found: list[torch.Tensor] = []
+    part = arrive(lambda: found.append(_sum_of_products(others, columns, bias)))
+    result = found[0].addmm_(part.reshape(-1, part.shape[-1]), late.t())
+    return result.view(*part.shape[:-1], weight.shape[0])
+
+
+def _sum_of_products(
+    parts: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], bias: torch.Tensor
+) -> torch.Tensor:
+    """(..., K_i) and (N, K_i) each -> (rows, N): one product each, added to those before."""
+    first, *others = (part.reshape(-1, part.shape[-1]) for part in parts)
+    result = torch.addmm(bias, first, weights[0].t())
+    for part, weight in zip(others, weights[1:], strict=True):
+        result.addmm_(part, weight.t())
+    return result
 
 
 PRODUCT_OF_PARTS = torch.ops.ditplan.product_of_parts.default

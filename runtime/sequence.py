@@ -23,10 +23,9 @@ from ditplan.profiles.model import AttentionKernel
 from ditplan.profiles.splits import split_bounds, split_sizes
 from ditplan.runtime.attention import attend, attend_with_lse
 from ditplan.runtime.collectives import all_gather_uneven
-from ditplan.runtime.exchange import Exchange
+from ditplan.runtime.exchange import Exchange, Work
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.ring import ring_attention
-from ditplan.runtime.ulysses import ulysses_attention
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 GatherKeys = Callable[
@@ -307,21 +306,57 @@ class SequenceAttention:
         Raises:
             InputError: the tensors aren't as long as this rank's share.
         """
-        groups = self.layout.groups
+        attended = self.by_heads(query, key, value, scale)
+        return attended if self.exchange is None else self.by_tokens(attended, query.shape[1])
+
+    def by_heads(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+        meanwhile: Work | None = None,
+    ) -> torch.Tensor:
+        """The first half: -> (B, H of this rank, S of the ulysses group, D).
+
+        Which rank has which heads, and in what order the tokens stand, is the exchange's: attention
+        without a mask minds neither.
+
+        Raises:
+            InputError: the tensors aren't as long as this rank's share.
+        """
         sizes = self.layout.sizes(self.declared.segments)
-        self._check_length(query, key, sizes[groups.all.index])
-        ulysses_degree = groups.ulysses.size if groups.ulysses else 1
-        ring_index = groups.all.index // ulysses_degree
-        # ranks are numbered ring first, so one ring member's tokens are `ulysses_degree` neighbours
-        blocks = [sizes[i : i + ulysses_degree] for i in range(0, len(sizes), ulysses_degree)]
-        key_sizes = [sum(block) for block in blocks]
+        self._check_length(query, key, sizes[self.layout.groups.all.index])
+        if self.exchange is not None:
+            query, key, value = self.exchange.gather_tokens(
+                (query, key, value), self._blocks()[self._ring_index()], meanwhile
+            )
+        key_sizes = [sum(block) for block in self._blocks()]
+        return self._over_ring(query, key, value, key_sizes, scale)
 
-        def local(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return self._over_ring(q, k, v, key_sizes, scale)
+    def by_tokens(
+        self, attended: torch.Tensor, heads: int, meanwhile: Work | None = None
+    ) -> torch.Tensor:
+        """The second half, `heads` in all, with an exchange: -> (B, H, S of this rank, D).
 
+        It has the strides of (B, S, H, D). With `meanwhile` it is valid until the next exchange.
+        """
         if self.exchange is None:
-            return local(query, key, value)
-        return ulysses_attention(query, key, value, self.exchange, blocks[ring_index], local)
+            return attended
+        tokens = self._blocks()[self._ring_index()]
+        return self.exchange.scatter_tokens(attended, heads, tokens, meanwhile)
+
+    def _ring_index(self) -> int:
+        return self.layout.groups.all.index // self._ulysses_degree()
+
+    def _ulysses_degree(self) -> int:
+        ulysses = self.layout.groups.ulysses
+        return ulysses.size if ulysses else 1
+
+    def _blocks(self) -> list[list[int]]:
+        """Tokens of each rank, by ring member: ranks are numbered ring first."""
+        sizes, degree = self.layout.sizes(self.declared.segments), self._ulysses_degree()
+        return [sizes[i : i + degree] for i in range(0, len(sizes), degree)]
 
     def _over_ring(
         self,

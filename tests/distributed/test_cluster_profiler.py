@@ -12,6 +12,7 @@ from ditplan.runtime.cluster_profiler import (
     OPERATIONS,
     AxisShape,
     axis_shapes,
+    can_write_within_groups,
     measure_axis,
     profile_cluster,
 )
@@ -143,6 +144,12 @@ def test_all_ranks_time_the_same_sizes_equally_often_and_unused_ones_time_nothin
     assert min(seconds for _, taken in by_rank[0] for seconds in taken) > 0
 
 
+@pytest.mark.parametrize("shape", [AxisShape(4, 2, 2), AxisShape(3, 3, 1)])
+def test_no_group_of_cpu_ranks_can_write_to_its_peers(ranks: RankPool, shape: AxisShape) -> None:
+    found = ranks.run(can_write_within_groups, shape, timeout_s=20)
+    assert found == [rank >= shape.used for rank in range(4)]
+
+
 def test_a_cluster_profile_has_every_operation_on_every_group_and_survives_its_file(
     ranks: RankPool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -152,6 +159,7 @@ def test_a_cluster_profile_has_every_operation_on_every_group_and_survives_its_f
     assert time.monotonic() - began < 25
     found = {(t.operation, t.size, t.stride, t.groups) for t in profile.collectives}
     shapes = [(2, 1, 1), (3, 1, 1), (2, 1, 2), (2, 2, 2), (4, 1, 1)]
+    # CPU ranks can't write to each other's memory, so no exchange by writes is among them
     assert found == {(operation, *shape) for operation in OPERATIONS for shape in shapes}
     for table in profile.collectives:
         sizes = [point.bytes for point in table.points]

@@ -128,8 +128,14 @@ def test_every_attention_kernel_gives_output_and_log_sum_exp(gpus: RankPool, hea
             assert of_lse < CLOSE, kernel
 
 
-def exchanges_agree(context: RankContext, heads: int, tokens: tuple[int, int]) -> bool:
-    """Whether writing to peers gives the very numbers that collectives give, both ways."""
+def exchanges_agree(
+    context: RankContext, heads: int, tokens: tuple[int, int], interleaved: bool
+) -> bool:
+    """Whether writing to peers gives the very numbers that collectives give, both ways.
+
+    Also beside a product; `interleaved` tensors, whose heads stand side by side, then go by the
+    copy engines.
+    """
     group = context.groups.axis_group(Mesh(ulysses=2), (0, 1), ("ulysses",))
     assert group is not None
     generator = torch.Generator(context.device).manual_seed(context.rank)
@@ -137,21 +143,30 @@ def exchanges_agree(context: RankContext, heads: int, tokens: tuple[int, int]) -
     three = [
         torch.randn(shape, device=context.device, generator=generator).bfloat16() for _ in range(3)
     ]
+    if interleaved:
+        three = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in three]
     pushed, sent = PeerExchange(group, context.device), CollectiveExchange(group)
-    for _ in range(3):
-        mine, theirs = pushed.gather_tokens(three, tokens), sent.gather_tokens(three, tokens)
+    square = torch.ones(4096, 4096, device=context.device).bfloat16()
+    products: list[torch.Tensor] = []
+    for meanwhile in (None, lambda: products.append(square @ square)) * 3:
+        theirs = sent.gather_tokens(three, tokens, meanwhile)
+        mine = pushed.gather_tokens(three, tokens, meanwhile)
         same = all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-        back = pushed.scatter_tokens(mine[0].clone(), heads, tokens)
-        if not same or not torch.equal(back, three[0]):
+        kept = mine[0].clone()
+        for way in (pushed, sent):
+            back = way.scatter_tokens(kept, heads, tokens, meanwhile)
+            same = same and torch.equal(back, three[0])
+        if not same:
             return False
-    return True
+    return len(products) == 12 and all(int(product[0, 0]) == 4096 for product in products)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("heads", "tokens"), [(4, (64, 64)), (5, (33, 32)), (24, (2215, 2214))])
 def test_pushing_to_peers_gives_what_collectives_give(
-    gpus: RankPool, heads: int, tokens: tuple[int, int]
+    gpus: RankPool, heads: int, tokens: tuple[int, int], interleaved: bool
 ) -> None:
-    assert all(gpus.run(exchanges_agree, heads, tokens, timeout_s=120))
+    assert all(gpus.run(exchanges_agree, heads, tokens, interleaved, timeout_s=120))
 
 
 def synchronizes(_module: Any, _args: Any, output: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """Rewrites of a block's graph keep its results, and happen only where they should."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,59 +10,11 @@ from diffusers.models.transformers.transformer_flux import (
     FluxSingleTransformerBlock,
     FluxTransformerBlock,
 )
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional
 
-from ditplan.runtime.fusions import (
-    cat_before_transposing,
-    fuse_gelu,
-    fuse_linears,
-    merge_silus,
-    multiply_parts,
-)
 from ditplan.runtime.products import PRODUCT_OF_PARTS, PRODUCTS, pack, products, side_by_side
-
-CLOSE = 1e-5
-
-
-class Rewriting:
-    """A backend that makes the rewrites and runs the graph as it is; keeps the graph."""
-
-    def __init__(self) -> None:
-        self.graph = fx.Graph()
-        self.packed: list[tuple[str, ...]] = []
-
-    def __call__(self, graph: fx.GraphModule, _inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Rewrites all that there is to rewrite."""
-        merge_silus(graph.graph)
-        fuse_gelu(graph.graph)
-        self.packed = fuse_linears(graph.graph)
-        multiply_parts(graph.graph)
-        cat_before_transposing(graph.graph)
-        graph.recompile()
-        self.graph = graph.graph
-        return graph.forward
-
-    def count(self, target: object) -> int:
-        """How often the rewritten graph calls something."""
-        return sum(node.target is target for node in self.graph.nodes)
-
-
-def rewritten(module: nn.Module, *inputs: torch.Tensor) -> Rewriting:
-    """The rewrites of a module whose results they don't change."""
-    torch._dynamo.reset()
-    backend = Rewriting()
-    with torch.no_grad():
-        expected = module(*inputs)
-        found = torch.compile(module, fullgraph=True, dynamic=False, backend=backend)(*inputs)
-    for one, other in zip(flat(expected), flat(found), strict=True):
-        assert (one - other).abs().max() <= CLOSE
-    return backend
-
-
-def flat(result: Any) -> list[torch.Tensor]:
-    """The tensors of a result."""
-    return [result] if isinstance(result, torch.Tensor) else list(result)
+from tests.unit.rewriting import CLOSE, rewritten
 
 
 class Several(nn.Module):
@@ -341,3 +293,25 @@ def test_products_promise_the_compiler_the_shape_that_they_give(gelu: bool) -> N
     weights = [torch.randn(rows, 8) for rows in (3, 8, 1)]
     arguments = (torch.randn(2, 5, 8), weights, [torch.randn(rows) for rows in (3, 8, 1)], gelu)
     torch.library.opcheck(PRODUCTS, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_calls_by_keywords_are_rewritten_alike() -> None:
+    def named(module: Any, x: torch.Tensor) -> Any:
+        twice = functional.silu(input=x) + functional.silu(input=x)
+        active = functional.gelu(input=module.a(twice), approximate="tanh")
+        return module.b(torch.cat(tensors=[active, active], dim=-1))
+
+    found = rewritten(Calling(named), torch.randn(3, 8))
+    assert (found.count(functional.silu), found.count(PRODUCTS)) == (1, 1)
+    assert found.count(PRODUCT_OF_PARTS) == 1
+
+
+def test_a_layer_that_is_called_twice_is_not_packed_with_itself() -> None:
+    found = rewritten(Calling(lambda m, x: m.a(x) + m.a(x) + m.b(x)), torch.randn(3, 8))
+    assert all(len(set(paths)) == len(paths) for paths in found.packed)
+
+
+def test_weights_from_elsewhere_are_left_alone() -> None:
+    others = [nn.Linear(8, 4), nn.Linear(8, 4)]
+    found = rewritten(Calling(lambda _m, x: [layer(x) for layer in others]), torch.randn(3, 8))
+    assert found.packed == []

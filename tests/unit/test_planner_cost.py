@@ -10,13 +10,22 @@ from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_too_big
 from ditplan.planner.share import share_of
 from ditplan.planner.space import Candidate, enumerate_space, placement_of
-from ditplan.planner.topology import Topology
+from ditplan.planner.topology import Topology, interpolate_s
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import cluster_names, find_cluster
+from ditplan.profiles.cluster import CollectiveTable
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.splits import split_sizes
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_profile, ranks, sd3_like
+from tests.unit.planner_nouns import (
+    WORKLOAD,
+    a_cluster,
+    a_device,
+    a_profile,
+    a_table,
+    ranks,
+    sd3_like,
+)
 
 SPEC = sd3_like()
 NO_TEXT = WORKLOAD.model_copy(update={"text_tokens": 0, "passes": 1})
@@ -136,6 +145,53 @@ def test_a_cpu_hides_no_sends() -> None:
         for kind in ("cpu", "cuda")
     )
     assert on_cpu > on_gpu
+
+
+FAST, SLOW = {2**16: 1e-5, 2**28: 1e-4}, {2**16: 1e-3, 2**28: 1e-2}
+COLLECTIVES = (a_table("all_to_all", SLOW), a_table("all_gather", SLOW))
+
+
+def exchanges_s(mesh: Mesh, part: str, *tables: CollectiveTable) -> float:
+    """Predicted seconds of a part on two GPUs on NVLink, where collectives were measured too."""
+    model = CostModel(a_cluster(collectives=(*COLLECTIVES, *tables)), SPEC)
+    return model.price(placed(mesh), NO_TEXT).parts[part]
+
+
+def test_ulysses_costs_what_writes_to_peers_were_measured_to_take_and_nothing_more() -> None:
+    table = a_table("peer_all_to_all", FAST)
+    one_bytes = 2048 * 24 * 64 * 2
+    by_hand = sum(interpolate_s(table.points, tensors * one_bytes) for tensors in (3, 1))
+    found = exchanges_s(Mesh(ulysses=2), "ulysses", table)
+    assert found == pytest.approx(24 * NO_TEXT.steps * by_hand)
+
+
+def test_a_gathering_ring_costs_what_writes_to_peers_were_measured_to_take() -> None:
+    table = a_table("peer_all_gather", FAST)
+    by_hand = interpolate_s(table.points, 2 * 2048 * 24 * 64 * 2)
+    found = exchanges_s(Mesh(ring=2), "ring", table)
+    assert found == pytest.approx(24 * NO_TEXT.steps * by_hand)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(ulysses=2), Mesh(ring=2)])
+def test_without_such_a_table_of_these_groups_collectives_and_packing_are_priced(
+    mesh: Mesh,
+) -> None:
+    """A table of other groups changes nothing."""
+    part = "ulysses" if mesh.ulysses > 1 else "ring"
+    others = [
+        a_table(operation, FAST, groups=2) for operation in ("peer_all_to_all", "peer_all_gather")
+    ]
+    found = exchanges_s(mesh, part)
+    assert exchanges_s(mesh, part, *others) == found
+    sizes = [3, 1] if part == "ulysses" else [2]
+    collectives_s = sum(
+        interpolate_s(COLLECTIVES[0].points, tensors * 2048 * 24 * 64 * 2) for tensors in sizes
+    )
+    calls = 24 * NO_TEXT.steps
+    if part == "ulysses":
+        assert found > 1.0001 * calls * collectives_s
+    else:
+        assert found == pytest.approx(calls * collectives_s)
 
 
 def test_vae_and_text_encoder_are_taken_from_measurements() -> None:

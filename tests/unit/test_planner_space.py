@@ -17,6 +17,7 @@ from ditplan.planner.space import (
 )
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS, Backend
+from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import AXES, Mesh
 from tests.unit.planner_nouns import WORKLOAD, a_cluster, sd3_like
 
@@ -104,6 +105,12 @@ def test_cfg_without_guidance_says_so() -> None:
     why = why_illegal(Mesh(cfg=2), sd3_like(), workload, 2, NATIVE)
     assert why is not None
     assert "guidance is off" in why
+
+
+def test_cfg_says_nothing_of_guidance_to_a_model_that_takes_its_scale_as_an_input() -> None:
+    flux = find_model("flux-dev")
+    why = why_illegal(Mesh(cfg=2), flux, flux.defaults, 2, NATIVE)
+    assert why == "cfg is 2, but flux-dev has 1 passes a step: use at most 1"
 
 
 def test_usual_placement_is_rank_order() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import typing
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from ditplan.profiles.cluster import ClusterProfile, Operation
 from ditplan.profiles.errors import InputError
 from tests.unit.planner_nouns import a_cluster, a_table
 
-OPERATIONS: tuple[Operation, ...] = ("all_to_all", "all_gather", "send_recv", "all_reduce")
+OPERATIONS: tuple[Operation, ...] = typing.get_args(Operation)
 SECONDS = {2**16: 43e-6, 2**20: 45e-6, 2**24: 59e-6, 2**28: 510e-6}
 LAUNCH_S = CostConstants().collective_launch_s
 
@@ -71,6 +72,25 @@ def test_table_over_other_kinds_of_link_is_not_taken() -> None:
     assert found.seconds > 2 * 59e-6
 
 
+@pytest.mark.parametrize(
+    ("groups", "is_measured"),
+    [
+        ([(0, 1), (2, 3)], True),
+        ([(0, 1)], False),
+        ([(0, 2), (1, 3)], False),
+        ([(0, 1, 2, 3)], False),
+        ([(0,)], False),
+    ],
+)
+def test_only_a_table_of_just_these_groups_counts_as_measured(
+    groups: list[tuple[int, ...]], is_measured: bool
+) -> None:
+    table = a_table("peer_all_to_all", SECONDS, stride=1, groups=2)
+    topology = Topology(a_cluster(devices=4, collectives=(table,)))
+    assert topology.is_measured("peer_all_to_all", groups) == is_measured
+    assert not topology.is_measured("all_to_all", groups)
+
+
 def test_irregular_groups_are_priced() -> None:
     table = a_table("all_to_all", SECONDS, size=3, groups=1)
     topology = Topology(a_cluster(devices=4, collectives=(table,)))
@@ -115,6 +135,8 @@ def test_link_bytes_equal_an_independent_count(operation: Operation, size: int) 
         "all_gather": count * (size - 1),
         "send_recv": count,
         "all_reduce": 2 * count * (size - 1) / size,
+        "peer_all_to_all": count * (size - 1) / size,
+        "peer_all_gather": count * (size - 1),
     }[operation]
     found = Topology(a_cluster(devices=size)).link_bytes(operation, count, [group])
     assert found == pytest.approx({"nvlink": size * sent_by_each})

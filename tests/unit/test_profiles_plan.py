@@ -88,6 +88,21 @@ def test_another_model_is_refused() -> None:
         plan.require_model("SD3Transformer2DModel", "beef")
 
 
+def test_passes_of_a_model_that_takes_guidance_as_an_input_are_refused() -> None:
+    flux = {
+        "component": "transformer",
+        "transformer_class": "FluxTransformer2DModel",
+        "config_hash": "f1",
+    }
+    model = {"name": "flux-dev", "pipeline_class": "FluxPipeline", "transformers": [flux]}
+    workload = a_plan().workload.model_dump()
+    plan_with(model=model, workload=workload | {"passes": 1}).require_model(
+        "FluxTransformer2DModel", "f1"
+    )
+    with pytest.raises(InputError, match=r"2 passes a step, flux-dev makes one .*passes to 1, or"):
+        plan_with(model=model, workload=workload).require_model("FluxTransformer2DModel", "f1")
+
+
 def test_other_devices_are_refused_with_the_first_rank_that_differs() -> None:
     plan = a_plan()
     plan.require_devices(("A100",) * 4)
