@@ -87,11 +87,12 @@ def violation(
 ) -> Violation | None:
     """The first rule that a mesh breaks, whatever the number of GPUs."""
     for axis, degree in zip(AXES, mesh.degrees, strict=True):
-        if degree > 1 and axis not in backend.axes:
+        if degree > 1 and axis not in backend.exact_axes:
+            exactly = " exactly" if axis in backend.axes else ""
             return Violation(
-                f"{axis} not in {backend.name}",
-                f"backend {backend.name} can't run {axis}{degree}: it has "
-                f"{', '.join(backend.axes)}; leave {axis} at 1",
+                f"{axis} not{exactly} in {backend.name}",
+                f"backend {backend.name} can't run {axis}{degree}{exactly}: it has "
+                f"{', '.join(backend.exact_axes)}; leave {axis} at 1",
             )
     ranks = mesh.sequence_parallel
     rules = (
@@ -148,7 +149,7 @@ def legal_meshes(
     """
     legal: list[Mesh] = []
     dropped: Counter[str] = Counter()
-    for mesh in degrees_within(gpus, backend.axes, pins or {}):
+    for mesh in degrees_within(gpus, backend.exact_axes, pins or {}):
         if exactly and mesh.size != gpus:
             continue
         if found := violation(mesh, spec, workload, backend):

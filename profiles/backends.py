@@ -9,13 +9,20 @@ from ditplan.profiles.record import Noun
 class Backend(Noun):
     """A runtime: the mesh axes it can use (all other degrees stay 1) and its execution modes.
 
+    Those of `approximate_axes` give another result than one device.
     `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
     """
 
     name: str
     axes: tuple[str, ...]
+    approximate_axes: tuple[str, ...] = ()
     modes: tuple[Mode, ...]
     cpu_modes: tuple[Mode, ...]
+
+    @property
+    def exact_axes(self) -> tuple[str, ...]:
+        """The axes that give one device's result."""
+        return tuple(axis for axis in self.axes if axis not in self.approximate_axes)
 
     def modes_on(self, device: DeviceKind) -> tuple[Mode, ...]:
         """The execution modes it has on a kind of device."""
@@ -29,7 +36,8 @@ class Backend(Noun):
 BACKENDS = {
     "native": Backend(
         name="native",
-        axes=("cfg", "ring", "ulysses"),
+        axes=("cfg", "pipefusion", "ring", "ulysses"),
+        approximate_axes=("pipefusion",),
         modes=("eager", "compile", "graph", "compile+graph"),
         cpu_modes=("eager", "compile"),
     )

@@ -64,9 +64,10 @@ class ModelFamily(Noun):
     With `guidance` "batched" the pipeline doubles the batch, so that cfg parallelism splits it;
     with "embedded" the guidance scale is an input of the transformer, which runs once a step.
     `batched_inputs` are the root's arguments with a batch dim 0 (tensors or lists of tensors).
-    `blocks` are the module lists in order of execution. `latents_per_token` is the edge of the
-    square of latent pixels that becomes an image token: a key of the transformer's config or a
-    number. `text_length_argument` is the argument of the pipeline's call that says to how many
+    `blocks` are the module lists in order of execution; `carried` are those arguments of a block
+    that it returns for the next, in the order of what it returns. `latents_per_token` is the edge
+    of the square of latent pixels that becomes an image token: a key of the transformer's config or
+    a number. `text_length_argument` is the argument of the pipeline's call that says to how many
     tokens it pads a prompt, where that is all of the text. Of `usual` the first that fits a config
     holds.
 
@@ -88,6 +89,7 @@ class ModelFamily(Noun):
     prompt_inputs: dict[str, tuple[str, ...]]
     batched_inputs: tuple[str, ...]
     blocks: tuple[str, ...]
+    carried: tuple[str, ...]
     splits: tuple[Split, ...]
     gathers: tuple[Gather, ...]
     self_attentions: tuple[SelfAttention, ...] = Field(min_length=1)

@@ -23,3 +23,29 @@ def split_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
     sizes = split_sizes(total, parts)
     start = sum(sizes[:part])
     return start, start + sizes[part]
+
+
+def patch_bounds(image_tokens: int, text_tokens: int, patches: int) -> tuple[tuple[int, int], ...]:
+    """Start and end of each patch of an image whose text goes with the first.
+
+    The first patch takes fewer image tokens for it, so that all are about equally long; the others
+    differ by one token at most.
+
+    >>> patch_bounds(16, 4, 3)
+    ((0, 3), (3, 10), (10, 16))
+
+    Raises:
+        ValueError: fewer than one patch, or fewer image tokens than patches.
+    """
+    if patches < 1 or image_tokens < patches:
+        raise ValueError(
+            f"{image_tokens} tokens can't be cut into {patches} patches: each needs at least one"
+        )
+    if patches == 1:
+        return ((0, image_tokens),)
+    fair = (image_tokens + text_tokens) // patches - text_tokens
+    first = min(max(fair, 1), image_tokens - patches + 1)
+    ends = [first]
+    for size in split_sizes(image_tokens - first, patches - 1):
+        ends.append(ends[-1] + size)
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))

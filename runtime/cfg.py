@@ -20,19 +20,21 @@ from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.modules import replace_forward
 
 
-def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack) -> None:
-    """Splits the batch of each call over the group; closing `undo` takes that away again.
+class BatchSplit:
+    """Splits a call's samples over the ranks of a group; None for no group keeps them whole."""
 
-    A call with fewer samples than ranks (skip-layer guidance's third pass) is run whole by every
-    rank, with a warning.
-    """
-    ranks = group.size
-    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    whole = model.forward
+    def __init__(self, family: ModelFamily, group: AxisGroup | None) -> None:
+        self._family, self._group = family, group
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs
-        samples = given[family.batched_inputs[0]].shape[0]
+    def share(self, given: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+        """A call's arguments for this rank's samples, and of how many they are a share.
+
+        None where there are fewer samples than ranks (skip-layer guidance's third pass): each rank
+        then runs the call whole, with a warning.
+        """
+        if self._group is None:
+            return given, None
+        samples, ranks = given[self._family.batched_inputs[0]].shape[0], self._group.size
         if samples < ranks:
             warnings.warn(
                 f"a call with {samples} sample(s) can't be split over {ranks} cfg ranks: each "
@@ -40,18 +42,33 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
                 PlanWarning,
                 stacklevel=2,
             )
-            return whole(**given)
-        start, end = split_bounds(samples, ranks, group.index)
+            return given, None
+        start, end = split_bounds(samples, ranks, self._group.index)
         shared = {
             name: _share(given[name], samples, start, end)
-            for name in family.batched_inputs
+            for name in self._family.batched_inputs
             if given.get(name) is not None
         }
-        output = whole(**(given | shared))
-        sizes = split_sizes(samples, ranks)
+        return given | shared, samples
+
+    def gather(self, output: torch.Tensor, samples: int | None) -> torch.Tensor:
+        """All samples of an output of which this rank has computed its share."""
+        if self._group is None or samples is None:
+            return output
+        return all_gather_uneven(output, 0, split_sizes(samples, self._group.size), self._group)
+
+
+def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack) -> None:
+    """Splits the batch of each call over the group; closing `undo` takes that away again."""
+    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+    split, whole = BatchSplit(family, group), model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given, samples = split.share(dict(zip(names, args, strict=False)) | kwargs)
+        output = whole(**given)
         if isinstance(output, tuple):
-            return (all_gather_uneven(output[0], 0, sizes, group), *output[1:])
-        return type(output)(sample=all_gather_uneven(output.sample, 0, sizes, group))
+            return (split.gather(output[0], samples), *output[1:])
+        return type(output)(sample=split.gather(output.sample, samples))
 
     replace_forward(model, forward, undo)
 

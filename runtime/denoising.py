@@ -1,5 +1,6 @@
 """Timing the denoising loop of a pipeline's own call."""
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,10 +25,12 @@ class DenoisingClock:
     def watching(self, pipeline: Any) -> Iterator[None]:
         """Watches one call of the pipeline."""
         self._first, self._last, self.steps = None, None, 0
-        scheduler_step = pipeline.scheduler.step
+        scheduler = pipeline.scheduler
 
+        # looked up when called: a plan may give the scheduler another class meanwhile
+        @functools.wraps(type(scheduler).step)
         def step(*args: Any, **kwargs: Any) -> Any:
-            result = scheduler_step(*args, **kwargs)
+            result = type(scheduler).step(scheduler, *args, **kwargs)
             self._last = self._mark()
             self.steps += 1
             return result
@@ -40,8 +43,8 @@ class DenoisingClock:
             undo.callback(
                 pipeline.transformer.register_forward_pre_hook(started, prepend=True).remove
             )
-            pipeline.scheduler.step = step
-            undo.callback(delattr, pipeline.scheduler, "step")
+            scheduler.step = step
+            undo.callback(delattr, scheduler, "step")
             yield
 
     def seconds(self) -> float:

@@ -55,7 +55,9 @@ class GroupCache:
 
     rank: int
     world_size: int
-    _groups: dict[tuple[int, ...], dist.ProcessGroup | None] = field(default_factory=dict)
+    _groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup | None] = field(
+        default_factory=dict
+    )
 
     def axis_group(
         self, mesh: Mesh, placement: tuple[int, ...], axes: Sequence[str]
@@ -80,14 +82,18 @@ class GroupCache:
                 mine = AxisGroup(ranks, group, ranks.index(self.rank))
         return mine
 
-    def group(self, ranks: Sequence[int]) -> dist.ProcessGroup | None:
-        """The process group of some global ranks, ascending; None on all other ranks."""
-        key = tuple(sorted(ranks))
-        if key == tuple(range(self.world_size)):
+    def group(self, ranks: Sequence[int], purpose: str = "") -> dist.ProcessGroup | None:
+        """The process group of some global ranks, ascending; None on all other ranks.
+
+        With a `purpose` it is one of its own, whose transfers wait for no others.
+        """
+        members = tuple(sorted(ranks))
+        if not purpose and members == tuple(range(self.world_size)):
             return dist.group.WORLD
+        key = (purpose, members)
         if key not in self._groups:
-            made = dist.new_group(list(key), timeout=GROUP_TIMEOUT)
-            self._groups[key] = made if self.rank in key else None
+            made = dist.new_group(list(members), timeout=GROUP_TIMEOUT)
+            self._groups[key] = made if self.rank in members else None
         return self._groups[key]
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ditplan.profiles.errors import InputError, PlanWarning
-from ditplan.profiles.family import ModelFamily, family_of
+from ditplan.profiles.family import ModelFamily, Split, family_of
 from ditplan.profiles.model import AttentionKernel, Mode, ModelSpec, PointRequest, TimePoint
 from ditplan.profiles.workload import Dtype, Workload
 from ditplan.runtime.attention import usable_kernels
@@ -27,7 +27,7 @@ from ditplan.runtime.inspection import InputShape, block_runs, diffusers_class, 
 from ditplan.runtime.made_up_keys import MadeUpKeys
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.pipelines import DTYPES, random_model
-from ditplan.runtime.sequence import answer_attentions, apply_split, submodule
+from ditplan.runtime.sequence import answer_attentions, apply_splits, submodule
 from ditplan.runtime.timing import Timing, captured, synchronize, time_call
 
 SLOWEST_CALL_S = 1.5
@@ -289,13 +289,11 @@ def _show_share(
     """Cuts the sequence to what the fullest of `request.ranks` ranks has, and lengthens outputs."""
     shares = {"image": request.image_share, "text": request.text_share}
     whole = {"image": request.image_tokens, "text": request.text_tokens}
-    for split in family.splits:
-        size = shares[split.segment]
 
-        def cut(tensor: torch.Tensor, dim: int = split.dim, size: int = size) -> torch.Tensor:
-            return tensor.narrow(dim, 0, size).contiguous()
+    def cut(split: Split, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.narrow(split.dim, 0, shares[split.segment]).contiguous()
 
-        undo.callback(apply_split(model, split, cut).remove)
+    apply_splits(model, family, cut, undo)
     for gather in family.gathers:
         missing = whole[gather.segment] - shares[gather.segment]
 

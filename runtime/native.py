@@ -10,7 +10,7 @@ from torch import nn
 from ditplan.profiles.backends import find_backend, require_mode
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.family import ModelFamily, SelfAttention, family_of
+from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.attention import attend
@@ -20,18 +20,22 @@ from ditplan.runtime.compiling import CompiledBlocks
 from ditplan.runtime.exchange import CollectiveExchange, Exchange
 from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.inspection import config_digest
+from ditplan.runtime.inspection import block_runs, config_digest
 from ditplan.runtime.modules import replace_forward
 from ditplan.runtime.operators import AttentionOperator
+from ditplan.runtime.patches import apply_patches
 from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
+from ditplan.runtime.pipefusion import Pipe, StagePredictor, make_pipe, require_stages
 from ditplan.runtime.sequence import (
     GatherKeys,
     Layout,
+    Patches,
     SequenceAttention,
     SequenceGroups,
     answer_attentions,
     apply_sequence_parallel,
 )
+from ditplan.runtime.stale import KeyCache
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Prepared:
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
     blocks: CompiledBlocks
+    pipe: Pipe | None
+    cache: KeyCache | None
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> ExitStack:
@@ -68,9 +74,11 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
             answer_attentions(model, prepared.family, prepared.answers, undo)
         if "compile" in execution.mode:
             prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
-        if prepared.cfg:
+        if prepared.pipe:
+            _apply_pipefusion(pipeline, plan, prepared, undo)
+        elif prepared.cfg:
             apply_cfg(model, prepared.family, prepared.cfg, undo)
-        if "graph" in execution.mode:
+        if "graph" in execution.mode and not prepared.pipe:
             graphed = GraphedForward(model.forward, context.device, may_fall_back)
             replace_forward(model, graphed, undo)
         return undo.pop_all()
@@ -79,7 +87,7 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
     family = _checked_family(model, plan, context)
     kept = context.kept.setdefault("prepared plans", WeakKeyDictionary()).setdefault(model, {})
-    key = (plan.mesh, plan.placement, plan.execution)
+    key = (plan.mesh, plan.placement, plan.pipefusion, plan.execution)
     if key not in kept:
         kept[key] = _prepare(family, plan, context)
     found: Prepared = kept[key]
@@ -92,17 +100,25 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     ring = groups.axis_group(mesh, plan.placement, ("ring",))
     ulysses = groups.axis_group(mesh, plan.placement, ("ulysses",))
     sequence = groups.axis_group(mesh, plan.placement, ("ring", "ulysses"))
+    pipe = make_pipe(context, mesh, plan.placement) if mesh.pipefusion > 1 else None
+    patches, cache = None, None
+    if pipe and plan.pipefusion:
+        patches = Patches(family.gathers[0].segment)
+        cache = KeyCache(plan.pipefusion.patches)
     layout = None
     answers: tuple[AttentionOperator, ...] | None = None
-    if sequence:
-        layout = Layout(SequenceGroups(all=sequence, ring=ring, ulysses=ulysses))
+    if sequence or pipe:
+        layout = Layout(SequenceGroups(all=sequence, ring=ring, ulysses=ulysses), patches)
         exchange = _exchange(ulysses, context) if ulysses else None
         gather_keys = None
-        if ring and plan.execution.ring == "gather":
+        if ring and (plan.execution.ring == "gather" or cache):
             gather_keys = _key_gatherer(ring, context)
+        kernel = plan.execution.attention
         answers = tuple(
-            _distributed(declared, layout, plan, exchange, gather_keys)
-            for declared in family.self_attentions
+            _distributed(
+                SequenceAttention(declared, layout, kernel, exchange, gather_keys, cache, number)
+            )
+            for number, declared in enumerate(family.self_attentions)
         )
     elif plan.execution.attention != "auto":
         kernel = plan.execution.attention
@@ -111,19 +127,33 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
-    return Prepared(family, cfg, layout, answers, CompiledBlocks(answers or ()))
+    return Prepared(family, cfg, layout, answers, CompiledBlocks(answers or ()), pipe, cache)
 
 
-def _distributed(
-    declared: SelfAttention,
-    layout: Layout,
-    plan: ExecutionPlan,
-    exchange: Exchange | None,
-    gather_keys: GatherKeys | None,
-) -> AttentionOperator:
-    attention = SequenceAttention(declared, layout, plan.execution.attention, exchange, gather_keys)
-    halves = attention if exchange is not None else None
-    return AttentionOperator(attention, interleaved=exchange is not None, halves=halves)
+def _distributed(attention: SequenceAttention) -> AttentionOperator:
+    exchanges = attention.exchange is not None
+    halves = attention if exchanges else None
+    return AttentionOperator(attention, interleaved=exchanges, halves=halves)
+
+
+def _apply_pipefusion(
+    pipeline: Any, plan: ExecutionPlan, prepared: Prepared, undo: ExitStack
+) -> None:
+    if not (prepared.pipe and prepared.layout and prepared.cache and plan.pipefusion):
+        return
+    predictor = StagePredictor(
+        pipeline.transformer,
+        prepared.family,
+        prepared.pipe,
+        prepared.cfg,
+        prepared.layout,
+        prepared.cache,
+        plan.pipefusion.blocks_per_stage,
+        plan.pipefusion.warmup_steps,
+    )
+    predictor.apply(undo)
+    undo.callback(prepared.cache.clear)
+    apply_patches(pipeline, predictor, undo)
 
 
 def _exchange(group: AxisGroup, context: RankContext) -> Exchange:
@@ -160,4 +190,8 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     name = type(model).__name__
     config: Any = model.config
     plan.require_model(name, config_digest(config))
-    return family_of(name)
+    family = family_of(name)
+    if plan.pipefusion:
+        blocks = sum(len(paths) for _, paths in block_runs(model, family))
+        require_stages(plan.pipefusion.blocks_per_stage, blocks)
+    return family

@@ -225,11 +225,10 @@ class PeerExchange:
     def gather_keys(
         self, key: torch.Tensor, value: torch.Tensor, tokens: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all ranks, (B, H, S here, D) -> (B, H, S, D) each."""
+        """Keys and values of all ranks in their order, (B, H, S here, D) -> (B, H, S, D) each."""
         batch, heads, mine, width = key.shape
-        rows = [tokens[i] for i in self._group.order]
-        total, before = sum(rows), sum(rows[: self._me])
-        name = ("keys", key.shape, key.dtype, tuple(rows))
+        total, before = sum(tokens), sum(tokens[: self._group.index])
+        name = ("keys", key.shape, key.dtype, tuple(tokens))
         if name not in self._mailboxes:
             box = Box(
                 0, mine, 0, heads, before * heads, batch * total * heads, total * heads, heads

@@ -6,7 +6,8 @@ split over all ranks, so that a rank holds a share of every segment.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,14 @@ from torch.utils.hooks import RemovableHandle
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, SelfAttention, Split
 from ditplan.profiles.model import AttentionKernel
-from ditplan.profiles.splits import split_bounds, split_sizes
+from ditplan.profiles.splits import split_bounds
 from ditplan.runtime.attention import attend, attend_with_lse
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.exchange import Exchange, Work
 from ditplan.runtime.groups import AxisGroup
+from ditplan.runtime.modules import replace_forward
 from ditplan.runtime.ring import ring_attention
+from ditplan.runtime.stale import KeyCache
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 GatherKeys = Callable[
@@ -37,17 +40,58 @@ GatherKeys = Callable[
 class SequenceGroups:
     """The groups that split a sequence: all its ranks, and its two axes (None for degree 1)."""
 
-    all: AxisGroup
+    all: AxisGroup | None
     ring: AxisGroup | None
     ulysses: AxisGroup | None
+
+    @property
+    def size(self) -> int:
+        """How many ranks share a sequence."""
+        return self.all.size if self.all else 1
+
+    @property
+    def index(self) -> int:
+        """This rank's place among them: ring first."""
+        return self.all.index if self.all else 0
+
+    @property
+    def ulysses_size(self) -> int:
+        """How many ranks share the heads."""
+        return self.ulysses.size if self.ulysses else 1
+
+
+@dataclass
+class Patches:
+    """The patches that a segment is cut into; the other segments go with the first of them.
+
+    `bounds` are set when the sequence's length is known. `current` is the patch that is computed,
+    None for the whole sequence.
+    """
+
+    segment: str
+    bounds: tuple[tuple[int, int], ...] = ()
+    current: int | None = None
+
+    def range_of(self, segment: str, length: int, patch: int | None) -> tuple[int, int]:
+        """Start and end of a patch's tokens of a segment that is `length` long."""
+        if patch is None:
+            return 0, length
+        if segment == self.segment:
+            return self.bounds[patch]
+        return (0, length) if patch == 0 else (0, 0)
 
 
 @dataclass
 class Layout:
-    """How long each whole segment of the current call is, as every rank sees from its inputs."""
+    """How long each segment of the current call is, as every rank sees from its inputs.
+
+    `lengths` are those of what is computed now, all of it or a patch; `whole` of all.
+    """
 
     groups: SequenceGroups
+    patches: Patches | None = None
     lengths: dict[str, int] = field(default_factory=dict)
+    whole: dict[str, int] = field(default_factory=dict)
 
     def share(self, tensor: torch.Tensor, segment: str, dim: int) -> torch.Tensor:
         """This rank's share of a whole tensor; notes the segment's length.
@@ -55,24 +99,58 @@ class Layout:
         Raises:
             InputError: fewer tokens than ranks.
         """
-        ranks, length = self.groups.all.size, tensor.shape[dim]
-        if length < ranks:
+        ranks, length = self.groups.size, tensor.shape[dim]
+        start, end = 0, length
+        if self.patches is None or self.patches.current is None:
+            self.whole[segment] = length
+        elif segment == self.patches.segment:
+            start, end = self.patches.bounds[self.patches.current]
+        here = end - start
+        if here < ranks and (here or self.patches is None):
+            patch = "" if here == length else f" of a patch of {length}"
             raise InputError(
-                f"{length} {segment} tokens can't be split over {ranks} ranks; use a plan with "
-                f"ring x ulysses of at most {length}"
+                f"{here} {segment} tokens{patch} can't be split over {ranks} ranks; use a plan "
+                f"with ring x ulysses of at most {here}{' or fewer patches' if patch else ''}"
             )
-        self.lengths[segment] = length
-        start, end = split_bounds(length, ranks, self.groups.all.index)
+        self.lengths[segment] = here
+        first, last = _bounds(here, ranks, self.groups.index)
         # with the usual strides even where a dim is 1 long, as compiled blocks put out: they are
         # compiled anew for others
-        share = tensor.narrow(dim, start, end - start)
+        share = tensor.narrow(dim, start + first, last - first)
         return share.clone(memory_format=torch.contiguous_format)
 
     def sizes(self, segments: Sequence[str]) -> list[int]:
         """How many tokens of these segments together each rank holds."""
-        ranks = self.groups.all.size
-        shares = [split_sizes(self.lengths[segment], ranks) for segment in segments]
-        return [sum(share[rank] for share in shares) for rank in range(ranks)]
+        ranks = self.groups.size
+        return [
+            sum(last - first for first, last in self._ranges(segments, self.lengths, rank))
+            for rank in range(ranks)
+        ]
+
+    def _ranges(
+        self, segments: Sequence[str], lengths: Mapping[str, int], rank: int
+    ) -> list[tuple[int, int]]:
+        return [_bounds(lengths[segment], self.groups.size, rank) for segment in segments]
+
+    def tokens(self, segments: Sequence[str], patch: int | None, ranks: Sequence[int]) -> list[int]:
+        """Which tokens of the whole sequence some ranks hold of a patch, rank after rank."""
+        found: list[int] = []
+        for rank in ranks:
+            before = 0
+            for segment in segments:
+                length = self.whole[segment]
+                start, end = (
+                    self.patches.range_of(segment, length, patch) if self.patches else (0, length)
+                )
+                first, last = _bounds(end - start, self.groups.size, rank)
+                found += range(before + start + first, before + start + last)
+                before += length
+        return found
+
+
+def _bounds(length: int, ranks: int, rank: int) -> tuple[int, int]:
+    """A rank's share of a segment, which may be empty for all of them."""
+    return split_bounds(length, ranks, rank) if length else (0, 0)
 
 
 class AttentionDoor(TorchFunctionMode):
@@ -207,9 +285,11 @@ def apply_sequence_parallel(
     Raises:
         InputError: the model has no module that the family names.
     """
-    for split in family.splits:
-        cut = functools.partial(layout.share, segment=split.segment, dim=split.dim)
-        undo.callback(apply_split(model, split, cut).remove)
+
+    def cut(split: Split, tensor: torch.Tensor) -> torch.Tensor:
+        return layout.share(tensor, split.segment, split.dim)
+
+    apply_splits(model, family, cut, undo)
     for gather in family.gathers:
         undo.callback(_apply_gather(model, gather, layout).remove)
     answer_attentions(model, family, answers, undo)
@@ -236,36 +316,51 @@ def answer_attentions(
         )
 
 
-def apply_split(
-    model: nn.Module, split: Split, cut: Callable[[torch.Tensor], torch.Tensor]
-) -> RemovableHandle:
-    """Has `cut` applied to each tensor at the split's place."""
+def apply_splits(
+    model: nn.Module,
+    family: ModelFamily,
+    cut: Callable[[Split, torch.Tensor], torch.Tensor],
+    undo: ExitStack,
+) -> None:
+    """Has `cut` applied to each tensor at the family's splits; closing `undo` takes that away."""
+    for split in family.splits:
+        if split.place == "output":
+            hook = functools.partial(_cut_output, functools.partial(cut, split))
+            module = submodule(model, split.name)
+            undo.callback(module.register_forward_hook(hook).remove)
+    inputs = [split for split in family.splits if split.place == "input"]
+    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+    whole = model.forward
 
-    def each(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return cut(value)
-        if isinstance(value, (list, tuple)):
-            return type(value)(each(item) for item in value)
-        return value
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        for split in inputs:
+            if split.name in given:
+                given[split.name] = _on_tensors(functools.partial(cut, split), given[split.name])
+        return whole(**given)
 
-    if split.place == "input":
-        return model.register_forward_pre_hook(
-            lambda _module, args, kwargs: (
-                (args, kwargs | {split.name: each(kwargs[split.name])})
-                if split.name in kwargs
-                else None
-            ),
-            with_kwargs=True,
-        )
-    module = submodule(model, split.name)
-    return module.register_forward_hook(lambda _module, _args, output: each(output))
+    replace_forward(model, forward, undo)
+
+
+def _cut_output(
+    cut: Callable[[torch.Tensor], torch.Tensor], _module: nn.Module, _args: Any, output: Any
+) -> Any:
+    return _on_tensors(cut, output)
+
+
+def _on_tensors(cut: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """`cut` applied to a tensor, or to each of a list of them."""
+    if isinstance(value, torch.Tensor):
+        return cut(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_tensors(cut, item) for item in value)
+    return value
 
 
 def _apply_gather(model: nn.Module, gather: Gather, layout: Layout) -> RemovableHandle:
     def whole(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return all_gather_uneven(
-            output, gather.dim, layout.sizes([gather.segment]), layout.groups.all
-        )
+        sizes, ranks = layout.sizes([gather.segment]), layout.groups.all
+        return all_gather_uneven(output, gather.dim, sizes, ranks) if ranks else output
 
     return submodule(model, gather.name).register_forward_hook(whole)
 
@@ -297,6 +392,8 @@ class SequenceAttention:
     kernel: AttentionKernel
     exchange: Exchange | None
     gather_keys: GatherKeys | None
+    cache: KeyCache | None = None
+    number: int = 0
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -326,7 +423,7 @@ class SequenceAttention:
             InputError: the tensors aren't as long as this rank's share.
         """
         sizes = self.layout.sizes(self.declared.segments)
-        self._check_length(query, key, sizes[self.layout.groups.all.index])
+        self._check_length(query, key, sizes[self.layout.groups.index])
         if self.exchange is not None:
             query, key, value = self.exchange.gather_tokens(
                 (query, key, value), self._blocks()[self._ring_index()], meanwhile
@@ -347,15 +444,12 @@ class SequenceAttention:
         return self.exchange.scatter_tokens(attended, heads, tokens, meanwhile)
 
     def _ring_index(self) -> int:
-        return self.layout.groups.all.index // self._ulysses_degree()
-
-    def _ulysses_degree(self) -> int:
-        ulysses = self.layout.groups.ulysses
-        return ulysses.size if ulysses else 1
+        return self.layout.groups.index // self.layout.groups.ulysses_size
 
     def _blocks(self) -> list[list[int]]:
         """Tokens of each rank, by ring member: ranks are numbered ring first."""
-        sizes, degree = self.layout.sizes(self.declared.segments), self._ulysses_degree()
+        sizes = self.layout.sizes(self.declared.segments)
+        degree = self.layout.groups.ulysses_size
         return [sizes[i : i + degree] for i in range(0, len(sizes), degree)]
 
     def _over_ring(
@@ -367,11 +461,12 @@ class SequenceAttention:
         scale: float | None,
     ) -> torch.Tensor:
         ring = self.layout.groups.ring
-        if ring is None:
+        if ring is None or self.gather_keys is not None:
+            if self.gather_keys is not None:
+                key, value = self.gather_keys(key, value, key_sizes)
+            if self.cache is not None:
+                key, value = self.cache.renew(self.number, key, value, self._tokens_of)
             return attend(query, key, value, scale, self.kernel)
-        if self.gather_keys is not None:
-            keys, values = self.gather_keys(key, value, key_sizes)
-            return attend(query, keys, values, scale, self.kernel)
 
         def block(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -379,6 +474,14 @@ class SequenceAttention:
             return attend_with_lse(q, k, v, scale, self.kernel)
 
         return ring_attention(query, key, value, ring, key_sizes, block)
+
+    def _tokens_of(self, patch: int | None) -> list[int]:
+        """Which tokens of the sequence the gathered keys of a patch are, in their order."""
+        groups = self.layout.groups
+        inner = groups.ulysses.order if groups.ulysses else (0,)
+        outer = range(groups.ring.size) if groups.ring else (0,)
+        ranks = [member * groups.ulysses_size + i for member in outer for i in inner]
+        return self.layout.tokens(self.declared.segments, patch, ranks)
 
     def _check_length(self, query: torch.Tensor, key: torch.Tensor, expected: int) -> None:
         if query.shape[2] != expected or key.shape[2] != expected:

@@ -6,6 +6,7 @@ from ditplan.profiles.plan import (
     Execution,
     ExecutionPlan,
     Fingerprint,
+    PipeFusion,
     PlannedModel,
     PlannedTransformer,
     Quality,
@@ -80,6 +81,7 @@ def plan_for(
     mesh: Mesh,
     work: Workload,
     placement: tuple[int, ...] | None = None,
+    pipefusion: PipeFusion | None = None,
 ) -> ExecutionPlan:
     """A plan as `tune` writes it, without numbers."""
     return ExecutionPlan(
@@ -98,9 +100,9 @@ def plan_for(
         backend="native",
         mesh=mesh,
         placement=placement or tuple(range(mesh.size)),
-        pipefusion=None,
+        pipefusion=pipefusion,
         execution=Execution(),
-        quality=Quality(exact=True),
+        quality=Quality(exact=pipefusion is None),
         prediction=None,
         measurement=None,
         runner_ups=(),

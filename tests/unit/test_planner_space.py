@@ -49,8 +49,8 @@ def test_enumeration_equals_brute_force(
     )
     legal, dropped = legal_meshes(spec, workload, gpus, backend, exactly=exactly)
     expected, others = set(), 0
-    for degrees in itertools.product(range(1, gpus + 1), repeat=len(backend.axes)):
-        mesh = Mesh(**dict(zip(backend.axes, degrees, strict=True)))
+    for degrees in itertools.product(range(1, gpus + 1), repeat=len(backend.exact_axes)):
+        mesh = Mesh(**dict(zip(backend.exact_axes, degrees, strict=True)))
         if mesh.size > gpus or (exactly and mesh.size != gpus):
             continue
         tokens = (height // 16) * 2
@@ -87,7 +87,7 @@ def test_pins_keep_their_degree() -> None:
         (Mesh(cfg=3), 3, "cfg is 3, but sd3-like has 2 passes a step: use at most 2"),
         (Mesh(ulysses=25), None, "has 24 attention heads: use at most 24"),
         (Mesh(ring=400), None, "has 333 text tokens: use at most 333"),
-        (Mesh(pipefusion=2), 2, "can't run pipefusion2: it has cfg, ring, ulysses"),
+        (Mesh(pipefusion=2), 2, "can't run pipefusion2 exactly: it has cfg, ring, ulysses"),
         (Mesh(dp=2), 2, "can't run dp2"),
     ],
 )

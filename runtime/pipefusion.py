@@ -1,0 +1,279 @@
+"""PipeFusion: stages of blocks on different ranks, through which patches flow across steps.
+
+Source: PipeFusion (arXiv 2405.14430). `patches.py` runs the pipeline's call for each patch, this
+file runs the transformer for it: warm-up steps on the whole sequence, then patch after patch, in
+the same order on every stage.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import ModelFamily
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.splits import patch_bounds
+from ditplan.runtime.cfg import BatchSplit
+from ditplan.runtime.groups import AxisGroup, RankContext
+from ditplan.runtime.links import Arriving, Link
+from ditplan.runtime.patches import REMEDY
+from ditplan.runtime.sequence import Layout, Patches
+from ditplan.runtime.stages import Carried, Stage
+from ditplan.runtime.stale import KeyCache
+
+
+@dataclass(frozen=True)
+class Pipe:
+    """This rank's line of stages: all ranks of it, and the links to and from it.
+
+    `onward` leads to the next stage, from the last one to the first.
+    """
+
+    stages: AxisGroup
+    onward: Link
+    incoming: Link
+
+    @property
+    def stage(self) -> int:
+        """Which stage this rank is."""
+        return self.stages.index
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank owns latents."""
+        return self.stages.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this rank has predictions."""
+        return self.stages.index == self.stages.size - 1
+
+
+def make_pipe(context: RankContext, mesh: Mesh, placement: tuple[int, ...]) -> Pipe | None:
+    """This rank's pipe; None outside of the mesh. Every rank of the world calls it.
+
+    Each link has a process group of its own: NCCL carries out a group's transfers one after the
+    other, and those to and from a stage don't wait for each other.
+    """
+    stages = context.groups.axis_group(mesh, placement, ("pipefusion",))
+    links: dict[tuple[int, int], Link] = {}
+    for line in mesh.groups(placement, ("pipefusion",)):
+        for source, target in zip(line, (*line[1:], line[0]), strict=True):
+            group = context.groups.group((source, target), f"to {target}")
+            if group is not None:
+                links[source, target] = Link(group, source, target, context.device)
+    if stages is None:
+        return None
+    me, ranks = stages.index, stages.ranks
+    after, before = ranks[(me + 1) % len(ranks)], ranks[me - 1]
+    return Pipe(stages, links[ranks[me], after], links[before, ranks[me]])
+
+
+class StagePredictor:
+    """Runs this rank's stage of the transformer for a `PatchedCall`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: ModelFamily,
+        pipe: Pipe,
+        cfg: AxisGroup | None,
+        layout: Layout,
+        cache: KeyCache,
+        blocks_per_stage: tuple[int, ...],
+        warmup_steps: int,
+    ) -> None:
+        """`layout` has patches, and `cache` is the one that the model's attentions renew."""
+        self.patches, self.warmup_steps = cache.patches, warmup_steps
+        self._model, self._family, self._pipe = model, family, pipe
+        self._batch, self._layout, self._cache = BatchSplit(family, cfg), layout, cache
+        first = sum(blocks_per_stage[: pipe.stage])
+        receive = None if pipe.is_first else self._receive_carried
+        self._stage = Stage(family, first, first + blocks_per_stage[pipe.stage], receive, cache)
+        self._forward: Callable[..., Any] = model.forward
+        self._locating = False
+        self._whole: dict[int, torch.Tensor] = {}
+        self._own: dict[int, torch.Tensor] = {}
+        self._awaited: dict[int, tuple[Arriving, int | None]] = {}
+
+    @property
+    def owns_latents(self) -> bool:
+        """Whether this rank is of the first stage, which has the patches' latents."""
+        return self._pipe.is_first
+
+    def apply(self, undo: ExitStack) -> None:
+        """Makes the model a stage; closing `undo` takes that away again."""
+        for gather in self._family.gathers:
+            module = self._model.get_submodule(gather.name)
+
+            def whole(_module: nn.Module, _args: Any, output: Any, dim: int = gather.dim) -> Any:
+                if self._locating:
+                    return self._numbered(output, dim)
+                return self._in_whole(output, dim)
+
+            undo.callback(module.register_forward_hook(whole).remove)
+        self._stage.apply(self._model, undo)
+        self._forward = self._model.forward
+
+    def numbers(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Which patch each number of a prediction belongs to: a prediction's shape, batch 1.
+
+        The model's own way from tokens to latents is asked, with the numbers in place of tokens.
+
+        Raises:
+            InputError: there are fewer tokens than patches.
+        """
+        self._cache.clear()
+        self._whole.clear()
+        self._patches.current = None
+        self._text = self._text_tokens(inputs)
+        self._locating = True
+        try:
+            output = _sample(self._stage.pass_through(self._forward, inputs))
+        finally:
+            self._locating = False
+        numbers = output[:1].contiguous()
+        self._own = {
+            patch: (numbers.flatten() == patch).nonzero().flatten() for patch in range(self.patches)
+        }
+        self._shape, self._dtype, self._device = numbers.shape[1:], output.dtype, output.device
+        return numbers
+
+    def whole(self, inputs: dict[str, Any], call: int) -> torch.Tensor:
+        """The prediction for all tokens, on every rank."""
+        shared, samples = self._batch.share(inputs)
+        self._patches.current, self._cache.patch, self._cache.call = None, None, call
+        output = self._run(shared)
+        if output is None:
+            batch = shared[self._family.batched_inputs[0]].shape[0]
+            output = torch.empty(batch, *self._shape, dtype=self._dtype, device=self._device)
+        stages = self._pipe.stages
+        output = output.contiguous()
+        dist.broadcast(output, stages.ranks[-1], stages.group)
+        self._whole[call] = self._batch.gather(output, samples)
+        return self._whole[call].clone()
+
+    def send(self, patch: int, inputs: dict[str, Any], call: int) -> None:
+        """Has a patch's prediction begun: this stage's blocks, and what goes to the next."""
+        shared, samples = self._batch.share(inputs)
+        if patch:
+            shared = self._without_text(shared)
+        own = self._own[patch]
+        if self._pipe.is_first:
+            batch = shared[self._family.batched_inputs[0]].shape[0]
+            arriving = self._pipe.incoming.begin((batch, len(own)), self._dtype, self._device)
+            self._awaited[patch] = (arriving, samples)
+        self._patches.current, self._cache.patch, self._cache.call = patch, patch, call
+        output = self._run(shared)
+        if output is not None:
+            self._pipe.onward.send(output.flatten(1).index_select(1, own))
+
+    def receive(self, patch: int, call: int) -> torch.Tensor:
+        """The prediction with the patch's values, waited for; older ones where latents aren't."""
+        known = self._whole[call]
+        if patch in self._awaited:
+            arriving, samples = self._awaited.pop(patch)
+            fresh = self._batch.gather(arriving.wait(), samples)
+            known.view(known.shape[0], -1).index_copy_(1, self._own[patch], fresh)
+        return known.clone()
+
+    def agree(self, latents: torch.Tensor) -> torch.Tensor:
+        """The final latents of the first stage, on every rank."""
+        latents = latents.contiguous()
+        dist.broadcast(latents, self._pipe.stages.ranks[0], self._pipe.stages.group)
+        self._pipe.onward.drain()
+        return latents
+
+    @property
+    def _patches(self) -> Patches:
+        patches = self._layout.patches
+        assert patches is not None
+        return patches
+
+    def _run(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """The last stage's output; the others send theirs on."""
+        output = self._stage.run(self._forward, inputs)
+        if self._pipe.is_last:
+            return _sample(output)
+        for tensor in output:
+            if tensor.numel():
+                self._pipe.onward.send(tensor)
+        return None
+
+    def _receive_carried(self, alike: Carried) -> Carried:
+        arriving = [
+            self._pipe.incoming.begin(tuple(one.shape), one.dtype, one.device)
+            if one.numel()
+            else None
+            for one in alike
+        ]
+        return tuple(
+            one if there is None else there.wait()
+            for one, there in zip(alike, arriving, strict=True)
+        )
+
+    def _numbered(self, output: torch.Tensor, dim: int) -> torch.Tensor:
+        """Each token's patch in place of the output."""
+        tokens = output.shape[dim]
+        try:
+            self._patches.bounds = patch_bounds(tokens, self._text, self.patches)
+        except ValueError as error:
+            raise InputError(f"{error}; use a plan with fewer patches") from error
+        sizes = [end - start for start, end in self._patches.bounds]
+        numbers = torch.arange(self.patches, device=output.device, dtype=output.dtype)
+        numbers = numbers.repeat_interleave(torch.tensor(sizes, device=output.device))
+        shape = [1] * output.ndim
+        shape[dim] = tokens
+        return numbers.view(shape).expand_as(output)
+
+    def _in_whole(self, output: torch.Tensor, dim: int) -> torch.Tensor:
+        """A patch's tokens at their place in a sequence that has nothing else."""
+        patches = self._patches
+        if patches.current is None:
+            return output
+        start, end = patches.bounds[patches.current]
+        shape = list(output.shape)
+        shape[dim] = patches.bounds[-1][1]
+        sequence = output.new_zeros(shape)
+        sequence.narrow(dim, start, end - start).copy_(output)
+        return sequence
+
+    def _text_tokens(self, inputs: dict[str, Any]) -> int:
+        """How many tokens of text go along with the first patch."""
+        for name, dims in self._family.inputs.items():
+            if "text_tokens" in dims and inputs.get(name) is not None:
+                return int(inputs[name].shape[dims.index("text_tokens")])
+        return 0
+
+    def _without_text(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a patch other than the first, which text doesn't go with."""
+        shorter = {
+            name: inputs[name].narrow(dims.index("text_tokens"), 0, 0)
+            for name, dims in self._family.inputs.items()
+            if "text_tokens" in dims and isinstance(inputs.get(name), torch.Tensor)
+        }
+        return inputs | shorter
+
+
+def require_stages(blocks_per_stage: tuple[int, ...], blocks: int) -> None:
+    """Refuses stages that don't make up the model.
+
+    Raises:
+        InputError: says both numbers.
+    """
+    if sum(blocks_per_stage) != blocks:
+        raise InputError(
+            f"the plan's stages have {' + '.join(map(str, blocks_per_stage))} blocks, the model "
+            f"has {blocks}; tune this model, or {REMEDY}"
+        )
+
+
+def _sample(output: Any) -> torch.Tensor:
+    """The prediction in what a transformer returns."""
+    sample: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
+    return sample

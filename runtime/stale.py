@@ -1,0 +1,80 @@
+"""Keys and values of the whole sequence: a patch renews its own and reads all others stale.
+
+Source: PipeFusion (arXiv 2405.14430), section 4.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+
+from ditplan.profiles.errors import InputError
+
+
+@dataclass
+class KeyCache:
+    """The keys and values of every self-attention of this rank's blocks, (B, H, S, D) each.
+
+    Whoever runs the blocks says which `call` of a step, which block (`layer`) and which `patch` of
+    how many (None: the whole sequence, which fills the cache) is computed. Tokens lie patch after
+    patch, so that a patch is one piece; where they lie doesn't matter to attention without a mask.
+    """
+
+    patches: int
+    call: int = 0
+    layer: int = 0
+    patch: int | None = None
+    _kept: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict
+    )
+    _orders: dict[tuple[int, int], tuple[torch.Tensor, list[int]]] = field(default_factory=dict)
+
+    def renew(
+        self,
+        attention: int,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        tokens_of: Callable[[int | None], Sequence[int]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes in fresh keys and values, and gives those to attend to.
+
+        `attention` numbers those of a block. `tokens_of` says which tokens of the sequence the keys
+        of a patch are, or those of the whole sequence, in the order in which they come.
+
+        Raises:
+            InputError: this call was never made with the whole sequence.
+        """
+        place = (self.call, self.layer, attention)
+        if self.patch is None:
+            if (self.call, attention) not in self._orders:
+                self._orders[self.call, attention] = self._order(tokens_of, key.device)
+            order, _ = self._orders[self.call, attention]
+            self._kept[place] = (key.index_select(2, order), value.index_select(2, order))
+            return key, value
+        if place not in self._kept:
+            raise InputError(
+                f"the transformer's call number {self.call + 1} in a step was not made in a "
+                "warm-up step, so there are no keys to start from; use a plan with more warmup "
+                "steps"
+            )
+        _, starts = self._orders[self.call, attention]
+        start = starts[self.patch]
+        keys, values = self._kept[place]
+        for whole, fresh in ((keys, key), (values, value)):
+            whole[:, :, start : start + fresh.shape[2]].copy_(fresh)
+        return keys, values
+
+    def clear(self) -> None:
+        """Forgets all keys and values, and how long the sequence is."""
+        self._kept.clear()
+        self._orders.clear()
+
+    def _order(
+        self, tokens_of: Callable[[int | None], Sequence[int]], device: torch.device
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Where the whole sequence has the tokens of patch after patch; where each begins."""
+        at = {token: place for place, token in enumerate(tokens_of(None))}
+        parts = [[at[token] for token in tokens_of(patch)] for patch in range(self.patches)]
+        starts = list(accumulate((len(part) for part in parts), initial=0))
+        return torch.tensor([place for part in parts for place in part], device=device), starts
