@@ -21,6 +21,7 @@ from ditplan.profiles.plan import (
     Execution,
     ExecutionPlan,
     Fingerprint,
+    PipeFusion,
     PlannedModel,
     PlannedTransformer,
     Quality,
@@ -210,7 +211,17 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
     degrees = {} if variant.mesh == "one" else {variant.mesh.removesuffix("2"): 2}
     mesh = Mesh(**degrees)
     asked = {"mode": variant.mode, "attention": variant.attention, "fallback": "refuse"}
-    execution = asked | {"ring": "gather"}
+    return bare_plan(spec, workload, mesh, Execution.model_validate(asked | {"ring": "gather"}))
+
+
+def bare_plan(
+    spec: ModelSpec,
+    workload: Workload,
+    mesh: Mesh,
+    execution: Execution | None = None,
+    pipefusion: PipeFusion | None = None,
+) -> ExecutionPlan:
+    """A plan without numbers, for ranks in the usual order."""
     return ExecutionPlan(
         model=PlannedModel(
             name=spec.name,
@@ -227,9 +238,9 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
         backend="native",
         mesh=mesh,
         placement=tuple(range(mesh.size)),
-        pipefusion=None,
-        execution=Execution.model_validate(execution),
-        quality=Quality(exact=True),
+        pipefusion=pipefusion,
+        execution=execution or Execution(),
+        quality=Quality(exact=pipefusion is None),
         prediction=None,
         measurement=None,
         runner_ups=(),

@@ -1,7 +1,8 @@
-"""What ranks measure for `exchange.py` and `where_time_goes.py`: functions that a pool sends."""
+"""What ranks do for the benchmarks: functions that a pool sends."""
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -18,7 +20,7 @@ from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.peer_memory import PeerExchange
-from ditplan.runtime.pipelines import call_arguments, prompt_embeddings
+from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.timing import captured, time_call
 
 CALLS = 5
@@ -27,6 +29,52 @@ KINDS = {
     "matrix products": ("nvjet", "gemm", "cutlass", "splitk"),
     "exchange": ("push_boxes", "barrier_kernel", "nccl", "memcpy"),
 }
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Final latents (N, C, H, W) and pictures (N, H, W, 3) from 0 to 1."""
+
+    latents: torch.Tensor
+    pictures: torch.Tensor
+
+
+def draw(
+    context: RankContext,
+    plan: ExecutionPlan,
+    captions: list[str],
+    guidance: float,
+    batch: int,
+) -> Drawn | None:
+    """Draws captions with a plan, each from the noise of its place in the list; rank 0 has them."""
+    if "pipeline" not in context.kept:
+        spec, weights = find_model("sd3-tiny"), shipped_weights("sd3-tiny")
+        context.kept["pipeline"] = load_pipeline(spec, weights, context.device, "float32")
+    pipeline: Any = context.kept["pipeline"]
+    found: list[torch.Tensor] = []
+    with parallelize(pipeline, plan, context):
+        if context.rank not in plan.placement:
+            return None
+        for start in range(0, len(captions), batch):
+            some = captions[start : start + batch]
+            noise = [torch.Generator("cpu").manual_seed(start + i) for i in range(len(some))]
+            made = pipeline(
+                some,
+                guidance_scale=guidance,
+                num_inference_steps=plan.workload.steps,
+                generator=noise,
+                output_type="latent",
+            )
+            found.append(made.images)
+    if context.rank:
+        return None
+    latents = torch.cat(found)
+    vae = pipeline.vae
+    with torch.no_grad():
+        scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
+        pictures = torch.cat([vae.decode(part).sample for part in scaled.split(batch)])
+    pictures = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    return Drawn(latents.cpu(), pictures.cpu())
 
 
 def attention_us(

@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, Source
 from ditplan.profiles.record import Noun, Record, shortened
 from ditplan.profiles.workload import Workload
@@ -157,6 +157,16 @@ class ExecutionPlan(Record):
                 f"{stages}"
             )
         return self
+
+    def blocks_of(self, rank: int) -> range | None:
+        """The blocks that a rank runs; None for all of them."""
+        if self.pipefusion is None or rank not in self.placement:
+            return None
+        coordinate = self.mesh.coordinates()[self.placement.index(rank)]
+        stage = coordinate[AXES.index("pipefusion")]
+        sizes = self.pipefusion.blocks_per_stage
+        first = sum(sizes[:stage])
+        return range(first, first + sizes[stage])
 
     def require_ranks(self, ranks: int) -> None:
         """Refuses to run on another number of ranks.

@@ -41,18 +41,16 @@ def measure_plan(
         InputError: the plan doesn't fit model or ranks.
     """
     workload = plan.workload
-    pipeline = _kept_pipeline(context, spec, weights, workload)
+    pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
         if context.rank not in plan.placement:
             return None
         embeddings = prompt_embeddings(spec, workload, context.device, seed=1)
         warm = context.kept.setdefault("warm plans", set())
-        key = (plan.mesh, plan.placement, plan.execution, workload)
+        key = (plan.mesh, plan.placement, plan.pipefusion, plan.execution, workload)
         # graphs are gone when their plan isn't in force; compiled code and loaded kernels stay
         if key not in warm or "graph" in plan.execution.mode:
-            _call(
-                pipeline, spec, workload, embeddings, "latent", 0, min(WARMUP_STEPS, workload.steps)
-            )
+            _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         return _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
 
@@ -76,7 +74,7 @@ def generate(
     """
     require_fit(plan, context)
     workload = plan.workload
-    pipeline = _kept_pipeline(context, spec, weights, workload)
+    pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
         if context.rank not in plan.placement:
             return None
@@ -85,7 +83,7 @@ def generate(
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
         first = context.rank == plan.placement[0]
-        _call(pipeline, spec, workload, words, "latent", seed, min(WARMUP_STEPS, workload.steps))
+        _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
         )
@@ -102,15 +100,27 @@ def save_pictures(images: list[Any], out: Path) -> None:
             image.save(temporary)
 
 
+def _warmup_steps(plan: ExecutionPlan) -> int:
+    """So many that all is computed once that compiles or is captured: with patches, those too."""
+    of_patches = plan.pipefusion.warmup_steps if plan.pipefusion else 0
+    return min(of_patches + WARMUP_STEPS, plan.workload.steps)
+
+
 def _kept_pipeline(
-    context: RankContext, spec: ModelSpec, weights: Path | None, workload: Workload
+    context: RankContext, spec: ModelSpec, weights: Path | None, plan: ExecutionPlan
 ) -> Any:
-    """The pipeline this process loaded before, or loads now; one at a time, they are large."""
-    key = (spec.config_hash, weights, workload.dtype)
-    if context.kept.get("pipeline key") != key:
+    """The pipeline this process loaded before, or loads now; one at a time, they are large.
+
+    One that was loaded whole serves plans with stages as well.
+    """
+    blocks = plan.blocks_of(context.rank)
+    key = (spec.config_hash, weights, plan.workload.dtype)
+    if context.kept.get("pipeline key") not in ((*key, None), (*key, blocks)):
         context.kept.pop("pipeline", None)
-        context.kept["pipeline"] = load_pipeline(spec, weights, context.device, workload.dtype)
-        context.kept["pipeline key"] = key
+        context.kept["pipeline"] = load_pipeline(
+            spec, weights, context.device, plan.workload.dtype, blocks
+        )
+        context.kept["pipeline key"] = (*key, blocks)
     return context.kept["pipeline"]
 
 

@@ -14,7 +14,6 @@ WARM_UP_CALLS = 2
 """Before a capture: the first compiles, loads kernels and makes groups, the second has all that."""
 
 MOST_GRAPHS = 4
-"""Signatures whose graphs are kept at once; of more the one longest unused goes."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,24 @@ class GraphedForward:
     """
 
     def __init__(
-        self, forward: Callable[..., Any], device: torch.device, may_fall_back: bool
+        self,
+        forward: Callable[..., Any],
+        device: torch.device,
+        may_fall_back: bool,
+        most: int = MOST_GRAPHS,
     ) -> None:
+        """`most` signatures are kept at once; of more the one longest unused goes."""
+        self._most = most
         self._forward = forward
         self._device = device
         self._may_fall_back = may_fall_back
         self._captured: dict[Hashable, Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
+
+    def clear(self) -> None:
+        """Forgets all that was captured."""
+        self._captured.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = pytree.tree_flatten((args, kwargs))
@@ -64,7 +73,7 @@ class GraphedForward:
         return pytree.tree_map_only(torch.Tensor, torch.clone, captured.outputs)
 
     def _make_room(self) -> None:
-        while len(self._captured) >= MOST_GRAPHS:
+        while len(self._captured) >= self._most:
             del self._captured[next(iter(self._captured))]
 
     def _try_capture(self, leaves: list[Any], structure: pytree.TreeSpec) -> Captured | None:

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -75,7 +76,7 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
         if "compile" in execution.mode:
             prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
         if prepared.pipe:
-            _apply_pipefusion(pipeline, plan, prepared, undo)
+            _apply_pipefusion(pipeline, plan, prepared, context, undo)
         elif prepared.cfg:
             apply_cfg(model, prepared.family, prepared.cfg, undo)
         if "graph" in execution.mode and not prepared.pipe:
@@ -137,7 +138,11 @@ def _distributed(attention: SequenceAttention) -> AttentionOperator:
 
 
 def _apply_pipefusion(
-    pipeline: Any, plan: ExecutionPlan, prepared: Prepared, undo: ExitStack
+    pipeline: Any,
+    plan: ExecutionPlan,
+    prepared: Prepared,
+    context: RankContext,
+    undo: ExitStack,
 ) -> None:
     if not (prepared.pipe and prepared.layout and prepared.cache and plan.pipefusion):
         return
@@ -151,7 +156,16 @@ def _apply_pipefusion(
         plan.pipefusion.blocks_per_stage,
         plan.pipefusion.warmup_steps,
     )
-    predictor.apply(undo)
+    graphed = None
+    if "graph" in plan.execution.mode:
+        # the whole sequence and each patch, for the two calls a step that some pipelines make
+        graphed = partial(
+            GraphedForward,
+            device=context.device,
+            may_fall_back=plan.execution.fallback == "eager",
+            most=2 * (plan.pipefusion.patches + 1),
+        )
+    predictor.apply(undo, graphed)
     undo.callback(prepared.cache.clear)
     apply_patches(pipeline, predictor, undo)
 

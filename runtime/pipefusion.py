@@ -19,12 +19,15 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.splits import patch_bounds
 from ditplan.runtime.cfg import BatchSplit
+from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.links import Arriving, Link
 from ditplan.runtime.patches import REMEDY
 from ditplan.runtime.sequence import Layout, Patches
 from ditplan.runtime.stages import Carried, Stage
 from ditplan.runtime.stale import KeyCache
+
+Graphed = Callable[[Callable[..., Any]], GraphedForward]
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,12 @@ class StagePredictor:
         self._model, self._family, self._pipe = model, family, pipe
         self._batch, self._layout, self._cache = BatchSplit(family, cfg), layout, cache
         first = sum(blocks_per_stage[: pipe.stage])
-        receive = None if pipe.is_first else self._receive_carried
-        self._stage = Stage(family, first, first + blocks_per_stage[pipe.stage], receive, cache)
+        self._stage = Stage(family, first, first + blocks_per_stage[pipe.stage], cache)
         self._forward: Callable[..., Any] = model.forward
+        self._graphs: GraphedForward | None = None
+        self._entered: dict[tuple[int | None, int, int], list[torch.Tensor]] = {}
         self._locating = False
+        self._lengths: tuple[Any, ...] = ()
         self._whole: dict[int, torch.Tensor] = {}
         self._own: dict[int, torch.Tensor] = {}
         self._awaited: dict[int, tuple[Arriving, int | None]] = {}
@@ -106,8 +111,11 @@ class StagePredictor:
         """Whether this rank is of the first stage, which has the patches' latents."""
         return self._pipe.is_first
 
-    def apply(self, undo: ExitStack) -> None:
-        """Makes the model a stage; closing `undo` takes that away again."""
+    def apply(self, undo: ExitStack, graphed: Graphed | None) -> None:
+        """Makes the model a stage; closing `undo` takes that away again.
+
+        `graphed` has what a stage computes captured in CUDA graphs, transport between stages apart.
+        """
         for gather in self._family.gathers:
             module = self._model.get_submodule(gather.name)
 
@@ -119,6 +127,8 @@ class StagePredictor:
             undo.callback(module.register_forward_hook(whole).remove)
         self._stage.apply(self._model, undo)
         self._forward = self._model.forward
+        if graphed is not None:
+            self._graphs = graphed(self._compute)
 
     def numbers(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Which patch each number of a prediction belongs to: a prediction's shape, batch 1.
@@ -128,8 +138,8 @@ class StagePredictor:
         Raises:
             InputError: there are fewer tokens than patches.
         """
-        self._cache.clear()
         self._whole.clear()
+        self._entered.clear()
         self._patches.current = None
         self._text = self._text_tokens(inputs)
         self._locating = True
@@ -142,13 +152,19 @@ class StagePredictor:
             patch: (numbers.flatten() == patch).nonzero().flatten() for patch in range(self.patches)
         }
         self._shape, self._dtype, self._device = numbers.shape[1:], output.dtype, output.device
+        lengths = (tuple(self._layout.whole.items()), output.shape)
+        if self._lengths != lengths:
+            # captured graphs go on where keys and values lay
+            self._cache.clear()
+            if self._graphs is not None:
+                self._graphs.clear()
+            self._lengths = lengths
         return numbers
 
     def whole(self, inputs: dict[str, Any], call: int) -> torch.Tensor:
         """The prediction for all tokens, on every rank."""
         shared, samples = self._batch.share(inputs)
-        self._patches.current, self._cache.patch, self._cache.call = None, None, call
-        output = self._run(shared)
+        output = self._run(shared, None, call)
         if output is None:
             batch = shared[self._family.batched_inputs[0]].shape[0]
             output = torch.empty(batch, *self._shape, dtype=self._dtype, device=self._device)
@@ -159,7 +175,16 @@ class StagePredictor:
         return self._whole[call].clone()
 
     def send(self, patch: int, inputs: dict[str, Any], call: int) -> None:
-        """Has a patch's prediction begun: this stage's blocks, and what goes to the next."""
+        """Has a patch's prediction begun: this stage's blocks, and what goes to the next.
+
+        Raises:
+            InputError: no warm-up step made this call.
+        """
+        if call not in self._whole:
+            raise InputError(
+                f"the transformer's call number {call + 1} in a step was not made in a warm-up "
+                "step, so there are no keys to start from; use a plan with more warmup steps"
+            )
         shared, samples = self._batch.share(inputs)
         if patch:
             shared = self._without_text(shared)
@@ -168,8 +193,7 @@ class StagePredictor:
             batch = shared[self._family.batched_inputs[0]].shape[0]
             arriving = self._pipe.incoming.begin((batch, len(own)), self._dtype, self._device)
             self._awaited[patch] = (arriving, samples)
-        self._patches.current, self._cache.patch, self._cache.call = patch, patch, call
-        output = self._run(shared)
+        output = self._run(shared, patch, call)
         if output is not None:
             self._pipe.onward.send(output.flatten(1).index_select(1, own))
 
@@ -195,26 +219,45 @@ class StagePredictor:
         assert patches is not None
         return patches
 
-    def _run(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+    def _run(self, inputs: dict[str, Any], patch: int | None, call: int) -> torch.Tensor | None:
         """The last stage's output; the others send theirs on."""
-        output = self._stage.run(self._forward, inputs)
+        received = None if self._pipe.is_first else self._receive(inputs, patch, call)
+        compute = self._graphs or self._compute
+        output: Carried = compute(inputs, patch, call, received)
         if self._pipe.is_last:
-            return _sample(output)
+            return output[0]
         for tensor in output:
             if tensor.numel():
                 self._pipe.onward.send(tensor)
         return None
 
-    def _receive_carried(self, alike: Carried) -> Carried:
+    def _compute(
+        self,
+        inputs: dict[str, Any],
+        patch: int | None,
+        call: int,
+        received: Carried | None,
+    ) -> Carried:
+        """What this rank computes for a patch or all of the sequence, between transports."""
+        self._patches.current, self._cache.patch, self._cache.call = patch, patch, call
+        output = self._stage.run(self._forward, inputs, received)
+        return (_sample(output),) if self._pipe.is_last else output
+
+    def _receive(self, inputs: dict[str, Any], patch: int | None, call: int) -> Carried:
+        """What the stage before sends for this, of shapes that are known without being told."""
+        key = (patch, call, inputs[self._family.batched_inputs[0]].shape[0])
+        if key not in self._entered:
+            self._patches.current = patch
+            alike = self._stage.entered(self._forward, inputs)
+            self._entered[key] = [torch.empty_like(one, device="meta") for one in alike]
+        link, device = self._pipe.incoming, self._device
         arriving = [
-            self._pipe.incoming.begin(tuple(one.shape), one.dtype, one.device)
-            if one.numel()
-            else None
-            for one in alike
+            link.begin(tuple(one.shape), one.dtype, device) if one.numel() else None
+            for one in self._entered[key]
         ]
         return tuple(
-            one if there is None else there.wait()
-            for one, there in zip(alike, arriving, strict=True)
+            torch.empty_like(one, device=device) if there is None else there.wait()
+            for one, there in zip(self._entered[key], arriving, strict=True)
         )
 
     def _numbered(self, output: torch.Tensor, dim: int) -> torch.Tensor:

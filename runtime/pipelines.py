@@ -1,45 +1,55 @@
 """Pipelines to run: real weights from a folder, or random ones of the true architecture."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.inspection import InputShape, diffusers_class, random_inputs
+from ditplan.runtime.inspection import InputShape, block_runs, diffusers_class, random_inputs
+from ditplan.runtime.weights import (
+    Wanted,
+    blocks_between,
+    empty_model,
+    everything,
+    fill_from_folder,
+    fill_with_random,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_pipeline(spec: ModelSpec, weights: Path | None, device: torch.device, dtype: str) -> Any:
+def load_pipeline(
+    spec: ModelSpec,
+    weights: Path | None,
+    device: torch.device,
+    dtype: str,
+    blocks: range | None = None,
+) -> Any:
     """A diffusers pipeline of the model on `device`, without progress bar.
 
     Without `weights` it has random ones (the same on every rank) and no text encoders: it takes
-    prompt embeddings, and its pictures are noise.
+    prompt embeddings, and its pictures are noise. With `blocks` its transformer has only those and
+    what isn't in blocks.
 
     Raises:
         InputError: the folder holds no such pipeline.
     """
+    kind = DTYPES[dtype]
     if weights is None:
-        pipeline = _random_pipeline(spec, device, DTYPES[dtype])
+        pipeline = _random_pipeline(spec, device, kind, blocks)
     else:
         try:
-            pipeline = diffusers_class(spec.pipeline_class).from_pretrained(
-                str(weights), torch_dtype=DTYPES[dtype], local_files_only=True
-            )
+            pipeline = _saved_pipeline(spec, weights, device, kind, blocks)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{weights}: can't be loaded as a {spec.pipeline_class}: {error}"
             ) from error
-        pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -72,8 +82,30 @@ def call_arguments(spec: ModelSpec, workload: Workload) -> dict[str, Any]:
     return arguments
 
 
-def _random_pipeline(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
-    transformer = random_model(spec.transformer_class, spec.config, device, dtype)
+def _saved_pipeline(
+    spec: ModelSpec, weights: Path, device: torch.device, dtype: torch.dtype, blocks: range | None
+) -> Any:
+    given: dict[str, Any] = {}
+    if blocks is not None:
+        folder = weights / "transformer"
+        model_class = diffusers_class(spec.transformer_class)
+        model = empty_model(model_class, model_class.load_config(str(folder)), dtype)
+        fill_from_folder(model, folder, device, dtype, _wanted(spec, model, blocks))
+        given = {"transformer": model}
+    pipeline: Any = diffusers_class(spec.pipeline_class).from_pretrained(
+        str(weights), torch_dtype=dtype, local_files_only=True, **given
+    )
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module) and component is not given.get("transformer"):
+            component.to(device)
+    return pipeline
+
+
+def _random_pipeline(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, blocks: range | None
+) -> Any:
+    transformer = empty_model(diffusers_class(spec.transformer_class), spec.config, dtype)
+    fill_with_random(transformer, device, dtype, _wanted(spec, transformer, blocks))
     vae = random_model(spec.vae_class, spec.vae_config, device, dtype)
     scheduler = diffusers_class(spec.scheduler_class).from_config(spec.scheduler_config)
     pipeline_class = diffusers_class(spec.pipeline_class)
@@ -86,31 +118,18 @@ def _random_pipeline(spec: ModelSpec, device: torch.device, dtype: torch.dtype) 
     return pipeline_class(**(dict.fromkeys(required) | parts))
 
 
+def _wanted(spec: ModelSpec, model: nn.Module, blocks: range | None) -> Wanted:
+    if blocks is None:
+        return everything
+    runs = block_runs(model, family_of(spec.transformer_class))
+    paths = [path for _, of_a_kind in runs for path in of_a_kind]
+    return blocks_between(paths, blocks.start, blocks.stop)
+
+
 def random_model(
     class_name: str, config: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """A model of diffusers with its own random initialization, the same on every rank.
-
-    Weights are those of float32 cast to `dtype`, of which never more than one layer is there.
-    """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        with torch.device(device), _casting_layers(dtype):
-            model = diffusers_class(class_name).from_config(config)
-    # diffusers' own `to` advises against casting weights that were loaded; these are random
-    return nn.Module.to(model, device=device, dtype=dtype).eval()
-
-
-@contextmanager
-def _casting_layers(dtype: torch.dtype) -> Iterator[None]:
-    """Has each module cast as soon as it becomes part of another, whole and initialized."""
-
-    def cast(_parent: nn.Module, _name: str, child: nn.Module | None) -> None:
-        if child is not None:
-            nn.Module.to(child, dtype=dtype)
-
-    hook = register_module_module_registration_hook(cast)
-    try:
-        yield
-    finally:
-        hook.remove()
+    """A model of diffusers with random weights, the same on every rank."""
+    model = empty_model(diffusers_class(class_name), config, dtype)
+    fill_with_random(model, device, dtype, everything)
+    return model

@@ -20,8 +20,7 @@ from ditplan.runtime.sequence import submodule
 from ditplan.runtime.stale import KeyCache
 
 Carried = tuple[torch.Tensor, ...]
-Receive = Callable[[Carried], Carried]
-"""Gives what the stage before sent, of the same shapes as what is given."""
+"""What goes from block to block."""
 
 
 class StageEnd(BaseException):
@@ -34,14 +33,10 @@ class StageEnd(BaseException):
 class Stage:
     """Blocks `first` to `last` (excluded) of a model, once it is applied."""
 
-    def __init__(
-        self, family: ModelFamily, first: int, last: int, receive: Receive | None, cache: KeyCache
-    ) -> None:
-        """`receive` is None for the first stage."""
-        self._family, self._first, self._last = family, first, last
-        self._receive, self._cache = receive, cache
-        self._waiting = False
-        self._passing = False
+    def __init__(self, family: ModelFamily, first: int, last: int, cache: KeyCache) -> None:
+        self._family, self._first, self._last, self._cache = family, first, last, cache
+        self._received: Carried | None = None
+        self._computes = True
 
     def apply(self, model: nn.Module, undo: ExitStack) -> None:
         """Has the model's blocks behave so; closing `undo` takes that away again."""
@@ -52,21 +47,38 @@ class Stage:
             names = tuple(inspect.signature(type(block).forward).parameters)[1:]
             replace_forward(block, partial(self._block, index, names, block.forward), undo)
 
-    def run(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """The stage's part of a forward: its output for the last stage, else what is carried on."""
-        self._waiting = self._receive is not None
+    def run(
+        self, forward: Callable[..., Any], inputs: dict[str, Any], received: Carried | None
+    ) -> Any:
+        """The stage's part of a forward: its output for the last stage, else what is carried on.
+
+        `received` is what the stage before carried on, None for the first.
+        """
+        self._received = received
         try:
             return forward(**inputs)
         except StageEnd as end:
             return end.carried
+        finally:
+            self._received = None
+
+    def entered(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Carried:
+        """What this rank's own model would carry into its first block: the shapes to receive."""
+        first, last = self._first, self._last
+        self._first = self._last = 0
+        try:
+            carried: Carried = self.run(forward, inputs, None)
+        finally:
+            self._first, self._last = first, last
+        return carried
 
     def pass_through(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """A forward in which no block computes anything."""
-        self._passing = True
+        self._computes = False
         try:
             return forward(**inputs)
         finally:
-            self._passing = False
+            self._computes = True
 
     def _block(
         self,
@@ -78,11 +90,11 @@ class Stage:
     ) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         carried: Carried = tuple(given[name] for name in self._family.carried)
-        if self._passing or index < self._first:
+        if not self._computes or index < self._first:
             return carried if len(carried) > 1 else carried[0]
-        if self._waiting and self._receive is not None:
-            self._waiting = False
-            carried = self._receive(carried)
+        if self._received is not None:
+            # by the first block of the stage that is called: a pipeline may skip some
+            carried, self._received = self._received, None
             given |= dict(zip(self._family.carried, carried, strict=True))
         if index >= self._last:
             raise StageEnd(carried)

@@ -9,8 +9,6 @@ from itertools import accumulate
 
 import torch
 
-from ditplan.profiles.errors import InputError
-
 
 @dataclass
 class KeyCache:
@@ -41,23 +39,18 @@ class KeyCache:
 
         `attention` numbers those of a block. `tokens_of` says which tokens of the sequence the keys
         of a patch are, or those of the whole sequence, in the order in which they come.
-
-        Raises:
-            InputError: this call was never made with the whole sequence.
         """
         place = (self.call, self.layer, attention)
         if self.patch is None:
             if (self.call, attention) not in self._orders:
                 self._orders[self.call, attention] = self._order(tokens_of, key.device)
             order, _ = self._orders[self.call, attention]
-            self._kept[place] = (key.index_select(2, order), value.index_select(2, order))
+            if place not in self._kept:
+                self._kept[place] = (torch.empty_like(key), torch.empty_like(value))
+            for whole, fresh in zip(self._kept[place], (key, value), strict=True):
+                # in place: a captured graph goes on reading there
+                whole.copy_(fresh.index_select(2, order))
             return key, value
-        if place not in self._kept:
-            raise InputError(
-                f"the transformer's call number {self.call + 1} in a step was not made in a "
-                "warm-up step, so there are no keys to start from; use a plan with more warmup "
-                "steps"
-            )
         _, starts = self._orders[self.call, attention]
         start = starts[self.patch]
         keys, values = self._kept[place]
@@ -66,7 +59,7 @@ class KeyCache:
         return keys, values
 
     def clear(self) -> None:
-        """Forgets all keys and values, and how long the sequence is."""
+        """Forgets all keys and values; whenever batch or lengths become others."""
         self._kept.clear()
         self._orders.clear()
 

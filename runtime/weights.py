@@ -1,0 +1,114 @@
+"""A model's weights on this rank: all, or only those of some blocks and of what isn't in blocks.
+
+What isn't wanted has its shape and no memory (torch's meta device), and is never read.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from safetensors import safe_open
+from torch import nn
+
+from ditplan.profiles.errors import InputError
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+ONE_FILE = "diffusion_pytorch_model.safetensors"
+
+Wanted = Callable[[str], bool]
+"""Whether a parameter or buffer, by its name, is held."""
+
+
+def blocks_between(blocks: Sequence[str], first: int, last: int) -> Wanted:
+    """Holds the blocks from `first` to `last` (excluded) of these paths, and all that isn't one."""
+    others = tuple(f"{path}." for path in (*blocks[:first], *blocks[last:]))
+    return lambda name: not name.startswith(others)
+
+
+def everything(_name: str) -> bool:
+    """Holds all there is."""
+    return True
+
+
+def empty_model(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
+    """A model of a config whose parameters have no memory; its buffers have, on the CPU."""
+    with init_empty_weights(include_buffers=False):
+        model = model_class.from_config(config)
+    # diffusers' own `to` advises against casting weights that were loaded; there are none yet
+    return nn.Module.to(model, dtype=dtype).eval()
+
+
+def fill_with_random(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, wanted: Wanted
+) -> None:
+    """Gives the wanted parameters random values, which depend on nothing but their names.
+
+    They are spread as those of torch's linear layers; scales of norms are 1.
+    """
+    for name, parameter in list(model.named_parameters()):
+        if wanted(name):
+            value = _random(name, parameter.shape, device, dtype)
+            set_module_tensor_to_device(model, name, device, value=value)
+    _move_buffers(model, device)
+
+
+def fill_from_folder(
+    model: nn.Module, folder: Path, device: torch.device, dtype: torch.dtype, wanted: Wanted
+) -> None:
+    """Reads the wanted parameters and buffers of a model that diffusers saved in a folder.
+
+    Raises:
+        InputError: the folder has no safetensors, or lacks a parameter.
+    """
+    exact = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+    kinds = dict(model.named_parameters()) | dict(model.named_buffers())
+    missing = {name for name, _ in model.named_parameters() if wanted(name)}
+    for file in _files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it isn't a mapping)
+                if name in kinds and wanted(name):
+                    full = any(part in exact for part in name.split("."))
+                    value = tensors.get_tensor(name)
+                    cast_to = torch.float32 if full else dtype
+                    kind = cast_to if value.is_floating_point() else value.dtype
+                    set_module_tensor_to_device(model, name, device, value=value, dtype=kind)
+                    missing.discard(name)
+    if missing:
+        raise InputError(
+            f"{folder}: has no {min(missing)}, nor {len(missing) - 1} other parameters of a "
+            f"{type(model).__name__}"
+        )
+    _move_buffers(model, device)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of weights in a folder.
+
+    Raises:
+        InputError: there are none.
+    """
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if (folder / ONE_FILE).is_file():
+        return [folder / ONE_FILE]
+    raise InputError(f"{folder}: has neither {ONE_FILE} nor {INDEX}; save the model as safetensors")
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    for name, buffer in list(model.named_buffers()):
+        set_module_tensor_to_device(model, name, device, value=buffer)
+
+
+def _random(name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    if len(shape) < 2 and name.endswith("weight"):
+        return torch.ones(shape, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    inputs = shape[1:].numel() if len(shape) > 1 else 1024
+    made = torch.empty(shape, device=device).uniform_(-1, 1, generator=generator)
+    return made.div_(inputs**0.5).to(dtype)
