@@ -33,6 +33,9 @@ from ditplan.runtime.pipelines import load_pipeline
 
 Pipeline = Callable[..., Any]
 
+WARMUP_STEPS = 1
+"""Of PipeFusion, ours and xDiT's."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -72,7 +75,7 @@ class Ours:
     @contextmanager
     def in_force(self, variant: Variant) -> Iterator[Pipeline | None]:
         """Puts the variant's plan in force; graphs are captured anew."""
-        plan = plan_of(self._job.spec, self._job.workload, variant)
+        plan = plan_of(self._job.spec, self._job.workload, variant, self._job.patches)
         with parallelize(self._pipeline, plan, self._context):
             yield self._pipeline if self._context.rank in plan.placement else None
 
@@ -206,12 +209,18 @@ def random_pipeline(job: Job, place: Place) -> Any:
     return load_pipeline(job.spec, None, place.device, "bfloat16")
 
 
-def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionPlan:
+def plan_of(spec: ModelSpec, workload: Workload, variant: Variant, patches: int) -> ExecutionPlan:
     """Our plan for a variant, which runs as said or not at all."""
     degrees = {} if variant.mesh == "one" else {variant.mesh.removesuffix("2"): 2}
     mesh = Mesh(**degrees)
     asked = {"mode": variant.mode, "attention": variant.attention, "fallback": "refuse"}
-    return bare_plan(spec, workload, mesh, Execution.model_validate(asked | {"ring": "gather"}))
+    execution = Execution.model_validate(asked | {"ring": "gather"})
+    part = None
+    if mesh.pipefusion > 1:
+        half = spec.block_count // 2
+        stages = (spec.block_count - half, half)
+        part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
+    return bare_plan(spec, workload, mesh, execution, part)
 
 
 def bare_plan(
@@ -259,6 +268,9 @@ def xdit_config(job: Job, compiled: bool) -> Any:
         use_cfg_parallel=mesh == "cfg2",
         ulysses_degree=2 if mesh == "ulysses2" else 1,
         ring_degree=2 if mesh == "ring2" else 1,
+        pipefusion_parallel_degree=2 if mesh == "pipefusion2" else 1,
+        num_pipeline_patch=job.patches if mesh == "pipefusion2" else None,
+        warmup_steps=WARMUP_STEPS,
         height=job.pixels,
         width=job.pixels,
         num_inference_steps=job.steps,

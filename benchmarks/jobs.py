@@ -13,7 +13,8 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 
 MODELS = {"sd3": "sd3", "flux": "flux-dev"}
-MESHES = ("one", "cfg2", "ulysses2", "ring2")
+EXACT_MESHES = ("one", "cfg2", "ulysses2", "ring2")
+MESHES = (*EXACT_MESHES, "pipefusion2")
 MODES = ("eager", "compile", "graph", "compile+graph")
 ENGINES = ("ours", "diffusers", "diffusers-cp", "xdit")
 ATTENTION = ("auto", "cudnn", "flash", "flash-attn-4")
@@ -32,6 +33,7 @@ class Job:
     model: str
     pixels: int
     steps: int
+    patches: int
     variants: tuple[Variant, ...]
 
     def to_json(self) -> str:
@@ -71,6 +73,7 @@ class Wanted:
     meshes: Sequence[str]
     modes: Sequence[str]
     attention: Sequence[str]
+    patches: int
     apart: bool
 
 
@@ -85,7 +88,7 @@ def reference(model: str, pixels: int, steps: int, wanted: Wanted) -> Contestant
     ]
     if "ours" not in wanted.engines or not variants:
         return None
-    return _contestant("ours", Job("ours", model, pixels, steps, tuple(variants)))
+    return _contestant("ours", Job("ours", model, pixels, steps, wanted.patches, tuple(variants)))
 
 
 def peers(model: str, pixels: int, steps: int, wanted: Wanted) -> list[Contestant]:
@@ -101,7 +104,7 @@ def peers(model: str, pixels: int, steps: int, wanted: Wanted) -> list[Contestan
         if family not in wanted.engines or not chosen:
             continue
         for together in [[one] for one in chosen] if wanted.apart else [chosen]:
-            job = Job(engine, model, pixels, steps, tuple(together))
+            job = Job(engine, model, pixels, steps, wanted.patches, tuple(together))
             found.append(_contestant(_name(engine, together, wanted.apart), job))
     return found
 
@@ -128,6 +131,8 @@ def _configurations(model: str, kernels: Sequence[str]) -> Iterator[tuple[str, l
             if model == "flux":
                 yield "xdit-runner", _variants(mesh, ("compile+graph",), (attention,))
             yield "xdit", _variants(mesh, ("eager", "compile"), (attention,))
+    for attention in (kernel for kernel in kernels if kernel in XDIT_ATTENTION):
+        yield "xdit", _variants("pipefusion2", ("eager",), (attention,))
 
 
 def _variants(mesh: str, modes: Iterable[str], attentions: Iterable[str]) -> list[Variant]:

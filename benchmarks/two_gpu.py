@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pixels", type=int, nargs="+", default=[1024, 2048])
     made.add_argument("--steps", type=int, default=20)
     made.add_argument("--contestants", nargs="+", choices=jobs.ENGINES, default=jobs.ENGINES)
-    made.add_argument("--meshes", nargs="+", choices=jobs.MESHES, default=jobs.MESHES)
+    made.add_argument("--meshes", nargs="+", choices=jobs.MESHES, default=jobs.EXACT_MESHES)
     made.add_argument("--modes", nargs="+", choices=jobs.MODES, default=jobs.MODES)
     made.add_argument(
         "--attention",
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--apart", action="store_true", help="processes of its own for each variant of a peer"
     )
+    made.add_argument("--patches", type=int, default=4, help="of pipefusion2")
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"
@@ -200,7 +201,14 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 2 where it can't."""
     given = parser().parse_args(arguments)
-    wanted = jobs.Wanted(given.contestants, given.meshes, given.modes, given.attention, given.apart)
+    wanted = jobs.Wanted(
+        given.contestants,
+        given.meshes,
+        given.modes,
+        given.attention,
+        given.patches,
+        given.apart,
+    )
     try:
         found = cases(given, wanted)
     except InputError as error:

@@ -23,12 +23,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--mesh", choices=MESHES, default="ulysses2")
     parser.add_argument("--mode", choices=MODES, default="compile+graph")
+    parser.add_argument("--patches", type=int, default=4, help="of pipefusion2")
     parser.add_argument("--attention", choices=ATTENTION, default="cudnn")
     asked = parser.parse_args()
     variant = Variant(asked.mesh, asked.mode, asked.attention)
-    job = Job("ours", asked.model, asked.pixels, asked.steps, (variant,))
+    job = Job("ours", asked.model, asked.pixels, asked.steps, asked.patches, (variant,))
     with RankPool(None, 2, "cuda") as pool:
-        plan = plan_of(job.spec, job.workload, variant)
+        plan = plan_of(job.spec, job.workload, variant, job.patches)
         found = pool.run(kernel_seconds, job.spec, plan, timeout_s=300.0)[0]
     if found is None:
         raise SystemExit("rank 0 took no part")
