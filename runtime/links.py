@@ -18,8 +18,21 @@ class Link:
     ) -> None:
         """`source` and `target` are global ranks."""
         self._group, self._source, self._target = group, source, target
+        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._sent: list[tuple[Any, torch.Tensor]] = []
+
+    def connect(self, rank: int) -> None:
+        """Sends something tiny and waits for it; both ends call it.
+
+        NCCL connects at the first transfer, and blocks until the other end does: in the middle of
+        a pipeline that could be never.
+        """
+        if rank == self._source:
+            self.send(torch.zeros(1, device=self._device))
+            self.drain()
+        else:
+            self.begin((1,), torch.float32).wait()
 
     def send(self, tensor: torch.Tensor) -> None:
         """Sends a tensor off and doesn't wait."""
@@ -34,13 +47,13 @@ class Link:
                 work = dist.isend(tensor, self._target, self._group)
         self._sent.append((work, tensor))
 
-    def begin(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "Arriving":
+    def begin(self, shape: tuple[int, ...], dtype: torch.dtype) -> "Arriving":
         """Asks for the next tensor and doesn't wait."""
         if self._stream is None:
-            made = torch.empty(shape, dtype=dtype, device=device)
+            made = torch.empty(shape, dtype=dtype, device=self._device)
             return Arriving(made, dist.irecv(made, self._source, self._group), None)
         with torch.cuda.stream(self._stream):
-            made = torch.empty(shape, dtype=dtype, device=device)
+            made = torch.empty(shape, dtype=dtype, device=self._device)
             work = dist.irecv(made, self._source, self._group)
         return Arriving(made, work, self._stream)
 

@@ -69,7 +69,9 @@ def make_pipe(context: RankContext, mesh: Mesh, placement: tuple[int, ...]) -> P
         for source, target in zip(line, (*line[1:], line[0]), strict=True):
             group = context.groups.group((source, target), f"to {target}")
             if group is not None:
-                links[source, target] = Link(group, source, target, context.device)
+                link = Link(group, source, target, context.device)
+                link.connect(context.rank)
+                links[source, target] = link
     if stages is None:
         return None
     me, ranks = stages.index, stages.ranks
@@ -191,7 +193,7 @@ class StagePredictor:
         own = self._own[patch]
         if self._pipe.is_first:
             batch = shared[self._family.batched_inputs[0]].shape[0]
-            arriving = self._pipe.incoming.begin((batch, len(own)), self._dtype, self._device)
+            arriving = self._pipe.incoming.begin((batch, len(own)), self._dtype)
             self._awaited[patch] = (arriving, samples)
         output = self._run(shared, patch, call)
         if output is not None:
@@ -252,7 +254,7 @@ class StagePredictor:
             self._entered[key] = [torch.empty_like(one, device="meta") for one in alike]
         link, device = self._pipe.incoming, self._device
         arriving = [
-            link.begin(tuple(one.shape), one.dtype, device) if one.numel() else None
+            link.begin(tuple(one.shape), one.dtype) if one.numel() else None
             for one in self._entered[key]
         ]
         return tuple(
