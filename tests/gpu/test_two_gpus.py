@@ -13,7 +13,7 @@ from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Execution, ExecutionPlan
+from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
 from ditplan.runtime.attention import attend_with_lse, usable_kernels
 from ditplan.runtime.exchange import CollectiveExchange
 from ditplan.runtime.groups import RankContext
@@ -99,6 +99,35 @@ def test_bf16_in_every_mode_is_as_close_to_float32_as_on_one_gpu(
     with capsys.disabled():
         sys.stdout.write("\n" + "\n  ".join(report) + "\n")
     assert all(float(line.split(", ")[-1].split()[0]) <= NOT_WORSE for line in report[1:]), report
+
+
+@pytest.mark.parametrize("patches", [2, 3])
+def test_pipefusion_in_every_mode_gives_the_latents_of_its_eager_run(
+    gpus: RankPool, patches: int
+) -> None:
+    spec, weights = find_model("sd3-tiny"), shipped_weights("sd3-tiny")
+    work = spec.defaults.model_copy(update={"steps": 8, "dtype": "bfloat16"})
+    half = spec.block_count // 2
+    stages = (half, spec.block_count - half)
+
+    def run(mesh: Mesh, mode: str, warmup: int, dtype: str = "bfloat16") -> torch.Tensor:
+        part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=warmup)
+        asked = work.model_copy(update={"dtype": dtype})
+        plan = plan_for(spec, mesh, asked, None, part if mesh.pipefusion > 1 else None)
+        task = (spec, weights, in_mode(plan, mode=mode))
+        found = gpus.run(latents_on_gpu, *task, timeout_s=300)[0]
+        assert found is not None
+        return found[0]
+
+    def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one - other).norm() / other.norm())
+
+    staged, exact = Mesh(pipefusion=2), run(Mesh(), "eager", 1, "float32")
+    rounding = distance(run(Mesh(), "eager", 1), exact)
+    assert distance(run(staged, "compile+graph", 8), exact) <= NOT_WORSE * rounding
+    stale = run(staged, "eager", 1, "float32")
+    for mode in MODES:
+        assert distance(run(staged, mode, 1), stale) <= 2 * rounding, mode
 
 
 def kernel_errors(context: RankContext, head_dim: int) -> dict[str, tuple[float, float]]:
