@@ -122,7 +122,7 @@ class PatchedCall:
         with ExitStack() as undo:
             undo.callback(self._stop_all)
             undo.enter_context(_replaced(self._model, "forward", self._forward))
-            undo.enter_context(self._watched(0, self._pipeline.scheduler))
+            undo.enter_context(self._watched(0, self._pipeline))
             undo.enter_context(self._prelude.recorded(self._pipeline))
             result = self._class.__call__(self._pipeline, **self._arguments)
         if not self._merged:
@@ -133,14 +133,17 @@ class PatchedCall:
         return result
 
     @contextmanager
-    def _watched(self, number: int, scheduler: Any) -> Iterator[None]:
+    def _watched(self, number: int, pipeline: Any) -> Iterator[None]:
+        scheduler = pipeline.scheduler
         original = type(scheduler)
 
         # of the class, not the instance: who times steps from outside then sees all of this one's
         class Watched(original):  # type: ignore[misc, valid-type]
             @functools.wraps(original.step)
             def step(own, *args: Any, **kwargs: Any) -> Any:
-                return self._stepped(number, own, original.step(own, *args, **kwargs))
+                # image-to-image pipelines make only the last of the scheduler's steps
+                steps = getattr(pipeline, "_num_timesteps", None) or len(own.timesteps)
+                return self._stepped(number, steps, original.step(own, *args, **kwargs))
 
         Watched.__name__, Watched.__qualname__ = original.__name__, original.__qualname__
         scheduler.__class__ = Watched
@@ -153,10 +156,9 @@ class PatchedCall:
         def call(_worker: Worker) -> Any:
             clone = copy.copy(self._pipeline)
             clone.__class__ = self._class
-            scheduler = _copy_of(self._scheduler)
-            vars(clone)["scheduler"] = scheduler
+            vars(clone)["scheduler"] = _copy_of(self._scheduler)
             vars(clone)["_progress_bar_config"] = {"disable": True}
-            with self._watched(number, scheduler):
+            with self._watched(number, clone):
                 arguments = self._prelude.replayed(clone)
                 return self._class.__call__(clone, **(self._arguments | arguments))
 
@@ -185,11 +187,11 @@ class PatchedCall:
         for worker in self._workers.values():
             worker.stop()
 
-    def _stepped(self, number: int, scheduler: Any, result: Any) -> Any:
+    def _stepped(self, number: int, steps: int, result: Any) -> Any:
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
         self._latents[number] = latents
         self._steps[number] += 1
-        last = self._steps[number] == len(scheduler.timesteps)
+        last = self._steps[number] == steps
         if number:
             if last:
                 # never resumed: decoding is patch 0's
