@@ -1,7 +1,7 @@
-"""Taking a module's forward over for a while."""
+"""Taking a module's forward, or any object's attribute, over for a while."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -14,3 +14,17 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
     else:
         undo.callback(delattr, module, "forward")
     module.forward = forward
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of the instance for a while."""
+    before = vars(owner).get(name)
+    vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(owner)[name]
+        else:
+            vars(owner)[name] = before

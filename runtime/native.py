@@ -22,20 +22,14 @@ from ditplan.runtime.exchange import CollectiveExchange, Exchange
 from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.inspection import block_runs, config_digest
+from ditplan.runtime.layout import Layout, Patches, SequenceGroups
 from ditplan.runtime.modules import replace_forward
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.patches import apply_patches
 from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
 from ditplan.runtime.pipefusion import Pipe, StagePredictor, make_pipe, require_stages
-from ditplan.runtime.sequence import (
-    GatherKeys,
-    Layout,
-    Patches,
-    SequenceAttention,
-    SequenceGroups,
-    answer_attentions,
-    apply_sequence_parallel,
-)
+from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
+from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
 from ditplan.runtime.stale import KeyCache
 
 

@@ -9,17 +9,16 @@ guidance and scheduler must therefore treat each token alone, which is checked i
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 
 from ditplan.profiles.errors import InputError
+from ditplan.runtime.modules import replaced
 from ditplan.runtime.parked import Worker
-
-ONCE = ("encode_prompt", "prepare_latents")
-"""What patch 0 computes before the loop and the others get as it is."""
+from ditplan.runtime.prelude import Prelude, RandomState
 
 REMEDY = "use a plan with pipefusion 1"
 
@@ -121,7 +120,7 @@ class PatchedCall:
         """
         with ExitStack() as undo:
             undo.callback(self._stop_all)
-            undo.enter_context(_replaced(self._model, "forward", self._forward))
+            undo.enter_context(replaced(self._model, "forward", self._forward))
             undo.enter_context(self._watched(0, self._pipeline))
             undo.enter_context(self._prelude.recorded(self._pipeline))
             result = self._class.__call__(self._pipeline, **self._arguments)
@@ -273,123 +272,12 @@ class PatchedCall:
             )
 
 
-class Prelude:
-    """What a call computes before its loop, recorded once and replayed to the other patches."""
-
-    def __init__(self, arguments: dict[str, Any], device: torch.device) -> None:
-        self.random = RandomState.now(device)
-        self._device = device
-        self._generators = {name: _generators(value) for name, value in arguments.items()}
-        self._generators = {name: found for name, found in self._generators.items() if found}
-        self._single = {n for n in self._generators if not isinstance(arguments[n], list)}
-        self._at_start = {n: [_state(g) for g in found] for n, found in self._generators.items()}
-        self._kept: dict[str, list[tuple[Any, RandomState, list[torch.Tensor]]]] = {}
-
-    @contextmanager
-    def recorded(self, pipeline: Any) -> Iterator[None]:
-        """Records what a pipeline's own methods give."""
-        with ExitStack() as undo:
-            for name in ONCE:
-                if hasattr(pipeline, name):
-                    method = self._recording(name, getattr(pipeline, name))
-                    undo.enter_context(_replaced(pipeline, name, method))
-            yield
-
-    def _recording(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        kept = self._kept.setdefault(name, [])
-
-        def method(*args: Any, **kwargs: Any) -> Any:
-            result = own(*args, **kwargs)
-            states = [_state(one) for found in self._generators.values() for one in found]
-            kept.append((result, RandomState.now(self._device), states))
-            return result
-
-        return method
-
-    def replayed(self, pipeline: Any) -> dict[str, Any]:
-        """Has a copy of the pipeline give the same; returns generators of its own."""
-        own = {
-            name: [_generator(one.device, state) for one, state in zip(found, states, strict=True)]
-            for (name, found), states in zip(
-                self._generators.items(), self._at_start.values(), strict=True
-            )
-        }
-        flat = [one for found in own.values() for one in found]
-        for name, kept in self._kept.items():
-            vars(pipeline)[name] = _replaying(kept, flat)
-        return {name: found[0] if name in self._single else found for name, found in own.items()}
-
-
-def _replaying(
-    kept: Sequence[tuple[Any, "RandomState", list[torch.Tensor]]],
-    generators: Sequence[torch.Generator],
-) -> Callable[..., Any]:
-    left = iter(list(kept))
-
-    def method(*_args: Any, **_kwargs: Any) -> Any:
-        result, random, states = next(left)
-        random.restore()
-        for one, state in zip(generators, states, strict=True):
-            one.set_state(state)
-        return result
-
-    return method
-
-
-class RandomState:
-    """State of the generators that are used where none is given."""
-
-    def __init__(self, device: torch.device, cpu: torch.Tensor, there: torch.Tensor | None) -> None:
-        self._device, self._cpu, self._there = device, cpu, there
-
-    @classmethod
-    def now(cls, device: torch.device) -> "RandomState":
-        """As it is."""
-        there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(device, torch.get_rng_state(), there)
-
-    def restore(self) -> None:
-        """Makes it so again."""
-        torch.set_rng_state(self._cpu)
-        if self._there is not None:
-            torch.cuda.set_rng_state(self._there, self._device)
-
-
-def _generators(value: Any) -> list[torch.Generator]:
-    values = value if isinstance(value, list) else [value]
-    return [one for one in values if isinstance(one, torch.Generator)]
-
-
-def _generator(device: torch.device, state: torch.Tensor) -> torch.Generator:
-    made = torch.Generator(device)
-    made.set_state(state)
-    return made
-
-
-def _state(generator: torch.Generator) -> torch.Tensor:
-    return generator.get_state()
-
-
 def _copy_of(scheduler: Any) -> Any:
     """A scheduler in the same state, without what others have put around its step."""
     made = copy.deepcopy({k: v for k, v in vars(scheduler).items() if k != "step"})
     clone = object.__new__(type(scheduler))
     vars(clone).update(made)
     return clone
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute of the instance for a while."""
-    before = vars(owner).get(name)
-    vars(owner)[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del vars(owner)[name]
-        else:
-            vars(owner)[name] = before
 
 
 def _as_output(inputs: dict[str, Any], prediction: torch.Tensor) -> Any:

@@ -21,9 +21,9 @@ from ditplan.profiles.splits import patch_bounds
 from ditplan.runtime.cfg import BatchSplit
 from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
+from ditplan.runtime.layout import Layout, Patches
 from ditplan.runtime.links import Arriving, Link
 from ditplan.runtime.patches import REMEDY
-from ditplan.runtime.sequence import Layout, Patches
 from ditplan.runtime.stages import Carried, Stage
 from ditplan.runtime.stale import KeyCache
 
