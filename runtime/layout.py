@@ -81,10 +81,9 @@ class Layout:
             start, end = self.patches.bounds[self.patches.current]
         here = end - start
         if here < ranks and (here or self.patches is None):
-            patch = "" if here == length else f" of a patch of {length}"
             raise InputError(
-                f"{here} {segment} tokens{patch} can't be split over {ranks} ranks; use a plan "
-                f"with ring x ulysses of at most {here}{' or fewer patches' if patch else ''}"
+                f"{here} {segment} tokens can't be split over {ranks} ranks; use a plan with "
+                f"ring x ulysses of at most {here}"
             )
         self.lengths[segment] = here
         first, last = _bounds(here, ranks, self.groups.index)

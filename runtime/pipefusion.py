@@ -270,6 +270,13 @@ class StagePredictor:
         except ValueError as error:
             raise InputError(f"{error}; use a plan with fewer patches") from error
         sizes = [end - start for start, end in self._patches.bounds]
+        ranks = self._layout.groups.size
+        if min(sizes) < ranks:
+            raise InputError(
+                f"a patch of {min(sizes)} tokens can't be split over {ranks} ranks; use a plan "
+                f"with ring x ulysses of at most {min(sizes)} or with fewer patches than "
+                f"{self.patches}"
+            )
         numbers = torch.arange(self.patches, device=output.device, dtype=output.dtype)
         numbers = numbers.repeat_interleave(torch.tensor(sizes, device=output.device))
         shape = [1] * output.ndim
