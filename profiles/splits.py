@@ -32,7 +32,7 @@ def patch_bounds(image_tokens: int, text_tokens: int, patches: int) -> tuple[tup
     differ by one token at most.
 
     >>> patch_bounds(16, 4, 3)
-    ((0, 3), (3, 10), (10, 16))
+    ((0, 2), (2, 9), (9, 16))
 
     Raises:
         ValueError: fewer than one patch, or fewer image tokens than patches.

@@ -1,4 +1,4 @@
-"""Who holds which tokens: a sequence of segments, each split over all ranks, whole or in patches."""
+"""Who holds which tokens: segments, each split over all ranks, whole or in patches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,0 +1,228 @@
+"""What the tests of PipeFusion ask of ranks."""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.denoising import DenoisingClock
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
+
+GAIN = 2.0
+BREAK_AT = 3
+
+
+class Normalised(FlowMatchEulerDiscreteScheduler):
+    """A scheduler that mixes tokens: by the norm of all."""
+
+    def step(self, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As usual, of a prediction of a norm of its own."""
+        usual: Any = super()
+        return usual.step(10 * model_output / model_output.norm(), *args, **kwargs)
+
+
+def scheduler_named(name: str) -> Any:
+    """A scheduler by what it is to show."""
+    flow: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    made: dict[str, Callable[[], Any]] = {
+        "dpm": lambda: DPMSolverMultistepScheduler(**flow),
+        "unipc": lambda: UniPCMultistepScheduler(**flow),
+        "sde": lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **flow),
+        "stochastic": lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        "normalised": lambda: Normalised(shift=3.0),  # type: ignore[no-untyped-call]
+        "dpm thresholding": lambda: DPMSolverMultistepScheduler(
+            thresholding=True, sample_max_value=100.0, **flow
+        ),
+        "unipc thresholding": lambda: UniPCMultistepScheduler(
+            thresholding=True, sample_max_value=100.0, **flow
+        ),
+    }
+    return made[name]()
+
+
+def lively_pipeline(spec: ModelSpec, scheduler: str = "") -> Any:
+    """A spec's pipeline whose blocks have larger weights, so that stale keys make a difference."""
+    pipeline = load_pipeline(spec, None, torch.device("cpu"), "float32")
+    for name, weight in pipeline.transformer.named_parameters():
+        if "blocks" in name and weight.ndim == 2:
+            weight.data.mul_(GAIN)
+    if scheduler:
+        pipeline.scheduler = scheduler_named(scheduler)
+    return pipeline
+
+
+def call(pipeline: Any, spec: ModelSpec, work: Workload, **more: Any) -> torch.Tensor:
+    """The final latents of one call of the pipeline, with random embeddings."""
+    words = prompt_embeddings(spec, work, torch.device("cpu"), seed=1)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        found: torch.Tensor = pipeline(
+            **words,
+            **call_arguments(spec, work),
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            **more,
+        ).images
+    return found
+
+
+def patched_latents(
+    context: RankContext,
+    spec: ModelSpec,
+    plans: Sequence[ExecutionPlan],
+    scheduler: str = "",
+    **more: Any,
+) -> list[torch.Tensor | None]:
+    """Final latents of plans one after the other; None on ranks that one doesn't use."""
+    pipeline = _kept(context, spec, scheduler)
+    found: list[torch.Tensor | None] = []
+    for plan in plans:
+        with parallelize(pipeline, plan, context):
+            used = context.rank in plan.placement
+            found.append(call(pipeline, spec, plan.workload, **more) if used else None)
+    return found
+
+
+def latents_of_calls(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, works: Sequence[Workload]
+) -> list[torch.Tensor]:
+    """Final latents of several calls while one plan is in force."""
+    pipeline = _kept(context, spec)
+    with parallelize(pipeline, plan, context):
+        return [call(pipeline, spec, work) for work in works]
+
+
+def latents_of_interrupted_call(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> torch.Tensor:
+    """A call that is told to end early by its scheduler."""
+    pipeline = _kept(context, spec)
+
+    def interrupt() -> None:
+        pipeline._interrupt = True
+
+    with ExitStack() as undo:
+        _break_at(pipeline, interrupt, undo)
+        with parallelize(pipeline, plan, context):
+            return call(pipeline, spec, plan.workload)
+
+
+def die_while_denoising(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, rank: int
+) -> None:
+    """A call in which one rank kills itself."""
+    pipeline = _kept(context, spec)
+
+    def die() -> None:
+        if context.rank == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with ExitStack() as undo:
+        _break_at(pipeline, die, undo)
+        with parallelize(pipeline, plan, context):
+            call(pipeline, spec, plan.workload)
+
+
+def latents_with_controlnet(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> torch.Tensor:
+    """A call whose transformer is given the residuals of a ControlNet."""
+    pipeline = _kept(context, spec)
+
+    def with_residuals(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        residuals = {"block_controlnet_hidden_states": [torch.zeros(2, 63, 80)]}
+        return args, kwargs | residuals
+
+    hook = pipeline.transformer.register_forward_pre_hook(with_residuals, with_kwargs=True)
+    try:
+        with parallelize(pipeline, plan, context):
+            return call(pipeline, spec, plan.workload)
+    finally:
+        hook.remove()
+
+
+def left_on_pipeline(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, scheduler: str
+) -> list[str]:
+    """What a call under a plan, refused or not, has left changed once the plan is closed."""
+    pipeline = _kept(context, spec, scheduler)
+    before = _state(pipeline)
+    try:
+        with parallelize(pipeline, plan, context):
+            call(pipeline, spec, plan.workload)
+    except InputError:
+        pass
+    after = _state(pipeline)
+    return [name for name in before | after if before.get(name) != after.get(name)]
+
+
+def steps_seen(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> tuple[int, float]:
+    """How many steps the clock counts, and for how long."""
+    pipeline, clock = _kept(context, spec), DenoisingClock(context.device)
+    with parallelize(pipeline, plan, context), clock.watching(pipeline):
+        call(pipeline, spec, plan.workload)
+    return clock.steps, clock.seconds()
+
+
+def _kept(context: RankContext, spec: ModelSpec, scheduler: str = "") -> Any:
+    """The spec's lively pipeline, kept for the tests that follow."""
+    key = f"lively pipeline {spec.config_hash} {scheduler}"
+    if key not in context.kept:
+        context.kept[key] = lively_pipeline(spec, scheduler)
+    return context.kept[key]
+
+
+def _break_at(pipeline: Any, act: Any, undo: ExitStack) -> None:
+    """Has `act` called in the step after BREAK_AT steps."""
+    usual = pipeline.scheduler
+
+    class Breaking(type(usual)):  # type: ignore[misc]
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            if self.step_index == BREAK_AT:
+                act()
+            return super().step(*args, **kwargs)
+
+    undo.callback(setattr, pipeline, "scheduler", usual)
+    pipeline.scheduler = Breaking.from_config(usual.config)
+
+
+def _state(pipeline: Any) -> dict[str, Any]:
+    """What a plan may change for a while, by name."""
+    modules = dict(pipeline.transformer.named_modules())
+    hooks = {
+        f"hooks of {name}": (len(module._forward_hooks), len(module._forward_pre_hooks))
+        for name, module in modules.items()
+    }
+    return hooks | {
+        "pipeline's class": type(pipeline),
+        "pipeline's names": sorted(set(vars(pipeline)) - ATTRIBUTES_OF_CALLS),
+        "scheduler's class": type(pipeline.scheduler),
+        "scheduler's own step": "step" in vars(pipeline.scheduler),
+        "modules' classes": [type(module) for module in modules.values()],
+        "modules' forwards": [name for name, m in modules.items() if "forward" in vars(m)],
+    }
+
+
+ATTRIBUTES_OF_CALLS = {
+    "_guidance_scale",
+    "_skip_layer_guidance_scale",
+    "_clip_skip",
+    "_joint_attention_kwargs",
+    "_interrupt",
+    "_num_timesteps",
+    "_current_timestep",
+}

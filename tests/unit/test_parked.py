@@ -1,0 +1,161 @@
+"""Calls that park until they are told to go on."""
+
+import threading
+import traceback
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ditplan.runtime.parked import Stopped, Worker
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads_end() -> Iterator[None]:
+    """Every test must end the threads that it has begun."""
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+def test_a_call_and_its_caller_take_turns_and_hand_each_other_values() -> None:
+    events: list[str] = []
+
+    def call(worker: Worker) -> str:
+        events.append("begins")
+        first = worker.park("asks for one")
+        events.append(f"got {first}")
+        second = worker.park("asks for two")
+        events.append(f"got {second}")
+        return "result"
+
+    worker = Worker(call, CPU)
+    assert events == []
+    for given, asked in ((None, "asks for one"), (1, "asks for two"), (2, "result")):
+        events.append(f"resumes with {given}")
+        assert worker.resume(given) == asked
+        assert worker.finished == (asked == "result")
+    assert events == [
+        "resumes with None",
+        "begins",
+        "resumes with 1",
+        "got 1",
+        "resumes with 2",
+        "got 2",
+    ]
+    worker.stop()
+
+
+def test_several_calls_are_resumed_in_any_order() -> None:
+    def call(worker: Worker) -> int:
+        total = 0
+        while (given := worker.park(total)) is not None:
+            total += given
+        return total
+
+    workers = [Worker(call, CPU) for _ in range(3)]
+    assert [worker.resume() for worker in workers] == [0, 0, 0]
+    assert [workers[i].resume(n) for i, n in ((2, 5), (0, 1), (2, 6), (1, 2))] == [5, 1, 11, 2]
+    assert [worker.resume(None) for worker in workers] == [1, 2, 11]
+    assert all(worker.finished for worker in workers)
+    for worker in workers:
+        worker.stop()
+
+
+@pytest.mark.parametrize("parks", [False, True])
+def test_what_a_call_raises_is_raised_where_it_is_resumed_with_its_traceback(parks: bool) -> None:
+    def raises_deep_inside() -> None:
+        raise KeyError("no such block")
+
+    def call(worker: Worker) -> None:
+        if parks:
+            worker.park("asked")
+        raises_deep_inside()
+
+    worker = Worker(call, CPU)
+    if parks:
+        assert worker.resume() == "asked"
+    with pytest.raises(KeyError, match="no such block") as caught:
+        worker.resume()
+    assert "raises_deep_inside" in "".join(traceback.format_exception(caught.value))
+    assert worker.finished
+    worker.stop()
+
+
+def test_stop_ends_a_parked_call_as_nothing_catches_it_and_cleans_up() -> None:
+    seen: list[str] = []
+
+    def call(worker: Worker) -> None:
+        try:
+            worker.park("asked")
+        except Exception:  # noqa: BLE001 (what is stopped must get past the broadest)
+            seen.append("caught")
+        except Stopped:
+            seen.append("stopped")
+            raise
+        finally:
+            seen.append("cleaned up")
+
+    worker = Worker(call, CPU)
+    worker.resume()
+    worker.stop()
+    assert seen == ["stopped", "cleaned up"]
+    assert worker.finished
+
+
+def test_stop_ends_a_call_that_was_never_resumed_without_beginning_it() -> None:
+    begun: list[Worker] = []
+    worker = Worker(begun.append, CPU)
+    worker.stop()
+    worker.stop()
+    assert not begun
+    assert worker.finished
+
+
+def modes() -> tuple[bool, bool, bool, torch.dtype]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+    )
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad(),
+        torch.enable_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast("cpu", torch.float16),
+    ],
+    ids=["no_grad", "enable_grad", "inference_mode", "autocast bfloat16", "autocast float16"],
+)
+def test_a_call_has_the_modes_of_who_made_it_and_keeps_them(
+    mode: torch.no_grad | torch.enable_grad | torch.inference_mode | torch.autocast,
+) -> None:
+    def call(worker: Worker) -> tuple[bool, bool, bool, torch.dtype]:
+        worker.park(modes())
+        return modes()
+
+    with mode:
+        expected = modes()
+        worker = Worker(call, CPU)
+    assert worker.resume() == expected
+    assert worker.resume() == expected
+
+
+def test_modes_that_a_call_enters_are_not_those_of_its_caller() -> None:
+    def call(worker: Worker) -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            worker.park(modes())
+
+    before = modes()
+    worker = Worker(call, CPU)
+    assert worker.resume() != before
+    assert modes() == before
+    worker.stop()
+    assert modes() == before
