@@ -26,6 +26,7 @@ from ditplan.profiles.plan import (
     PlannedTransformer,
     Quality,
 )
+from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.native import parallelize
@@ -217,8 +218,7 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant, patches: int)
     execution = Execution.model_validate(asked | {"ring": "gather"})
     part = None
     if mesh.pipefusion > 1:
-        half = spec.block_count // 2
-        stages = (spec.block_count - half, half)
+        stages = split_sizes(spec.block_count, mesh.pipefusion)
         part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
     return bare_plan(spec, workload, mesh, execution, part)
 

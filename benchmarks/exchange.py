@@ -26,16 +26,22 @@ def main() -> None:
     with RankPool(None, 2, "cuda") as pool:
         for label, shape in SHAPES.items():
             batch, heads, tokens, width = shape
-            share = (batch, heads // 2, tokens, width)
-            for what, found in (
-                (
-                    "attention, half the heads",
-                    pool.run(attention_us, share, tokens, timeout_s=TIMEOUT_S),
-                ),
-                ("exchange", pool.run(exchange_us, shape, timeout_s=TIMEOUT_S)),
-            ):
-                times = ", ".join(f"{key} {us:.0f}" for key, us in found[0].items())
-                sys.stdout.write(f"{label} {shape}: {what}: {times}\n")
+            for which, share in (("all", heads), ("half", heads // 2)):
+                part = (batch, share, tokens, width)
+                found = pool.run(attention_us, part, tokens, timeout_s=TIMEOUT_S)[0]
+                flops = 4 * batch * share * tokens**2 * width
+                rates = {
+                    name: f"{us:.0f} ({flops / us / 1e6:.0f} TFLOP/s)" for name, us in found.items()
+                }
+                show(label, shape, f"attention, {which} the heads", rates)
+            found = pool.run(exchange_us, shape, timeout_s=TIMEOUT_S)[0]
+            show(label, shape, "exchange", {name: f"{us:.0f}" for name, us in found.items()})
+
+
+def show(label: str, shape: tuple[int, ...], what: str, times: dict[str, str]) -> None:
+    """Prints one line."""
+    found = ", ".join(f"{name} {time}" for name, time in times.items())
+    sys.stdout.write(f"{label} {shape}: {what}: {found}\n")
 
 
 if __name__ == "__main__":

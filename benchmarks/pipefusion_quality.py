@@ -8,6 +8,7 @@ blocks run: results don't depend on how many there are, which `--stages 2 4` sho
 """
 
 import argparse
+import itertools
 import math
 import sys
 import time
@@ -20,6 +21,7 @@ from benchmarks.rank_measurements import Drawn, draw
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan, PipeFusion
+from ditplan.profiles.splits import split_sizes
 from ditplan.runtime.launch import RankPool
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sd3_tiny"
@@ -38,6 +40,64 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
+class Drawing:
+    """Draws the captions with one plan after another, and shows how that compares."""
+
+    def __init__(self, pool: RankPool, asked: argparse.Namespace) -> None:
+        # the example's modules are scripts beside each other
+        sys.path.insert(0, str(EXAMPLE))
+        from checker import shows  # type: ignore[import-not-found]
+        from scenes import held_out_captions  # type: ignore[import-not-found]
+
+        self._pool, self._asked, self._shows = pool, asked, shows
+        self._captions: list[str] = list(held_out_captions()[: asked.captions])
+        self._spec = find_model("sd3-tiny")
+        self._work = self._spec.defaults.model_copy(
+            update={"steps": asked.steps, "dtype": "float32"}
+        )
+        sys.stdout.write(
+            f"sd3-tiny, {len(self._captions)} unseen captions, {asked.steps} steps, guidance "
+            f"{asked.guidance:g}, float32 on {asked.device}, torch {torch.__version__}\n"
+        )
+        say("stages", "patches", "warm-up", "right", "relative L2", "PSNR dB", "s")
+        self._alone, seconds = self._draw(bare_plan(self._spec, self._work, Mesh()))
+        say(1, "-", "-", self._right(self._alone), 0, "-", f"{seconds:.0f}")
+
+    def compare(self, stages: int, patches: int, warmup: int) -> None:
+        """Prints the line of one setting."""
+        part = PipeFusion(
+            blocks_per_stage=split_sizes(self._spec.block_count, stages),
+            patches=patches,
+            warmup_steps=warmup,
+        )
+        mesh = Mesh(pipefusion=stages)
+        drawn, seconds = self._draw(bare_plan(self._spec, self._work, mesh, pipefusion=part))
+        distance = relative_l2(drawn.latents, self._alone.latents)
+        ratio = psnr(drawn.pictures, self._alone.pictures)
+        numbers = (f"{distance:.4f}", f"{ratio:.1f}", f"{seconds:.0f}")
+        say(stages, patches, warmup, self._right(drawn), *numbers)
+
+    def _draw(self, plan: ExecutionPlan) -> tuple[Drawn, float]:
+        asked, begin = self._asked, time.perf_counter()
+        found = self._pool.run(
+            draw, plan, self._captions, asked.guidance, asked.batch, timeout_s=TIMEOUT_S
+        )[0]
+        if found is None:
+            raise SystemExit("rank 0 took no part")
+        return found, time.perf_counter() - begin
+
+    def _right(self, drawn: Drawn) -> int:
+        pictures = (drawn.pictures * 255).round().to(torch.uint8).numpy()
+        pairs = zip(pictures, self._captions, strict=True)
+        return sum(self._shows(picture, caption) for picture, caption in pairs)
+
+
+def say(*cells: object) -> None:
+    """Prints a line of a table."""
+    sys.stdout.write("".join(f"{cell!s:>12}" for cell in cells) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Prints one line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,60 +110,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     asked = parser.parse_args()
-    sys.path.insert(0, str(EXAMPLE))
-    from checker import shows  # type: ignore[import-not-found]
-    from scenes import held_out_captions  # type: ignore[import-not-found]
-
-    captions = list(held_out_captions()[: asked.captions])
-    spec = find_model("sd3-tiny")
-    work = spec.defaults.model_copy(update={"steps": asked.steps, "dtype": "float32"})
-    blocks = spec.block_count
-
-    def right(drawn: Drawn) -> int:
-        pictures = (drawn.pictures * 255).round().to(torch.uint8).numpy()
-        return sum(shows(p, caption) for p, caption in zip(pictures, captions, strict=True))
-
-    def line(*cells: object) -> None:
-        sys.stdout.write("".join(f"{cell!s:>12}" for cell in cells) + "\n")
-        sys.stdout.flush()
-
-    sys.stdout.write(
-        f"sd3-tiny, {len(captions)} unseen captions, {asked.steps} steps, guidance "
-        f"{asked.guidance:g}, float32 on {asked.device}, torch {torch.__version__}\n"
-    )
-    line("stages", "patches", "warm-up", "right", "relative L2", "PSNR dB", "s")
     with RankPool(None, max(asked.stages), asked.device) as pool:
-
-        def drawn_by(plan: ExecutionPlan) -> tuple[Drawn, float]:
-            begin = time.perf_counter()
-            found = pool.run(
-                draw, plan, captions, asked.guidance, asked.batch, timeout_s=TIMEOUT_S
-            )[0]
-            if found is None:
-                raise SystemExit("rank 0 took no part")
-            return found, time.perf_counter() - begin
-
-        alone, seconds = drawn_by(bare_plan(spec, work, Mesh()))
-        line(1, "-", "-", right(alone), 0, "-", f"{seconds:.0f}")
-        for stages in asked.stages:
-            size, more = divmod(blocks, stages)
-            per_stage = (size + 1,) * more + (size,) * (stages - more)
-            for patches in asked.patches:
-                for warmup in asked.warmup:
-                    part = PipeFusion(
-                        blocks_per_stage=per_stage, patches=patches, warmup_steps=warmup
-                    )
-                    plan = bare_plan(spec, work, Mesh(pipefusion=stages), pipefusion=part)
-                    drawn, seconds = drawn_by(plan)
-                    line(
-                        stages,
-                        patches,
-                        warmup,
-                        right(drawn),
-                        f"{relative_l2(drawn.latents, alone.latents):.4f}",
-                        f"{psnr(drawn.pictures, alone.pictures):.1f}",
-                        f"{seconds:.0f}",
-                    )
+        drawing = Drawing(pool, asked)
+        for setting in itertools.product(asked.stages, asked.patches, asked.warmup):
+            drawing.compare(*setting)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The split is made at the transformer's arguments and undone at its output, so th
 pipeline's own.
 """
 
-import inspect
 import warnings
 from contextlib import ExitStack
 from typing import Any
@@ -17,7 +16,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.splits import split_bounds, split_sizes
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
-from ditplan.runtime.modules import replace_forward
+from ditplan.runtime.modules import names_arguments, replace_forward
 
 
 class BatchSplit:
@@ -60,11 +59,10 @@ class BatchSplit:
 
 def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack) -> None:
     """Splits the batch of each call over the group; closing `undo` takes that away again."""
-    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    split, whole = BatchSplit(family, group), model.forward
+    split, whole, named = BatchSplit(family, group), model.forward, names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given, samples = split.share(dict(zip(names, args, strict=False)) | kwargs)
+        given, samples = split.share(named(*args, **kwargs))
         output = whole(**given)
         if isinstance(output, tuple):
             return (split.gather(output[0], samples), *output[1:])

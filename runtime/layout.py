@@ -1,6 +1,6 @@
 """Who holds which tokens: segments, each split over all ranks, whole or in patches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,46 +46,35 @@ class Patches:
     bounds: tuple[tuple[int, int], ...] = ()
     current: int | None = None
 
-    def range_of(self, segment: str, length: int, patch: int | None) -> tuple[int, int]:
-        """Start and end of a patch's tokens of a segment that is `length` long."""
-        if patch is None:
-            return 0, length
-        if segment == self.segment:
-            return self.bounds[patch]
-        return (0, length) if patch == 0 else (0, 0)
-
 
 @dataclass
 class Layout:
-    """How long each segment of the current call is, as every rank sees from its inputs.
-
-    `lengths` are those of what is computed now, all of it or a patch; `whole` of all.
-    """
+    """How long each whole segment of the current call is, as every rank sees from its inputs."""
 
     groups: SequenceGroups
     patches: Patches | None = None
     lengths: dict[str, int] = field(default_factory=dict)
-    whole: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def patch(self) -> int | None:
+        """The patch that is computed; None for the whole sequence."""
+        return self.patches.current if self.patches else None
 
     def share(self, tensor: torch.Tensor, segment: str, dim: int) -> torch.Tensor:
-        """This rank's share of a whole tensor; notes the segment's length.
+        """This rank's share of a whole tensor, or of a patch of it; notes the segment's length.
 
         Raises:
             InputError: fewer tokens than ranks.
         """
-        ranks, length = self.groups.size, tensor.shape[dim]
-        start, end = 0, length
-        if self.patches is None or self.patches.current is None:
-            self.whole[segment] = length
-        elif segment == self.patches.segment:
-            start, end = self.patches.bounds[self.patches.current]
-        here = end - start
+        if self.patch is None:
+            self.lengths[segment] = tensor.shape[dim]
+        start, end = self._range(segment, self.patch)
+        ranks, here = self.groups.size, end - start
         if here < ranks and (here or self.patches is None):
             raise InputError(
                 f"{here} {segment} tokens can't be split over {ranks} ranks; use a plan with "
                 f"ring x ulysses of at most {here}"
             )
-        self.lengths[segment] = here
         first, last = _bounds(here, ranks, self.groups.index)
         # with the usual strides even where a dim is 1 long, as compiled blocks put out: they are
         # compiled anew for others
@@ -93,17 +82,13 @@ class Layout:
         return share.clone(memory_format=torch.contiguous_format)
 
     def sizes(self, segments: Sequence[str]) -> list[int]:
-        """How many tokens of these segments together each rank holds."""
-        ranks = self.groups.size
-        return [
-            sum(last - first for first, last in self._ranges(segments, self.lengths, rank))
-            for rank in range(ranks)
-        ]
-
-    def _ranges(
-        self, segments: Sequence[str], lengths: Mapping[str, int], rank: int
-    ) -> list[tuple[int, int]]:
-        return [_bounds(lengths[segment], self.groups.size, rank) for segment in segments]
+        """How many tokens of these segments together each rank holds of what is computed."""
+        ranges = [self._range(segment, self.patch) for segment in segments]
+        sizes = []
+        for rank in range(self.groups.size):
+            shares = (_bounds(end - start, self.groups.size, rank) for start, end in ranges)
+            sizes.append(sum(last - first for first, last in shares))
+        return sizes
 
     def tokens(self, segments: Sequence[str], patch: int | None, ranks: Sequence[int]) -> list[int]:
         """Which tokens of the whole sequence some ranks hold of a patch, rank after rank."""
@@ -111,14 +96,19 @@ class Layout:
         for rank in ranks:
             before = 0
             for segment in segments:
-                length = self.whole[segment]
-                start, end = (
-                    self.patches.range_of(segment, length, patch) if self.patches else (0, length)
-                )
+                start, end = self._range(segment, patch)
                 first, last = _bounds(end - start, self.groups.size, rank)
                 found += range(before + start + first, before + start + last)
-                before += length
+                before += self.lengths[segment]
         return found
+
+    def _range(self, segment: str, patch: int | None) -> tuple[int, int]:
+        """Start and end of a patch's tokens in a segment."""
+        if patch is None or self.patches is None:
+            return 0, self.lengths[segment]
+        if segment == self.patches.segment:
+            return self.patches.bounds[patch]
+        return (0, self.lengths[segment]) if patch == 0 else (0, 0)
 
 
 def _bounds(length: int, ranks: int, rank: int) -> tuple[int, int]:

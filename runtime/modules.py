@@ -1,10 +1,17 @@
 """Taking a module's forward, or any object's attribute, over for a while."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+
+
+def names_arguments(module: nn.Module) -> Callable[..., dict[str, Any]]:
+    """A function that gives a call's arguments by the names in the module's own forward."""
+    names = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    return lambda *args, **kwargs: dict(zip(names, args, strict=False)) | kwargs
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:

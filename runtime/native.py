@@ -201,5 +201,5 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     family = family_of(name)
     if plan.pipefusion:
         blocks = sum(len(paths) for _, paths in block_runs(model, family))
-        require_stages(plan.pipefusion.blocks_per_stage, blocks)
+        require_stages(plan.pipefusion, blocks)
     return family

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from ditplan.profiles.errors import InputError
-from ditplan.runtime.modules import replaced
+from ditplan.runtime.modules import names_arguments, replaced
 from ditplan.runtime.parked import Worker
 from ditplan.runtime.prelude import Prelude, RandomState
 
@@ -92,7 +92,7 @@ class PatchedCall:
         self._pipeline, self._class = pipeline, pipeline_class
         self._predictor, self._arguments = predictor, arguments
         self._model, self._device = pipeline.transformer, pipeline._execution_device
-        self._names = tuple(inspect.signature(type(self._model).forward).parameters)[1:]
+        self._named = names_arguments(self._model)
         self._scheduler = _copy_of(pipeline.scheduler)
         self._prelude = Prelude(arguments, self._device)
         patches = predictor.patches
@@ -214,7 +214,7 @@ class PatchedCall:
         return latents
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = dict(zip(self._names, args, strict=False)) | kwargs
+        inputs = self._named(*args, **kwargs)
         if self._running is not None:
             return _as_output(inputs, self._workers[self._running].park(inputs))
         return _as_output(inputs, self._predict(inputs))

@@ -74,16 +74,17 @@ class Mailbox:
         self._me = group.order.index(group.index)
         self._copies = torch.cuda.Stream(device)
 
-    def push(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Writes this rank's tensors (B, H, S, D) to all ranks; `meet` before reading."""
-        self._push_to(range(len(self._boxes)), tensors)
+    def push(self, tensors: Sequence[torch.Tensor], meanwhile: Work | None = None) -> None:
+        """Writes this rank's tensors (B, H, S, D) to all ranks; `meet` before reading.
 
-    def push_beside(self, tensors: Sequence[torch.Tensor], meanwhile: Work) -> None:
-        """`push`, by the copy engines while `meanwhile` keeps the multiprocessors busy."""
-        if any(tensor.stride()[1::2] != (tensor.shape[-1], 1) for tensor in tensors):
-            # the engines copy rows, in which the heads must stand side by side
-            self.push(tensors)
-            meanwhile()
+        By the copy engines where `meanwhile` keeps the multiprocessors busy.
+        """
+        # the engines copy rows, in which the heads must stand side by side
+        in_rows = all(tensor.stride()[1::2] == (tensor.shape[-1], 1) for tensor in tensors)
+        if meanwhile is None or not in_rows:
+            self._push_to(range(len(self._boxes)), tensors)
+            if meanwhile is not None:
+                meanwhile()
             return
         now = torch.cuda.current_stream(self._copies.device)
         self._copies.wait_stream(now)
@@ -169,27 +170,15 @@ class PeerExchange:
         total, before = sum(rows), sum(rows[: self._me])
         key = ("gather", count, first.shape, first.dtype, tuple(rows))
         if key not in self._mailboxes:
+            whole = batch * total
             boxes = [
-                Box(
-                    0,
-                    mine,
-                    start,
-                    share,
-                    before * share,
-                    batch * total * share,
-                    total * share,
-                    share,
-                )
+                Box(0, mine, start, share, before * share, whole * share, total * share, share)
                 for start, share in zip(_starts(shares), shares, strict=True)
-                for step in (total * share,)
             ]
-            numbers = count * batch * total * max(shares) * width
+            numbers = count * whole * max(shares) * width
             self._make(key, numbers, first.dtype, boxes)
         mailbox = self._mailboxes[key]
-        if meanwhile is None:
-            mailbox.push(tensors)
-        else:
-            mailbox.push_beside(tensors, meanwhile)
+        mailbox.push(tensors, meanwhile)
         mailbox.meet()
         inbox = mailbox.read((count, batch, total, shares[self._me], width))
         return [tensor.transpose(1, 2) for tensor in inbox]
@@ -213,10 +202,7 @@ class PeerExchange:
             ]
             self._make(key, batch * max(rows) * heads * width, tensor.dtype, boxes)
         mailbox = self._mailboxes[key]
-        if meanwhile is None:
-            mailbox.push((tensor,))
-        else:
-            mailbox.push_beside((tensor,), meanwhile)
+        mailbox.push((tensor,), meanwhile)
         mailbox.meet()
         here_again = mailbox.read((batch, rows[self._me], heads, width)).transpose(1, 2)
         # a copy, where the result may be kept until the next attention writes to the inbox

@@ -17,6 +17,7 @@ from torch import nn
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
 from ditplan.runtime.cfg import BatchSplit
 from ditplan.runtime.graphs import GraphedForward
@@ -141,7 +142,6 @@ class StagePredictor:
             InputError: there are fewer tokens than patches.
         """
         self._whole.clear()
-        self._entered.clear()
         self._patches.current = None
         self._text = self._text_tokens(inputs)
         self._locating = True
@@ -154,10 +154,11 @@ class StagePredictor:
             patch: (numbers.flatten() == patch).nonzero().flatten() for patch in range(self.patches)
         }
         self._shape, self._dtype, self._device = numbers.shape[1:], output.dtype, output.device
-        lengths = (tuple(self._layout.whole.items()), output.shape)
+        lengths = (tuple(self._layout.lengths.items()), output.shape)
         if self._lengths != lengths:
             # captured graphs go on where keys and values lay
             self._cache.clear()
+            self._entered.clear()
             if self._graphs is not None:
                 self._graphs.clear()
             self._lengths = lengths
@@ -241,7 +242,7 @@ class StagePredictor:
         received: Carried | None,
     ) -> Carried:
         """What this rank computes for a patch or all of the sequence, between transports."""
-        self._patches.current, self._cache.patch, self._cache.call = patch, patch, call
+        self._patches.current, self._cache.call = patch, call
         output = self._stage.run(self._forward, inputs, received)
         return (_sample(output),) if self._pipe.is_last else output
 
@@ -312,16 +313,20 @@ class StagePredictor:
         return inputs | shorter
 
 
-def require_stages(blocks_per_stage: tuple[int, ...], blocks: int) -> None:
-    """Refuses stages that don't make up the model.
+def require_stages(part: PipeFusion, blocks: int) -> None:
+    """Refuses stages that don't make up the model, or a schedule that there isn't.
 
     Raises:
-        InputError: says both numbers.
+        InputError: says what is there.
     """
-    if sum(blocks_per_stage) != blocks:
+    if sum(part.blocks_per_stage) != blocks:
         raise InputError(
-            f"the plan's stages have {' + '.join(map(str, blocks_per_stage))} blocks, the model "
-            f"has {blocks}; tune this model, or {REMEDY}"
+            f"the plan's stages have {' + '.join(map(str, part.blocks_per_stage))} blocks, the "
+            f"model has {blocks}; tune this model, or {REMEDY}"
+        )
+    if part.schedule != "linear":
+        raise InputError(
+            f"pipefusion has no {part.schedule} schedule yet; set the plan's schedule to linear"
         )
 
 

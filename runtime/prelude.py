@@ -17,10 +17,13 @@ class Prelude:
     def __init__(self, arguments: dict[str, Any], device: torch.device) -> None:
         self.random = RandomState.now(device)
         self._device = device
-        self._generators = {name: _generators(value) for name, value in arguments.items()}
-        self._generators = {name: found for name, found in self._generators.items() if found}
+        self._generators = {
+            name: found for name, value in arguments.items() if (found := _generators(value))
+        }
         self._single = {n for n in self._generators if not isinstance(arguments[n], list)}
-        self._at_start = {n: [_state(g) for g in found] for n, found in self._generators.items()}
+        self._at_start = {
+            n: [one.get_state() for one in found] for n, found in self._generators.items()
+        }
         self._kept: dict[str, list[tuple[Any, RandomState, list[torch.Tensor]]]] = {}
 
     @contextmanager
@@ -38,7 +41,7 @@ class Prelude:
 
         def method(*args: Any, **kwargs: Any) -> Any:
             result = own(*args, **kwargs)
-            states = [_state(one) for found in self._generators.values() for one in found]
+            states = [one.get_state() for found in self._generators.values() for one in found]
             kept.append((result, RandomState.now(self._device), states))
             return result
 
@@ -102,7 +105,3 @@ def _generator(device: torch.device, state: torch.Tensor) -> torch.Generator:
     made = torch.Generator(device)
     made.set_state(state)
     return made
-
-
-def _state(generator: torch.Generator) -> torch.Tensor:
-    return generator.get_state()

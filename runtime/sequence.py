@@ -6,7 +6,6 @@ split over all ranks, so that a rank holds a share of every segment.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -21,7 +20,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, Split
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.layout import Layout
-from ditplan.runtime.modules import replace_forward
+from ditplan.runtime.modules import names_arguments, replace_forward
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 
@@ -202,11 +201,10 @@ def apply_splits(
             module = submodule(model, split.name)
             undo.callback(module.register_forward_hook(hook).remove)
     inputs = [split for split in family.splits if split.place == "input"]
-    names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-    whole = model.forward
+    whole, named = model.forward, names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = named(*args, **kwargs)
         for split in inputs:
             if split.name in given:
                 given[split.name] = _on_tensors(functools.partial(cut, split), given[split.name])

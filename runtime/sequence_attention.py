@@ -65,13 +65,12 @@ class SequenceAttention:
         Raises:
             InputError: the tensors aren't as long as this rank's share.
         """
-        sizes = self.layout.sizes(self.declared.segments)
-        self._check_length(query, key, sizes[self.layout.groups.index])
+        blocks, (ring, ulysses) = self._blocks(), self._coordinates()
+        self._check_length(query, key, blocks[ring][ulysses])
         if self.exchange is not None:
-            query, key, value = self.exchange.gather_tokens(
-                (query, key, value), self._blocks()[self._ring_index()], meanwhile
-            )
-        key_sizes = [sum(block) for block in self._blocks()]
+            tensors = (query, key, value)
+            query, key, value = self.exchange.gather_tokens(tensors, blocks[ring], meanwhile)
+        key_sizes = [sum(block) for block in blocks]
         return self._over_ring(query, key, value, key_sizes, scale)
 
     def by_tokens(
@@ -83,11 +82,12 @@ class SequenceAttention:
         """
         if self.exchange is None:
             return attended
-        tokens = self._blocks()[self._ring_index()]
+        tokens = self._blocks()[self._coordinates()[0]]
         return self.exchange.scatter_tokens(attended, heads, tokens, meanwhile)
 
-    def _ring_index(self) -> int:
-        return self.layout.groups.index // self.layout.groups.ulysses_size
+    def _coordinates(self) -> tuple[int, int]:
+        """This rank's place in the ring and in its ulysses group."""
+        return divmod(self.layout.groups.index, self.layout.groups.ulysses_size)
 
     def _blocks(self) -> list[list[int]]:
         """Tokens of each rank, by ring member: ranks are numbered ring first."""
@@ -108,7 +108,8 @@ class SequenceAttention:
             if self.gather_keys is not None:
                 key, value = self.gather_keys(key, value, key_sizes)
             if self.cache is not None:
-                key, value = self.cache.renew(self.number, key, value, self._tokens_of)
+                patch = self.layout.patch
+                key, value = self.cache.renew(self.number, patch, key, value, self._tokens_of)
             return attend(query, key, value, scale, self.kernel)
 
         def block(

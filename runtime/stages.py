@@ -5,7 +5,6 @@ instead, and the first block after it ends the forward. So everything around the
 model's own.
 """
 
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from ditplan.profiles.family import ModelFamily
-from ditplan.runtime.modules import replace_forward
+from ditplan.runtime.modules import names_arguments, replace_forward
 from ditplan.runtime.sequence import submodule
 from ditplan.runtime.stale import KeyCache
 
@@ -44,8 +43,8 @@ class Stage:
             block for path in self._family.blocks for block in submodule(model, path).children()
         ]
         for index, block in enumerate(blocks):
-            names = tuple(inspect.signature(type(block).forward).parameters)[1:]
-            replace_forward(block, partial(self._block, index, names, block.forward), undo)
+            own, named = block.forward, names_arguments(block)
+            replace_forward(block, partial(self._block, index, named, own), undo)
 
     def run(
         self, forward: Callable[..., Any], inputs: dict[str, Any], received: Carried | None
@@ -83,12 +82,12 @@ class Stage:
     def _block(
         self,
         index: int,
-        names: tuple[str, ...],
+        named: Callable[..., dict[str, Any]],
         own: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = named(*args, **kwargs)
         carried: Carried = tuple(given[name] for name in self._family.carried)
         if not self._computes or index < self._first:
             return carried if len(carried) > 1 else carried[0]

@@ -14,15 +14,14 @@ import torch
 class KeyCache:
     """The keys and values of every self-attention of this rank's blocks, (B, H, S, D) each.
 
-    Whoever runs the blocks says which `call` of a step, which block (`layer`) and which `patch` of
-    how many (None: the whole sequence, which fills the cache) is computed. Tokens lie patch after
-    patch, so that a patch is one piece; where they lie doesn't matter to attention without a mask.
+    Whoever runs the blocks says which `call` of a step and which block (`layer`) is computed.
+    Tokens lie patch after patch, so that a patch is one piece; where they lie doesn't matter to
+    attention without a mask.
     """
 
     patches: int
     call: int = 0
     layer: int = 0
-    patch: int | None = None
     _kept: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict
     )
@@ -31,17 +30,19 @@ class KeyCache:
     def renew(
         self,
         attention: int,
+        patch: int | None,
         key: torch.Tensor,
         value: torch.Tensor,
         tokens_of: Callable[[int | None], Sequence[int]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes in fresh keys and values, and gives those to attend to.
 
-        `attention` numbers those of a block. `tokens_of` says which tokens of the sequence the keys
-        of a patch are, or those of the whole sequence, in the order in which they come.
+        `attention` numbers those of a block. `patch` is whose keys they are, None for the whole
+        sequence, which fills the cache. `tokens_of` says for a patch, or for None, which tokens of
+        the sequence its keys are, in the order in which they come.
         """
         place = (self.call, self.layer, attention)
-        if self.patch is None:
+        if patch is None:
             if (self.call, attention) not in self._orders:
                 self._orders[self.call, attention] = self._order(tokens_of, key.device)
             order, _ = self._orders[self.call, attention]
@@ -52,7 +53,7 @@ class KeyCache:
                 whole.copy_(fresh.index_select(2, order))
             return key, value
         _, starts = self._orders[self.call, attention]
-        start = starts[self.patch]
+        start = starts[patch]
         keys, values = self._kept[place]
         for whole, fresh in ((keys, key), (values, value)):
             whole[:, :, start : start + fresh.shape[2]].copy_(fresh)

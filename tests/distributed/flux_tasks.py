@@ -12,8 +12,7 @@ from ditplan.profiles.splits import split_bounds
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inspection import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import call_arguments, prompt_embeddings
-from tests.distributed.rank_tasks import pipeline_of
+from tests.distributed.rank_tasks import latents_of_call, pipeline_of
 
 
 def flux_latents(
@@ -38,14 +37,7 @@ def flux_latents(
                 prepend=True,
             )
             undo.callback(hook.remove)
-        with torch.no_grad():
-            found: torch.Tensor = pipeline(
-                **prompt_embeddings(spec, work, context.device, seed=1),
-                **call_arguments(spec, work),
-                generator=torch.Generator().manual_seed(0),
-                output_type="latent",
-            ).images
-        return found
+        return latents_of_call(pipeline, spec, work)
 
 
 def flux_output(

@@ -108,7 +108,7 @@ class StaleAttention:
 def by_hand(
     pipeline: Any, spec: ModelSpec, work: Workload, pipefusion: PipeFusion, **more: Any
 ) -> torch.Tensor:
-    """The final latents that `patch_tasks.call` should give; `more` are FLUX's true guidance."""
+    """What `rank_tasks.latents_of_call` should give; `more` are FLUX's true guidance."""
     device = torch.device("cpu")
     words = prompt_embeddings(spec, work, device, seed=1)
     channels = spec.config["in_channels"] // (4 if "Flux" in spec.transformer_class else 1)

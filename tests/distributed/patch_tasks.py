@@ -20,7 +20,8 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
+from ditplan.runtime.pipelines import load_pipeline
+from tests.distributed.rank_tasks import latents_of_call
 
 GAIN = 2.0
 BREAK_AT = 3
@@ -65,21 +66,6 @@ def lively_pipeline(spec: ModelSpec, scheduler: str = "") -> Any:
     return pipeline
 
 
-def call(pipeline: Any, spec: ModelSpec, work: Workload, **more: Any) -> torch.Tensor:
-    """The final latents of one call of the pipeline, with random embeddings."""
-    words = prompt_embeddings(spec, work, torch.device("cpu"), seed=1)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        found: torch.Tensor = pipeline(
-            **words,
-            **call_arguments(spec, work),
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-            **more,
-        ).images
-    return found
-
-
 def patched_latents(
     context: RankContext,
     spec: ModelSpec,
@@ -93,7 +79,7 @@ def patched_latents(
     for plan in plans:
         with parallelize(pipeline, plan, context):
             used = context.rank in plan.placement
-            found.append(call(pipeline, spec, plan.workload, **more) if used else None)
+            found.append(latents_of_call(pipeline, spec, plan.workload, **more) if used else None)
     return found
 
 
@@ -103,7 +89,7 @@ def latents_of_calls(
     """Final latents of several calls while one plan is in force."""
     pipeline = _kept(context, spec)
     with parallelize(pipeline, plan, context):
-        return [call(pipeline, spec, work) for work in works]
+        return [latents_of_call(pipeline, spec, work) for work in works]
 
 
 def latents_of_interrupted_call(
@@ -118,7 +104,7 @@ def latents_of_interrupted_call(
     with ExitStack() as undo:
         _break_at(pipeline, interrupt, undo)
         with parallelize(pipeline, plan, context):
-            return call(pipeline, spec, plan.workload)
+            return latents_of_call(pipeline, spec, plan.workload)
 
 
 def die_while_denoising(
@@ -134,7 +120,7 @@ def die_while_denoising(
     with ExitStack() as undo:
         _break_at(pipeline, die, undo)
         with parallelize(pipeline, plan, context):
-            call(pipeline, spec, plan.workload)
+            latents_of_call(pipeline, spec, plan.workload)
 
 
 def latents_with_controlnet(
@@ -150,7 +136,7 @@ def latents_with_controlnet(
     hook = pipeline.transformer.register_forward_pre_hook(with_residuals, with_kwargs=True)
     try:
         with parallelize(pipeline, plan, context):
-            return call(pipeline, spec, plan.workload)
+            return latents_of_call(pipeline, spec, plan.workload)
     finally:
         hook.remove()
 
@@ -163,7 +149,7 @@ def left_on_pipeline(
     before = _state(pipeline)
     try:
         with parallelize(pipeline, plan, context):
-            call(pipeline, spec, plan.workload)
+            latents_of_call(pipeline, spec, plan.workload)
     except InputError:
         pass
     after = _state(pipeline)
@@ -174,7 +160,7 @@ def steps_seen(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> tu
     """How many steps the clock counts, and for how long."""
     pipeline, clock = _kept(context, spec), DenoisingClock(context.device)
     with parallelize(pipeline, plan, context), clock.watching(pipeline):
-        call(pipeline, spec, plan.workload)
+        latents_of_call(pipeline, spec, plan.workload)
     return clock.steps, clock.seconds()
 
 

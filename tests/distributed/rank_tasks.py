@@ -18,7 +18,12 @@ from ditplan.runtime.attention import PartialAttention, attend_with_lse
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inspection import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import DTYPES, load_pipeline, prompt_embeddings
+from ditplan.runtime.pipelines import (
+    DTYPES,
+    call_arguments,
+    load_pipeline,
+    prompt_embeddings,
+)
 from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
 
 
@@ -61,6 +66,21 @@ def denoise(
             num_inference_steps=work.steps,
             guidance_scale=spec.guidance_scale if work.guidance else 1.0,
             output_type="latent",
+        ).images
+    return result
+
+
+def latents_of_call(pipeline: Any, spec: ModelSpec, work: Workload, **more: Any) -> torch.Tensor:
+    """The final latents of one call of the pipeline, with random embeddings."""
+    device = pipeline._execution_device
+    torch.manual_seed(5)
+    with torch.no_grad():
+        result: torch.Tensor = pipeline(
+            **prompt_embeddings(spec, work, device, seed=1),
+            **call_arguments(spec, work),
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            **more,
         ).images
     return result
 

@@ -24,7 +24,6 @@ from ditplan.runtime.launch import RankError, RankPool
 from ditplan.runtime.pipelines import prompt_embeddings
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import (
-    call,
     die_while_denoising,
     latents_of_calls,
     latents_of_interrupted_call,
@@ -34,7 +33,13 @@ from tests.distributed.patch_tasks import (
     patched_latents,
     steps_seen,
 )
-from tests.distributed.rank_tasks import furthest, hooks_left, latents, latents_and_compiles
+from tests.distributed.rank_tasks import (
+    furthest,
+    hooks_left,
+    latents,
+    latents_and_compiles,
+    latents_of_call,
+)
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload
 
 EXACT = 1e-4
@@ -90,7 +95,9 @@ class References:
     ) -> torch.Tensor:
         """The latents of the unmodified pipeline."""
         of = (spec.config_hash, work, scheduler, *more)
-        return self._once(of, lambda: call(self._pipeline(spec, scheduler), spec, work, **more))
+        return self._once(
+            of, lambda: latents_of_call(self._pipeline(spec, scheduler), spec, work, **more)
+        )
 
     def _pipeline(self, spec: ModelSpec, scheduler: str) -> Any:
         key = (spec.config_hash, scheduler)
@@ -388,6 +395,12 @@ def test_patches_with_fewer_tokens_than_ranks_are_refused(ranks: RankPool) -> No
 def test_stages_that_do_not_make_up_the_model_are_refused(ranks: RankPool) -> None:
     said = refusal(ranks, patched_latents, uneven(), [plan_with(stages(1, 2))])
     assert said.startswith("the plan's stages have 1 + 2 blocks, the model has 4")
+
+
+def test_a_schedule_that_there_is_not_is_refused(ranks: RankPool) -> None:
+    folded = stages(1, 3).model_copy(update={"schedule": "folded"})
+    said = refusal(ranks, patched_latents, uneven(), [plan_with(folded)])
+    assert said == "pipefusion has no folded schedule yet; set the plan's schedule to linear"
 
 
 def test_a_plan_without_warm_up_steps_is_refused(ranks: RankPool) -> None:
