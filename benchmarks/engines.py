@@ -1,19 +1,18 @@
 """How each library runs a model: its pipeline, with one of its variants in force at a time."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.jobs import XDIT_ATTENTION, Job
+from benchmarks.jobs import XDIT_ATTENTION, Job, patches_of
 from benchmarks.processes import Variant
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
@@ -76,7 +75,7 @@ class Ours:
     @contextmanager
     def in_force(self, variant: Variant) -> Iterator[Pipeline | None]:
         """Puts the variant's plan in force; graphs are captured anew."""
-        plan = plan_of(self._job.spec, self._job.workload, variant, self._job.patches)
+        plan = plan_of(self._job.spec, self._job.workload, variant)
         with parallelize(self._pipeline, plan, self._context):
             yield self._pipeline if self._context.rank in plan.placement else None
 
@@ -210,15 +209,16 @@ def random_pipeline(job: Job, place: Place) -> Any:
     return load_pipeline(job.spec, None, place.device, "bfloat16")
 
 
-def plan_of(spec: ModelSpec, workload: Workload, variant: Variant, patches: int) -> ExecutionPlan:
+def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionPlan:
     """Our plan for a variant, which runs as said or not at all."""
-    degrees = {} if variant.mesh == "one" else {variant.mesh.removesuffix("2"): 2}
-    mesh = Mesh(**degrees)
+    axis, patches = variant.mesh.partition("2")[0], patches_of(variant.mesh)
+    mesh = Mesh() if axis == "one" else Mesh(**{axis: 2})
     asked = {"mode": variant.mode, "attention": variant.attention, "fallback": "refuse"}
     execution = Execution.model_validate(asked | {"ring": "gather"})
     part = None
-    if mesh.pipefusion > 1:
-        stages = split_sizes(spec.block_count, mesh.pipefusion)
+    if patches:
+        # the first stage has the embeddings besides
+        stages = split_sizes(spec.block_count, mesh.pipefusion)[::-1]
         part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
     return bare_plan(spec, workload, mesh, execution, part)
 
@@ -262,14 +262,15 @@ def bare_plan(
 def xdit_config(job: Job, compiled: bool) -> Any:
     """xDiT's engine config for the job's mesh; this also joins its process groups."""
     mesh, attention = job.variants[0].mesh, job.variants[0].attention
-    flash_attn_for_xdit(attention == "flash-attn-4")
+    if attention == "flash-attn-4":
+        give_flash_attn_a_version()
     arguments = import_module("xfuser").xFuserArgs(
         model=job.model,
         use_cfg_parallel=mesh == "cfg2",
         ulysses_degree=2 if mesh == "ulysses2" else 1,
         ring_degree=2 if mesh == "ring2" else 1,
-        pipefusion_parallel_degree=2 if mesh == "pipefusion2" else 1,
-        num_pipeline_patch=job.patches if mesh == "pipefusion2" else None,
+        pipefusion_parallel_degree=2 if patches_of(mesh) else 1,
+        num_pipeline_patch=patches_of(mesh),
         warmup_steps=WARMUP_STEPS,
         height=job.pixels,
         width=job.pixels,
@@ -284,14 +285,8 @@ def xdit_config(job: Job, compiled: bool) -> Any:
     return config
 
 
-def flash_attn_for_xdit(wanted: bool) -> None:
-    """Shows xDiT flash-attn, or hides it, before xDiT is imported.
-
-    Its option for torch.compile asks for a version that flash-attn 4 alone doesn't have.
-    """
-    if not wanted:
-        sys.modules["flash_attn"] = cast(Any, None)
-        return
+def give_flash_attn_a_version() -> None:
+    """xDiT asks flash-attn for one, which flash-attn 4 alone doesn't have."""
     flash_attn = import_module("flash_attn")
     flash_attn.__version__ = getattr(flash_attn, "__version__", "2.7.0")
 

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.processes import Contestant, Variant
 from ditplan.profiles.catalog import find_model
@@ -33,7 +35,6 @@ class Job:
     model: str
     pixels: int
     steps: int
-    patches: int
     variants: tuple[Variant, ...]
 
     def to_json(self) -> str:
@@ -73,8 +74,21 @@ class Wanted:
     meshes: Sequence[str]
     modes: Sequence[str]
     attention: Sequence[str]
-    patches: int
     apart: bool
+
+
+def with_patches(meshes: Iterable[str], patches: Sequence[int]) -> list[str]:
+    """The meshes with PipeFusion once for each number of patches: `pipefusion2x3` has 3."""
+    return [
+        name
+        for mesh in meshes
+        for name in ([f"{mesh}x{n}" for n in patches] if mesh.startswith("pipefusion") else [mesh])
+    ]
+
+
+def patches_of(mesh: str) -> int | None:
+    """How many patches a mesh has; None without PipeFusion."""
+    return int(mesh.partition("x")[2]) if mesh.startswith("pipefusion") else None
 
 
 def reference(model: str, pixels: int, steps: int, wanted: Wanted) -> Contestant | None:
@@ -88,13 +102,13 @@ def reference(model: str, pixels: int, steps: int, wanted: Wanted) -> Contestant
     ]
     if "ours" not in wanted.engines or not variants:
         return None
-    return _contestant("ours", Job("ours", model, pixels, steps, wanted.patches, tuple(variants)))
+    return _contestant("ours", Job("ours", model, pixels, steps, tuple(variants)))
 
 
 def peers(model: str, pixels: int, steps: int, wanted: Wanted) -> list[Contestant]:
     """The other libraries in all their wanted configurations, those of one process together."""
     found = []
-    for engine, variants in _configurations(model, wanted.attention):
+    for engine, variants in _configurations(model, wanted.attention, wanted.meshes):
         family = "xdit" if engine == "xdit-runner" else engine
         chosen = [
             variant
@@ -104,12 +118,14 @@ def peers(model: str, pixels: int, steps: int, wanted: Wanted) -> list[Contestan
         if family not in wanted.engines or not chosen:
             continue
         for together in [[one] for one in chosen] if wanted.apart else [chosen]:
-            job = Job(engine, model, pixels, steps, wanted.patches, tuple(together))
+            job = Job(engine, model, pixels, steps, tuple(together))
             found.append(_contestant(_name(engine, together, wanted.apart), job))
     return found
 
 
-def _configurations(model: str, kernels: Sequence[str]) -> Iterator[tuple[str, list[Variant]]]:
+def _configurations(
+    model: str, kernels: Sequence[str], meshes: Sequence[str]
+) -> Iterator[tuple[str, list[Variant]]]:
     """Engines and variants that can share a process; xDiT takes the same kernels as ours.
 
     Where the attention kernel is chosen by torch's own switch, each choice has a process of its
@@ -131,8 +147,9 @@ def _configurations(model: str, kernels: Sequence[str]) -> Iterator[tuple[str, l
             if model == "flux":
                 yield "xdit-runner", _variants(mesh, ("compile+graph",), (attention,))
             yield "xdit", _variants(mesh, ("eager", "compile"), (attention,))
-    for attention in (kernel for kernel in kernels if kernel in XDIT_ATTENTION):
-        yield "xdit", _variants("pipefusion2", ("eager",), (attention,))
+    for mesh in (mesh for mesh in meshes if patches_of(mesh)):
+        for attention in (kernel for kernel in kernels if kernel in XDIT_ATTENTION):
+            yield "xdit", _variants(mesh, ("eager",), (attention,))
 
 
 def _variants(mesh: str, modes: Iterable[str], attentions: Iterable[str]) -> list[Variant]:
@@ -150,11 +167,23 @@ def _name(engine: str, variants: Sequence[Variant], apart: bool) -> str:
 
 
 def _contestant(name: str, job: Job) -> Contestant:
+    environment = dict(COMPILED_APART)
+    if job.engine != "ours" and all(one.attention != "flash-attn-4" for one in job.variants):
+        environment["PYTHONPATH"] = _path_without_flash_attn()
     return Contestant(
         name=name,
         command=(sys.executable, "-m", "benchmarks.contestants", "--job", job.to_json()),
         ranks=max(variant.gpus for variant in job.variants),
         variants=job.variants,
         memory_bytes=job.memory_bytes,
-        environment=COMPILED_APART,
+        environment=environment,
     )
+
+
+def _path_without_flash_attn() -> str:
+    """For peers that take another kernel: xDiT can't compile with flash-attn 4 beside it.
+
+    It must be in a folder of its own on PYTHONPATH.
+    """
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(one for one in folders if not (Path(one) / "flash_attn").is_dir())

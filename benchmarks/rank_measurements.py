@@ -1,13 +1,14 @@
 """What ranks do for the benchmarks: functions that a pool sends."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ditplan.profiles.catalog import find_model, shipped_weights
@@ -131,10 +132,23 @@ def exchange_us(context: RankContext, shape: tuple[int, int, int, int]) -> dict[
     return found
 
 
-def kernel_seconds(
+@dataclass(frozen=True)
+class WhereTimeGoes:
+    """Seconds of a denoising loop on one rank; kernels are named with seconds and number of calls.
+
+    `computing_s` is the time in which a kernel other than an exchange ran.
+    """
+
+    latency_s: float
+    computing_s: float
+    kinds: dict[str, float]
+    kernels: list[tuple[str, float, int]]
+
+
+def where_time_goes(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
-) -> tuple[float, dict[str, float], list[tuple[str, float, int]]] | None:
-    """Seconds of the plan's denoising loop; of its kernels by kind; and the longest kernels."""
+) -> WhereTimeGoes | None:
+    """Where the time of a plan goes on this rank; None on ranks that take no part."""
     run = measure_plan(context, spec, None, plan)
     pipeline = context.kept["pipeline"]
     with parallelize(pipeline, plan, context):
@@ -155,7 +169,21 @@ def kernel_seconds(
         kinds[_kind_of(event.key)] += seconds
         kernels.append((event.key, seconds, event.count))
     kernels.sort(key=lambda kernel: -kernel[1])
-    return run.latency_s, dict(kinds), kernels[:25]
+    computing = [
+        (event.time_range.start, event.time_range.end)
+        for event in watched.events() or ()
+        if event.device_type == DeviceType.CUDA and _kind_of(event.name) != "exchange"
+    ]
+    return WhereTimeGoes(run.latency_s, _covered(computing) / 1e6, dict(kinds), kernels[:25])
+
+
+def _covered(ranges: Iterable[tuple[float, float]]) -> float:
+    """How much of the time some ranges cover together."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _kind_of(kernel: str) -> str:

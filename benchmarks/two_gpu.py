@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--apart", action="store_true", help="processes of its own for each variant of a peer"
     )
-    made.add_argument("--patches", type=int, default=4, help="of pipefusion2")
+    made.add_argument("--patches", type=int, nargs="+", default=[2], help="of pipefusion2")
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"
@@ -203,10 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     wanted = jobs.Wanted(
         given.contestants,
-        given.meshes,
+        jobs.with_patches(given.meshes, given.patches),
         given.modes,
         given.attention,
-        given.patches,
         given.apart,
     )
     try:

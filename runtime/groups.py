@@ -14,6 +14,9 @@ from ditplan.profiles.mesh import Mesh
 # take too long.
 GROUP_TIMEOUT = timedelta(minutes=15)
 
+TRANSPORT_CTAS = 2
+"""Thread blocks of NCCL for transfers that run beside computing; each takes a multiprocessor."""
+
 
 @dataclass(frozen=True)
 class AxisGroup:
@@ -85,14 +88,16 @@ class GroupCache:
     def group(self, ranks: Sequence[int], purpose: str = "") -> dist.ProcessGroup | None:
         """The process group of some global ranks, ascending; None on all other ranks.
 
-        With a `purpose` it is one of its own, whose transfers wait for no others.
+        With a `purpose` it is one of its own, whose transfers wait for no others and, on GPUs,
+        leave the multiprocessors to what computes meanwhile.
         """
         members = tuple(sorted(ranks))
         if not purpose and members == tuple(range(self.world_size)):
             return dist.group.WORLD
         key = (purpose, members)
         if key not in self._groups:
-            made = dist.new_group(list(members), timeout=GROUP_TIMEOUT)
+            options = _transport_options() if purpose else None
+            made = dist.new_group(list(members), timeout=GROUP_TIMEOUT, pg_options=options)
             self._groups[key] = made if self.rank in members else None
         return self._groups[key]
 
@@ -102,6 +107,18 @@ class GroupCache:
             if group is not None:
                 dist.destroy_process_group(group)
         self._groups.clear()
+
+
+def _transport_options() -> Any:
+    """Of a group whose transfers run beside computing; None where the backend has none.
+
+    A kernel of NCCL holds its multiprocessors for as long as it waits for the other end.
+    """
+    if dist.get_backend() != "nccl":
+        return None
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = TRANSPORT_CTAS
+    return options
 
 
 @dataclass(frozen=True)

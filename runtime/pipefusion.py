@@ -192,13 +192,15 @@ class StagePredictor:
         if patch:
             shared = self._without_text(shared)
         own = self._own[patch]
-        if self._pipe.is_first:
-            batch = shared[self._family.batched_inputs[0]].shape[0]
-            arriving = self._pipe.incoming.begin((batch, len(own)), self._dtype)
-            self._awaited[patch] = (arriving, samples)
         output = self._run(shared, patch, call)
         if output is not None:
             self._pipe.onward.send(output.flatten(1).index_select(1, own))
+        if self._pipe.is_first:
+            # not before the patch is on its way: what waits for the device (a kernel that is
+            # loaded, an allocation) would wait for an answer to what was never sent
+            batch = shared[self._family.batched_inputs[0]].shape[0]
+            arriving = self._pipe.incoming.begin((batch, len(own)), self._dtype)
+            self._awaited[patch] = (arriving, samples)
 
     def receive(self, patch: int, call: int) -> torch.Tensor:
         """The prediction with the patch's values, waited for; older ones where latents aren't."""

@@ -125,9 +125,10 @@ def test_pipefusion_in_every_mode_gives_the_latents_of_its_eager_run(
     staged, exact = Mesh(pipefusion=2), run(Mesh(), "eager", 1, "float32")
     rounding = distance(run(Mesh(), "eager", 1), exact)
     assert distance(run(staged, "compile+graph", 8), exact) <= NOT_WORSE * rounding
-    stale = run(staged, "eager", 1, "float32")
+    # after one warm-up step of eight rounding alone leads far away, on one device as well
+    stale = run(staged, "eager", 2, "float32")
     for mode in MODES:
-        assert distance(run(staged, mode, 1), stale) <= 2 * rounding, mode
+        assert distance(run(staged, mode, 2), stale) <= 2 * rounding, mode
 
 
 def kernel_errors(context: RankContext, head_dim: int) -> dict[str, tuple[float, float]]:

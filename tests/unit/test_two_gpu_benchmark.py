@@ -238,6 +238,6 @@ def test_list_names_every_variant_without_gpus(capsys: pytest.CaptureFixture[str
 
 
 def test_a_job_survives_its_command_line() -> None:
-    job = jobs.Job("diffusers", "sd3", 1024, 20, 4, (EAGER, ULYSSES))
+    job = jobs.Job("diffusers", "sd3", 1024, 20, (EAGER, ULYSSES))
     assert jobs.Job.from_json(job.to_json()) == job
     assert job.workload.passes == 2
