@@ -14,22 +14,22 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ditplan.planner.asked import check_quality, workload_for
+from ditplan.planner.asked import allowed_for, check_quality, workload_for
 from ditplan.planner.pricing import Task, price_one, space_of
 from ditplan.planner.ranking import Ranking
-from ditplan.planner.report import ranking_table, simulate_json, tune_json
+from ditplan.planner.report import patching_json, ranking_table, simulate_json, tune_json
 from ditplan.planner.requests import grid_points, wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend, require_mode
-from ditplan.profiles.catalog import find_cluster, find_model, shipped_weights
+from ditplan.profiles.catalog import find_cluster, find_model, known_quality, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import DitplanError, InputError, PlanWarning
 from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.workload import Dtype
+from ditplan.profiles.workload import Dtype, Workload
 
 if TYPE_CHECKING:
     from ditplan.runtime.workers import Workers
@@ -57,6 +57,12 @@ Guidance = Annotated[
 Type = Annotated[Dtype | None, typer.Option(help="float32 is the only one on CPUs.")]
 Degree = Annotated[int | None, typer.Option(min=1, help="Fix this degree.")]
 ExactDegree = Annotated[int, typer.Option(min=1, help="Degree of this parallelism.")]
+Patches = Annotated[
+    int | None, typer.Option(min=1, help="Patches of PipeFusion; it has stages by --pipefusion.")
+]
+Warmup = Annotated[
+    int | None, typer.Option(min=1, help="PipeFusion's first steps, on the whole picture.")
+]
 AskedMode = Annotated[
     Mode | None,
     typer.Option(help="Demand this way of executing each rank's share (graph: CUDA graph)."),
@@ -163,11 +169,17 @@ def tune(
     ulysses: Degree = None,
     ring: Degree = None,
     dp: Degree = None,
+    patches: Patches = None,
+    warmup: Warmup = None,
     mode: AskedMode = None,
     backend: BackendName = "native",
     objective: Annotated[Literal["latency"], typer.Option(help="What to make best.")] = "latency",
     quality: Annotated[
-        str, typer.Option(help="safe, exact, any, or the largest relative L2 distance allowed.")
+        str,
+        typer.Option(
+            help="safe (exact plans, and PipeFusion with a warm-up step), exact, any, or the "
+            "largest relative L2 distance of the final latents from one device's.",
+        ),
     ] = "safe",
     measure: Annotated[
         int | None,
@@ -210,6 +222,16 @@ def tune(
         "modes": None if mode is None else (mode,),
         "backend": find_backend(backend),
     }
+
+    def approximate(workload: Workload) -> dict[str, Any]:
+        # what was recorded holds for the shipped weights alone
+        recorded = None
+        if weights is None and not Path(model).is_dir():
+            recorded = known_quality(spec, workload)
+        settings = {"pipefusion": pipefusion, "patches": patches, "warmup_steps": warmup}
+        allowed = allowed_for(spec, workload, quality, recorded, **settings)
+        return {"allowed": allowed, "known": recorded}
+
     if cluster is not None:
         if hosts is not None or measure:
             raise InputError(
@@ -217,6 +239,7 @@ def tune(
             )
         known = find_cluster(cluster)
         workload = workload_for(spec, known.devices[0].kind, **asked)
+        choice |= approximate(workload)
         ranking = search(Task(spec, workload, known, gpus=gpus, **choice), progress=terminal.say)
     else:
         if weights is not None:
@@ -224,6 +247,7 @@ def tune(
         study = _study_of(out)
         with _workers(hosts, gpus) as workers:
             workload = workload_for(spec, workers.device, **asked)
+            choice |= approximate(workload)
             if mode is not None:
                 require_mode(choice["backend"], mode, workers.device)
             known = _cluster_of(workers, study / "cluster.json", terminal.say)
@@ -234,7 +258,8 @@ def tune(
     plan = ranking.to_plan()
     plan.save(out)
     terminal.show(ranking_table(ranking))
-    terminal.show(f"{out}: {plan.mesh}, {plan.execution.mode}")
+    patched = f", {plan.pipefusion}" if plan.pipefusion else ""
+    terminal.show(f"{out}: {plan.mesh}, {plan.execution.mode}{patched}")
     terminal.finish({"plan": str(out)} | tune_json(ranking))
 
 
@@ -257,6 +282,8 @@ def simulate(
     ulysses: ExactDegree = 1,
     ring: ExactDegree = 1,
     dp: ExactDegree = 1,
+    patches: Patches = None,
+    warmup: Warmup = None,
     mode: AskedMode = None,
     backend: BackendName = "native",
     as_json: Json = False,
@@ -277,11 +304,13 @@ def simulate(
         dtype=dtype,
     )
     mesh = Mesh(dp=dp, cfg=cfg, pipefusion=pipefusion, ring=ring, ulysses=ulysses)
-    task = Task(spec, workload, known, gpus=gpus, backend=find_backend(backend))
-    priced = price_one(task, mesh, mode or "eager")
+    recorded = None if Path(model).is_dir() else known_quality(spec, workload)
+    task = Task(spec, workload, known, gpus=gpus, backend=find_backend(backend), known=recorded)
+    priced = price_one(task, mesh, mode or "eager", patches=patches, warmup_steps=warmup)
     prediction = priced.prediction
     low_s, high_s = prediction.interval_s
-    terminal.show(f"{spec.name}: {workload}, {mesh} on {known.name}")
+    patched = f", {priced.candidate.pipefusion}" if priced.candidate.pipefusion else ""
+    terminal.show(f"{spec.name}: {workload}, {mesh}{patched} on {known.name}")
     terminal.show(
         f"latency {prediction.latency_s:.4g} s (90% interval {low_s:.3g} to {high_s:.3g} s)"
     )
@@ -292,7 +321,7 @@ def simulate(
     terminal.show(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU; {prediction.source}")
     if shortage := priced.too_big or priced.warning:
         terminal.say(f"warning: it does not fit: {shortage}")
-    terminal.finish(simulate_json(prediction))
+    terminal.finish(simulate_json(prediction) | patching_json(priced))
 
 
 @app.command(
@@ -457,8 +486,15 @@ def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> C
 
 def _points_of(task: Task) -> Sequence[PointRequest]:
     """The shapes of blocks whose times the task's candidates need."""
-    meshes = {candidate.mesh for candidate in space_of(task, Topology(task.cluster)).candidates}
-    return wanted_points(task.spec, task.workload, meshes, task.searched_modes)
+    candidates = space_of(task, Topology(task.cluster)).candidates
+    # warm-up steps run what the mesh would without patches
+    meshes = {candidate.mesh for candidate in candidates}
+    patched = {
+        (candidate.mesh, candidate.pipefusion.patches)
+        for candidate in candidates
+        if candidate.pipefusion
+    }
+    return wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
 
 
 def _with_model_profile(

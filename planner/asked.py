@@ -2,11 +2,15 @@
 
 from typing import Any
 
+from ditplan.planner.allowed import Allowed
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
+
+QUALITIES = ("safe", "exact", "any")
 
 
 def workload_for(
@@ -36,13 +40,61 @@ def workload_for(
     return workload
 
 
-def check_quality(quality: str) -> None:
-    """Refuses nonsense; every plan is exact so far, so every bound is kept."""
-    if quality in ("safe", "exact", "any"):
-        return
+def check_quality(quality: str) -> float | None:
+    """The largest relative L2 distance allowed, None for one of the names.
+
+    Raises:
+        InputError: neither a name nor a distance.
+    """
+    if quality in QUALITIES:
+        return None
     try:
         bound = float(quality)
     except ValueError:
         bound = -1.0
     if not 0 <= bound < float("inf"):
         raise InputError(f"--quality {quality!r}: must be safe, exact, any or a number from 0 on")
+    return bound
+
+
+def allowed_for(
+    spec: ModelSpec,
+    workload: Workload,
+    quality: str,
+    known: MeasuredQuality | None,
+    *,
+    pipefusion: int | None = None,
+    patches: int | None = None,
+    warmup_steps: int | None = None,
+) -> Allowed | None:
+    """Which approximate plans the user allows; None if only exact ones.
+
+    `known` is what was measured of the model with the user's weights at this workload. PipeFusion
+    always has a warm-up step and there are no caches yet, so `any` allows what `safe` does.
+
+    Raises:
+        InputError: settings of PipeFusion where there can be none, more warm-up steps than steps,
+            or a bound and nothing measured to compare with it.
+    """
+    bound = check_quality(quality)
+    if quality == "exact" or pipefusion == 1:
+        if patches is None and warmup_steps is None:
+            return None
+        remedy = "--pipefusion 2 or more" if pipefusion == 1 else "--quality safe"
+        raise InputError(
+            f"--patches and --warmup are PipeFusion's, which is ruled out: give {remedy}, or leave "
+            "them out"
+        )
+    if warmup_steps is not None and warmup_steps > workload.steps:
+        raise InputError(
+            f"--warmup {warmup_steps}: there are {workload.steps} steps; use 1 to {workload.steps}"
+        )
+    if bound is not None and known is None:
+        raise InputError(
+            f"--quality {quality}: how far PipeFusion's latents are from one device's is not known "
+            f"for these weights of {spec.name} at {workload.width}x{workload.height}, "
+            f"{workload.steps} steps, and neither random weights nor another model can tell; it "
+            f"takes a measurement, recorded in profiles/distances/{spec.name}.json; till then use "
+            "--quality exact, or safe"
+        )
+    return Allowed(patches, warmup_steps, bound, known)

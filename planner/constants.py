@@ -94,6 +94,10 @@ class CostConstants:
     scheduler_step_s: float = 2e-4
     """A flow-matching Euler step: about 20 small kernels launched from Python."""
 
+    patch_switch_s: float = 4e-5
+    """Host time to go from one patch's call of the pipeline to another's, on PipeFusion's first
+    stage: 13 to 66 us (docs/design.md)."""
+
     cpu_efficiency: float = 0.5
     """Of a CPU's peak, where nothing was measured. A guess."""
 

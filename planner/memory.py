@@ -1,20 +1,22 @@
 """How many bytes the fullest rank needs, and why that may be too much."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.share import Share, share_of
 from ditplan.planner.space import Candidate
+from ditplan.planner.stages import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.model import BlockRun, ModelSpec
 from ditplan.profiles.workload import Workload
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank by cause.
+    """Bytes of one rank by cause; `cache_bytes` are PipeFusion's keys and values.
 
     Denoising and VAE decoding follow each other, so the larger one counts.
     """
@@ -24,12 +26,13 @@ class Memory:
     buffers_bytes: int
     vae_bytes: int
     context_bytes: int
+    cache_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The peak: what is always there and the larger of denoising and decoding."""
         peak = max(self.activations_bytes + self.buffers_bytes, self.vae_bytes)
-        return self.weights_bytes + self.context_bytes + peak
+        return self.weights_bytes + self.cache_bytes + self.context_bytes + peak
 
 
 def memory_of(
@@ -40,20 +43,90 @@ def memory_of(
     constants: MemoryConstants | None = None,
 ) -> Memory:
     """The peak of the rank that holds most: replicated weights, its tokens, exchange buffers,
-    the picture's VAE.
+    the picture's VAE; of PipeFusion's stages the one whose blocks need most.
+
+    In PipeFusion's warm-up a stage sees the whole sequence.
     """
     c = constants or MemoryConstants()
     mesh = candidate.mesh
     share = share_of(mesh, spec, workload)
     hidden_bytes = share.rows * spec.width * workload.dtype_bytes
-    parameters = spec.transformer_parameters + spec.encoder_parameters + spec.vae_parameters
+    counts = fullest_stage(spec, workload, candidate)
+    cache = zip(spec.blocks, counts, strict=True)
     return Memory(
-        weights_bytes=parameters * workload.dtype_bytes,
+        weights_bytes=held_parameters(spec, counts) * workload.dtype_bytes,
         activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
         buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
         vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
         context_bytes=_context_bytes(mesh, device, c) + _graph_bytes(candidate, c),
+        cache_bytes=sum(
+            count * cached_bytes(spec, run, workload, candidate) for run, count in cache
+        ),
     )
+
+
+def room_for_blocks(
+    spec: ModelSpec,
+    workload: Workload,
+    candidate: Candidate,
+    devices: Sequence[Device],
+    constants: MemoryConstants | None = None,
+) -> float:
+    """Bytes that the smallest GPU has for a PipeFusion stage's blocks and their keys and values.
+
+    CPUs can swap, so they have room for any.
+    """
+    gpus = [device for device in devices if device.kind != "cpu"]
+    if not gpus:
+        return math.inf
+    device = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    whole = memory_of(spec, workload, candidate, device, constants)
+    counts = fullest_stage(spec, workload, candidate)
+    of_blocks = sum(
+        count * block_bytes(spec, run, workload, candidate)
+        for run, count in zip(spec.blocks, counts, strict=True)
+    )
+    return device.memory_bytes - (whole.total_bytes - of_blocks)
+
+
+def block_bytes(spec: ModelSpec, run: BlockRun, workload: Workload, candidate: Candidate) -> int:
+    """A block's weights and what it keeps on a rank from patch to patch."""
+    return run.parameters * workload.dtype_bytes + cached_bytes(spec, run, workload, candidate)
+
+
+def cached_bytes(spec: ModelSpec, run: BlockRun, workload: Workload, candidate: Candidate) -> int:
+    """The keys and values of the whole sequence that a block keeps for PipeFusion: those of this
+    rank's heads.
+    """
+    if candidate.pipefusion is None:
+        return 0
+    share = share_of(candidate.mesh, spec, workload)
+    numbers = sum(
+        sum(share.keys[segment] for segment in attention.segments)
+        * share.heads(attention)
+        * attention.head_dim
+        for attention in run.attentions
+    )
+    return 2 * share.batch * numbers * workload.dtype_bytes
+
+
+def fullest_stage(spec: ModelSpec, workload: Workload, candidate: Candidate) -> tuple[int, ...]:
+    """How many blocks of each run the rank that holds most has; all of them without PipeFusion."""
+    part = candidate.pipefusion
+    if part is None:
+        return tuple(run.count for run in spec.blocks)
+    sizes = [block_bytes(spec, run, workload, candidate) for run in spec.blocks]
+
+    def held(counts: tuple[int, ...]) -> int:
+        return sum(count * size for count, size in zip(counts, sizes, strict=True))
+
+    return max(runs_of_stages(spec.blocks, part.blocks_per_stage), key=held)
+
+
+def held_parameters(spec: ModelSpec, counts: Sequence[int]) -> int:
+    """Parameters on a rank with so many blocks of each run; all else is on every rank."""
+    blocks = sum(count * run.parameters for run, count in zip(spec.blocks, counts, strict=True))
+    return blocks + spec.outside_parameters + spec.encoder_parameters + spec.vae_parameters
 
 
 def why_too_big(memory: Memory, device: Device) -> str | None:
@@ -66,6 +139,7 @@ def why_too_big(memory: Memory, device: Device) -> str | None:
         ("exchange buffers", memory.buffers_bytes),
         ("VAE decode", memory.vae_bytes),
         ("context", memory.context_bytes),
+        *((("keys and values", memory.cache_bytes),) if memory.cache_bytes else ()),
     )
     named = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts)
     return f"needs {memory.total_bytes / 1e9:.1f} GB of {device.memory_bytes / 1e9:.1f} GB: {named}"
@@ -120,4 +194,6 @@ def _context_bytes(mesh: Mesh, device: Device, c: MemoryConstants) -> int:
     if device.kind == "cpu":
         return c.cpu_context_bytes
     communicators = sum(degree > 1 for degree in (mesh.size, *mesh.degrees))
+    # to the next stage and from the one before
+    communicators += 2 if mesh.pipefusion > 1 else 0
     return c.cuda_context_bytes + communicators * c.communicator_bytes

@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ditplan.planner.allowed import Allowed, quality_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_swapping, why_too_big
-from ditplan.planner.ranking import Ranked, sortable_s
+from ditplan.planner.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.space import (
     Candidate,
     Space,
     enumerate_space,
+    evenly_staged,
+    patching_violation,
     placement_of,
     rule_of_thumb,
     why_illegal,
+    why_no_setting,
 )
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS, Backend, require_mode
@@ -21,6 +25,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Execution, Fallback
+from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
 
@@ -30,7 +35,8 @@ class Task:
     None).
 
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
-    leaves the choice to the search).
+    leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
+    that none may; `known` is what was measured of their quality.
     """
 
     spec: ModelSpec
@@ -41,6 +47,8 @@ class Task:
     modes: tuple[Mode, ...] | None = None
     backend: Backend = BACKENDS["native"]
     profile: ModelProfile | None = None
+    allowed: Allowed | None = None
+    known: MeasuredQuality | None = None
 
     @property
     def device_kind(self) -> DeviceKind:
@@ -116,18 +124,30 @@ def space_of(task: Task, topology: Topology) -> Space:
         task.backend,
         pins=task.pins,
         modes=task.searched_modes,
+        allowed=task.allowed,
     )
     if not space.candidates:
-        why = why_illegal(pinned, task.spec, task.workload, None, task.backend)
+        approximate = task.allowed is not None
+        why = why_illegal(
+            pinned, task.spec, task.workload, None, task.backend, approximate=approximate
+        ) or why_no_setting(pinned, task.spec, task.workload, task.allowed)
         raise InputError(why or f"no mesh of at most {gpus} GPUs is legal: {space.dropped}")
     return space
 
 
-def price_one(task: Task, mesh: Mesh, mode: Mode) -> Ranked:
+def price_one(
+    task: Task,
+    mesh: Mesh,
+    mode: Mode,
+    *,
+    patches: int | None = None,
+    warmup_steps: int | None = None,
+) -> Ranked:
     """One configuration on the cluster's first ranks, in the usual order.
 
-    `task.gpus` is the number that the mesh must use, None for any; pins and modes have no say. That
-    it doesn't fit into memory is information, not an error.
+    `task.gpus` is the number that the mesh must use, None for any; pins, modes and what is allowed
+    have no say. PipeFusion has as many patches as stages and one warm-up step if not said
+    otherwise. That it doesn't fit into memory is information, not an error.
 
     Raises:
         InputError: the backend can't run the mesh or the mode, the cluster has fewer GPUs, or its
@@ -135,7 +155,8 @@ def price_one(task: Task, mesh: Mesh, mode: Mode) -> Ranked:
     """
     topology = Topology(task.cluster)
     _check_gpus(task, topology)
-    if wrong := why_illegal(mesh, task.spec, task.workload, task.gpus, task.backend):
+    spec, workload = task.spec, task.workload
+    if wrong := why_illegal(mesh, spec, workload, task.gpus, task.backend, approximate=True):
         raise InputError(wrong)
     require_mode(task.backend, mode, task.device_kind)
     if mesh.size > topology.ranks:
@@ -143,8 +164,18 @@ def price_one(task: Task, mesh: Mesh, mode: Mode) -> Ranked:
             f"{mesh} needs {mesh.size} GPUs, cluster {task.cluster.name} has {topology.ranks}; "
             "use smaller degrees or a larger cluster"
         )
-    model = CostModel(topology, task.spec, task.profile)
-    return _price(task, model, Candidate(mesh, placement_of(mesh), mode))
+    if mesh.pipefusion == 1 and (patches is not None or warmup_steps is not None):
+        raise InputError(
+            "--patches and --warmup are PipeFusion's: give --pipefusion 2 or more, or leave them "
+            "out"
+        )
+    patches = mesh.pipefusion if patches is None else patches
+    warmup_steps = 1 if warmup_steps is None else warmup_steps
+    part = evenly_staged(mesh, spec, patches, warmup_steps)
+    if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
+        raise InputError(found.sentence)
+    model = CostModel(topology, spec, task.profile)
+    return _price(task, model, Candidate(mesh, placement_of(mesh), mode, pipefusion=part))
 
 
 def _check_gpus(task: Task, topology: Topology) -> None:
@@ -156,6 +187,8 @@ def _check_gpus(task: Task, topology: Topology) -> None:
 
 
 def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+    candidate = model.balanced(candidate, task.workload)
+    part = candidate.pipefusion
     execution = Execution(
         mode=candidate.mode,
         fallback=task.fallback,
@@ -168,6 +201,7 @@ def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
         execution,
         too_big=_why_too_big(task, candidate),
         warning=_why_swapping(task, candidate),
+        quality=quality_of(task.known, part.patches, part.warmup_steps) if part else EXACT,
     )
 
 

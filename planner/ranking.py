@@ -26,11 +26,14 @@ from ditplan.profiles.workload import Workload
 SAME_SPEED = 1.005
 """Latencies nearer than this are called equally fast."""
 
+EXACT = Quality(exact=True)
+
 LINKED_PARTS = {
     "ulysses": ("all_to_all", ("ulysses",)),
     "ring": ("ring's send and receive", ("ring",)),
     "gather": ("gathering the output", ("ring", "ulysses")),
     "cfg": ("exchanging the guidance passes", ("cfg",)),
+    "sends": ("waiting for what other stages send", ("pipefusion",)),
 }
 COMPUTED_PARTS = {
     "blocks": "the blocks' matrix products take",
@@ -38,6 +41,7 @@ COMPUTED_PARTS = {
     "outside": "the transformer outside its blocks takes",
     "scheduler": "the scheduler takes",
     "launch": "launching kernels takes",
+    "bubbles": "waiting for other stages takes",
 }
 
 
@@ -57,6 +61,7 @@ class Ranked:
     failure: str | None = None
     too_big: str | None = None
     warning: str | None = None
+    quality: Quality = EXACT
     reason: str = ""
 
     @property
@@ -129,9 +134,9 @@ def build_plan(
         backend=backend.name,
         mesh=candidate.mesh,
         placement=candidate.placement,
-        pipefusion=None,
+        pipefusion=candidate.pipefusion,
         execution=ranked.execution,
-        quality=Quality(exact=True),
+        quality=ranked.quality,
         prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
@@ -157,6 +162,7 @@ def runner_up(ranked: Ranked) -> RunnerUp:
         mesh=ranked.candidate.mesh,
         placement=ranked.candidate.placement,
         mode=ranked.candidate.mode,
+        pipefusion=ranked.candidate.pipefusion,
         predicted_s=ranked.prediction.latency_s,
         measured_s=ranked.measurement.latency_s if ranked.measurement else None,
         memory_bytes=ranked.prediction.memory_bytes,

@@ -68,11 +68,16 @@ def table_cells(place: int, ranked: Ranked) -> dict[str, str]:
 
 def mesh_text(ranked: Ranked) -> str:
     """The mesh, a star at the rule of thumb, and below it the order of its axes where that isn't
-    the usual one.
+    the usual one, and PipeFusion's settings.
     """
     candidate = ranked.candidate
-    order = "" if candidate.order == AXES else f"\n({candidate.order_text})"
-    return f"{candidate.mesh}{' *' if ranked.control else ''}{order}"
+    lines = [f"{candidate.mesh}{' *' if ranked.control else ''}"]
+    lines += [] if candidate.order == AXES else [f"({candidate.order_text})"]
+    if part := candidate.pipefusion:
+        fewest, most = min(part.blocks_per_stage), max(part.blocks_per_stage)
+        blocks = f"{fewest}" if fewest == most else f"{fewest}-{most}"
+        lines.append(f"{part.patches}p {part.warmup_steps}w {blocks}b")
+    return "\n".join(lines)
 
 
 def digits_after_point(seconds: float) -> int:
@@ -83,10 +88,13 @@ def digits_after_point(seconds: float) -> int:
 def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
     """What is said below the table."""
     orders = any(ranked.candidate.order != AXES for _, ranked in shown)
+    patched = any(ranked.candidate.pipefusion for _, ranked in shown)
     starred = any(ranked.control for _, ranked in shown)
     parts = ["seconds of denoising, predicted with their 90% interval"]
     parts += ["* rule of thumb"] if starred else []
     parts += ["(a > b): ranks far apart along a, next to each other along b"] if orders else []
+    words = "p, w, b: PipeFusion's patches, warm-up steps, blocks a stage; not exact"
+    parts += [words] if patched else []
     return parts + ([f"{hidden} more not shown"] if hidden else [])
 
 
@@ -111,8 +119,7 @@ def candidate_json(ranked: Ranked, backend: str) -> dict[str, object]:
     return {
         "gpus": mesh.size,
         **dict(zip(AXES, mesh.degrees, strict=True)),
-        "patches": mesh.pipefusion,
-        "warmup": 1 if mesh.pipefusion > 1 else 0,
+        **patching_json(ranked),
         "mode": ranked.candidate.mode,
         "backend": backend,
         "placement": list(ranked.candidate.placement),
@@ -122,11 +129,23 @@ def candidate_json(ranked: Ranked, backend: str) -> dict[str, object]:
         "end_to_end_s": prediction.end_to_end_s,
         "setup_s": prediction.setup_s,
         "memory_bytes": prediction.memory_bytes,
-        "exact": True,
-        "quality": None,
         "control": ranked.control,
         "reason": ranked.reason,
         "warning": ranked.warning,
+    }
+
+
+def patching_json(ranked: Ranked) -> dict[str, object]:
+    """PipeFusion's settings and what they do to the result: `quality` is the relative L2 distance
+    of the final latents from one device's, null where it isn't known.
+    """
+    part = ranked.candidate.pipefusion
+    return {
+        "patches": part.patches if part else 1,
+        "warmup": part.warmup_steps if part else 0,
+        "blocks_per_stage": list(part.blocks_per_stage) if part else None,
+        "exact": ranked.quality.exact,
+        "quality": ranked.quality.relative_l2,
     }
 
 

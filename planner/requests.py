@@ -9,14 +9,20 @@ from ditplan.profiles.workload import Workload
 
 
 def wanted_points(
-    spec: ModelSpec, workload: Workload, meshes: Iterable[Mesh], modes: Sequence[Mode]
+    spec: ModelSpec,
+    workload: Workload,
+    meshes: Iterable[Mesh],
+    modes: Sequence[Mode],
+    patched: Iterable[tuple[Mesh, int]] = (),
 ) -> tuple[PointRequest, ...]:
-    """The points that these meshes need for this workload in these modes.
+    """The points that these meshes need for this workload in these modes, and those that are
+    `patched` for so many patches.
 
     And smaller ones, eager, for devices too slow to measure them.
 
     A rank's blocks see its share of samples and tokens, and attention all tokens (ulysses, or the
-    sum of a ring's rounds) as well as the rank's own (one round of a ring).
+    sum of a ring's rounds) as well as the rank's own (one round of a ring). A patch is nearly what
+    a rank would have of a sequence split over so many times more ranks: it attends to all tokens.
     """
     samples = workload.batch * workload.passes
     shapes = {
@@ -29,6 +35,13 @@ def wanted_points(
         for batch, ranks in shapes
         for key_ranks in {1, ranks}
     }
+    parts = {
+        (split_sizes(samples, mesh.cfg)[0], mesh.sequence_parallel * patches)
+        for mesh, patches in patched
+        if mesh.cfg <= samples
+    }
+    cut = {_request(spec, workload, batch, n, n, 1, modes) for batch, n in parts}
+    requests |= set(filter(_can_be_split, cut))
     sizes = {request.image_tokens for request in requests}
     smaller = {_request(spec, workload, 1, 1, 1, shrink) for shrink in (2, 4, 8)}
     smaller = {request for request in smaller if request.image_tokens not in sizes}

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +29,10 @@ LOCK_GRACE_S = 5
 MODES_OF_A_MESH = 2
 """Of the modes of one mesh only the first ones are run: they differ by what was measured already,
 the exchanges of other meshes by what wasn't."""
+
+
+MOST_PATCHES = 2**20
+"""What a study allows for patches and warm-up steps: more than anybody asks for."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def study_name(task: Task) -> str:
     study.
     """
     cluster = fingerprint_of(task.cluster, len(task.cluster.devices))
+    allowed = task.allowed
     identity = {
         "model": task.spec.config_hash,
         "workload": task.workload.model_dump(),
@@ -105,6 +110,7 @@ def study_name(task: Task) -> str:
         "pins": dict(sorted(task.pins.items())),
         "modes": task.searched_modes,
         "backend": task.backend.name,
+        "allowed": None if allowed is None else asdict(replace(allowed, known=None)),
     }
     text = json.dumps(identity, sort_keys=True)
     return f"{task.spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -115,7 +121,18 @@ def key_of(candidate: Candidate) -> str:
     degrees = " ".join(
         f"{axis}{degree}" for axis, degree in zip(AXES, candidate.mesh.degrees, strict=True)
     )
-    return f"{degrees} {'>'.join(candidate.order)} {candidate.mode}"
+    key = f"{degrees} {'>'.join(candidate.order)} {candidate.mode}"
+    part = candidate.pipefusion
+    if part is None:
+        return key
+    stages = "+".join(map(str, part.blocks_per_stage))
+    return f"{key} patches{part.patches} warmup{part.warmup_steps} stages{stages}"
+
+
+def _patching(candidate: Candidate) -> dict[str, int]:
+    """PipeFusion's settings as parameters of a trial."""
+    part = candidate.pipefusion
+    return {"patches": part.patches, "warmup": part.warmup_steps} if part else {}
 
 
 def _chosen(fitting: Sequence[Ranked], top: int) -> list[Ranked]:
@@ -256,7 +273,8 @@ class _Measuring:
 
     def _params(self, candidate: Candidate) -> dict[str, object]:
         degrees = {axis: getattr(candidate.mesh, axis) for axis in self.task.backend.axes}
-        return {**degrees, "order": ">".join(candidate.order), "mode": candidate.mode}
+        settings = {"order": ">".join(candidate.order), "mode": candidate.mode}
+        return {**degrees, **settings, **_patching(candidate)}
 
     def _suggest(self, trial: Trial, candidate: Candidate) -> None:
         """Records the candidate as the trial's parameters, the same distributions for each
@@ -268,6 +286,8 @@ class _Measuring:
         full = Mesh(**dict.fromkeys(self.task.backend.axes, 2))
         trial.suggest_categorical("order", [">".join(order) for order in axis_orders(full)])
         trial.suggest_categorical("mode", list(self.task.backend.modes))
+        for name in _patching(candidate):
+            trial.suggest_int(name, 1, MOST_PATCHES)
         trial.set_user_attr("mesh", str(candidate))
 
     def _run_rounds(

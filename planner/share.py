@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
-from ditplan.profiles.splits import split_sizes
+from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
 
@@ -15,7 +15,8 @@ class Share:
 
     `batch` counts samples in each transformer call. `tokens` are those of one sample that the rank
     holds, by segment; `queries` those that it has in self-attention, after ulysses' exchange;
-    `keys` those that it attends to in all.
+    `keys` those that it attends to in all. `predicted` are the image tokens that all ranks with a
+    share of them predict together.
     """
 
     batch: int
@@ -24,6 +25,7 @@ class Share:
     keys: dict[str, int]
     ring: int = 1
     ulysses: int = 1
+    predicted: int = 0
 
     @property
     def rows(self) -> int:
@@ -47,19 +49,44 @@ def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
     Samples and passes split over dp and cfg, tokens over ring x ulysses.
     """
     whole = {"image": spec.image_tokens(workload), "text": workload.text_tokens}
+    return _share_of_tokens(mesh, workload, whole, whole)
+
+
+def patch_shares(
+    mesh: Mesh, spec: ModelSpec, workload: Workload, patches: int
+) -> tuple[Share, ...]:
+    """The busiest rank's share of each patch, whose tokens attend to those of the whole sequence.
+
+    All of the text goes with the first patch. Patches of one size have the very same share.
+    """
+    whole = {"image": spec.image_tokens(workload), "text": workload.text_tokens}
+    sizes = []
+    for patch, (start, end) in enumerate(patch_bounds(whole["image"], whole["text"], patches)):
+        sizes.append((end - start, 0 if patch else whole["text"]))
+    shares = {
+        size: _share_of_tokens(mesh, workload, {"image": size[0], "text": size[1]}, whole)
+        for size in set(sizes)
+    }
+    return tuple(shares[size] for size in sizes)
+
+
+def _share_of_tokens(
+    mesh: Mesh, workload: Workload, tokens: dict[str, int], keys: dict[str, int]
+) -> Share:
     sizes = {
         segment: split_sizes(count, mesh.sequence_parallel)
         if count
         else (0,) * mesh.sequence_parallel
-        for segment, count in whole.items()
+        for segment, count in tokens.items()
     }
     return Share(
         batch=math.ceil(math.ceil(workload.batch / mesh.dp) * workload.passes / mesh.cfg),
         tokens={segment: split[0] for segment, split in sizes.items()},
         queries={segment: sum(split[: mesh.ulysses]) for segment, split in sizes.items()},
-        keys=whole,
+        keys=keys,
         ring=mesh.ring,
         ulysses=mesh.ulysses,
+        predicted=tokens["image"],
     )
 
 

@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ditplan.planner.allowed import Allowed
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode, ModelSpec
+from ditplan.profiles.plan import PipeFusion
+from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
 CFG_REASON = "cfg > passes"
@@ -24,19 +27,22 @@ class Candidate:
 
     `order` lists the axes from the one whose neighbours are farthest apart in rank to the one whose
     are next to each other; `placement` is what follows from it, the rank of each mesh coordinate.
+    A mesh with pipefusion stages has a `pipefusion` part.
     """
 
     mesh: Mesh
     placement: tuple[int, ...]
     mode: Mode = "eager"
     order: tuple[str, ...] = AXES
+    pipefusion: PipeFusion | None = None
 
     def __str__(self) -> str:
         """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual
-        one.
+        one, and PipeFusion's settings.
         """
         placed = "" if self.order == AXES else f", {self.order_text}"
-        return f"{self.mesh}, {self.mode}{placed}"
+        patched = f", {self.pipefusion}" if self.pipefusion else ""
+        return f"{self.mesh}, {self.mode}{placed}{patched}"
 
     @property
     def order_text(self) -> str:
@@ -46,7 +52,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Space:
-    """Legal candidates, and how many meshes were dropped for each reason."""
+    """Legal candidates, and how many meshes were dropped for each reason.
+
+    Stages of PipeFusion have about the same number of blocks, whatever these take.
+    """
 
     candidates: tuple[Candidate, ...]
     dropped: dict[str, int]
@@ -63,11 +72,18 @@ class Violation:
 
 
 def why_illegal(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, gpus: int | None, backend: Backend
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    gpus: int | None,
+    backend: Backend,
+    *,
+    approximate: bool = False,
 ) -> str | None:
     """One sentence that says why a mesh can't run and what would be right; None for a legal one.
 
-    `gpus` is the number that the mesh must use; None accepts any.
+    `gpus` is the number that the mesh must use; None accepts any. `approximate` says whether
+    another result than one device's is allowed.
     """
     if gpus is not None and mesh.size != gpus:
         return (
@@ -75,7 +91,7 @@ def why_illegal(
             f"asked for: the degrees must multiply to {gpus}"
             f"{_example(spec, workload, gpus, backend)}, or ask for --gpus {mesh.size}"
         )
-    found = violation(mesh, spec, workload, backend)
+    found = violation(mesh, spec, workload, backend, approximate=approximate)
     if not found:
         return None
     is_off = found.reason == CFG_REASON and workload.passes == 1 and _has_passes_to_split(spec)
@@ -83,16 +99,29 @@ def why_illegal(
 
 
 def violation(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, backend: Backend
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    backend: Backend,
+    *,
+    approximate: bool = False,
 ) -> Violation | None:
-    """The first rule that a mesh breaks, whatever the number of GPUs."""
+    """The first rule that a mesh breaks, whatever the number of GPUs.
+
+    Axes that give another result than one device are against the rules unless `approximate`.
+    """
     for axis, degree in zip(AXES, mesh.degrees, strict=True):
-        if degree > 1 and axis not in backend.exact_axes:
-            exactly = " exactly" if axis in backend.axes else ""
+        if degree > 1 and axis not in backend.axes:
             return Violation(
-                f"{axis} not{exactly} in {backend.name}",
-                f"backend {backend.name} can't run {axis}{degree}{exactly}: it has "
-                f"{', '.join(backend.exact_axes)}; leave {axis} at 1",
+                f"{axis} not in {backend.name}",
+                f"backend {backend.name} can't run {axis}{degree}: it has "
+                f"{', '.join(backend.axes)}; leave {axis} at 1",
+            )
+        if degree > 1 and axis in backend.approximate_axes and not approximate:
+            return Violation(
+                f"{axis} not exact",
+                f"{axis}{degree} gives another result than one device, and only exact plans are "
+                f"allowed: use --quality safe, or leave {axis} at 1",
             )
     ranks = mesh.sequence_parallel
     rules = (
@@ -123,6 +152,28 @@ def violation(
     return None
 
 
+def patching_violation(
+    mesh: Mesh, spec: ModelSpec, workload: Workload, patches: int, warmup_steps: int
+) -> Violation | None:
+    """The first rule that PipeFusion's settings break on a legal mesh."""
+    if not 1 <= warmup_steps <= workload.steps:
+        return Violation(
+            "warm-up steps > steps",
+            f"--warmup {warmup_steps}: there are {workload.steps} steps; use 1 to {workload.steps}",
+        )
+    tokens, ranks = spec.image_tokens(workload), mesh.sequence_parallel
+    if patches <= tokens:
+        bounds = patch_bounds(tokens, workload.text_tokens, patches)
+        if min(end - start for start, end in bounds) >= ranks:
+            return None
+    each = f"{ranks} (ring x ulysses)" if ranks > 1 else "one"
+    return Violation(
+        "patch tokens < ranks",
+        f"--patches {patches}: {spec.name}'s {tokens} image tokens, with {workload.text_tokens} of "
+        f"text in the first patch, don't give each patch at least {each}; use fewer patches",
+    )
+
+
 def degrees_within(gpus: int, axes: Sequence[str], pins: Mapping[str, int]) -> Iterator[Mesh]:
     """All meshes of at most so many GPUs over some axes.
 
@@ -143,16 +194,18 @@ def legal_meshes(
     *,
     pins: Mapping[str, int] | None = None,
     exactly: bool = False,
+    approximate: bool = False,
 ) -> tuple[tuple[Mesh, ...], dict[str, int]]:
     """Legal meshes of at most (or exactly) so many GPUs, small ones first, and the others
     counted by reason.
     """
     legal: list[Mesh] = []
     dropped: Counter[str] = Counter()
-    for mesh in degrees_within(gpus, backend.exact_axes, pins or {}):
+    axes = backend.axes if approximate else backend.exact_axes
+    for mesh in degrees_within(gpus, axes, pins or {}):
         if exactly and mesh.size != gpus:
             continue
-        if found := violation(mesh, spec, workload, backend):
+        if found := violation(mesh, spec, workload, backend, approximate=approximate):
             dropped[found.reason] += 1
         else:
             legal.append(mesh)
@@ -209,16 +262,44 @@ def enumerate_space(
     pins: Mapping[str, int] | None = None,
     modes: Sequence[Mode] = ("eager",),
     exactly: bool = False,
+    allowed: Allowed | None = None,
 ) -> Space:
-    """All legal meshes x placements that differ x modes."""
-    meshes, dropped = legal_meshes(spec, workload, gpus, backend, pins=pins, exactly=exactly)
-    candidates = tuple(
-        Candidate(mesh, placement, mode, order)
-        for mesh in meshes
-        for order, placement in placements(mesh, topology)
-        for mode in modes
+    """All legal meshes x settings of PipeFusion x placements that differ x modes.
+
+    Without `allowed` exact plans only.
+    """
+    meshes, dropped = legal_meshes(
+        spec,
+        workload,
+        gpus,
+        backend,
+        pins=pins,
+        exactly=exactly,
+        approximate=allowed is not None,
     )
-    return Space(candidates, dropped)
+    candidates: list[Candidate] = []
+    for mesh in meshes:
+        parts = _pipefusion_parts(mesh, spec, workload, allowed)
+        if isinstance(parts, Violation):
+            dropped[parts.reason] = dropped.get(parts.reason, 0) + 1
+            continue
+        candidates += (
+            Candidate(mesh, placement, mode, order, part)
+            for order, placement in placements(mesh, topology)
+            for part in parts
+            for mode in modes
+        )
+    return Space(tuple(candidates), dropped)
+
+
+def evenly_staged(
+    mesh: Mesh, spec: ModelSpec, patches: int, warmup_steps: int
+) -> PipeFusion | None:
+    """A mesh's PipeFusion part with about as many blocks in each stage, if it has stages."""
+    if mesh.pipefusion == 1:
+        return None
+    stages = split_sizes(spec.block_count, mesh.pipefusion)
+    return PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=warmup_steps)
 
 
 def rule_of_thumb(
@@ -257,6 +338,35 @@ def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
     for degree in range(1, room + 1):
         for rest in _products_within(room // degree, axes - 1):
             yield (degree, *rest)
+
+
+def _pipefusion_parts(
+    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None
+) -> list[PipeFusion | None] | Violation:
+    """The settings of PipeFusion to try on a mesh, or why there are none."""
+    if mesh.pipefusion == 1 or allowed is None:
+        return [None]
+    parts: list[PipeFusion | None] = []
+    why = Violation(
+        "no PipeFusion keeps the bound",
+        f"no setting of PipeFusion that was measured on {spec.name} keeps --quality "
+        f"{allowed.bound}; leave pipefusion at 1, or allow more",
+    )
+    for patches, warmup_steps in allowed.settings(mesh.pipefusion):
+        found = patching_violation(mesh, spec, workload, patches, warmup_steps)
+        if found:
+            why = found
+        else:
+            parts.append(evenly_staged(mesh, spec, patches, warmup_steps))
+    return parts or why
+
+
+def why_no_setting(
+    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None
+) -> str | None:
+    """Why no allowed setting of PipeFusion can run on a legal mesh; None if one can."""
+    found = _pipefusion_parts(mesh, spec, workload, allowed)
+    return found.sentence if isinstance(found, Violation) else None
 
 
 def _has_passes_to_split(spec: ModelSpec) -> bool:

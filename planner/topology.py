@@ -54,6 +54,16 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Loads:
+    """What all messages of an operation put on each direction of each link."""
+
+    shares: dict[Hop, float]
+    flows: dict[Hop, int]
+    kind_bytes: dict[str, float]
+    latency_s: float
+
+
+@dataclass(frozen=True)
 class Path:
     """The links between two ranks in order, their kinds, and the sum of their latencies."""
 
@@ -148,6 +158,9 @@ class Topology:
         self._graph = _graph_of(cluster.links)
         self._paths: dict[tuple[int, int], Path | None] = {}
         self._traffic: dict[tuple[Operation, Groups], Traffic | None] = {}
+        self._hops: dict[Groups, tuple[Traffic, ...] | None] = {}
+        self._tables: dict[tuple[Operation, Groups], CollectiveTable | None] = {}
+        self._kinds: dict[Group, str | None] = {}
 
     @property
     def ranks(self) -> int:
@@ -206,17 +219,47 @@ class Topology:
             return {}
         return {kind: share * bytes_per_rank for kind, share in traffic.kind_bytes.items()}
 
+    def hop_s(self, bytes_per_rank: float, lines: Sequence[Group], position: int) -> Estimate:
+        """Duration of one hop of lines of ranks while each rank sends to the next, the last one to
+        the first: all hops are under way at once, but those over faster links arrive earlier.
+
+        Raises:
+            InputError: as `collective_s`.
+        """
+        wanted = tuple(tuple(line) for line in lines)
+        slowest = self.collective_s("send_recv", bytes_per_rank, wanted)
+        hops, traffic = self._hops_of(wanted), self._traffic_of("send_recv", wanted)
+        if hops is None or traffic is None or bytes_per_rank <= 0:
+            return slowest
+        whole_s = self._computed_s(traffic, bytes_per_rank)
+        share = self._computed_s(hops[position], bytes_per_rank) / whole_s
+        if share == 1 or slowest.source == "computed":
+            return Estimate(slowest.seconds * share, slowest.source)
+        return Estimate(slowest.seconds * share, "interpolated")
+
+    def hop_bytes(
+        self, bytes_per_rank: float, lines: Sequence[Group], position: int
+    ) -> dict[str, float]:
+        """Bytes that cross at least one link of each kind in one hop of all lines."""
+        hops = self._hops_of(tuple(tuple(line) for line in lines))
+        if hops is None:
+            return {}
+        kinds = hops[position].kind_bytes
+        return {kind: share * bytes_per_rank for kind, share in kinds.items()}
+
     def slowest_kind(self, groups: Sequence[Group]) -> str | None:
         """The kind of the slowest link between members of the first of the groups, if links are
         known.
         """
         if not groups:
             return None
-        paths = (self._path(a, b) for a, b in itertools.permutations(groups[0], 2))
-        edges = [self._graph.edges[hop] for path in paths if path for hop in path.hops]
-        if not edges:
-            return None
-        return str(min(edges, key=lambda edge: float(edge["bytes_per_s"]))["kind"])
+        group = tuple(groups[0])
+        if group not in self._kinds:
+            paths = (self._path(a, b) for a, b in itertools.permutations(group, 2))
+            edges = [self._graph.edges[hop] for path in paths if path for hop in path.hops]
+            slowest = min(edges, key=lambda edge: float(edge["bytes_per_s"]), default=None)
+            self._kinds[group] = None if slowest is None else str(slowest["kind"])
+        return self._kinds[group]
 
     def signature(self, groups: Sequence[Group]) -> tuple[float, ...]:
         """What tells groups apart on this topology: durations of two operations at a small and
@@ -230,6 +273,12 @@ class Topology:
         )
 
     def _matching_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
+        key = (operation, groups)
+        if key not in self._tables:
+            self._tables[key] = self._find_table(operation, groups)
+        return self._tables[key]
+
+    def _find_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
         stride = common_stride(groups)
         shape = (operation, len(groups[0]), stride, len(groups))
         for table in self.cluster.collectives:
@@ -294,24 +343,56 @@ class Topology:
 
         None where no path is known.
         """
-        load: defaultdict[Hop, float] = defaultdict(float)
+        sent = [message for group in groups for message in messages(operation, group)]
+        loads = self._loads_of(sent)
+        if loads is None:
+            return None
+        s_per_byte = max(
+            share / self._rate(hop, loads.flows[hop]) for hop, share in loads.shares.items()
+        )
+        rounds = max(rounds_of(operation, len(group)) for group in groups)
+        return Traffic(rounds, loads.latency_s, s_per_byte, loads.kind_bytes)
+
+    def _hops_of(self, lines: Groups) -> tuple[Traffic, ...] | None:
+        """The traffic of each hop of the lines, on links that carry all of them; None where no path
+        is known.
+        """
+        if lines not in self._hops:
+            self._hops[lines] = self._count_hops(lines)
+        return self._hops[lines]
+
+    def _count_hops(self, lines: Groups) -> tuple[Traffic, ...] | None:
+        sent = [list(messages("send_recv", line)) for line in lines]
+        loads = self._loads_of(list(itertools.chain(*sent)))
+        if loads is None:
+            return None
+        hops = []
+        for together in zip(*sent, strict=True):
+            own = self._loads_of(together)
+            assert own is not None
+            s_per_byte = max(
+                loads.shares[hop] / self._rate(hop, loads.flows[hop]) for hop in own.shares
+            )
+            hops.append(Traffic(1, own.latency_s, s_per_byte, own.kind_bytes))
+        return tuple(hops)
+
+    def _loads_of(self, sent: Sequence[tuple[int, int, float]]) -> Loads | None:
+        """What messages (from, to, share) at once ask of the links; None where no path is known."""
+        shares: defaultdict[Hop, float] = defaultdict(float)
         flows: defaultdict[Hop, int] = defaultdict(int)
         kind_bytes: defaultdict[str, float] = defaultdict(float)
         latency_s = 0.0
-        for group in groups:
-            for source, target, share in messages(operation, group):
-                path = self._path(source, target)
-                if path is None:
-                    return None
-                for hop in path.hops:
-                    load[hop] += share
-                    flows[hop] += 1
-                for kind in path.kinds:
-                    kind_bytes[kind] += share
-                latency_s = max(latency_s, path.latency_s)
-        s_per_byte = max(share / self._rate(hop, flows[hop]) for hop, share in load.items())
-        rounds = max(rounds_of(operation, len(group)) for group in groups)
-        return Traffic(rounds, latency_s, s_per_byte, dict(kind_bytes))
+        for source, target, share in sent:
+            path = self._path(source, target)
+            if path is None:
+                return None
+            for hop in path.hops:
+                shares[hop] += share
+                flows[hop] += 1
+            for kind in path.kinds:
+                kind_bytes[kind] += share
+            latency_s = max(latency_s, path.latency_s)
+        return Loads(dict(shares), dict(flows), dict(kind_bytes), latency_s)
 
     def _rate(self, hop: Hop, flows: int) -> float:
         """Bytes per second of a link that so many messages cross at once."""

@@ -7,10 +7,13 @@ from pathlib import Path
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.quality import MeasuredQuality
+from ditplan.profiles.workload import Workload
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models"
 CLUSTERS = HERE / "clusters"
+DISTANCES = HERE / "distances"
 
 
 def model_names() -> list[str]:
@@ -42,6 +45,15 @@ def find_cluster(name_or_file: str) -> ClusterProfile:
     if name not in names and (os.path.exists(name_or_file) or name.endswith(".json")):
         return ClusterProfile.load(name_or_file)
     return ClusterProfile.load(CLUSTERS / f"{_known(name, names, 'cluster')}.json")
+
+
+def known_quality(spec: ModelSpec, workload: Workload) -> MeasuredQuality | None:
+    """What is recorded of a shipped model's approximate pictures at a workload, if anything is."""
+    path = DISTANCES / f"{spec.name}.json"
+    if not path.is_file():
+        return None
+    found = MeasuredQuality.load(path)
+    return found if found.holds_for(spec.config_hash, workload) else None
 
 
 def shipped_weights(name: str) -> Path | None:

@@ -32,12 +32,23 @@ class PlannedModel(Noun):
 
 
 class PipeFusion(Noun):
-    """Patch-level pipelining: consecutive blocks of each stage, patches the image is cut into."""
+    """Patch-level pipelining: consecutive blocks of each stage, patches the image is cut into.
+
+    Of the steps the first `warmup_steps` run the whole image, so that there are keys to start from.
+    """
 
     blocks_per_stage: tuple[PositiveInt, ...] = Field(min_length=2)
     patches: PositiveInt
-    warmup_steps: NonNegativeInt
+    warmup_steps: PositiveInt
     schedule: Literal["linear", "folded"] = "linear"
+
+    def __str__(self) -> str:
+        """Such as `4 patches, 1 warm-up step, stages of 6 + 6 + 6 + 6 blocks`."""
+        patches = f"{self.patches} patch{'es' if self.patches > 1 else ''}"
+        warmup = f"{self.warmup_steps} warm-up step{'s' if self.warmup_steps > 1 else ''}"
+        return (
+            f"{patches}, {warmup}, stages of {' + '.join(map(str, self.blocks_per_stage))} blocks"
+        )
 
 
 class Execution(Noun):
@@ -108,6 +119,7 @@ class RunnerUp(Noun):
     mesh: Mesh
     placement: tuple[int, ...]
     mode: Mode
+    pipefusion: PipeFusion | None = None
     predicted_s: float
     measured_s: float | None
     memory_bytes: PositiveInt

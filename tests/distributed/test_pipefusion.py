@@ -403,11 +403,6 @@ def test_a_schedule_that_there_is_not_is_refused(ranks: RankPool) -> None:
     assert said == "pipefusion has no folded schedule yet; set the plan's schedule to linear"
 
 
-def test_a_plan_without_warm_up_steps_is_refused(ranks: RankPool) -> None:
-    said = refusal(ranks, patched_latents, uneven(), [plan_with(stages(1, 3, warmup_steps=0))])
-    assert "more warmup steps" in said
-
-
 def test_a_call_that_only_later_steps_make_is_refused(ranks: RankPool) -> None:
     # skip-layer guidance begins in the second step
     plan = plan_with(stages(1, 3, warmup_steps=1), Mesh(pipefusion=2, ring=2))

@@ -21,6 +21,7 @@ from ditplan.profiles.plan import (
     Quality,
     RunnerUp,
 )
+from ditplan.profiles.quality import MeasuredQuality, QualityPoint
 from ditplan.profiles.record import Record
 from ditplan.profiles.workload import Workload
 
@@ -191,6 +192,17 @@ def a_model_profile() -> ModelProfile:
     )
 
 
+def a_measured_quality() -> MeasuredQuality:
+    """One measured setting."""
+    return MeasuredQuality(
+        model="small",
+        config_hash="c0ffee",
+        workload=WORKLOAD,
+        points=(QualityPoint(patches=4, warmup_steps=1, relative_l2=0.1),),
+        measured_with="a test",
+    )
+
+
 def all_records() -> list[Record]:
     """One of each record."""
-    return [a_plan(), a_cluster(), a_model_spec(), a_model_profile()]
+    return [a_plan(), a_cluster(), a_model_spec(), a_model_profile(), a_measured_quality()]

@@ -85,7 +85,28 @@ WRONG = {
     ),
     "more ulysses than heads": ([*SIMULATE, "--ulysses", "25"], "use at most 24"),
     "cfg without guidance": ([*SIMULATE, "--cfg", "2", "--no-guidance"], "guidance is off"),
-    "axis not in backend": ([*SIMULATE, "--pipefusion", "2"], "leave pipefusion at 1"),
+    "axis not in backend": ([*SIMULATE, "--dp", "2"], "leave dp at 1"),
+    "pipefusion isn't exact": (
+        [*TUNE, "--pipefusion", "2", "--quality", "exact"],
+        "use --quality safe, or leave pipefusion at 1",
+    ),
+    "patches without stages": ([*SIMULATE, "--patches", "4"], "give --pipefusion 2 or more"),
+    "patches where all is exact": (
+        [*TUNE, "--quality", "exact", "--patches", "4"],
+        "give --quality safe",
+    ),
+    "too many patches": (
+        [*SIMULATE, "--pipefusion", "2", "--ulysses", "4", "--patches", "4000"],
+        "at least 4 (ring x ulysses); use fewer patches",
+    ),
+    "too many warm-up steps": (
+        [*SIMULATE, "--pipefusion", "2", "--warmup", "51"],
+        "use 1 to",
+    ),
+    "a bound without a number": (
+        [*TUNE, "--quality", "0.1"],
+        "not known for these weights of sd3 at 1024x1024",
+    ),
     "larger than the cluster": ([*SIMULATE, "--ulysses", "9"], "has 8"),
     "missing plan": (["run", "--plan", "no.json", "--prompt", "x", "--out", "x.png"], "no such"),
     "truncated plan": (
@@ -194,6 +215,47 @@ def test_simulate_prices_one_configuration_whose_parts_sum_to_it(command: Comman
     assert sum(result["breakdown"].values()) == pytest.approx(result["latency_s"], rel=1e-6)
     low_s, high_s = result["interval_s"]
     assert low_s < result["latency_s"] < high_s
+
+
+def test_simulate_prices_pipefusion_with_patches_and_warm_up(command: Command) -> None:
+    asked = [*SIMULATE, "--pipefusion", "4", "--cfg", "2"]
+    usual = json.loads(command(*asked, "--json").out)
+    assert (usual["patches"], usual["warmup"], usual["exact"]) == (4, 1, False)
+    asked += ["--patches", "8", "--warmup", "3"]
+    result = json.loads(command(*asked, "--json").out)
+    assert (result["patches"], result["warmup"]) == (8, 3)
+    assert sum(result["blocks_per_stage"]) == 24
+    assert {"bubbles", "sends"} <= result["breakdown"].keys()
+    assert sum(result["breakdown"].values()) == pytest.approx(result["latency_s"], rel=1e-6)
+    shown = command(*asked).out
+    assert "cfg2 x pipefusion4, 8 patches, 3 warm-up steps, stages of 6 + 6 + 6 + 6" in shown
+
+
+def test_what_tune_may_choose_goes_by_the_quality_asked_for(command: Command) -> None:
+    def found(*more: str) -> list[dict[str, object]]:
+        result = json.loads(command(*TUNE, "--mode", "graph", *more, "--json").out)
+        return [result["best"], *result["alternatives"]]
+
+    assert all(one["pipefusion"] == 1 and one["exact"] for one in found("--quality", "exact"))
+    for quality in ([], ["--quality", "safe"], ["--quality", "any"]):
+        assert {one["exact"] for one in found(*quality)} == {True, False}
+    pinned = found("--pipefusion", "4", "--patches", "6", "--warmup", "2")
+    assert {(one["patches"], one["warmup"]) for one in pinned} == {(6, 2)}
+    plan = ExecutionPlan.load("plan.json")
+    assert plan.pipefusion is not None
+    assert plan.pipefusion.patches == 6
+    assert not plan.quality.exact
+
+
+def test_a_bound_is_kept_by_a_model_s_recorded_distances(command: Command) -> None:
+    asked = ["tune", "--model", "sd3-tiny", "--cluster", "8xa100-nvlink", "--quality", "0.05"]
+    result = json.loads(command(*asked, "--gpus", "4", "--json").out)
+    approximate = [one for one in (result["best"], *result["alternatives"]) if not one["exact"]]
+    assert approximate
+    assert all(one["quality"] <= 0.05 for one in approximate)
+    weights = command(*asked, "--steps", "30")
+    assert weights.code == 2
+    assert "not known for these weights of sd3-tiny" in weights.err
 
 
 @pytest.mark.parametrize("cluster", cluster_names())

@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from ditplan.planner.allowed import Allowed
 from ditplan.planner.pricing import Task
 from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
@@ -242,7 +243,11 @@ def test_a_model_that_fits_nowhere_is_wrong_input() -> None:
         ({"gpus": 9}, "9 GPUs were asked for, cluster test has 4"),
         ({"pins": {"ulysses": 8}}, "ulysses8, need 8 GPUs and there are 4"),
         ({"pins": {"cfg": 3}}, "cfg is 3, but sd3-like has 2 passes"),
-        ({"pins": {"pipefusion": 2}}, "can't run pipefusion2"),
+        ({"pins": {"pipefusion": 2}}, "pipefusion2 gives another result than one device"),
+        (
+            {"pins": {"pipefusion": 2}, "allowed": Allowed(patches=5000)},
+            "--patches 5000: sd3-like's 4096 image tokens",
+        ),
     ],
 )
 def test_impossible_wishes_are_wrong_input(change: dict[str, object], words: str) -> None:

@@ -87,7 +87,7 @@ def test_pins_keep_their_degree() -> None:
         (Mesh(cfg=3), 3, "cfg is 3, but sd3-like has 2 passes a step: use at most 2"),
         (Mesh(ulysses=25), None, "has 24 attention heads: use at most 24"),
         (Mesh(ring=400), None, "has 333 text tokens: use at most 333"),
-        (Mesh(pipefusion=2), 2, "can't run pipefusion2 exactly: it has cfg, ring, ulysses"),
+        (Mesh(pipefusion=2), 2, "only exact plans are allowed: use --quality safe"),
         (Mesh(dp=2), 2, "can't run dp2"),
     ],
 )

@@ -50,7 +50,7 @@ def test_stages_of_pipefusion_fit_its_degree() -> None:
         ({"ring": 4}, STAGES, "has 1 pipefusion stages, the pipefusion part has 2"),
         ({"pipefusion": 4}, {**STAGES, "blocks_per_stage": [24]}, "at least 2 items"),
         ({"pipefusion": 2, "cfg": 2}, {**STAGES, "blocks_per_stage": [24, 0]}, "greater than 0"),
-        ({"pipefusion": 2, "cfg": 2}, {**STAGES, "warmup_steps": -1}, "equal to 0"),
+        ({"pipefusion": 2, "cfg": 2}, {**STAGES, "warmup_steps": 0}, "greater than 0"),
         ({"pipefusion": 2, "cfg": 2}, {**STAGES, "patches": 0}, "greater than 0"),
     ],
 )

@@ -1,0 +1,54 @@
+"""Which approximate plans a search may choose from: settings of PipeFusion."""
+
+from dataclasses import dataclass
+
+from ditplan.profiles.plan import Quality
+from ditplan.profiles.quality import MeasuredQuality
+
+PATCHES_A_STAGE = (1, 2, 4)
+"""Fewer than one leave stages idle; with more, patches get too small to be worth their launches.
+
+One patch more than stages is tried as well: it hides what is waited for between two stages.
+"""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which settings of PipeFusion may be used, and what was measured of their quality.
+
+    `patches` and `warmup_steps` are those that the user fixed. With a `bound` only settings are
+    allowed whose measured distance from one device keeps it.
+    """
+
+    patches: int | None = None
+    warmup_steps: int | None = None
+    bound: float | None = None
+    known: MeasuredQuality | None = None
+
+    def settings(self, stages: int) -> tuple[tuple[int, int], ...]:
+        """Patches and warm-up steps to try with so many stages.
+
+        Without a bound one warm-up step: more only cost.
+        """
+        if self.bound is not None:
+            points = self.known.points if self.known else ()
+            return tuple(
+                (point.patches, point.warmup_steps)
+                for point in points
+                if point.relative_l2 <= self.bound
+                and self.patches in (None, point.patches)
+                and self.warmup_steps in (None, point.warmup_steps)
+            )
+        warmup = 1 if self.warmup_steps is None else self.warmup_steps
+        if self.patches is not None:
+            return ((self.patches, warmup),)
+        counts = {stages + 1, *(stages * times for times in PATCHES_A_STAGE)}
+        return tuple((count, warmup) for count in sorted(counts))
+
+
+def quality_of(known: MeasuredQuality | None, patches: int, warmup_steps: int) -> Quality:
+    """What a plan with PipeFusion says of its quality."""
+    distance = known.relative_l2(patches, warmup_steps) if known else None
+    if known is None or distance is None:
+        return Quality(exact=False)
+    return Quality(exact=False, relative_l2=distance, measured_with=known.measured_with)

@@ -1,0 +1,288 @@
+"""What PipeFusion costs: the loop's warm-up on the whole sequence, then patches through stages."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from ditplan.planner.compute import Timed
+from ditplan.planner.schedule import Durations, pipeline_s
+from ditplan.planner.share import Share, patch_shares, share_of
+from ditplan.planner.space import Candidate
+from ditplan.planner.stages import balanced_stages, runs_of_stages
+from ditplan.planner.work import Ledger, RankWork, Step, worst_source
+from ditplan.profiles.cluster import Device
+from ditplan.profiles.plan import PipeFusion
+from ditplan.profiles.workload import Workload
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What it costs to run a patch, or the whole sequence, whatever the stages: one block of each
+    run, what is around them, putting the output together. `total_s` are a block's seconds.
+    """
+
+    step: Step
+    blocks: tuple[Ledger, ...]
+    total_s: tuple[float, ...]
+    outside: Ledger
+    gather: Ledger
+    passes: Ledger
+    onward_bytes: int
+    back_bytes: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's blocks of each run and its place in the pipeline."""
+
+    counts: tuple[int, ...]
+    is_last: bool
+
+
+class Pipeline:
+    """A PipeFusion candidate on one kind of device, priced for any division into stages."""
+
+    def __init__(
+        self, work: RankWork, candidate: Candidate, workload: Workload, device: Device
+    ) -> None:
+        """`candidate` has a PipeFusion part, whose blocks per stage have no say here."""
+        assert candidate.pipefusion is not None
+        self._work, self._candidate, self._workload = work, candidate, workload
+        self._device, self._part = device, candidate.pipefusion
+        self._stages = candidate.mesh.pipefusion
+        mesh, spec = candidate.mesh, work.spec
+        self._lines = work.groups(candidate, ("pipefusion",))
+        shares = patch_shares(mesh, spec, workload, self._part.patches)
+        pieces = {id(share): self._piece(share) for share in shares}
+        self._patches = [pieces[id(share)] for share in shares]
+        self._kinds = [(pieces[key], sum(id(share) == key for share in shares)) for key in pieces]
+        self._whole = self._piece(share_of(mesh, spec, workload))
+
+    def balanced(self, sizes: Sequence[float], room: float) -> tuple[int, ...]:
+        """Blocks per stage so that the slowest stage is fastest and none holds more than `room`.
+
+        `sizes` are those of one block of each run.
+        """
+        runs = self._work.spec.blocks
+        kinds = self._kinds if self._patched_steps else [(self._whole, 1)]
+        seconds, block_sizes = [], []
+        for number, run in enumerate(runs):
+            one = [int(number == other) for other in range(len(runs))]
+            block_s = sum(times * self._block_s(piece, number, one) for piece, times in kinds)
+            seconds += [block_s] * run.count
+            block_sizes += [sizes[number]] * run.count
+        between_s = sum(self._between_s) if self._patched_steps else 0.0
+        gather_s = sum(times * piece.gather.total for piece, times in kinds)
+        return balanced_stages(
+            seconds,
+            block_sizes,
+            self._stages,
+            extra_s=(between_s, gather_s),
+            least_s=sum(times * self._replay_s(piece) for piece, times in kinds),
+            room=room,
+        )
+
+    def loop(self, part: PipeFusion) -> Ledger:
+        """All steps with these blocks per stage: seconds of the busiest stage by cause, and beside
+        them `bubbles`, its waiting for other stages if links took no time, and `sends`, by how much
+        links make the whole longer.
+        """
+        counts = runs_of_stages(self._work.spec.blocks, part.blocks_per_stage)
+        stages = [Stage(c, index == self._stages - 1) for index, c in enumerate(counts)]
+        warm_s = [self._task_s(self._whole, stage) for stage in stages]
+        durations = Durations(
+            stage_s=[self._row(partial(self._task_s, stage=stage)) for stage in stages],
+            hop_s=[self._row(partial(self._hop_s, position=at)) for at in self._hops],
+            between_s=self._between_s,
+        )
+        warmup, steps = part.warmup_steps, self._patched_steps
+        patched_s = [sum(row) for row in durations.stage_s]
+        patched_s[0] += sum(durations.between_s)
+        busy_s = [warmup * warm + steps * s for warm, s in zip(warm_s, patched_s, strict=True)]
+        busy_s[0] += warmup * self._warm_between_s
+        busiest = max(range(self._stages), key=lambda index: busy_s[index])
+        ledger = self._busy(stages[busiest], is_first=busiest == 0)
+
+        one_warm_s = sum(warm_s) + self._whole.passes.total + self._warm_between_s
+        free_s = pipeline_s(durations.with_free_links, steps)
+        # on a CPU sending takes the cores that compute
+        on_cpu = self._device.kind == "cpu"
+        sends_s = pipeline_s(durations, steps, sending_computes=on_cpu) - free_s
+        sends_s += warmup * self._warm_sends.seconds + self._agreement.seconds
+        bubbles_s = warmup * one_warm_s + free_s - ledger.total
+        ledger.add("bubbles", Timed(max(0.0, bubbles_s), worst_source(ledger)))
+        ledger.add("sends", Timed(max(0.0, sends_s), self._warm_sends.source))
+        self._book_bytes(ledger)
+        return ledger
+
+    @property
+    def _patched_steps(self) -> int:
+        return max(0, self._workload.steps - self._part.warmup_steps)
+
+    @property
+    def _hops(self) -> range:
+        return range(self._stages)
+
+    def _piece(self, share: Share) -> Piece:
+        work = self._work
+
+        def new() -> Step:
+            return Step(self._candidate, self._workload, share, self._device)
+
+        blocks = [new() for _ in work.spec.blocks]
+        for step, run in zip(blocks, work.spec.blocks, strict=True):
+            work.book_blocks(step, run, 1)
+        outside, gather, passes = new(), new(), new()
+        work.book_outside(outside)
+        work.book_gather(gather)
+        work.book_cfg(passes)
+        hidden = share.rows * work.spec.width
+        return Piece(
+            step=outside,
+            blocks=tuple(step.ledger for step in blocks),
+            total_s=tuple(step.ledger.total for step in blocks),
+            outside=outside.ledger,
+            gather=gather.ledger,
+            passes=passes.ledger,
+            onward_bytes=hidden * self._workload.dtype_bytes,
+            back_bytes=work.predicted_bytes(outside, share.predicted),
+        )
+
+    def _row(self, seconds_of: Callable[[Piece], float]) -> list[float]:
+        """The seconds of each patch, found once for those of one size."""
+        found = {id(piece): seconds_of(piece) for piece, _ in self._kinds}
+        return [found[id(piece)] for piece in self._patches]
+
+    def _hop_s(self, piece: Piece, position: int) -> float:
+        return self._hop(piece, position).seconds
+
+    def _task_s(self, piece: Piece, stage: Stage) -> float:
+        """Seconds in which a stage computes a piece."""
+        device_s = self._device_s(piece, stage)
+        return device_s + self._waits_s(piece, stage, device_s)
+
+    def _device_s(self, piece: Piece, stage: Stage) -> float:
+        blocks_s = sum(n * s for n, s in zip(stage.counts, piece.total_s, strict=True))
+        return blocks_s + piece.outside.total + (piece.gather.total if stage.is_last else 0.0)
+
+    def _waits_s(self, piece: Piece, stage: Stage, device_s: float) -> float:
+        """By how much the host is longer at it."""
+        if self._device.kind == "cpu":
+            return 0.0
+        gathers = int(stage.is_last and self._candidate.mesh.sequence_parallel > 1)
+        host_s = self._work.host_s(piece.step, stage.counts, gathers)
+        return self._work.launch_waits_s(piece.step, host_s, device_s)
+
+    def _block_s(self, piece: Piece, number: int, counts: Sequence[int]) -> float:
+        """Seconds of one block, launches included."""
+        device_s = piece.total_s[number]
+        if self._device.kind == "cpu" or "graph" in self._candidate.mode:
+            return device_s
+        nothing_s = self._work.host_s(piece.step, [0] * len(counts), 0)
+        host_s = self._work.host_s(piece.step, counts, 0) - nothing_s
+        return device_s + self._work.launch_waits_s(piece.step, host_s, device_s)
+
+    def _replay_s(self, piece: Piece) -> float:
+        """What a graph of any blocks takes at least, beside what is outside of them."""
+        if self._device.kind == "cpu" or "graph" not in self._candidate.mode:
+            return 0.0
+        none = [0] * len(self._work.spec.blocks)
+        return max(0.0, self._work.host_s(piece.step, none, 0) - piece.outside.total)
+
+    @cached_property
+    def _scheduler(self) -> Timed:
+        """What a patch's own call of the pipeline does between two of the transformer's."""
+        found = self._work.scheduler(self._workload, self._device)
+        return Timed(found.seconds + self._work.constants.patch_switch_s, found.source)
+
+    @cached_property
+    def _between_s(self) -> list[float]:
+        return self._row(lambda piece: piece.passes.total + self._scheduler.seconds)
+
+    @property
+    def _warm_between_s(self) -> float:
+        """The first stage's scheduler steps in a warm-up step: of each patch, and of one more that
+        shows whether tokens are mixed.
+        """
+        return (self._part.patches + 1) * self._scheduler.seconds
+
+    def _hop(self, piece: Piece, position: int) -> Timed:
+        """A piece's transfer from a stage to the next, or back to the first."""
+        back = position == self._stages - 1
+        count = piece.back_bytes if back else piece.onward_bytes
+        found = self._work.topology.hop_s(count, self._lines, position)
+        return Timed(found.seconds, found.source)
+
+    @cached_property
+    def _warm_sends(self) -> Timed:
+        """The transfers of a warm-up step, in which nothing else happens: from stage to stage, then
+        the prediction to all of them.
+        """
+        hops = [self._hop(self._whole, position) for position in self._hops[:-1]]
+        told = self._told(self._whole.back_bytes)
+        return Timed(math.fsum(hop.seconds for hop in (*hops, told)), hops[0].source)
+
+    @cached_property
+    def _agreement(self) -> Timed:
+        """The first stage tells all others the final latents, of all pictures."""
+        passes = self._workload.passes / self._candidate.mesh.cfg
+        return self._told(self._whole.back_bytes / max(1.0, passes))
+
+    def _told(self, count: float) -> Timed:
+        """A broadcast over the stages: as much passes along the line as when all gather pieces."""
+        piece_bytes = count / (self._stages - 1)
+        found = self._work.topology.collective_s("all_gather", piece_bytes, self._lines)
+        return Timed(found.seconds, found.source)
+
+    def _busy(self, stage: Stage, is_first: bool) -> Ledger:
+        """What a stage does in the loop, by cause."""
+        ledger = Ledger()
+        warmup, steps = self._part.warmup_steps, self._patched_steps
+        for piece, times in ((self._whole, warmup), *((p, n * steps) for p, n in self._kinds)):
+            for count, block in zip(stage.counts, piece.blocks, strict=True):
+                ledger.include(block, count * times)
+            ledger.include(piece.outside, times)
+            if stage.is_last:
+                ledger.include(piece.gather, times)
+            if is_first or piece is self._whole:
+                ledger.include(piece.passes, times)
+            waits_s = self._waits_s(piece, stage, self._device_s(piece, stage))
+            ledger.add("launch", Timed(waits_s, "computed"), times)
+        if is_first:
+            patches = self._part.patches
+            ledger.add("scheduler", self._scheduler, warmup * (patches + 1) + steps * patches)
+        return ledger
+
+    def _book_bytes(self, ledger: Ledger) -> None:
+        """What crosses each kind of link in the loop.
+
+        A block runs on one stage, so only that one's part of the groups that are priced exchange.
+        """
+        warmup, steps, stages = self._part.warmup_steps, self._patched_steps, self._stages
+        for piece, times in ((self._whole, warmup), *((p, n * steps) for p, n in self._kinds)):
+            moved = [
+                *(
+                    (b, times * r.count / stages)
+                    for b, r in zip(piece.blocks, self._work.spec.blocks, strict=True)
+                ),
+                (piece.gather, times / stages),
+                (piece.passes, times if piece is self._whole else times / stages),
+            ]
+            for booked, share in moved:
+                for kind, count in booked.link_bytes.items():
+                    ledger.link_bytes[kind] += count * share
+            for position in self._hops:
+                back = position == stages - 1
+                if back and piece is self._whole:
+                    continue
+                sent = piece.back_bytes if back else piece.onward_bytes
+                self._book_hop(ledger, sent * times, position)
+        told = warmup * self._whole.back_bytes
+        for position in self._hops[:-1]:
+            self._book_hop(ledger, told, position)
+
+    def _book_hop(self, ledger: Ledger, count: float, position: int) -> None:
+        hop = self._work.topology.hop_bytes(count, self._lines, position)
+        for kind, moved in hop.items():
+            ledger.link_bytes[kind] += moved

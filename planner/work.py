@@ -1,0 +1,287 @@
+"""What one rank does in a call of the transformer: its blocks, their exchanges, what is around."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ditplan.planner.compute import DeviceTimes, Timed
+from ditplan.planner.constants import CostConstants, ModeConstants
+from ditplan.planner.share import Share
+from ditplan.planner.space import Candidate
+from ditplan.planner.topology import Topology
+from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import Attention, BlockRun, ModelProfile, ModelSpec, Source
+from ditplan.profiles.plan import RingVariant
+from ditplan.profiles.workload import Workload
+
+SOURCES: tuple[Source, ...] = ("measured", "interpolated", "computed")
+
+
+@dataclass
+class Ledger:
+    """Seconds by part and source, and bytes by kind of link, of a denoising step or a loop."""
+
+    seconds: defaultdict[tuple[str, Source], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )
+    link_bytes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, part: str, timed: Timed, times: float = 1.0) -> None:
+        """Books a duration that occurs `times` times."""
+        self.seconds[part, timed.source] += timed.seconds * times
+
+    def include(self, other: "Ledger", times: float = 1.0) -> None:
+        """Books the seconds of another ledger `times` times; bytes are left out."""
+        for key, seconds in other.seconds.items():
+            self.seconds[key] += seconds * times
+
+    @property
+    def total(self) -> float:
+        """All seconds."""
+        return math.fsum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step that is being priced: who does it, the busiest rank's share, the costs."""
+
+    candidate: Candidate
+    workload: Workload
+    share: Share
+    device: Device
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class RankWork:
+    """Prices what a rank does, by what was measured of the model and of the cluster."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        spec: ModelSpec,
+        profile: ModelProfile | None,
+        constants: CostConstants,
+    ) -> None:
+        self.topology, self.spec, self.constants = topology, spec, constants
+        self._profile = profile
+        self._times: dict[str, DeviceTimes] = {}
+        self._groups: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
+
+    def groups(self, candidate: Candidate, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
+        """The candidate's groups of ranks along axes."""
+        key = (candidate.mesh.degrees, candidate.placement, axes)
+        if key not in self._groups:
+            self._groups[key] = candidate.mesh.groups(candidate.placement, axes)
+        return self._groups[key]
+
+    def times_on(self, device: Device) -> DeviceTimes:
+        """The durations of the model's parts on a device."""
+        if device.name not in self._times:
+            profile = self._profile
+            known = profile if profile and profile.device == device.name else None
+            self._times[device.name] = DeviceTimes(self.spec, known, device, self.constants)
+        return self._times[device.name]
+
+    def ring_variant(self, candidate: Candidate) -> RingVariant:
+        """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
+
+        Elsewhere they are passed on behind the attention, which hides a slow link. With PipeFusion
+        they are gathered everywhere.
+        """
+        if candidate.pipefusion:
+            return "gather"
+        groups = self.groups(candidate, ("ring",))
+        return "gather" if self.topology.slowest_kind(groups) == "nvlink" else "pass"
+
+    def step(
+        self, candidate: Candidate, workload: Workload, share: Share, device: Device
+    ) -> Ledger:
+        """One denoising step of the busiest rank, with all blocks, if it were this device."""
+        step = Step(candidate, workload, share, device)
+        for run in self.spec.blocks:
+            self.book_blocks(step, run, run.count)
+        self.book_outside(step)
+        self.book_gather(step)
+        self.book_cfg(step)
+        gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.cfg > 1)
+        host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
+        if device.kind != "cpu":
+            waits_s = self.launch_waits_s(step, host_s, step.ledger.total)
+            step.ledger.add("launch", Timed(waits_s, "computed"))
+        step.ledger.add("scheduler", self.scheduler(workload, device))
+        return step.ledger
+
+    def book_blocks(self, step: Step, run: BlockRun, count: int) -> None:
+        """Books `count` blocks of a run with their exchanges."""
+        times, share = self.times_on(step.device), step.share
+        block = times.block(run, share, step.workload.dtype, step.candidate.mode)
+        compute_s = block.seconds - block.attention_s
+        step.ledger.add("blocks", Timed(compute_s, block.source), count)
+        step.ledger.add("attention", Timed(block.attention_s, block.source), count)
+        pairs = sum(share.pairs(attention) for attention in run.attentions)
+        for attention in run.attentions:
+            own_s = block.attention_s * share.pairs(attention) / max(pairs, 1.0)
+            self._book_ulysses(step, attention, count)
+            self._book_ring(step, attention, count, own_s)
+
+    def book_outside(self, step: Step) -> None:
+        """Books what is in no block."""
+        times = self.times_on(step.device)
+        found = times.outside(step.share, step.workload.dtype, step.candidate.mode)
+        step.ledger.add("outside", found)
+
+    def scheduler(self, workload: Workload, device: Device) -> Timed:
+        """A step of the scheduler, on latents of full size."""
+        samples = workload.batch * self.spec.image_tokens(workload)
+        guess_s = self.constants.scheduler_step_s
+        return self.times_on(device).simple("scheduler_step", samples, guess_s, workload.dtype)
+
+    def _book_ulysses(self, step: Step, attention: Attention, count: int) -> None:
+        """One all_to_all of q, k and v together and one of the output, for each self-attention."""
+        if step.candidate.mesh.ulysses == 1:
+            return
+        tokens = sum(step.share.tokens[segment] for segment in attention.segments)
+        numbers = step.share.batch * tokens * attention.heads * attention.head_dim
+        one_bytes = numbers * step.workload.dtype_bytes
+        groups = self.groups(step.candidate, ("ulysses",))
+        operation = self._exchange("all_to_all", groups)
+        if operation == "all_to_all":
+            pushed = self.topology.slowest_kind(groups) == "nvlink"
+            passes = self.constants.push_passes if pushed else self.constants.exchange_passes
+            packing_s = self._passes_s(step.device, passes * one_bytes)
+            step.ledger.add("ulysses", Timed(packing_s, "computed"), count)
+        for tensors in (3, 1):
+            self._book(step, "ulysses", operation, tensors * one_bytes, ("ulysses",), count)
+
+    def _book_ring(self, step: Step, attention: Attention, count: int, attention_s: float) -> None:
+        """K and V gathered from all, or passed on ring - 1 times behind the attention before.
+
+        Then results merge by lse. On a CPU sending takes the cores that compute, so nothing is
+        hidden.
+        """
+        ring = step.candidate.mesh.ring
+        if ring == 1:
+            return
+        tokens = sum(step.share.queries[segment] for segment in attention.segments)
+        heads = step.share.heads(attention)
+        numbers = step.share.batch * tokens * heads * attention.head_dim
+        sent_bytes = 2 * numbers * step.workload.dtype_bytes
+        if self.ring_variant(step.candidate) == "gather":
+            groups = self.groups(step.candidate, ("ring",))
+            operation = self._exchange("all_gather", groups)
+            self._book(step, "ring", operation, sent_bytes, ("ring",), count)
+            return
+        hidden_s = attention_s / ring if step.device.kind == "cuda" else 0.0
+        merge_s = self._passes_s(step.device, self.constants.merge_passes * numbers * 4)
+        times = count * (ring - 1)
+        self._book(step, "ring", "send_recv", sent_bytes, ("ring",), times, hidden_s)
+        step.ledger.add("ring", Timed(merge_s, "computed"), times)
+
+    def _exchange(self, collective: Operation, groups: Sequence[tuple[int, ...]]) -> Operation:
+        """What the native runtime has in a collective's place: writes into peers' memory, which
+        are measured where it can make them.
+        """
+        by_writes = PEER_OPERATIONS[collective]
+        return by_writes if self.topology.is_measured(by_writes, groups) else collective
+
+    def _passes_s(self, device: Device, moved_bytes: float) -> float:
+        """Seconds to read and write so many bytes of the device's memory."""
+        return moved_bytes / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
+
+    def book_gather(self, step: Step) -> None:
+        """Books the output's tokens being put together again over ring x ulysses."""
+        if step.candidate.mesh.sequence_parallel > 1:
+            piece_bytes = self.predicted_bytes(step, step.share.tokens["image"])
+            self._book(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"), 1)
+
+    def book_cfg(self, step: Step) -> None:
+        """Books the exchange of the passes' outputs over cfg."""
+        if step.candidate.mesh.cfg > 1:
+            whole_bytes = self.predicted_bytes(step, step.share.predicted)
+            self._book(step, "cfg", "all_gather", whole_bytes, ("cfg",), 1)
+
+    def predicted_bytes(self, step: Step, image_tokens: int) -> int:
+        """What the transformer puts out for so many image tokens of this rank's samples."""
+        per_token = step.share.batch * values_per_token(self.spec)
+        return image_tokens * per_token * step.workload.dtype_bytes
+
+    def launch_waits_s(self, step: Step, host_s: float, device_s: float) -> float:
+        """By how much launching work from the host outlasts what the device does of it.
+
+        Measured blocks have waited for their launches already, and in a graph nothing waits.
+        """
+        mode = step.candidate.mode
+        if "graph" in mode or self.times_on(step.device).has_blocks(step.workload.dtype, mode):
+            return max(0.0, host_s - device_s)
+        return _overlapped_s(host_s, device_s, self.constants.launch_exponent) - device_s
+
+    def host_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
+        """Host time to launch so many blocks of each run, what is around them, and what puts the
+        output together: every kernel, or a graph as one.
+        """
+        c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
+        if "graph" in mode:
+            return c.replay_launches * c.launch_s
+        times, mode_counts = self.times_on(step.device), c.modes[mode]
+        host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
+        host_s += gathers * mode_counts.gather_launches * c.launch_s
+        for run, count in zip(self.spec.blocks, counts, strict=True):
+            attentions = len(run.attentions)
+            kernels = mode_counts.attention_block_kernels * attentions
+            block_s = times.launch_s(run.kind, kernels, dtype, mode)
+            exchange_launches = _exchange_launches(mode_counts, step.candidate.mesh)
+            host_s += count * (block_s + exchange_launches * c.launch_s * attentions)
+        return host_s
+
+    def _book(
+        self,
+        step: Step,
+        part: str,
+        operation: Operation,
+        rank_bytes: float,
+        axes: tuple[str, ...],
+        count: int,
+        hidden_s: float = 0.0,
+    ) -> None:
+        """Books an exchange along axes, `hidden_s` of which happen behind computation."""
+        groups = self.groups(step.candidate, axes)
+        found = self.topology.collective_s(operation, rank_bytes, groups)
+        seen_s = max(0.0, found.seconds - hidden_s)
+        step.ledger.add(part, Timed(seen_s, found.source), count)
+        for kind, moved in self.topology.link_bytes(operation, rank_bytes, groups).items():
+            step.ledger.link_bytes[kind] += moved * count
+
+
+def values_per_token(spec: ModelSpec) -> int:
+    """Numbers that the transformer puts out for an image token: channels x patch area, 64 where
+    unknown.
+    """
+    patch, channels = spec.config.get("patch_size"), spec.config.get("out_channels")
+    channels = channels or spec.config.get("in_channels")
+    if isinstance(patch, int) and isinstance(channels, int):
+        return patch * patch * channels
+    return 64
+
+
+def _exchange_launches(mode: ModeConstants, mesh: Mesh) -> float:
+    """Kernels that a mesh adds to each self-attention."""
+    ring = mode.ring_step_launches * (mesh.ring - 1)
+    return ring + (mode.exchange_launches if mesh.ulysses > 1 else 0.0)
+
+
+def _overlapped_s(host_s: float, device_s: float, exponent: float) -> float:
+    """Seconds of a step that is launched and worked off at the same time, more or less."""
+    longer_s = max(host_s, device_s)
+    shorter = min(host_s, device_s) / longer_s
+    return float(longer_s * (1 + shorter**exponent) ** (1 / exponent))
+
+
+def worst_source(ledger: Ledger) -> Source:
+    """The least certain source of those that make up more than a twentieth of it."""
+    by_source: defaultdict[Source, float] = defaultdict(float)
+    for (_, source), seconds in ledger.seconds.items():
+        by_source[source] += seconds
+    large = [source for source in SOURCES if by_source[source] > 0.05 * ledger.total]
+    return large[-1] if large else "computed"

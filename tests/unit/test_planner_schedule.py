@@ -1,0 +1,218 @@
+"""PipeFusion's schedule and stages against countings of their own."""
+
+import heapq
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ditplan.planner.schedule import Durations, pipeline_s
+from ditplan.planner.stages import AS_FAST, balanced_stages, runs_of_stages
+from ditplan.profiles.catalog import find_model
+
+SECONDS = st.integers(0, 12).map(float)
+
+
+@st.composite
+def pipelines(draw: st.DrawFn) -> Durations:
+    """Small pipelines in whole seconds, so that sums are exact."""
+    stages, patches = draw(st.integers(2, 4)), draw(st.integers(1, 5))
+    row = st.lists(SECONDS, min_size=patches, max_size=patches)
+    rows = st.lists(row, min_size=stages, max_size=stages)
+    return Durations(draw(rows), draw(rows), draw(row))
+
+
+def uniform(stages: int, patches: int, task_s: float, hop_s: float = 0.0) -> Durations:
+    """A pipeline in which all tasks take the same time, and so do all transfers."""
+    return Durations([[task_s] * patches] * stages, [[hop_s] * patches] * stages, [0.0] * patches)
+
+
+Task = tuple[str, int, int, int]
+Place = tuple[str, int]
+
+
+def by_events(durations: Durations, steps: int) -> float:
+    """An independent count: tasks that wait for others, worked off from an event queue.
+
+    Every stage and link has a list of its tasks in order; a task starts when it is the first of its
+    list and all that it needs has ended.
+    """
+    stages, patches = len(durations.stage_s), len(durations.between_s)
+    needs: dict[Task, list[Task]] = {}
+    takes: dict[Task, float] = {}
+    queues: dict[Place, list[Task]] = {}
+
+    def add(task: Task, on: Place, seconds: float, *after: Task) -> None:
+        takes[task], needs[task] = seconds, list(after)
+        queues.setdefault(on, []).append(task)
+
+    for step, patch in itertools.product(range(steps + 1), range(patches)):
+        if step:
+            sent_back = ("send", step - 1, patch, stages - 1)
+            add(("between", step, patch, 0), ("stage", 0), durations.between_s[patch], sent_back)
+        if step == steps:
+            continue
+        for stage in range(stages):
+            before = [("send", step, patch, stage - 1)] if stage else []
+            task = ("compute", step, patch, stage)
+            add(task, ("stage", stage), durations.stage_s[stage][patch], *before)
+            send_s = durations.hop_s[stage][patch]
+            add(("send", step, patch, stage), ("link", stage), send_s, task)
+    ended: set[Task] = set()
+    idle, now = set(queues), 0.0
+    events: list[tuple[float, int, Task, Place]] = []
+    count = itertools.count()
+
+    def start_what_can() -> None:
+        for on in sorted(idle):
+            if queues[on] and ended.issuperset(needs[queues[on][0]]):
+                first = queues[on].pop(0)
+                idle.discard(on)
+                heapq.heappush(events, (now + takes[first], next(count), first, on))
+
+    start_what_can()
+    while events:
+        now, _, done, place = heapq.heappop(events)
+        ended.add(done)
+        idle.add(place)
+        start_what_can()
+    assert not any(queues.values())
+    return now
+
+
+@settings(max_examples=150, deadline=None)
+@given(durations=pipelines(), steps=st.integers(1, 9))
+def test_the_schedule_ends_when_an_event_queue_ends(durations: Durations, steps: int) -> None:
+    assert pipeline_s(durations, steps) == pytest.approx(by_events(durations, steps))
+
+
+@pytest.mark.parametrize("stages", [2, 3, 8])
+@pytest.mark.parametrize("more", [0, 1, 7])
+@pytest.mark.parametrize("steps", [1, 2, 3, 27])
+def test_equal_stages_without_links_take_all_patches_and_a_fill(
+    stages: int, more: int, steps: int
+) -> None:
+    patches = stages + more
+    fill_s = (stages - 1) * 0.25
+    expected = steps * patches * 0.25 + fill_s
+    assert pipeline_s(uniform(stages, patches, 0.25), steps) == pytest.approx(expected)
+
+
+def test_with_fewer_patches_than_stages_each_step_takes_a_whole_round() -> None:
+    assert pipeline_s(uniform(8, 2, 1.0), 10) == pytest.approx(10 * 8 + 1)
+
+
+def test_transfers_hide_behind_computing_unless_links_are_slower_than_stages() -> None:
+    hidden = pipeline_s(uniform(4, 16, 1.0, 0.5), 10)
+    assert hidden == pytest.approx(10 * 16 + 3 * 1.5 + 0.5)
+    assert pipeline_s(uniform(4, 16, 1.0, 3.0), 10) == pytest.approx(10 * 16 * 3 + 3 * (1 + 3) + 1)
+
+
+def test_two_stages_two_patches_by_hand() -> None:
+    """Stage 0 computes 1 s and 2 s, stage 1 3 s and 1 s, 1 s between steps, links 1 s.
+
+    Patch 0: stage 0 until 1, link until 2, stage 1 until 5, back at 6. Patch 1: stage 0 until 3,
+    link until 4, stage 1 from 5 until 6, back at 7. Then 1 s each: until 7, until 8.
+    """
+    durations = Durations([[1, 2], [3, 1]], [[1, 1], [1, 1]], [1, 1])
+    assert pipeline_s(durations, 1) == 8
+    # patch 0 again from 6: between until 7, computed until 8, there at 9, done at 12, back at 13;
+    # patch 1 from 8: computed until 11, there at 12, done at 13, back at 14; then until 14 and 15
+    assert pipeline_s(durations, 2) == 15
+
+
+def test_a_stage_that_sends_itself_computes_nothing_meanwhile() -> None:
+    durations = uniform(2, 4, 1.0, 0.5)
+    overlapped = pipeline_s(durations, 5)
+    assert pipeline_s(durations, 5, sending_computes=True) > overlapped
+    free = durations.with_free_links
+    assert pipeline_s(free, 5, sending_computes=True) == pipeline_s(free, 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(durations=pipelines(), steps=st.integers(3, 400))
+def test_counting_on_from_a_steady_step_is_exact(durations: Durations, steps: int) -> None:
+    """Most long runs end by counting; an event queue simulates each of their steps."""
+    assert pipeline_s(durations, steps) == pytest.approx(by_events(durations, steps), rel=1e-9)
+
+
+@given(durations=pipelines(), steps=st.integers(1, 6), factor=st.floats(1, 3))
+def test_slower_links_never_help(durations: Durations, steps: int, factor: float) -> None:
+    slower = Durations(
+        durations.stage_s,
+        [[factor * hop_s for hop_s in row] for row in durations.hop_s],
+        durations.between_s,
+    )
+    assert pipeline_s(slower, steps) >= pipeline_s(durations, steps) - 1e-9
+
+
+@st.composite
+def divisions(draw: st.DrawFn) -> tuple[list[float], list[float], int, tuple[float, float]]:
+    blocks = draw(st.integers(1, 9))
+    amounts = st.lists(st.integers(1, 9).map(float), min_size=blocks, max_size=blocks)
+    extra_s = draw(st.tuples(SECONDS, SECONDS))
+    return draw(amounts), draw(amounts), draw(st.integers(1, blocks)), extra_s
+
+
+def all_divisions(blocks: int, stages: int) -> list[tuple[int, ...]]:
+    """Every way to cut blocks into consecutive stages."""
+    cuts = itertools.combinations(range(1, blocks), stages - 1)
+    return [tuple(b - a for a, b in itertools.pairwise((0, *places, blocks))) for places in cuts]
+
+
+def sums(amounts: list[float], counts: tuple[int, ...]) -> list[float]:
+    """The amounts of each stage."""
+    ends = list(itertools.accumulate(counts))
+    return [sum(amounts[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=divisions(), least_s=SECONDS, room=st.integers(1, 40).map(float))
+def test_stages_equal_the_best_of_all_divisions(
+    case: tuple[list[float], list[float], int, tuple[float, float]], least_s: float, room: float
+) -> None:
+    seconds, sizes, stages, extra_s = case
+
+    def slowest(counts: tuple[int, ...]) -> float:
+        taken = [max(least_s, stage_s) for stage_s in sums(seconds, counts)]
+        taken[0] += extra_s[0]
+        taken[-1] += extra_s[1]
+        return max(taken)
+
+    def largest(counts: tuple[int, ...]) -> float:
+        return max(sums(sizes, counts))
+
+    every = all_divisions(len(seconds), stages)
+    fitting = [counts for counts in every if largest(counts) <= room]
+    found = balanced_stages(seconds, sizes, stages, extra_s=extra_s, least_s=least_s, room=room)
+    assert sum(found) == len(seconds)
+    assert len(found) == stages
+    assert min(found) >= 1
+    if fitting:
+        best_s = min(map(slowest, fitting))
+        as_fast = [counts for counts in every if slowest(counts) <= AS_FAST * best_s]
+        assert found in as_fast
+        assert largest(found) == min(map(largest, as_fast))
+    else:
+        assert largest(found) == min(map(largest, every))
+
+
+def test_more_stages_than_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 blocks can't make 3 stages"):
+        balanced_stages([1.0, 1.0], [1.0, 1.0], 3)
+
+
+@pytest.mark.parametrize("stages", range(2, 20))
+def test_runs_of_stages_are_those_of_a_list_of_blocks(stages: int) -> None:
+    blocks = find_model("flux-dev").blocks
+    kinds = [number for number, run in enumerate(blocks) for _ in range(run.count)]
+    counts = balanced_stages([1.0] * len(kinds), [1.0] * len(kinds), stages)
+    expected, first = [], 0
+    for count in counts:
+        own = kinds[first : first + count]
+        expected.append(tuple(own.count(number) for number in range(len(blocks))))
+        first += count
+    assert runs_of_stages(blocks, counts) == expected
+    assert math.ceil(57 / stages) == max(counts)
