@@ -226,8 +226,9 @@ class Pipeline:
     @cached_property
     def _agreement(self) -> Timed:
         """The first stage tells all others the final latents, of all pictures."""
-        passes = self._workload.passes / self._candidate.mesh.cfg
-        return self._told(self._whole.back_bytes / max(1.0, passes))
+        samples, mesh = self._workload.batch * self._workload.passes, self._candidate.mesh
+        shared = max(1, samples // mesh.batch_parallel)
+        return self._told(self._whole.back_bytes / shared * self._workload.batch)
 
     def _told(self, count: float) -> Timed:
         """A broadcast over the stages: as much passes along the line as when all gather pieces."""

@@ -32,7 +32,7 @@ LINKED_PARTS = {
     "ulysses": ("all_to_all", ("ulysses",)),
     "ring": ("ring's send and receive", ("ring",)),
     "gather": ("gathering the output", ("ring", "ulysses")),
-    "cfg": ("exchanging the guidance passes", ("cfg",)),
+    "cfg": ("exchanging the samples' outputs", ("dp", "cfg")),
     "sends": ("waiting for what other stages send", ("pipefusion",)),
 }
 COMPUTED_PARTS = {

@@ -26,9 +26,9 @@ def wanted_points(
     """
     samples = workload.batch * workload.passes
     shapes = {
-        (split_sizes(samples, mesh.cfg)[0], mesh.sequence_parallel)
+        (split_sizes(samples, mesh.batch_parallel)[0], mesh.sequence_parallel)
         for mesh in meshes
-        if mesh.cfg <= samples
+        if mesh.batch_parallel <= samples
     }
     requests = {
         _request(spec, workload, batch, ranks, key_ranks, 1, modes)
@@ -36,9 +36,9 @@ def wanted_points(
         for key_ranks in {1, ranks}
     }
     parts = {
-        (split_sizes(samples, mesh.cfg)[0], mesh.sequence_parallel * patches)
+        (split_sizes(samples, mesh.batch_parallel)[0], mesh.sequence_parallel * patches)
         for mesh, patches in patched
-        if mesh.cfg <= samples
+        if mesh.batch_parallel <= samples
     }
     cut = {_request(spec, workload, batch, n, n, 1, modes) for batch, n in parts}
     requests |= set(filter(_can_be_split, cut))

@@ -46,7 +46,7 @@ class Share:
 def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
     """The busiest rank's share.
 
-    Samples and passes split over dp and cfg, tokens over ring x ulysses.
+    Samples split over dp x cfg, tokens over ring x ulysses.
     """
     whole = {"image": spec.image_tokens(workload), "text": workload.text_tokens}
     return _share_of_tokens(mesh, workload, whole, whole)
@@ -80,7 +80,7 @@ def _share_of_tokens(
         for segment, count in tokens.items()
     }
     return Share(
-        batch=math.ceil(math.ceil(workload.batch / mesh.dp) * workload.passes / mesh.cfg),
+        batch=math.ceil(workload.batch * workload.passes / mesh.batch_parallel),
         tokens={segment: split[0] for segment, split in sizes.items()},
         queries={segment: sum(split[: mesh.ulysses]) for segment, split in sizes.items()},
         keys=keys,

@@ -125,6 +125,7 @@ def violation(
             )
     ranks = mesh.sequence_parallel
     rules = (
+        ("dp > pictures", "dp", mesh.dp, workload.batch, "pictures a batch"),
         (CFG_REASON, "cfg", mesh.cfg, workload.passes, "passes a step"),
         ("ulysses > heads", "ulysses", mesh.ulysses, spec.heads, "attention heads"),
         ("pipefusion > blocks", "pipefusion", mesh.pipefusion, spec.block_count, "blocks"),
@@ -202,7 +203,8 @@ def legal_meshes(
     legal: list[Mesh] = []
     dropped: Counter[str] = Counter()
     axes = backend.axes if approximate else backend.exact_axes
-    for mesh in degrees_within(gpus, axes, pins or {}):
+    one_picture = {"dp": 1} if workload.batch == 1 else {}
+    for mesh in degrees_within(gpus, axes, one_picture | dict(pins or {})):
         if exactly and mesh.size != gpus:
             continue
         if found := violation(mesh, spec, workload, backend, approximate=approximate):

@@ -105,7 +105,7 @@ class RankWork:
         self.book_outside(step)
         self.book_gather(step)
         self.book_cfg(step)
-        gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.cfg > 1)
+        gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.batch_parallel > 1)
         host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
         if device.kind != "cpu":
             waits_s = self.launch_waits_s(step, host_s, step.ledger.total)
@@ -197,10 +197,10 @@ class RankWork:
             self._book(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"), 1)
 
     def book_cfg(self, step: Step) -> None:
-        """Books the exchange of the passes' outputs over cfg."""
-        if step.candidate.mesh.cfg > 1:
+        """Books the exchange of the samples' outputs over dp x cfg."""
+        if step.candidate.mesh.batch_parallel > 1:
             whole_bytes = self.predicted_bytes(step, step.share.predicted)
-            self._book(step, "cfg", "all_gather", whole_bytes, ("cfg",), 1)
+            self._book(step, "cfg", "all_gather", whole_bytes, ("dp", "cfg"), 1)
 
     def predicted_bytes(self, step: Step, image_tokens: int) -> int:
         """What the transformer puts out for so many image tokens of this rank's samples."""

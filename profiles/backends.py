@@ -2,6 +2,7 @@
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
 from ditplan.profiles.record import Noun
 
@@ -36,7 +37,7 @@ class Backend(Noun):
 BACKENDS = {
     "native": Backend(
         name="native",
-        axes=("cfg", "pipefusion", "ring", "ulysses"),
+        axes=AXES,
         approximate_axes=("pipefusion",),
         modes=("eager", "compile", "graph", "compile+graph"),
         cpu_modes=("eager", "compile"),

@@ -30,6 +30,11 @@ class Mesh(Noun):
         return math.prod(self.degrees)
 
     @property
+    def batch_parallel(self) -> int:
+        """Over how many ranks the samples of one call are split: pictures times passes."""
+        return self.dp * self.cfg
+
+    @property
     def sequence_parallel(self) -> int:
         """Over how many ranks the tokens of one sequence are split."""
         return self.ring * self.ulysses

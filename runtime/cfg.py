@@ -1,4 +1,4 @@
-"""CFG parallelism for pipelines that double the batch: each rank takes a share of the samples.
+"""CFG and data parallelism: each rank takes a share of a call's samples, pictures times passes.
 
 The split is made at the transformer's arguments and undone at its output, so that guidance is the
 pipeline's own.
@@ -36,8 +36,8 @@ class BatchSplit:
         samples, ranks = given[self._family.batched_inputs[0]].shape[0], self._group.size
         if samples < ranks:
             warnings.warn(
-                f"a call with {samples} sample(s) can't be split over {ranks} cfg ranks: each "
-                "runs it whole",
+                f"a call with {samples} sample(s) can't be split over {ranks} ranks of dp x cfg: "
+                "each runs it whole",
                 PlanWarning,
                 stacklevel=2,
             )

@@ -10,9 +10,7 @@ from torch import nn
 
 from ditplan.profiles.backends import find_backend, require_mode
 from ditplan.profiles.cluster import DeviceKind
-from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
-from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.attention import attend
 from ditplan.runtime.cfg import apply_cfg
@@ -37,11 +35,12 @@ from ditplan.runtime.stale import KeyCache
 class Prepared:
     """What a process keeps of a plan while another one is in force: compiled code stays valid.
 
-    `answers` are those to the family's self-attentions, None where they are left to the model.
+    `sharers` are the ranks that share a call's samples. `answers` are those to the family's
+    self-attentions, None where they are left to the model.
     """
 
     family: ModelFamily
-    cfg: AxisGroup | None
+    sharers: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
     blocks: CompiledBlocks
@@ -71,8 +70,8 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
             prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
         if prepared.pipe:
             _apply_pipefusion(pipeline, plan, prepared, context, undo)
-        elif prepared.cfg:
-            apply_cfg(model, prepared.family, prepared.cfg, undo)
+        elif prepared.sharers:
+            apply_cfg(model, prepared.family, prepared.sharers, undo)
         if "graph" in execution.mode and not prepared.pipe:
             graphed = GraphedForward(model.forward, context.device, may_fall_back)
             replace_forward(model, graphed, undo)
@@ -91,7 +90,7 @@ def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Pr
 
 def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> Prepared:
     mesh, groups = plan.mesh, context.groups
-    cfg = groups.axis_group(mesh, plan.placement, ("cfg",))
+    sharers = groups.axis_group(mesh, plan.placement, ("dp", "cfg"))
     ring = groups.axis_group(mesh, plan.placement, ("ring",))
     ulysses = groups.axis_group(mesh, plan.placement, ("ulysses",))
     sequence = groups.axis_group(mesh, plan.placement, ("ring", "ulysses"))
@@ -122,7 +121,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
-    return Prepared(family, cfg, layout, answers, CompiledBlocks(answers or ()), pipe, cache)
+    return Prepared(family, sharers, layout, answers, CompiledBlocks(answers or ()), pipe, cache)
 
 
 def _distributed(attention: SequenceAttention) -> AttentionOperator:
@@ -144,7 +143,7 @@ def _apply_pipefusion(
         pipeline.transformer,
         prepared.family,
         prepared.pipe,
-        prepared.cfg,
+        prepared.sharers,
         prepared.layout,
         prepared.cache,
         plan.pipefusion.blocks_per_stage,
@@ -185,12 +184,6 @@ def _key_gatherer(group: AxisGroup, context: RankContext) -> GatherKeys:
 
 def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> ModelFamily:
     backend = find_backend(plan.backend)
-    for axis, degree in zip(AXES, plan.mesh.degrees, strict=True):
-        if degree > 1 and axis not in backend.axes:
-            raise InputError(
-                f"backend {backend.name} can't run {axis}{degree}; its axes are "
-                f"{', '.join(backend.axes)}"
-            )
     kind: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
     require_mode(backend, plan.execution.mode, kind)
     if context.world_size < plan.mesh.size:

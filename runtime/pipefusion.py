@@ -88,7 +88,7 @@ class StagePredictor:
         model: nn.Module,
         family: ModelFamily,
         pipe: Pipe,
-        cfg: AxisGroup | None,
+        sharers: AxisGroup | None,
         layout: Layout,
         cache: KeyCache,
         blocks_per_stage: tuple[int, ...],
@@ -97,7 +97,7 @@ class StagePredictor:
         """`layout` has patches, and `cache` is the one that the model's attentions renew."""
         self.patches, self.warmup_steps = cache.patches, warmup_steps
         self._model, self._family, self._pipe = model, family, pipe
-        self._batch, self._layout, self._cache = BatchSplit(family, cfg), layout, cache
+        self._batch, self._layout, self._cache = BatchSplit(family, sharers), layout, cache
         first = sum(blocks_per_stage[: pipe.stage])
         self._stage = Stage(family, first, first + blocks_per_stage[pipe.stage], cache)
         self._forward: Callable[..., Any] = model.forward

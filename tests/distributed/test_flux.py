@@ -43,11 +43,16 @@ def test_every_mesh_gives_flux_latents_of_one_device(
     assert furthest(alone, results) <= EXACT
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_flux_without_guidance_gives_the_latents_of_one_device(ranks: RankPool, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "mesh"),
+    [(1, Mesh(ring=2, ulysses=2)), (3, Mesh(ring=2, ulysses=2)), (3, Mesh(dp=2, ulysses=2))],
+)
+def test_flux_without_guidance_gives_the_latents_of_one_device(
+    ranks: RankPool, batch: int, mesh: Mesh
+) -> None:
     spec, work = small_flux(guidance_embeds=False), workload(passes=1, batch=batch)
     alone = ranks.run(flux_latents, spec, plan_for(spec, Mesh(), work), timeout_s=60)[0]
-    plan = plan_for(spec, Mesh(ring=2, ulysses=2), work)
+    plan = plan_for(spec, mesh, work)
     assert furthest(alone, ranks.run(flux_latents, spec, plan, timeout_s=60)) <= EXACT
 
 

@@ -308,6 +308,15 @@ def test_calls_of_one_plan_leave_nothing_stale_to_each_other(
             assert furthest(references.by_hand(spec, work, part), [found]) <= EXACT
 
 
+@pytest.mark.parametrize("batch", [2, 3])
+def test_pictures_split_over_dp_are_those_of_the_loop_by_hand(
+    ranks: RankPool, references: References, batch: int
+) -> None:
+    spec, work, part = uneven(), workload(steps=STEPS, batch=batch), stages(1, 3)
+    plan = plan_for(spec, Mesh(dp=2, pipefusion=2), work, None, part)
+    assert furthest(references.by_hand(spec, work, part), run(ranks, spec, [plan])[0]) <= EXACT
+
+
 def test_plans_one_after_the_other_in_one_process_group_do_not_disturb_each_other(
     ranks: RankPool, references: References
 ) -> None:

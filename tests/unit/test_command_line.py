@@ -85,7 +85,7 @@ WRONG = {
     ),
     "more ulysses than heads": ([*SIMULATE, "--ulysses", "25"], "use at most 24"),
     "cfg without guidance": ([*SIMULATE, "--cfg", "2", "--no-guidance"], "guidance is off"),
-    "axis not in backend": ([*SIMULATE, "--dp", "2"], "leave dp at 1"),
+    "more dp than pictures": ([*SIMULATE, "--dp", "2"], "1 pictures a batch: use at most 1"),
     "pipefusion isn't exact": (
         [*TUNE, "--pipefusion", "2", "--quality", "exact"],
         "use --quality safe, or leave pipefusion at 1",
