@@ -1,6 +1,7 @@
 """What PipeFusion costs: the loop's warm-up on the whole sequence, then patches through stages."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -54,9 +55,11 @@ class Pipeline:
         mesh, spec = candidate.mesh, work.spec
         self._lines = work.groups(candidate, ("pipefusion",))
         shares = patch_shares(mesh, spec, workload, self._part.patches)
-        pieces = {id(share): self._piece(share) for share in shares}
+        counts = Counter(map(id, shares))  # patches of one size have the same one
+        distinct = {id(share): share for share in shares}
+        pieces = {key: self._piece(share) for key, share in distinct.items()}
         self._patches = [pieces[id(share)] for share in shares]
-        self._kinds = [(pieces[key], sum(id(share) == key for share in shares)) for key in pieces]
+        self._kinds = [(pieces[key], times) for key, times in counts.items()]
         self._whole = self._piece(share_of(mesh, spec, workload))
 
     def balanced(self, sizes: Sequence[float], room: float) -> tuple[int, ...]:

@@ -292,11 +292,13 @@ class Topology:
         """The table nearest in stride and groups at once, of the same size and over the same
         kinds of link.
         """
-        size, stride = len(groups[0]), common_stride(groups) or _mean_stride(groups[0])
+        alike = (operation, len(groups[0]))
+        tables = [one for one in self.cluster.collectives if (one.operation, one.size) == alike]
+        if not tables:
+            return None
+        stride = common_stride(groups) or _mean_stride(groups[0])
         candidates = []
-        for table in self.cluster.collectives:
-            if (table.operation, table.size) != (operation, size):
-                continue
+        for table in tables:
             theirs = self._table_traffic(table)
             if traffic and theirs and theirs.kind_bytes.keys() != traffic.kind_bytes.keys():
                 continue
