@@ -71,7 +71,7 @@ class RankPool:
         device: DeviceKind,
         *,
         start_timeout_s: float = 180.0,
-        silence_s: float = 20.0,
+        silence_s: float = 30.0,
     ) -> None:
         """Starts `ranks` ranks and has them join one process group.
 
@@ -80,8 +80,9 @@ class RankPool:
             ranks: how many.
             device: "cuda" gives each rank a GPU of its own, "cpu" uses gloo.
             start_timeout_s: how long starting may take.
-            silence_s: a rank that shows no sign of life for so long during a task has failed. What
-                doesn't give other threads a turn is seen as silence; compiling took over 10 s so.
+            silence_s: a rank that shows no sign of life for so long during a task has failed; one
+                whose process is stopped sooner. What gives other threads no turn is silence, too:
+                compiling took over 10 s so.
 
         Raises:
             InputError: hosts that can't be used, or more ranks than they have room for.

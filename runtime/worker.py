@@ -40,6 +40,7 @@ STACK_SIGNAL = signal.SIGUSR1
 STACK_S = 2.0
 LOG_TAIL_LINES = 40
 TICK_S = 0.2
+STOPPED_SILENCE_S = 5.0
 # How long to wait for what the other ranks have to say once one has failed. A refusal usually comes
 # from all of them, but not at once: each may first have to import what the task needs.
 SETTLE_S = 1.0
@@ -254,6 +255,10 @@ class Rank:
             return psutil.Process(self.process.pid).status() in stopped
         return False
 
+    def is_stopped_after(self, silence_s: float) -> bool:
+        """Whether the process is stopped, and silent for longer than a debugger's glance takes."""
+        return silence_s > STOPPED_SILENCE_S and self.is_stopped()
+
     def end(self) -> None:
         """Ends the rank and what it started, at once; works on stopped processes too."""
         with contextlib.suppress(ProcessLookupError):
@@ -382,13 +387,15 @@ class Conversation:
             if rank.process.poll() is not None:
                 self.failures.append(rank.death())
                 del self._pending[number]
-        silent = [rank for n, rank in self._pending.items() if now - self._heard[n] > silence_s]
+        silences = [(rank, now - self._heard[n]) for n, rank in self._pending.items()]
+        silent = [rank for rank, s in silences if s > silence_s or rank.is_stopped_after(s)]
         late = list(self._pending.values()) if now > deadline else []
         if self.failures or not (silent or late):
             return
         finished = f"; finished: {numbered(self.results)}" if self.results else ""
         stopped = {rank.number for rank in silent or late if rank.is_stopped()}
         for number, stack in stacks(silent or late).items():
+            silence_s = now - self._heard[number]
             silence = f"gave no sign of life for {silence_s:.0f} s"
             summary = silence if silent else "did not finish in time"
             summary += " (its process is stopped)" if number in stopped else ""
