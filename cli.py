@@ -29,6 +29,7 @@ from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Dtype, Workload
 
 if TYPE_CHECKING:
@@ -224,10 +225,7 @@ def tune(
     }
 
     def approximate(workload: Workload) -> dict[str, Any]:
-        # what was recorded holds for the shipped weights alone
-        recorded = None
-        if weights is None and not Path(model).is_dir():
-            recorded = known_quality(spec, workload)
+        recorded = _recorded_quality(model, spec, workload) if weights is None else None
         settings = {"pipefusion": pipefusion, "patches": patches, "warmup_steps": warmup}
         allowed = allowed_for(spec, workload, quality, recorded, **settings)
         return {"allowed": allowed, "known": recorded}
@@ -304,7 +302,7 @@ def simulate(
         dtype=dtype,
     )
     mesh = Mesh(dp=dp, cfg=cfg, pipefusion=pipefusion, ring=ring, ulysses=ulysses)
-    recorded = None if Path(model).is_dir() else known_quality(spec, workload)
+    recorded = _recorded_quality(model, spec, workload)
     task = Task(spec, workload, known, gpus=gpus, backend=find_backend(backend), known=recorded)
     priced = price_one(task, mesh, mode or "eager", patches=patches, warmup_steps=warmup)
     prediction = priced.prediction
@@ -482,6 +480,11 @@ def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> C
     for warning in cluster.warnings:
         say(f"warning: {warning}")
     return cluster
+
+
+def _recorded_quality(model: str, spec: ModelSpec, workload: Workload) -> MeasuredQuality | None:
+    """What was measured of approximate pictures, which holds for the shipped weights alone."""
+    return None if Path(model).is_dir() else known_quality(spec, workload)
 
 
 def _points_of(task: Task) -> Sequence[PointRequest]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ditplan.profiles.plan import Quality
 from ditplan.profiles.quality import MeasuredQuality
+from ditplan.profiles.workload import Workload
 
 PATCHES_A_STAGE = (1, 2, 4)
 """Fewer than one leave stages idle; with more, patches get too small to be worth their launches.
@@ -44,6 +45,13 @@ class Allowed:
             return ((self.patches, warmup),)
         counts = {stages + 1, *(stages * times for times in PATCHES_A_STAGE)}
         return tuple((count, warmup) for count in sorted(counts))
+
+
+def warmup_excess(warmup_steps: int, workload: Workload) -> str | None:
+    """What is wrong with so many warm-up steps, in one sentence; None if nothing is."""
+    if 1 <= warmup_steps <= workload.steps:
+        return None
+    return f"--warmup {warmup_steps}: there are {workload.steps} steps; use 1 to {workload.steps}"
 
 
 def quality_of(known: MeasuredQuality | None, patches: int, warmup_steps: int) -> Quality:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ditplan.planner.allowed import Allowed
+from ditplan.planner.allowed import Allowed, warmup_excess
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
@@ -85,10 +85,8 @@ def allowed_for(
             f"--patches and --warmup are PipeFusion's, which is ruled out: give {remedy}, or leave "
             "them out"
         )
-    if warmup_steps is not None and warmup_steps > workload.steps:
-        raise InputError(
-            f"--warmup {warmup_steps}: there are {workload.steps} steps; use 1 to {workload.steps}"
-        )
+    if warmup_steps is not None and (wrong := warmup_excess(warmup_steps, workload)):
+        raise InputError(wrong)
     if bound is not None and known is None:
         raise InputError(
             f"--quality {quality}: how far PipeFusion's latents are from one device's is not known "

@@ -229,9 +229,8 @@ class Pipeline:
     @cached_property
     def _agreement(self) -> Timed:
         """The first stage tells all others the final latents, of all pictures."""
-        samples, mesh = self._workload.batch * self._workload.passes, self._candidate.mesh
-        shared = max(1, samples // mesh.batch_parallel)
-        return self._told(self._whole.back_bytes / shared * self._workload.batch)
+        one_bytes = self._whole.back_bytes / self._whole.step.share.batch
+        return self._told(one_bytes * self._workload.batch)
 
     def _told(self, count: float) -> Timed:
         """A broadcast over the stages: as much passes along the line as when all gather pieces."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ditplan.planner.allowed import Allowed
+from ditplan.planner.allowed import Allowed, warmup_excess
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.family import family_of
@@ -157,11 +157,8 @@ def patching_violation(
     mesh: Mesh, spec: ModelSpec, workload: Workload, patches: int, warmup_steps: int
 ) -> Violation | None:
     """The first rule that PipeFusion's settings break on a legal mesh."""
-    if not 1 <= warmup_steps <= workload.steps:
-        return Violation(
-            "warm-up steps > steps",
-            f"--warmup {warmup_steps}: there are {workload.steps} steps; use 1 to {workload.steps}",
-        )
+    if wrong := warmup_excess(warmup_steps, workload):
+        return Violation("warm-up steps > steps", wrong)
     tokens, ranks = spec.image_tokens(workload), mesh.sequence_parallel
     if patches <= tokens:
         bounds = patch_bounds(tokens, workload.text_tokens, patches)

@@ -395,8 +395,7 @@ class Conversation:
         finished = f"; finished: {numbered(self.results)}" if self.results else ""
         stopped = {rank.number for rank in silent or late if rank.is_stopped()}
         for number, stack in stacks(silent or late).items():
-            silence_s = now - self._heard[number]
-            silence = f"gave no sign of life for {silence_s:.0f} s"
+            silence = f"gave no sign of life for {now - self._heard[number]:.0f} s"
             summary = silence if silent else "did not finish in time"
             summary += " (its process is stopped)" if number in stopped else ""
             follows = bool(stopped) and number not in stopped
