@@ -62,7 +62,14 @@ def main() -> None:
     """Prints one line for each number of patches."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patches", type=int, nargs="+", default=[1, 2, 3, 4, 8])
-    parser.add_argument("--first", type=int, default=4, help="blocks of the first of two stages")
+    blocks = find_model("sd3-tiny").block_count
+    parser.add_argument(
+        "--first",
+        type=int,
+        choices=range(1, blocks),
+        default=blocks // 2,
+        help="blocks of the first of two stages",
+    )
     asked = parser.parse_args()
     spec = find_model("sd3-tiny")
     stages = (asked.first, spec.block_count - asked.first)
