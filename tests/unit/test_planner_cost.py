@@ -10,7 +10,8 @@ from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_too_big
 from ditplan.planner.share import share_of
 from ditplan.planner.space import Candidate, enumerate_space, placement_of
-from ditplan.planner.topology import Topology, interpolate_s
+from ditplan.planner.tables import interpolate_s
+from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import cluster_names, find_cluster
 from ditplan.profiles.cluster import CollectiveTable
