@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from ditplan.planner.share import samples_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec, PointRequest
-from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 
 
@@ -26,7 +26,7 @@ def wanted_points(
     """
     samples = workload.batch * workload.passes
     shapes = {
-        (split_sizes(samples, mesh.batch_parallel)[0], mesh.sequence_parallel)
+        (samples_of(mesh, spec, workload), mesh.sequence_parallel)
         for mesh in meshes
         if mesh.batch_parallel <= samples
     }
@@ -36,7 +36,7 @@ def wanted_points(
         for key_ranks in {1, ranks}
     }
     parts = {
-        (split_sizes(samples, mesh.batch_parallel)[0], mesh.sequence_parallel * patches)
+        (samples_of(mesh, spec, workload), mesh.sequence_parallel * patches)
         for mesh, patches in patched
         if mesh.batch_parallel <= samples
     }
@@ -82,7 +82,9 @@ def _request(
         height=height,
         width=workload.width,
         image_tokens=spec.image_tokens(smaller),
-        text_tokens=workload.text_tokens,
+        frames=workload.frames,
+        text_tokens=spec.text_tokens(workload),
+        side_tokens=workload.text_tokens - spec.text_tokens(workload),
         ranks=ranks,
         key_ranks=key_ranks,
         modes=tuple(modes),

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
 from ditplan.profiles.splits import patch_bounds, split_sizes
@@ -43,13 +44,33 @@ class Share:
         return self.batch * queries * keys * self.heads(attention) / attention.heads
 
 
+def samples_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> int:
+    """Samples in a call of the busiest rank: pictures times passes, or pictures of one pass.
+
+    Stages of PipeFusion count both calls of a step as one.
+    """
+    if _calls_apart(mesh, spec):
+        return math.ceil(workload.batch / mesh.dp)
+    return math.ceil(workload.batch * workload.passes / mesh.batch_parallel)
+
+
+def calls_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> int:
+    """How often the busiest rank calls the transformer in a step."""
+    return math.ceil(workload.passes / mesh.cfg) if _calls_apart(mesh, spec) else 1
+
+
+def _calls_apart(mesh: Mesh, spec: ModelSpec) -> bool:
+    by_calls = family_of(spec.transformer_class).guidance == "calls"
+    return by_calls and mesh.pipefusion == 1
+
+
 def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
     """The busiest rank's share.
 
     Samples split over dp x cfg, tokens over ring x ulysses.
     """
-    whole = {"image": spec.image_tokens(workload), "text": workload.text_tokens}
-    return _share_of_tokens(mesh, workload, whole, whole)
+    whole = {"image": spec.image_tokens(workload), "text": spec.text_tokens(workload)}
+    return _share_of_tokens(mesh, samples_of(mesh, spec, workload), whole, whole)
 
 
 def patch_shares(
@@ -59,19 +80,19 @@ def patch_shares(
 
     All of the text goes with the first patch. Patches of one size have the very same share.
     """
-    whole = {"image": spec.image_tokens(workload), "text": workload.text_tokens}
-    sizes = []
+    whole = {"image": spec.image_tokens(workload), "text": spec.text_tokens(workload)}
+    samples, sizes = samples_of(mesh, spec, workload), []
     for patch, (start, end) in enumerate(patch_bounds(whole["image"], whole["text"], patches)):
         sizes.append((end - start, 0 if patch else whole["text"]))
     shares = {
-        size: _share_of_tokens(mesh, workload, {"image": size[0], "text": size[1]}, whole)
+        size: _share_of_tokens(mesh, samples, {"image": size[0], "text": size[1]}, whole)
         for size in set(sizes)
     }
     return tuple(shares[size] for size in sizes)
 
 
 def _share_of_tokens(
-    mesh: Mesh, workload: Workload, tokens: dict[str, int], keys: dict[str, int]
+    mesh: Mesh, samples: int, tokens: dict[str, int], keys: dict[str, int]
 ) -> Share:
     sizes = {
         segment: split_sizes(count, mesh.sequence_parallel)
@@ -80,7 +101,7 @@ def _share_of_tokens(
         for segment, count in tokens.items()
     }
     return Share(
-        batch=math.ceil(workload.batch * workload.passes / mesh.batch_parallel),
+        batch=samples,
         tokens={segment: split[0] for segment, split in sizes.items()},
         queries={segment: sum(split[: mesh.ulysses]) for segment, split in sizes.items()},
         keys=keys,

@@ -123,6 +123,18 @@ def violation(
                 f"{axis}{degree} gives another result than one device, and only exact plans are "
                 f"allowed: use --quality safe, or leave {axis} at 1",
             )
+    family = family_of(spec.transformer_class)
+    if mesh.pipefusion > 1 and family.no_pipefusion:
+        return Violation(
+            "no stages for this model",
+            f"{spec.name} can't run with pipefusion: {family.no_pipefusion}; leave it at 1",
+        )
+    if mesh.pipefusion > 1 and mesh.cfg > 1 and family.guidance == "calls":
+        return Violation(
+            "cfg with pipefusion",
+            f"{spec.name} makes a call for each pass, which can't be split over cfg together with "
+            "pipefusion; leave one of them at 1",
+        )
     ranks = mesh.sequence_parallel
     rules = (
         ("dp > pictures", "dp", mesh.dp, workload.batch, "pictures a batch"),
@@ -140,7 +152,7 @@ def violation(
             "ranks > text tokens",
             "ring x ulysses",
             ranks,
-            workload.text_tokens or ranks,
+            spec.text_tokens(workload) or ranks,
             "text tokens",
         ),
     )
@@ -159,15 +171,16 @@ def patching_violation(
     """The first rule that PipeFusion's settings break on a legal mesh."""
     if wrong := warmup_excess(warmup_steps, workload):
         return Violation("warm-up steps > steps", wrong)
-    tokens, ranks = spec.image_tokens(workload), mesh.sequence_parallel
+    tokens, text = spec.image_tokens(workload), spec.text_tokens(workload)
+    ranks = mesh.sequence_parallel
     if patches <= tokens:
-        bounds = patch_bounds(tokens, workload.text_tokens, patches)
+        bounds = patch_bounds(tokens, text, patches)
         if min(end - start for start, end in bounds) >= ranks:
             return None
     each = f"{ranks} (ring x ulysses)" if ranks > 1 else "one"
     return Violation(
         "patch tokens < ranks",
-        f"--patches {patches}: {spec.name}'s {tokens} image tokens, with {workload.text_tokens} of "
+        f"--patches {patches}: {spec.name}'s {tokens} image tokens, with {text} of "
         f"text in the first patch, don't give each patch at least {each}; use fewer patches",
     )
 
@@ -370,7 +383,7 @@ def why_no_setting(
 
 def _has_passes_to_split(spec: ModelSpec) -> bool:
     """Whether guidance, when it is on, makes more than one pass a step."""
-    return family_of(spec.transformer_class).guidance == "batched"
+    return family_of(spec.transformer_class).guidance != "embedded"
 
 
 def _seen_by(topology: Topology, mesh: Mesh, placement: tuple[int, ...]) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ditplan.planner.compute import DeviceTimes, Timed
 from ditplan.planner.constants import CostConstants, ModeConstants
-from ditplan.planner.share import Share
+from ditplan.planner.share import Share, calls_of
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
@@ -36,6 +36,14 @@ class Ledger:
         """Books the seconds of another ledger `times` times; bytes are left out."""
         for key, seconds in other.seconds.items():
             self.seconds[key] += seconds * times
+
+    def repeated(self, times: int) -> "Ledger":
+        """What is booked here, `times` times."""
+        made = Ledger()
+        made.include(self, times)
+        for kind, moved_bytes in self.link_bytes.items():
+            made.link_bytes[kind] = moved_bytes * times
+        return made
 
     @property
     def total(self) -> float:
@@ -99,6 +107,14 @@ class RankWork:
         self, candidate: Candidate, workload: Workload, share: Share, device: Device
     ) -> Ledger:
         """One denoising step of the busiest rank, with all blocks, if it were this device."""
+        calls = calls_of(candidate.mesh, self.spec, workload)
+        ledger = self._call(candidate, workload, share, device).repeated(calls)
+        ledger.add("scheduler", self.scheduler(workload, device))
+        return ledger
+
+    def _call(
+        self, candidate: Candidate, workload: Workload, share: Share, device: Device
+    ) -> Ledger:
         step = Step(candidate, workload, share, device)
         for run in self.spec.blocks:
             self.book_blocks(step, run, run.count)
@@ -110,7 +126,6 @@ class RankWork:
         if device.kind != "cpu":
             waits_s = self.launch_waits_s(step, host_s, step.ledger.total)
             step.ledger.add("launch", Timed(waits_s, "computed"))
-        step.ledger.add("scheduler", self.scheduler(workload, device))
         return step.ledger
 
     def book_blocks(self, step: Step, run: BlockRun, count: int) -> None:

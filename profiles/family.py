@@ -1,5 +1,6 @@
 """What is known of a transformer class: data that the runtime's one mechanism reads."""
 
+import functools
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,27 +11,36 @@ from pydantic import Field, PositiveInt
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.record import Noun, validate
 
+InputKind = Literal["mask", "zeros", "pair", "sizes", "list"]
 FAMILIES = Path(__file__).parent / "families"
 
 
 class Split(Noun):
     """A place where a tensor with a sequence dim appears whole and is cut to this rank's share.
 
-    `place` is `input` (the root's argument `name`, a tensor or a list of tensors) or `output` (of
-    submodule `name`). A negative `dim` counts from the last.
+    `place` is `input` (the root's argument `name`), `output` (of submodule `name`), `entry` (the
+    argument `name` of the first block of the list `blocks`) or `every` (that of each of its
+    blocks). What is cut is a tensor or all of a list of tensors; with `item` only that one of a
+    list, with `ndim` only tensors of so many dims. A negative `dim` counts from the last.
     """
 
-    place: Literal["input", "output"]
+    place: Literal["input", "output", "entry", "every"]
     name: str
     segment: str
     dim: int = 1
+    blocks: str = ""
+    item: int | None = None
+    ndim: int | None = None
 
 
 class Gather(Noun):
-    """The submodule whose output is put together again from all ranks' shares."""
+    """The submodule whose output is put together again from all ranks' shares of its segments.
+
+    `name` is its path, in which -1 stands for the last of a list.
+    """
 
     name: str
-    segment: str
+    segments: tuple[str, ...] = Field(min_length=1)
     dim: int = 1
 
 
@@ -45,14 +55,30 @@ class SelfAttention(Noun):
     segments: tuple[str, ...]
 
 
+class TextMask(Noun):
+    """A mask of tokens that self-attention leaves out.
+
+    `input` is the root's argument, (B, tokens of `segment`) and true for tokens that count.
+    `argument` is that of the blocks which tells attention of it on one device.
+    """
+
+    input: str
+    argument: str
+    segment: str = "text"
+
+
 class Usual(Noun):
     """What is usually asked of the models whose config has the values of `when`.
 
     `sample_size` is the edge of the picture in latent pixels: a key of the config or a number.
+    Where pictures aren't square, `height` and `width` are theirs in pixels.
     """
 
     when: dict[str, bool | int | str] = Field(default_factory=dict)
     sample_size: str
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+    frames: PositiveInt = 1
     steps: PositiveInt
     text_tokens: PositiveInt
     guidance_scale: float = Field(ge=0)
@@ -62,29 +88,45 @@ class ModelFamily(Noun):
     """A transformer class of diffusers.
 
     With `guidance` "batched" the pipeline doubles the batch, so that cfg parallelism splits it;
-    with "embedded" the guidance scale is an input of the transformer, which runs once a step.
-    `batched_inputs` are the root's arguments with a batch dim 0 (tensors or lists of tensors).
+    with "calls" it calls the transformer for each pass, told apart by diffusers' `cache_context`,
+    so that cfg parallelism splits the calls; with "embedded" the guidance scale is an input of the
+    transformer, which runs once a step. `batched_inputs` are the root's arguments with a batch dim
+    0 (tensors, or lists or dicts of them) or, where their kind is `list`, a tensor for each sample.
     `blocks` are the module lists in order of execution; `carried` are those arguments of a block
     that it returns for the next, in the order of what it returns. `latents_per_token` is the edge
     of the square of latent pixels that becomes an image token: a key of the transformer's config or
-    a number. `text_length_argument` is the argument of the pipeline's call that says to how many
-    tokens it pads a prompt, where that is all of the text. Of `usual` the first that fits a config
-    holds.
+    a number; so is `frames_per_token` (1 where the config has none), which counts latent frames, of
+    which each stands for `frames_per_latent` frames of a video. `no_pipefusion` says why a model's
+    patches can't be pipelined.
 
-    `inputs` gives the shapes of the root's tensors and `prompt_inputs` those of the pipeline's
-    prompt embeddings (the negative ones only with batched guidance), each dim by name: `batch`,
-    `text_tokens`, `image_tokens`, `latent_height`, `latent_width`, a key of the config, or a
-    number. `inputs_when` names the key of the config that is true where a model has that input.
+    Of a pipeline's call, `guidance_argument` takes the guidance scale, `text_length_argument` says
+    to how many tokens it pads a prompt, where that is all of the text, and `call` is always given.
+    Of `usual` the first that fits a config holds.
+
+    `inputs` gives the shapes of the root's tensors (`a.b` is item b of the dict a) and
+    `prompt_inputs` those of the pipeline's prompt embeddings (the negative ones only with
+    guidance), each dim by name: `batch`, `text_tokens`, `image_tokens`, `latent_frames`,
+    `latent_height`, `latent_width`, `latent_rows`, `latent_columns` (of tokens), a key of the
+    config, or a number. `input_kinds` says what is no tensor of numbers: a `mask`, `zeros`, a
+    `pair` of tensors, a `list` with a tensor for each sample, or `sizes`, the dims themselves for
+    each. `inputs_when` names the key of the config that is true where a model has that input.
     """
 
     name: str
     transformer_class: str
     pipeline_class: str
-    guidance: Literal["batched", "embedded"]
+    guidance: Literal["batched", "calls", "embedded"]
+    guidance_argument: str = "guidance_scale"
     latents_per_token: str
+    frames_per_latent: PositiveInt = 1
+    frames_per_token: str = "1"
+    call: dict[str, bool | int | str] = Field(default_factory=dict)
     text_length_argument: str | None = None
     usual: tuple[Usual, ...] = Field(min_length=1)
     inputs: dict[str, tuple[str, ...]]
+    input_kinds: dict[str, Literal["mask", "zeros", "pair", "sizes", "list"]] = Field(
+        default_factory=dict
+    )
     inputs_when: dict[str, str] = Field(default_factory=dict)
     prompt_inputs: dict[str, tuple[str, ...]]
     batched_inputs: tuple[str, ...]
@@ -93,6 +135,18 @@ class ModelFamily(Noun):
     splits: tuple[Split, ...]
     gathers: tuple[Gather, ...]
     self_attentions: tuple[SelfAttention, ...] = Field(min_length=1)
+    text_mask: TextMask | None = None
+    no_pipefusion: str | None = None
+
+    @property
+    def listed_inputs(self) -> frozenset[str]:
+        """The inputs that have a tensor for each sample; then the output has one too."""
+        return frozenset(name for name, kind in self.input_kinds.items() if kind == "list")
+
+    @property
+    def splits_text(self) -> bool:
+        """Whether text is part of the sequence; where it isn't, every rank has all of it."""
+        return any(split.segment == "text" for split in self.splits)
 
     def inputs_of(self, config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         """Those of `inputs` that a transformer of this config has."""
@@ -117,6 +171,7 @@ class ModelFamily(Noun):
         )
 
 
+@functools.cache
 def load_families() -> dict[str, ModelFamily]:
     """All shipped families by transformer class name."""
     families = {}

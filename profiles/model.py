@@ -113,6 +113,11 @@ class ModelSpec(Record):
         frames = math.ceil(workload.frames / self.frames_per_token)
         return rows * columns * frames + workload.condition_tokens
 
+    def text_tokens(self, workload: Workload) -> int:
+        """Text tokens of one sample's sequence: none where text is only cross-attended to."""
+        joint = any("text" in one.segments for run in self.blocks for one in run.attentions)
+        return workload.text_tokens if joint else 0
+
 
 class TimePoint(Noun):
     """One measured duration.
@@ -143,14 +148,17 @@ class PointRequest(Noun):
 
     `whole` is the workload's shape; the share of one sample's tokens that one rank holds follows
     from `ranks`, over which the sequence is split. `key_ranks` of them have their keys attended to:
-    1 to `ranks`. `modes` are the execution modes to measure.
+    1 to `ranks`. `side_tokens` of text are only cross-attended to. `modes` are the execution modes
+    to measure.
     """
 
     batch: PositiveInt
     height: PositiveInt
     width: PositiveInt
+    frames: PositiveInt = 1
     image_tokens: PositiveInt
     text_tokens: int = Field(ge=0)
+    side_tokens: int = Field(default=0, ge=0)
     ranks: PositiveInt
     key_ranks: PositiveInt
     modes: tuple[Mode, ...] = ("eager",)

@@ -16,7 +16,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.splits import split_bounds, split_sizes
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
-from ditplan.runtime.modules import names_arguments, replace_forward
+from ditplan.runtime.modules import as_output, names_arguments, replace_forward, sample_of
 
 
 class BatchSplit:
@@ -33,7 +33,7 @@ class BatchSplit:
         """
         if self._group is None:
             return given, None
-        samples, ranks = given[self._family.batched_inputs[0]].shape[0], self._group.size
+        samples, ranks = len(given[self._family.batched_inputs[0]]), self._group.size
         if samples < ranks:
             warnings.warn(
                 f"a call with {samples} sample(s) can't be split over {ranks} ranks of dp x cfg: "
@@ -44,16 +44,20 @@ class BatchSplit:
             return given, None
         start, end = split_bounds(samples, ranks, self._group.index)
         shared = {
-            name: _share(given[name], samples, start, end)
+            name: given[name][start:end]
+            if name in self._family.listed_inputs
+            else _share(given[name], samples, start, end)
             for name in self._family.batched_inputs
             if given.get(name) is not None
         }
         return given | shared, samples
 
-    def gather(self, output: torch.Tensor, samples: int | None) -> torch.Tensor:
+    def gather(self, output: Any, samples: int | None) -> Any:
         """All samples of an output of which this rank has computed its share."""
         if self._group is None or samples is None:
             return output
+        if isinstance(output, list):
+            return list(self.gather(torch.stack(output), samples))
         return all_gather_uneven(output, 0, split_sizes(samples, self._group.size), self._group)
 
 
@@ -63,16 +67,15 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given, samples = split.share(named(*args, **kwargs))
-        output = whole(**given)
-        if isinstance(output, tuple):
-            return (split.gather(output[0], samples), *output[1:])
-        return type(output)(sample=split.gather(output.sample, samples))
+        return as_output(given, split.gather(sample_of(whole(**given)), samples))
 
     replace_forward(model, forward, undo)
 
 
 def _share(value: Any, samples: int, start: int, end: int) -> Any:
     """This rank's samples of a batched argument; what has no full batch dim is for all alike."""
+    if isinstance(value, dict):
+        return {name: _share(item, samples, start, end) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_share(item, samples, start, end) for item in value)
     if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == samples:

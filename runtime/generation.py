@@ -16,7 +16,12 @@ from ditplan.runtime.admission import require_fit
 from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
+from ditplan.runtime.pipelines import (
+    call_arguments,
+    load_pipeline,
+    pictures_of,
+    prompt_embeddings,
+)
 
 WARMUP_STEPS = 2
 
@@ -93,11 +98,16 @@ def generate(
 
 
 def save_pictures(images: list[Any], out: Path) -> None:
-    """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all."""
+    """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all.
+
+    A video, which is a list of them, becomes an animated picture.
+    """
     for number, image in enumerate(images):
         path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
+        first, *rest = image if isinstance(image, list) else [image]
+        more: dict[str, Any] = {"save_all": True, "append_images": rest} if rest else {}
         with replacing(path) as temporary:
-            image.save(temporary)
+            first.save(temporary, **more)
 
 
 def _warmup_steps(plan: ExecutionPlan) -> int:
@@ -163,9 +173,10 @@ def _call(
     steps: int,
 ) -> Any:
     with torch.no_grad():
-        return pipeline(
+        result = pipeline(
             **words,
             **call_arguments(spec, workload.model_copy(update={"steps": steps})),
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type=output_type,
-        ).images
+        )
+    return pictures_of(result)

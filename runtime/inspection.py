@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,12 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.sequence import answer_attention, matching_modules, submodule
+from ditplan.runtime.sequence import (
+    answer_attention,
+    lift_text_mask,
+    matching_modules,
+    submodule,
+)
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,15 +62,50 @@ class InputShape:
     latent_height: int
     latent_width: int
     image_tokens: int = 0
+    latent_frames: int = 1
+    latent_rows: int = 0
+    latent_columns: int = 0
+
+    @classmethod
+    def of_tokens(
+        cls,
+        family: ModelFamily,
+        config: Mapping[str, Any],
+        batch: int,
+        text_tokens: int,
+        size: tuple[int, int, int],
+    ) -> Self:
+        """The sizes for so many (frames, rows, columns) of tokens."""
+        frames, rows, columns = size
+        edge = _number(family.latents_per_token, config)
+        return cls(
+            batch,
+            text_tokens,
+            rows * edge,
+            columns * edge,
+            frames * rows * columns,
+            frames * latent_frames_per_token(family, config),
+            rows,
+            columns,
+        )
 
     @classmethod
     def of_picture(
-        cls, spec: ModelSpec, batch: int, text_tokens: int, height_px: int, width_px: int
+        cls,
+        spec: ModelSpec,
+        batch: int,
+        text_tokens: int,
+        height_px: int,
+        width_px: int,
+        frames: int = 1,
     ) -> Self:
-        """The sizes for pictures of this many pixels, rounded down to whole tokens."""
+        """The sizes for pictures of this many pixels and frames: rows and columns rounded down to
+        whole tokens, frames up.
+        """
         rows, columns = height_px // spec.pixels_per_token, width_px // spec.pixels_per_token
-        edge = spec.pixels_per_token // pixels_per_latent(spec.vae_config)
-        return cls(batch, text_tokens, rows * edge, columns * edge, rows * columns)
+        size = (math.ceil(frames / spec.frames_per_token), rows, columns)
+        family = family_of(spec.transformer_class)
+        return cls.of_tokens(family, spec.config, batch, text_tokens, size)
 
     def shape(self, dims: tuple[str, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
         """The shape that a family's dim names mean for a transformer of this config."""
@@ -73,9 +114,23 @@ class InputShape:
         )
 
 
+def latent_frames_per_token(family: ModelFamily, config: Mapping[str, Any]) -> int:
+    """How many latent frames become one token."""
+    name = family.frames_per_token
+    return int(name) if name.isdecimal() else int(config.get(name) or 1)
+
+
 def pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
     """The edge of the square of pixels that becomes a latent pixel."""
-    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+    for name in ("scale_factor_spatial", "spatial_compression_ratio"):
+        if vae_config.get(name):
+            return int(vae_config[name])
+    levels = next(
+        vae_config[name]
+        for name in ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+        if name in vae_config
+    )
+    return int(2 ** (len(levels) - 1))
 
 
 def _number(name: str, config: Mapping[str, Any]) -> int:
@@ -90,17 +145,42 @@ def random_inputs(
     device: torch.device,
     dtype: torch.dtype,
     seed: int = 0,
-) -> dict[str, torch.Tensor]:
-    """Random tensors of the family's shapes, the same for the same seed on every rank."""
+    family: ModelFamily | None = None,
+) -> dict[str, Any]:
+    """Random tensors of the family's shapes, the same for the same seed on every rank.
+
+    With a `family` those that are no tensors of numbers are what it says: masks leave nothing out.
+    """
     generator = torch.Generator().manual_seed(seed)
-    result = {}
+    result: dict[str, Any] = {}
     for name, dims in shapes.items():
         shape = sizes.shape(dims, config)
+        value: Any
         if device.type == "meta":
-            result[name] = torch.empty(shape, device=device, dtype=dtype)
+            value = torch.empty(shape, device=device, dtype=dtype)
         else:
-            result[name] = torch.randn(shape, generator=generator).to(device, dtype)
+            value = torch.randn(shape, generator=generator).to(device, dtype)
+        if family is not None:
+            value = _of_kind(value, family.input_kinds.get(name))
+        owner, _, item = name.partition(".")
+        if item:
+            result.setdefault(owner, {})[item] = value
+        else:
+            result[name] = value
     return result
+
+
+def _of_kind(value: torch.Tensor, kind: str | None) -> Any:
+    if kind == "mask":
+        return torch.ones_like(value, dtype=torch.int64)
+    if kind == "zeros":
+        return torch.zeros_like(value, dtype=torch.int64)
+    if kind == "pair":
+        return value.cos(), value.sin()
+    if kind == "sizes":
+        batch, *sizes = value.shape
+        return [[tuple(sizes)]] * batch
+    return list(value) if kind == "list" else value
 
 
 def block_runs(model: nn.Module, family: ModelFamily) -> list[tuple[str, list[str]]]:
@@ -143,6 +223,7 @@ def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) ->
         scheduler=_read_json(folder / "scheduler" / "scheduler_config.json"),
         encoder_parameters=sum(_stored_parameters(folder / encoder) for encoder in encoders),
         defaults=defaults,
+        pipeline_class=index.get("_class_name"),
     )
 
 
@@ -154,10 +235,11 @@ def inspect_configs(
     encoder_parameters: int,
     defaults: Workload | None = None,
     guidance_scale: float | None = None,
+    pipeline_class: str | None = None,
 ) -> ModelSpec:
     """The spec of a pipeline, given its parts' diffusers configs, each with `_class_name`.
 
-    Without `defaults` and `guidance_scale` they are what the family says is usual.
+    What isn't given of the last three is what the family says is usual.
     """
     family = family_of(transformer["_class_name"])
     with torch.device("meta"):
@@ -171,7 +253,7 @@ def inspect_configs(
     return ModelSpec(
         name=name,
         family=family.name,
-        pipeline_class=family.pipeline_class,
+        pipeline_class=pipeline_class or family.pipeline_class,
         transformer_class=family.transformer_class,
         config=plain_config(model.config),
         config_hash=config_digest(model.config),
@@ -182,6 +264,7 @@ def inspect_configs(
         defaults=defaults or _usual_workload(model, family, vae_scale),
         guidance_scale=guidance_scale,
         pixels_per_token=vae_scale * _number(family.latents_per_token, model.config),
+        frames_per_token=family.frames_per_latent * latent_frames_per_token(family, model.config),
         blocks=tuple(
             BlockRun(
                 kind=kind,
@@ -207,10 +290,11 @@ def _usual_workload(model: Any, family: ModelFamily, vae_scale: int) -> Workload
     usual = family.usual_of(model.config)
     pixels = _number(usual.sample_size, model.config) * vae_scale
     return Workload(
-        height=pixels,
-        width=pixels,
+        height=usual.height or pixels,
+        width=usual.width or pixels,
+        frames=usual.frames,
         steps=usual.steps,
-        passes=2 if family.guidance == "batched" else 1,
+        passes=1 if family.guidance == "embedded" else 2,
         text_tokens=usual.text_tokens,
     )
 
@@ -233,17 +317,23 @@ class CountedModel:
 
 
 def _count_linear_flops(model: Any, family: ModelFamily) -> CountedModel:
-    """Counts at three input sizes: the parts per sample, image and text token follow exactly."""
-    edge = _number(family.latents_per_token, model.config)
+    """Counts at three input sizes: the parts per sample, image and text token follow exactly.
+
+    Text that is only cross-attended to has its usual length, and counts with the image tokens that
+    attend to it.
+    """
+    texts = (32, 64) if family.splits_text else (family.usual_of(model.config).text_tokens,) * 2
     small, wide, wordy = (
-        _count_once(model, family, InputShape(1, text, 2 * edge, columns * edge, 2 * columns))
-        for text, columns in ((8, 2), (8, 4), (16, 2))
+        _count_once(
+            model, family, InputShape.of_tokens(family, model.config, 1, text, (1, 2, columns))
+        )
+        for text, columns in ((texts[0], 16), (texts[0], 32), (texts[1], 16))
     )
 
     def solved(key: str) -> LinearFlops:
-        image = (wide[key] - small[key]) / 4
-        text = (wordy[key] - small[key]) / 8
-        return LinearFlops(small[key] - 4 * image - 8 * text, image, text)
+        image = (wide[key] - small[key]) / 32
+        text = (wordy[key] - small[key]) / 32
+        return LinearFlops(small[key] - 32 * image - texts[0] * text, image, text)
 
     blocks = {path: solved(path) for _, paths in block_runs(model, family) for path in paths}
     whole = solved("")
@@ -259,8 +349,9 @@ def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> dict[str,
     """FLOPs of one forward by block path, "" for all, with self-attentions answered for nothing."""
     device = torch.device("meta")
     shapes = family.inputs_of(model.config)
-    inputs = random_inputs(shapes, sizes, model.config, device, torch.float32)
+    inputs = random_inputs(shapes, sizes, model.config, device, torch.float32, family=family)
     with ExitStack() as undo:
+        lift_text_mask(model, family, lambda _masks: None, undo)
         for declared in family.self_attentions:
             for name, module in matching_modules(model, declared.modules):
                 answer_attention(module, name, lambda query, _key, _value, _scale: query, undo)
@@ -291,9 +382,11 @@ def _attentions(model: nn.Module, family: ModelFamily, block: str) -> tuple[Atte
 
 def _decoder_flops(decoder: Any, scale: int) -> float:
     """FLOPs of decoding a pixel, counted at 256 x 256 (attention grows faster with size)."""
-    latents = torch.empty(
-        1, int(decoder.config.latent_channels), 256 // scale, 256 // scale, device="meta"
-    )
+    config = decoder.config
+    channels = int(config["latent_channels"] if "latent_channels" in config else config["z_dim"])
+    of_videos = "temporal_compression_ratio" in config or "temperal_downsample" in config
+    frames = (1,) if of_videos else ()
+    latents = torch.empty(1, channels, *frames, 256 // scale, 256 // scale, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         decoder.decode(latents)
     return float(counter.get_total_flops()) / 256**2

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -49,11 +50,16 @@ class Patches:
 
 @dataclass
 class Layout:
-    """How long each whole segment of the current call is, as every rank sees from its inputs."""
+    """How long each whole segment of the current call is, as every rank sees from its inputs.
+
+    `masks` are (B, tokens) of whole segments, false for tokens that nobody attends to.
+    """
 
     groups: SequenceGroups
     patches: Patches | None = None
     lengths: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    _orders: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
     @property
     def patch(self) -> int | None:
@@ -101,6 +107,32 @@ class Layout:
                 found += range(before + start + first, before + start + last)
                 before += self.lengths[segment]
         return found
+
+    def note_masks(self, masks: dict[str, torch.Tensor]) -> None:
+        """Takes the masks of the call that begins."""
+        self.masks = masks
+
+    def mask(self, segments: Sequence[str], ranks: Sequence[int]) -> torch.Tensor | None:
+        """(B, 1, 1, tokens): which of some ranks' tokens count, rank after rank; None for all."""
+        known = [self.masks[segment] for segment in segments if segment in self.masks]
+        if not known:
+            return None
+        batch, device = known[0].shape[0], known[0].device
+        key = (tuple(segments), tuple(ranks), tuple(self.lengths.items()), device)
+        if key not in self._orders:
+            # kept: while a graph is captured nothing can be brought to the device
+            order = self.tokens(segments, None, ranks)
+            self._orders[key] = torch.tensor(order, device=device)
+        whole = torch.cat(
+            [
+                self.masks[segment]
+                if segment in self.masks
+                else known[0].new_ones(batch, self.lengths[segment])
+                for segment in segments
+            ],
+            1,
+        )
+        return whole.index_select(1, self._orders[key])[:, None, None]
 
     def _range(self, segment: str, patch: int | None) -> tuple[int, int]:
         """Start and end of a patch's tokens in a segment."""

@@ -27,7 +27,12 @@ from ditplan.runtime.inspection import InputShape, block_runs, diffusers_class, 
 from ditplan.runtime.made_up_keys import MadeUpKeys
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.pipelines import DTYPES, random_model
-from ditplan.runtime.sequence import answer_attentions, apply_splits, submodule
+from ditplan.runtime.sequence import (
+    answer_attentions,
+    apply_splits,
+    lift_text_mask,
+    submodule,
+)
 from ditplan.runtime.timing import Timing, captured, synchronize, time_call
 
 SLOWEST_CALL_S = 1.5
@@ -158,7 +163,12 @@ class ShareOfModel:
         Blocks attend with the fastest kernel.
         """
         sizes = InputShape.of_picture(
-            self._spec, request.batch, request.text_tokens, request.height, request.width
+            self._spec,
+            request.batch,
+            request.text_tokens + request.side_tokens,
+            request.height,
+            request.width,
+            request.frames,
         )
         inputs = random_inputs(
             self._family.inputs_of(self._spec.config),
@@ -166,6 +176,7 @@ class ShareOfModel:
             self._spec.config,
             self._device,
             self._dtype,
+            family=self._family,
         )
         for made_up in self._attentions:
             made_up.begin(request)
@@ -294,8 +305,9 @@ def _show_share(
         return tensor.narrow(split.dim, 0, shares[split.segment]).contiguous()
 
     apply_splits(model, family, cut, undo)
+    lift_text_mask(model, family, lambda _masks: None, undo)
     for gather in family.gathers:
-        missing = whole[gather.segment] - shares[gather.segment]
+        missing = sum(whole[segment] - shares[segment] for segment in gather.segments)
 
         def lengthen(_m: Any, _a: Any, out: Any, dim: int = gather.dim, n: int = missing) -> Any:
             return _lengthened(out, dim, n)
@@ -346,7 +358,12 @@ def _profile_decoder(device: torch.device, spec: ModelSpec, workload: Workload) 
 
 def _latents(device: torch.device, spec: ModelSpec, workload: Workload) -> torch.Tensor:
     sizes = InputShape.of_picture(
-        spec, workload.batch, workload.text_tokens, workload.height, workload.width
+        spec,
+        workload.batch,
+        workload.text_tokens,
+        workload.height,
+        workload.width,
+        workload.frames,
     )
     channels = int(spec.vae_config["latent_channels"])
     shape = (sizes.batch, channels, sizes.latent_height, sizes.latent_width)

@@ -1,7 +1,7 @@
 """Taking a module's forward, or any object's attribute, over for a while."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,6 +21,34 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
     else:
         undo.callback(delattr, module, "forward")
     module.forward = forward
+
+
+def change_arguments(
+    module: nn.Module, changes: Mapping[str, Callable[[Any], Any]], undo: ExitStack
+) -> None:
+    """Has each call of a module get changed arguments, by name; closing `undo` takes that away."""
+    named = names_arguments(module)
+
+    def change(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        given = named(*args, **kwargs)
+        changed = {name: one(given[name]) for name, one in changes.items() if name in given}
+        return (), given | changed
+
+    undo.callback(module.register_forward_pre_hook(change, with_kwargs=True).remove)
+
+
+def sample_of(output: Any) -> Any:
+    """The prediction in what a transformer of diffusers returns."""
+    return output[0] if isinstance(output, tuple) else output.sample
+
+
+def as_output(inputs: dict[str, Any], prediction: Any) -> Any:
+    """A prediction as a transformer of diffusers called with `inputs` returns it."""
+    if inputs.get("return_dict", True):
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=prediction)
+    return (prediction,)
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from torch import nn
 
 from ditplan.profiles.backends import find_backend, require_mode
 from ditplan.profiles.cluster import DeviceKind
+from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.attention import attend
+from ditplan.runtime.calls import apply_calls
 from ditplan.runtime.cfg import apply_cfg
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.compiling import CompiledBlocks
@@ -23,7 +25,7 @@ from ditplan.runtime.inspection import block_runs, config_digest
 from ditplan.runtime.layout import Layout, Patches, SequenceGroups
 from ditplan.runtime.modules import replace_forward
 from ditplan.runtime.operators import AttentionOperator
-from ditplan.runtime.patches import apply_patches
+from ditplan.runtime.patches import REMEDY, apply_patches
 from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
 from ditplan.runtime.pipefusion import Pipe, StagePredictor, make_pipe, require_stages
 from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
@@ -35,12 +37,14 @@ from ditplan.runtime.stale import KeyCache
 class Prepared:
     """What a process keeps of a plan while another one is in force: compiled code stays valid.
 
-    `sharers` are the ranks that share a call's samples. `answers` are those to the family's
+    `sharers` are the ranks that share a call's samples, `callers` those that share a step's calls.
+    `answers` are those to the family's
     self-attentions, None where they are left to the model.
     """
 
     family: ModelFamily
     sharers: AxisGroup | None
+    callers: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
     blocks: CompiledBlocks
@@ -58,24 +62,39 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
-    model, execution = pipeline.transformer, plan.execution
+    with ExitStack() as undo:
+        for model in transformers_of(pipeline):
+            _parallelize(pipeline, model, plan, context, undo)
+        return undo.pop_all()
+
+
+def transformers_of(pipeline: Any) -> list[nn.Module]:
+    """A pipeline's transformers: Wan 2.2 has one for the first steps and one for the others."""
+    found = (getattr(pipeline, name, None) for name in ("transformer", "transformer_2"))
+    return [model for model in found if model is not None]
+
+
+def _parallelize(
+    pipeline: Any, model: Any, plan: ExecutionPlan, context: RankContext, undo: ExitStack
+) -> None:
+    execution = plan.execution
     prepared = _prepared(model, plan, context)
     may_fall_back = execution.fallback == "eager"
-    with ExitStack() as undo:
-        if prepared.layout and prepared.answers:
-            apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
-        elif prepared.answers:
-            answer_attentions(model, prepared.family, prepared.answers, undo)
-        if "compile" in execution.mode:
-            prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
-        if prepared.pipe:
-            _apply_pipefusion(pipeline, plan, prepared, context, undo)
-        elif prepared.sharers:
-            apply_cfg(model, prepared.family, prepared.sharers, undo)
-        if "graph" in execution.mode and not prepared.pipe:
-            graphed = GraphedForward(model.forward, context.device, may_fall_back)
-            replace_forward(model, graphed, undo)
-        return undo.pop_all()
+    if prepared.layout and prepared.answers:
+        apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
+    elif prepared.answers:
+        answer_attentions(model, prepared.family, prepared.answers, undo)
+    if "compile" in execution.mode:
+        prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
+    if prepared.pipe:
+        _apply_pipefusion(pipeline, plan, prepared, context, undo)
+    elif prepared.sharers:
+        apply_cfg(model, prepared.family, prepared.sharers, undo)
+    if "graph" in execution.mode and not prepared.pipe:
+        graphed = GraphedForward(model.forward, context.device, may_fall_back)
+        replace_forward(model, graphed, undo)
+    if prepared.callers:
+        apply_calls(pipeline, model, prepared.family, prepared.callers, undo)
 
 
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
@@ -90,14 +109,17 @@ def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Pr
 
 def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> Prepared:
     mesh, groups = plan.mesh, context.groups
-    sharers = groups.axis_group(mesh, plan.placement, ("dp", "cfg"))
+    by_calls = family.guidance == "calls"
+    shared = ("dp",) if by_calls else ("dp", "cfg")
+    sharers = groups.axis_group(mesh, plan.placement, shared)
+    callers = groups.axis_group(mesh, plan.placement, ("cfg",)) if by_calls else None
     ring = groups.axis_group(mesh, plan.placement, ("ring",))
     ulysses = groups.axis_group(mesh, plan.placement, ("ulysses",))
     sequence = groups.axis_group(mesh, plan.placement, ("ring", "ulysses"))
     pipe = make_pipe(context, mesh, plan.placement) if mesh.pipefusion > 1 else None
     patches, cache = None, None
     if pipe and plan.pipefusion:
-        patches = Patches(family.gathers[0].segment)
+        patches = Patches(family.gathers[0].segments[0])
         cache = KeyCache(plan.pipefusion.patches)
     layout = None
     answers: tuple[AttentionOperator, ...] | None = None
@@ -105,7 +127,8 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         layout = Layout(SequenceGroups(all=sequence, ring=ring, ulysses=ulysses), patches)
         exchange = _exchange(ulysses, context) if ulysses else None
         gather_keys = None
-        if ring and (plan.execution.ring == "gather" or cache):
+        # masks and stale keys are of all keys at once
+        if ring and (plan.execution.ring == "gather" or cache or family.text_mask):
             gather_keys = _key_gatherer(ring, context)
         kernel = plan.execution.attention
         answers = tuple(
@@ -121,7 +144,8 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
-    return Prepared(family, sharers, layout, answers, CompiledBlocks(answers or ()), pipe, cache)
+    blocks = CompiledBlocks(answers or ())
+    return Prepared(family, sharers, callers, layout, answers, blocks, pipe, cache)
 
 
 def _distributed(attention: SequenceAttention) -> AttentionOperator:
@@ -193,6 +217,15 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     plan.require_model(name, config_digest(config))
     family = family_of(name)
     if plan.pipefusion:
+        if family.guidance == "calls" and plan.mesh.cfg > 1:
+            raise InputError(
+                f"{plan.model.name} makes a call for each pass, which can't be split over cfg "
+                "together with pipefusion; use a plan with cfg 1 or with pipefusion 1"
+            )
+        if family.no_pipefusion:
+            raise InputError(
+                f"{plan.model.name} can't run with pipefusion: {family.no_pipefusion}; {REMEDY}"
+            )
         blocks = sum(len(paths) for _, paths in block_runs(model, family))
         require_stages(plan.pipefusion, blocks)
     return family

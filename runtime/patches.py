@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from ditplan.profiles.errors import InputError
-from ditplan.runtime.modules import names_arguments, replaced
+from ditplan.runtime.modules import as_output, names_arguments, replaced
 from ditplan.runtime.parked import Worker
 from ditplan.runtime.prelude import Prelude, RandomState
 
@@ -210,14 +210,18 @@ class PatchedCall:
 
     def _merge(self, latents: torch.Tensor) -> torch.Tensor:
         for patch in self._mine:
-            latents = torch.where(self._numbers == patch, self._latents[patch], latents)
+            latents = torch.where(self._has(patch, latents), self._latents[patch], latents)
         return latents
+
+    def _has(self, patch: int, latents: torch.Tensor) -> torch.Tensor:
+        """Which latents are a patch's; a prediction may have more channels, behind theirs."""
+        return self._numbers[:, : latents.shape[1]] == patch
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._named(*args, **kwargs)
         if self._running is not None:
-            return _as_output(inputs, self._workers[self._running].park(inputs))
-        return _as_output(inputs, self._predict(inputs))
+            return as_output(inputs, self._workers[self._running].park(inputs))
+        return as_output(inputs, self._predict(inputs))
 
     def _predict(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Patch 0's prediction; the others go on as far as they can without it."""
@@ -262,7 +266,7 @@ class PatchedCall:
         """
         if self._witness not in self._workers or not self._steps[0]:
             return
-        mine = self._numbers == 0
+        mine = self._has(0, self._latents[0])
         seen, expected = (self._latents[n].where(mine, 0) for n in (self._witness, 0))
         if not torch.allclose(seen, expected, rtol=1e-3, atol=1e-5):
             raise InputError(
@@ -278,12 +282,3 @@ def _copy_of(scheduler: Any) -> Any:
     clone = object.__new__(type(scheduler))
     vars(clone).update(made)
     return clone
-
-
-def _as_output(inputs: dict[str, Any], prediction: torch.Tensor) -> Any:
-    """As diffusers' transformers return it."""
-    if inputs.get("return_dict", True):
-        from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-        return Transformer2DModelOutput(sample=prediction)
-    return (prediction,)

@@ -24,6 +24,7 @@ from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.layout import Layout, Patches
 from ditplan.runtime.links import Arriving, Link
+from ditplan.runtime.modules import sample_of
 from ditplan.runtime.patches import REMEDY
 from ditplan.runtime.stages import Carried, Stage
 from ditplan.runtime.stale import KeyCache
@@ -146,10 +147,10 @@ class StagePredictor:
         self._text = self._text_tokens(inputs)
         self._locating = True
         try:
-            output = _sample(self._stage.pass_through(self._forward, inputs))
+            output = sample_of(self._stage.pass_through(self._forward, inputs))
         finally:
             self._locating = False
-        numbers = output[:1].contiguous()
+        numbers: torch.Tensor = output[:1].contiguous()
         self._own = {
             patch: (numbers.flatten() == patch).nonzero().flatten() for patch in range(self.patches)
         }
@@ -246,7 +247,7 @@ class StagePredictor:
         """What this rank computes for a patch or all of the sequence, between transports."""
         self._patches.current, self._cache.call = patch, call
         output = self._stage.run(self._forward, inputs, received)
-        return (_sample(output),) if self._pipe.is_last else output
+        return (sample_of(output),) if self._pipe.is_last else output
 
     def _receive(self, inputs: dict[str, Any], patch: int | None, call: int) -> Carried:
         """What the stage before sends for this, of shapes that are known without being told."""
@@ -330,9 +331,3 @@ def require_stages(part: PipeFusion, blocks: int) -> None:
         raise InputError(
             f"pipefusion has no {part.schedule} schedule yet; set the plan's schedule to linear"
         )
-
-
-def _sample(output: Any) -> torch.Tensor:
-    """The prediction in what a transformer returns."""
-    sample: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
-    return sample

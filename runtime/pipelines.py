@@ -56,30 +56,39 @@ def load_pipeline(
 
 def prompt_embeddings(
     spec: ModelSpec, workload: Workload, device: torch.device, seed: int
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Random embeddings in place of a prompt's, as arguments for the pipeline's call."""
+    family = family_of(spec.transformer_class)
     shapes = {
         name: dims
-        for name, dims in family_of(spec.transformer_class).prompt_inputs.items()
+        for name, dims in family.prompt_inputs.items()
         if workload.guidance or not name.startswith("negative_")
     }
     sizes = InputShape(workload.batch, workload.text_tokens, 0, 0)
-    return random_inputs(shapes, sizes, spec.config, device, DTYPES[workload.dtype], seed)
+    dtype = DTYPES[workload.dtype]
+    return random_inputs(shapes, sizes, spec.config, device, dtype, seed, family)
 
 
 def call_arguments(spec: ModelSpec, workload: Workload) -> dict[str, Any]:
     """What a call of the pipeline needs for a workload beside words, generator and output type."""
     family = family_of(spec.transformer_class)
     guided = workload.guidance or family.guidance == "embedded"
-    arguments = {
+    arguments: dict[str, Any] = {
         "height": workload.height,
         "width": workload.width,
         "num_inference_steps": workload.steps,
-        "guidance_scale": spec.guidance_scale if guided else 1.0,
+        family.guidance_argument: spec.guidance_scale if guided else 1.0,
     }
+    if spec.frames_per_token > 1:
+        arguments["num_frames"] = workload.frames
     if family.text_length_argument:
         arguments[family.text_length_argument] = workload.text_tokens
-    return arguments
+    return arguments | family.call
+
+
+def pictures_of(result: Any) -> Any:
+    """The pictures, or videos, in what a pipeline's call returns."""
+    return result.images if hasattr(result, "images") else result.frames
 
 
 def _saved_pipeline(

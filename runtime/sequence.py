@@ -20,7 +20,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, Split
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.layout import Layout
-from ditplan.runtime.modules import names_arguments, replace_forward
+from ditplan.runtime.modules import change_arguments, names_arguments, replace_forward
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 
@@ -162,6 +162,7 @@ def apply_sequence_parallel(
         return layout.share(tensor, split.segment, split.dim)
 
     apply_splits(model, family, cut, undo)
+    lift_text_mask(model, family, layout.note_masks, undo)
     for gather in family.gathers:
         undo.callback(_apply_gather(model, gather, layout).remove)
     answer_attentions(model, family, answers, undo)
@@ -196,10 +197,16 @@ def apply_splits(
 ) -> None:
     """Has `cut` applied to each tensor at the family's splits; closing `undo` takes that away."""
     for split in family.splits:
+        one = functools.partial(cut, split)
         if split.place == "output":
-            hook = functools.partial(_cut_output, functools.partial(cut, split))
+            hook = functools.partial(_cut_output, split, one)
             module = submodule(model, split.name)
             undo.callback(module.register_forward_hook(hook).remove)
+        elif split.place in ("entry", "every"):
+            blocks = list(submodule(model, split.blocks).children())
+            change = {split.name: functools.partial(_cut_value, split, one)}
+            for block in blocks[:1] if split.place == "entry" else blocks:
+                change_arguments(block, change, undo)
     inputs = [split for split in family.splits if split.place == "input"]
     whole, named = model.forward, names_arguments(model)
 
@@ -207,44 +214,92 @@ def apply_splits(
         given = named(*args, **kwargs)
         for split in inputs:
             if split.name in given:
-                given[split.name] = _on_tensors(functools.partial(cut, split), given[split.name])
+                one = functools.partial(cut, split)
+                given[split.name] = _cut_value(split, one, given[split.name])
         return whole(**given)
 
     replace_forward(model, forward, undo)
 
 
 def _cut_output(
-    cut: Callable[[torch.Tensor], torch.Tensor], _module: nn.Module, _args: Any, output: Any
+    split: Split,
+    cut: Callable[[torch.Tensor], torch.Tensor],
+    _module: nn.Module,
+    _args: Any,
+    output: Any,
 ) -> Any:
-    return _on_tensors(cut, output)
+    return _cut_value(split, cut, output)
 
 
-def _on_tensors(cut: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """`cut` applied to a tensor, or to each of a list of them."""
+def _cut_value(split: Split, cut: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """A split's tensor cut, or each of a list of them, or the one of the list that it names."""
     if isinstance(value, torch.Tensor):
-        return cut(value)
+        return cut(value) if split.ndim in (None, value.ndim) else value
     if isinstance(value, (list, tuple)):
-        return type(value)(_on_tensors(cut, item) for item in value)
+        return type(value)(
+            _cut_value(split, cut, item) if split.item in (None, number) else item
+            for number, item in enumerate(value)
+        )
     return value
 
 
 def _apply_gather(model: nn.Module, gather: Gather, layout: Layout) -> RemovableHandle:
     def whole(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        sizes, ranks = layout.sizes([gather.segment]), layout.groups.all
-        return all_gather_uneven(output, gather.dim, sizes, ranks) if ranks else output
+        ranks = layout.groups.all
+        if ranks is None:
+            return output
+        here = [layout.sizes([segment])[layout.groups.index] for segment in gather.segments]
+        shares = output.split(here, gather.dim)
+        return torch.cat(
+            [
+                all_gather_uneven(share, gather.dim, layout.sizes([segment]), ranks)
+                for share, segment in zip(shares, gather.segments, strict=True)
+            ],
+            gather.dim,
+        )
 
     return submodule(model, gather.name).register_forward_hook(whole)
 
 
+def lift_text_mask(
+    model: nn.Module,
+    family: ModelFamily,
+    note: Callable[[dict[str, torch.Tensor]], None],
+    undo: ExitStack,
+) -> None:
+    """Has `note` get the mask of each call's text, by segment, and the blocks none.
+
+    Closing `undo` takes that away again.
+    """
+    mask = family.text_mask
+    if mask is None:
+        return
+    whole, named = model.forward, names_arguments(model)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = named(*args, **kwargs)
+        found = given.get(mask.input)
+        note({} if found is None else {mask.segment: found.bool()})
+        return whole(**given)
+
+    replace_forward(model, forward, undo)
+    for path in family.blocks:
+        for block in submodule(model, path).children():
+            change_arguments(block, {mask.argument: lambda _mask: None}, undo)
+
+
 def submodule(model: nn.Module, name: str) -> nn.Module:
-    """A submodule by its path.
+    """A submodule by its path, in which -1 stands for the last of a list.
 
     Raises:
         InputError: there is none.
     """
+    module = model
     try:
-        return model.get_submodule(name)
-    except AttributeError:
+        for part in name.split("."):
+            module = list(module.children())[-1] if part == "-1" else module.get_submodule(part)
+        return module
+    except (AttributeError, IndexError):
         raise InputError(
             f"{type(model).__name__} has no module {name}; its family doesn't describe this "
             "version of the class"

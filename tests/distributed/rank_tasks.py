@@ -150,7 +150,7 @@ def transformer_output(
         width = config.num_attention_heads * config.attention_head_dim
         tokens = spec.image_tokens(work)
         generator = torch.Generator().manual_seed(3)
-        inputs["block_controlnet_hidden_states"] = [  # type: ignore[assignment]
+        inputs["block_controlnet_hidden_states"] = [
             torch.randn(samples, tokens, width, generator=generator) for _ in range(2)
         ]
     with parallelize(pipeline, plan, context), torch.no_grad():

@@ -28,6 +28,19 @@ PUBLISHED_PARAMETERS = {
     "sd3.5-large": 8.06e9,
     "flux-dev": 11.9e9,
     "flux-schnell": 11.9e9,
+    "sd3.5-medium": 2.24e9,
+    "pixart-alpha": 0.61e9,
+    "pixart-sigma": 0.61e9,
+    "hunyuan-dit": 1.5e9,
+    "cogvideox-2b": 1.69e9,
+    "cogvideox-5b": 5.57e9,
+    "cogvideox1.5-5b": 5.57e9,
+    "hunyuan-video": 12.8e9,
+    "wan2.1-1.3b": 1.42e9,
+    "wan2.1-14b": 14.3e9,
+    "qwen-image": 20.4e9,
+    "flux2-dev": 32.2e9,
+    "z-image": 6.15e9,
 }
 
 
@@ -42,6 +55,7 @@ def test_shipped_spec_is_what_inspection_of_its_own_configs_gives(name: str) -> 
         encoder_parameters=spec.encoder_parameters,
         defaults=spec.defaults,
         guidance_scale=spec.guidance_scale,
+        pipeline_class=spec.pipeline_class,
     )
     assert again == spec
 
