@@ -190,7 +190,7 @@ class StagePredictor:
                 "step, so there are no keys to start from; use a plan with more warmup steps"
             )
         shared, samples = self._batch.share(inputs)
-        if patch:
+        if patch and self._family.splits_text:
             shared = self._without_text(shared)
         own = self._own[patch]
         output = self._run(shared, patch, call)
@@ -301,6 +301,8 @@ class StagePredictor:
 
     def _text_tokens(self, inputs: dict[str, Any]) -> int:
         """How many tokens of text go along with the first patch."""
+        if not self._family.splits_text:
+            return 0
         for name, dims in self._family.inputs.items():
             if "text_tokens" in dims and inputs.get(name) is not None:
                 return int(inputs[name].shape[dims.index("text_tokens")])

@@ -66,7 +66,9 @@ def prompt_embeddings(
     }
     sizes = InputShape(workload.batch, workload.text_tokens, 0, 0)
     dtype = DTYPES[workload.dtype]
-    return random_inputs(shapes, sizes, spec.config, device, dtype, seed, family)
+    embeddings = random_inputs(shapes, sizes, spec.config, device, dtype, seed, family)
+    # some pipelines have words for it by default, and take words or embeddings, not both
+    return embeddings | ({"negative_prompt": None} if workload.guidance else {})
 
 
 def call_arguments(spec: ModelSpec, workload: Workload) -> dict[str, Any]:

@@ -145,6 +145,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "axes_lens": [128, 32, 32],
     },
 }
+DPM = {"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "linear"}
 VIDEOS = ("cogvideox", "cogvideox-2b", "cogvideox-1.5", "hunyuan-video", "wan", "qwen-image")
 
 
@@ -155,7 +156,8 @@ def small(name: str) -> ModelSpec:
     if name == "flux":
         return small_flux()
     vae = VIDEO_VAE if name in VIDEOS else VAE
-    return inspect_configs(f"small-{name}", TRANSFORMERS[name], vae, SCHEDULER, 0)
+    scheduler = DPM if name.startswith("pixart") else SCHEDULER
+    return inspect_configs(f"small-{name}", TRANSFORMERS[name], vae, scheduler, 0)
 
 
 NAMES = ("sd3", "sd3.5", "flux", *TRANSFORMERS)

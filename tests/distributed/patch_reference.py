@@ -120,7 +120,8 @@ def by_hand(
         tokens, ids = noise
         words |= more
         return _flux(pipeline, words, tokens, ids, pipefusion, work.steps, spec.guidance_scale)
-    return _sd3(pipeline, words, noise, pipefusion, work.steps, spec.guidance_scale)
+    run = _pixart if "PixArt" in spec.transformer_class else _sd3
+    return run(pipeline, words, noise, pipefusion, work.steps, spec.guidance_scale)
 
 
 def _sd3(
@@ -131,13 +132,57 @@ def _sd3(
     steps: int,
     scale: float,
 ) -> torch.Tensor:
-    model, edge = pipeline.transformer, pipeline.transformer.config.patch_size
-    rows, columns = noise.shape[2] // edge, noise.shape[3] // edge
-    cut = Cut(rows * columns)
     text, pooled = (
         torch.cat([words[f"negative_{name}"], words[name]])
         for name in ("prompt_embeds", "pooled_prompt_embeds")
     )
+
+    def output(both: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = pipeline.transformer(both, text, pooled, time, return_dict=False)[0]
+        return found
+
+    return _of_squares(pipeline, output, noise, pipefusion, steps, scale, text)
+
+
+def _pixart(
+    pipeline: Any,
+    words: dict[str, torch.Tensor],
+    noise: torch.Tensor,
+    pipefusion: PipeFusion,
+    steps: int,
+    scale: float,
+) -> torch.Tensor:
+    text, mask = (
+        torch.cat([words[f"negative_{name}"], words[name]])
+        for name in ("prompt_embeds", "prompt_attention_mask")
+    )
+
+    def output(both: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = pipeline.transformer(
+            both,
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask,
+            timestep=time,
+            return_dict=False,
+        )[0]
+        return found[:, : both.shape[1]]
+
+    return _of_squares(pipeline, output, noise, pipefusion, steps, scale, text[:, :0])
+
+
+def _of_squares(
+    pipeline: Any,
+    output: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    noise: torch.Tensor,
+    pipefusion: PipeFusion,
+    steps: int,
+    scale: float,
+    text: torch.Tensor,
+) -> torch.Tensor:
+    """Of models whose tokens are squares of latents; `text` goes with the first patch."""
+    model, edge = pipeline.transformer, pipeline.transformer.config.patch_size
+    rows, columns = noise.shape[2] // edge, noise.shape[3] // edge
+    cut = Cut(rows * columns)
 
     def as_tokens(latents: torch.Tensor) -> torch.Tensor:
         parts = latents.unflatten(3, (columns, edge)).unflatten(2, (rows, edge))
@@ -149,18 +194,18 @@ def _sd3(
         ordered: torch.Tensor = parts.permute(0, 3, 1, 4, 2, 5)
         return ordered.flatten(4).flatten(2, 3)
 
-    def only_cut(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output[:, cut.start : cut.end]
+    def only_cut(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
+        return out[:, cut.start : cut.end]
 
-    def in_nothing(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        whole = output.new_full((len(output), cut.tokens, output.shape[2]), torch.nan)
-        whole[:, cut.start : cut.end] = output
+    def in_nothing(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
+        whole = out.new_full((len(out), cut.tokens, out.shape[2]), torch.nan)
+        whole[:, cut.start : cut.end] = out
         return whole
 
     def predict(tokens: torch.Tensor, time: torch.Tensor, cut: Cut) -> torch.Tensor:
         both = torch.cat([as_latents(tokens)] * 2)
-        output = model(both, text, pooled, time.expand(len(both)), return_dict=False)[0]
-        negative, positive = as_tokens(output)[:, cut.start : cut.end].chunk(2)
+        found = output(both, time.expand(len(both)))
+        negative, positive = as_tokens(found)[:, cut.start : cut.end].chunk(2)
         return negative + scale * (positive - negative)
 
     schedulers = [copy.deepcopy(pipeline.scheduler) for _ in range(pipefusion.patches)]
@@ -228,7 +273,17 @@ def _denoised(
     latents = latents.clone()
     bounds = patch_bounds(cut.tokens, text.shape[1], pipefusion.patches)
     usual = model.attn_processors
-    model.set_attn_processor({name: StaleAttention(cut) for name in usual})
+    self_attentions = {
+        f"{name}.processor"
+        for name, module in model.named_modules()
+        if not getattr(module, "is_cross_attention", False)
+    }
+    model.set_attn_processor(
+        {
+            name: StaleAttention(cut) if name in self_attentions else processor
+            for name, processor in usual.items()
+        }
+    )
     for step, time in enumerate(schedulers[0].timesteps):
         warm = step < pipefusion.warmup_steps
         if warm:

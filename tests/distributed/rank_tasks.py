@@ -22,6 +22,7 @@ from ditplan.runtime.pipelines import (
     DTYPES,
     call_arguments,
     load_pipeline,
+    pictures_of,
     prompt_embeddings,
 )
 from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
@@ -75,14 +76,15 @@ def latents_of_call(pipeline: Any, spec: ModelSpec, work: Workload, **more: Any)
     device = pipeline._execution_device
     torch.manual_seed(5)
     with torch.no_grad():
-        result: torch.Tensor = pipeline(
+        result = pipeline(
             **prompt_embeddings(spec, work, device, seed=1),
             **call_arguments(spec, work),
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
             **more,
-        ).images
-    return result
+        )
+    found: torch.Tensor = pictures_of(result)
+    return found
 
 
 def latents(
