@@ -145,7 +145,11 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "axes_lens": [128, 32, 32],
     },
 }
-DPM = {"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "linear"}
+DPM = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction",
+}
 VIDEOS = ("cogvideox", "cogvideox-2b", "cogvideox-1.5", "hunyuan-video", "wan", "qwen-image")
 
 
