@@ -144,6 +144,18 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "axes_dims": [4, 6, 6],
         "axes_lens": [128, 32, 32],
     },
+    "auraflow": {
+        "_class_name": "AuraFlowTransformer2DModel",
+        **HEADS,
+        "sample_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_mmdit_layers": 2,
+        "num_single_dit_layers": 2,
+        "joint_attention_dim": 24,
+        "caption_projection_dim": 80,
+        "pos_embed_max_size": 1024,
+    },
 }
 DPM = {
     "_class_name": "DPMSolverMultistepScheduler",
