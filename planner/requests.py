@@ -74,6 +74,9 @@ def _request(
     shrink: int,
     modes: Sequence[Mode] = ("eager",),
 ) -> PointRequest:
+    if spec.is_linear:
+        # a rank's share of whole rows is as much work as a lower picture
+        shrink, ranks, key_ranks = shrink * ranks, 1, 1
     edge = spec.pixels_per_token
     height = max(edge, workload.height // shrink // edge * edge)
     smaller = workload.model_copy(update={"height": height})

@@ -38,7 +38,12 @@ class Share:
         return math.ceil(attention.heads / self.ulysses)
 
     def pairs(self, attention: Attention) -> float:
-        """Query-key pairs of all samples, in units of all the heads: half the heads count half."""
+        """Query-key pairs of all samples, in units of all the heads: half the heads count half.
+
+        None where attention is linear.
+        """
+        if attention.linear:
+            return 0.0
         queries = sum(self.queries.get(segment, 0) for segment in attention.segments)
         keys = sum(self.keys.get(segment, 0) for segment in attention.segments)
         return self.batch * queries * keys * self.heads(attention) / attention.heads

@@ -135,7 +135,7 @@ def violation(
             f"{spec.name} makes a call for each pass, which can't be split over cfg together with "
             "pipefusion; leave one of them at 1",
         )
-    ranks = mesh.sequence_parallel
+    ranks, image = mesh.sequence_parallel, spec.image_tokens(workload)
     rules = (
         ("dp > pictures", "dp", mesh.dp, workload.batch, "pictures a batch"),
         (CFG_REASON, "cfg", mesh.cfg, workload.passes, "passes a step"),
@@ -145,8 +145,8 @@ def violation(
             "ranks > image tokens",
             "ring x ulysses",
             ranks,
-            spec.image_tokens(workload),
-            "image tokens",
+            workload.height // spec.pixels_per_token if spec.is_linear else image,
+            "rows of image tokens" if spec.is_linear else "image tokens",
         ),
         (
             "ranks > text tokens",

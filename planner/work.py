@@ -137,6 +137,9 @@ class RankWork:
         step.ledger.add("attention", Timed(block.attention_s, block.source), count)
         pairs = sum(share.pairs(attention) for attention in run.attentions)
         for attention in run.attentions:
+            if attention.linear:
+                self._book_state(step, attention, count)
+                continue
             own_s = block.attention_s * share.pairs(attention) / max(pairs, 1.0)
             self._book_ulysses(step, attention, count)
             self._book_ring(step, attention, count, own_s)
@@ -152,6 +155,17 @@ class RankWork:
         samples = workload.batch * self.spec.image_tokens(workload)
         guess_s = self.constants.scheduler_step_s
         return self.times_on(device).simple("scheduler_step", samples, guess_s, workload.dtype)
+
+    def _book_state(self, step: Step, attention: Attention, count: int) -> None:
+        """One sum over ring x ulysses, and a small gathering of the rows at the ranks' edges."""
+        if step.candidate.mesh.sequence_parallel == 1:
+            return
+        sum_bytes = step.share.batch * attention.state_bytes
+        self._book(step, "ring", "all_reduce", sum_bytes, ("ring", "ulysses"), count)
+        # two rows, of a square picture's width at most
+        tokens = step.share.predicted**0.5
+        edge_bytes = 2 * step.share.batch * tokens * self.spec.width * step.workload.dtype_bytes
+        self._book(step, "ring", "all_gather", edge_bytes, ("ring", "ulysses"), count)
 
     def _book_ulysses(self, step: Step, attention: Attention, count: int) -> None:
         """One all_to_all of q, k and v together and one of the output, for each self-attention."""

@@ -67,6 +67,21 @@ class TextMask(Noun):
     segment: str = "text"
 
 
+class Rows(Noun):
+    """What of a model needs the picture to be split in whole rows of `segment`.
+
+    The root's argument `input` is (..., height, width) of latents, and `argument` that of the
+    blocks which says how many rows of tokens they have. `linear_attentions` and `convolutions`
+    (3x3) are path patterns of modules in blocks.
+    """
+
+    segment: str
+    input: str
+    argument: str
+    linear_attentions: str
+    convolutions: str
+
+
 class Usual(Noun):
     """What is usually asked of the models whose config has the values of `when`.
 
@@ -96,8 +111,9 @@ class ModelFamily(Noun):
     that it returns for the next, in the order of what it returns. `latents_per_token` is the edge
     of the square of latent pixels that becomes an image token: a key of the transformer's config or
     a number; so is `frames_per_token` (1 where the config has none), which counts latent frames, of
-    which each stands for `frames_per_latent` frames of a video. `no_pipefusion` says why a model's
-    patches can't be pipelined.
+    which each stands for `frames_per_latent` frames of a video. `long_skips` is the argument by
+    which a block gets what an earlier one returned. `no_pipefusion` says why a model's patches
+    can't be pipelined.
 
     Of a pipeline's call, `guidance_argument` takes the guidance scale, `text_length_argument` says
     to how many tokens it pads a prompt, where that is all of the text, and `call` is always given.
@@ -134,8 +150,10 @@ class ModelFamily(Noun):
     carried: tuple[str, ...]
     splits: tuple[Split, ...]
     gathers: tuple[Gather, ...]
-    self_attentions: tuple[SelfAttention, ...] = Field(min_length=1)
+    self_attentions: tuple[SelfAttention, ...] = ()
+    rows: Rows | None = None
     text_mask: TextMask | None = None
+    long_skips: str | None = None
     no_pipefusion: str | None = None
 
     @property

@@ -25,11 +25,21 @@ AttentionKernel = Literal[
 
 
 class Attention(Noun):
-    """A self-attention of a block over the given segments of the sequence."""
+    """A self-attention of a block over the given segments of the sequence.
+
+    One that is `linear` keeps a state of heads x (head_dim + 1) x head_dim float32 numbers for each
+    sample, which ranks add up, and its FLOPs are among those for each token.
+    """
 
     heads: PositiveInt
     head_dim: PositiveInt
     segments: tuple[str, ...]
+    linear: bool = False
+
+    @property
+    def state_bytes(self) -> int:
+        """What ranks add up for each sample."""
+        return 4 * self.heads * (self.head_dim + 1) * self.head_dim if self.linear else 0
 
 
 class BlockRun(Noun):
@@ -91,6 +101,11 @@ class ModelSpec(Record):
     def block_count(self) -> int:
         """How many blocks there are in all."""
         return sum(run.count for run in self.blocks)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether all of its self-attention is linear."""
+        return all(attention.linear for run in self.blocks for attention in run.attentions)
 
     @property
     def heads(self) -> int:

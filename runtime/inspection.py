@@ -133,6 +133,16 @@ def pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
     return int(2 ** (len(levels) - 1))
 
 
+def latents_shape(
+    vae_config: Mapping[str, Any], batch: int, frames: int, height: int, width: int
+) -> tuple[int, ...]:
+    """What a VAE decodes: (B, C, H, W), or (B, C, F, H, W) for one of videos."""
+    names = ("latent_channels", "z_dim")
+    channels = next(int(vae_config[name]) for name in names if name in vae_config)
+    of_videos = "temporal_compression_ratio" in vae_config or "temperal_downsample" in vae_config
+    return (batch, channels, *((frames,) if of_videos else ()), height, width)
+
+
 def _number(name: str, config: Mapping[str, Any]) -> int:
     """What a family gives as a number or as a key of the config."""
     return int(name) if name.isdecimal() else int(config[name])
@@ -369,24 +379,26 @@ def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> dict[str,
 
 
 def _attentions(model: nn.Module, family: ModelFamily, block: str) -> tuple[Attention, ...]:
+    declared = [(one.modules, one.segments, False) for one in family.self_attentions]
+    if family.rows:
+        declared.append((family.rows.linear_attentions, (family.rows.segment,), True))
     found = []
-    for declared in family.self_attentions:
-        for name, module in matching_modules(model, declared.modules):
+    for pattern, segments, linear in declared:
+        for name, module in matching_modules(model, pattern):
             if name.startswith(f"{block}."):
                 attention: Any = module
                 heads = int(attention.heads)
                 head_dim = int(attention.inner_dim) // heads
-                found.append(Attention(heads=heads, head_dim=head_dim, segments=declared.segments))
+                found.append(
+                    Attention(heads=heads, head_dim=head_dim, segments=segments, linear=linear)
+                )
     return tuple(found)
 
 
 def _decoder_flops(decoder: Any, scale: int) -> float:
     """FLOPs of decoding a pixel, counted at 256 x 256 (attention grows faster with size)."""
-    config = decoder.config
-    channels = int(config["latent_channels"] if "latent_channels" in config else config["z_dim"])
-    of_videos = "temporal_compression_ratio" in config or "temperal_downsample" in config
-    frames = (1,) if of_videos else ()
-    latents = torch.empty(1, channels, *frames, 256 // scale, 256 // scale, device="meta")
+    shape = latents_shape(decoder.config, 1, 1, 256 // scale, 256 // scale)
+    latents = torch.empty(shape, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         decoder.decode(latents)
     return float(counter.get_total_flops()) / 256**2

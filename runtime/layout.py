@@ -52,13 +52,15 @@ class Patches:
 class Layout:
     """How long each whole segment of the current call is, as every rank sees from its inputs.
 
-    `masks` are (B, tokens) of whole segments, false for tokens that nobody attends to.
+    `masks` are (B, tokens) of whole segments, false for tokens that nobody attends to. `units` are
+    how many tokens of a segment stay together, 1 where it has none.
     """
 
     groups: SequenceGroups
     patches: Patches | None = None
     lengths: dict[str, int] = field(default_factory=dict)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
     _orders: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -75,13 +77,15 @@ class Layout:
         if self.patch is None:
             self.lengths[segment] = tensor.shape[dim]
         start, end = self._range(segment, self.patch)
-        ranks, here = self.groups.size, end - start
+        unit, ranks = self.units.get(segment, 1), self.groups.size
+        here = (end - start) // unit
         if here < ranks and (here or self.patches is None):
+            what = "tokens" if unit == 1 else f"rows of {unit} tokens"
             raise InputError(
-                f"{here} {segment} tokens can't be split over {ranks} ranks; use a plan with "
+                f"{here} {segment} {what} can't be split over {ranks} ranks; use a plan with "
                 f"ring x ulysses of at most {here}"
             )
-        first, last = _bounds(here, ranks, self.groups.index)
+        first, last = self._bounds(segment, end - start, self.groups.index)
         # with the usual strides even where a dim is 1 long, as compiled blocks put out: they are
         # compiled anew for others
         share = tensor.narrow(dim, start + first, last - first)
@@ -89,10 +93,10 @@ class Layout:
 
     def sizes(self, segments: Sequence[str]) -> list[int]:
         """How many tokens of these segments together each rank holds of what is computed."""
-        ranges = [self._range(segment, self.patch) for segment in segments]
+        ranges = [(segment, *self._range(segment, self.patch)) for segment in segments]
         sizes = []
         for rank in range(self.groups.size):
-            shares = (_bounds(end - start, self.groups.size, rank) for start, end in ranges)
+            shares = (self._bounds(segment, end - start, rank) for segment, start, end in ranges)
             sizes.append(sum(last - first for first, last in shares))
         return sizes
 
@@ -103,7 +107,7 @@ class Layout:
             before = 0
             for segment in segments:
                 start, end = self._range(segment, patch)
-                first, last = _bounds(end - start, self.groups.size, rank)
+                first, last = self._bounds(segment, end - start, rank)
                 found += range(before + start + first, before + start + last)
                 before += self.lengths[segment]
         return found
@@ -142,7 +146,10 @@ class Layout:
             return self.patches.bounds[patch]
         return (0, self.lengths[segment]) if patch == 0 else (0, 0)
 
-
-def _bounds(length: int, ranks: int, rank: int) -> tuple[int, int]:
-    """A rank's share of a segment, which may be empty for all of them."""
-    return split_bounds(length, ranks, rank) if length else (0, 0)
+    def _bounds(self, segment: str, length: int, rank: int) -> tuple[int, int]:
+        """A rank's share of a segment, in whole units, which may be empty for all ranks."""
+        if not length:
+            return 0, 0
+        unit = self.units.get(segment, 1)
+        first, last = split_bounds(length // unit, self.groups.size, rank)
+        return first * unit, last * unit

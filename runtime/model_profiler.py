@@ -4,6 +4,7 @@ The functions timed are the very ones that will run: the model's own forward wit
 of the sequence, self-attention over as many keys as the plan would show it.
 """
 
+import inspect
 import math
 import statistics
 import time
@@ -23,8 +24,15 @@ from ditplan.profiles.workload import Dtype, Workload
 from ditplan.runtime.attention import usable_kernels
 from ditplan.runtime.compiling import CompiledBlocks
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import InputShape, block_runs, diffusers_class, random_inputs
+from ditplan.runtime.inspection import (
+    InputShape,
+    block_runs,
+    diffusers_class,
+    latents_shape,
+    random_inputs,
+)
 from ditplan.runtime.made_up_keys import MadeUpKeys
+from ditplan.runtime.modules import names_arguments
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.pipelines import DTYPES, random_model
 from ditplan.runtime.sequence import (
@@ -34,6 +42,7 @@ from ditplan.runtime.sequence import (
     submodule,
 )
 from ditplan.runtime.timing import Timing, captured, synchronize, time_call
+from ditplan.runtime.weights import empty_model, everything, fill_with_random
 
 SLOWEST_CALL_S = 1.5
 DECODE_FLOPS_ON_CPU = 2e11
@@ -54,7 +63,7 @@ def profile_model(
     """
     with torch.no_grad():
         return [
-            *_profile_blocks(context.device, spec, workload.dtype, requests),
+            *measure_blocks(context.device, spec, workload.dtype, requests),
             *_profile_scheduler(context.device, spec, workload),
             *_profile_decoder(context.device, spec, workload),
         ]
@@ -77,9 +86,10 @@ def _shape_of(point: TimePoint) -> tuple[Any, ...]:
     return tuple(point.model_dump(exclude=ignored).values())
 
 
-def _profile_blocks(
+def measure_blocks(
     device: torch.device, spec: ModelSpec, dtype: Dtype, requests: Sequence[PointRequest]
 ) -> list[TimePoint]:
+    """One block of each kind and what is outside of them, for each request that isn't too slow."""
     family = family_of(spec.transformer_class)
     model = one_block_per_kind(spec, family, device, DTYPES[dtype])
     points: list[TimePoint] = []
@@ -113,8 +123,7 @@ def one_block_per_kind(
     spec: ModelSpec, family: ModelFamily, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """The transformer with one block of each kind and random weights; no other is ever made."""
-    with torch.device("meta"):
-        model: nn.Module = diffusers_class(spec.transformer_class).from_config(spec.config)
+    model: nn.Module = empty_model(diffusers_class(spec.transformer_class), spec.config, dtype)
     firsts = {kind: paths[0] for kind, paths in reversed(block_runs(model, family))}
     for path in family.blocks:
         kept = [p for p in firsts.values() if p.rpartition(".")[0] == path]
@@ -122,11 +131,7 @@ def one_block_per_kind(
         parent, _, name = path.rpartition(".")
         blocks = nn.ModuleList(submodule(model, p) for p in kept)
         setattr(model.get_submodule(parent), name, blocks)
-    # diffusers' own `to` advises against casting weights that were loaded; these are random
-    model = nn.Module.to(model.to_empty(device=device), dtype).eval()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.normal_(0, 0.02)
+    fill_with_random(model, device, dtype, everything)
     return model
 
 
@@ -152,6 +157,8 @@ class ShareOfModel:
     def __enter__(self) -> Self:
         answers = [AttentionOperator(made_up, interleaved=False) for made_up in self._attentions]
         answer_attentions(self._model, self._family, answers, self._undo)
+        if self._family.long_skips:
+            _give_skips(self._model, self._family, self._family.long_skips, self._undo)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,7 +219,7 @@ class ShareOfModel:
 
     def _attention_points(self, request: PointRequest) -> list[TimePoint]:
         """The widest self-attention alone, by each kernel; on a CPU there is nothing to choose."""
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" or not self._attentions:
             return []
         widest = max(self._attentions, key=lambda made_up: made_up.size)
         kernels = usable_kernels(self._device, self._dtype, widest.head_dim)
@@ -285,6 +292,24 @@ def _point(
     )
 
 
+def _give_skips(model: nn.Module, family: ModelFamily, skip: str, undo: ExitStack) -> None:
+    """Has blocks that get no long skip, since those before are missing, take their own input."""
+    for path in family.blocks:
+        for block in submodule(model, path).children():
+            named = names_arguments(block)
+
+            def give(
+                _module: nn.Module,
+                args: Any,
+                kwargs: dict[str, Any],
+                named: Callable[..., dict[str, Any]] = named,
+            ) -> Any:
+                given = named(*args, **kwargs)
+                return (), {skip: given[family.carried[0]]} | given
+
+            undo.callback(block.register_forward_pre_hook(give, with_kwargs=True).remove)
+
+
 def _note_call(
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]], path: str
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -326,12 +351,18 @@ def _lengthened(tensor: torch.Tensor, dim: int, more: int) -> torch.Tensor:
 def _profile_scheduler(
     device: torch.device, spec: ModelSpec, workload: Workload
 ) -> list[TimePoint]:
-    """The solver's step on the workload's latents, in whole runs, since solvers count steps."""
+    """The solver's step on the workload's latents, in whole runs, since solvers count steps.
+
+    Nothing for solvers that want to be told of more than a timestep.
+    """
+    solver = diffusers_class(spec.scheduler_class)
+    if "timestep_back" in inspect.signature(solver.step).parameters:
+        return []
     latents = _latents(device, spec, workload)
     steps = max(workload.steps, 8)
     runs = []
     for _ in range(3):
-        scheduler = diffusers_class(spec.scheduler_class).from_config(spec.scheduler_config)
+        scheduler = solver.from_config(spec.scheduler_config)
         dynamic = {"mu": 1.0} if spec.scheduler_config.get("use_dynamic_shifting") else {}
         scheduler.set_timesteps(steps, device=device, **dynamic)
         synchronize(device)
@@ -365,8 +396,9 @@ def _latents(device: torch.device, spec: ModelSpec, workload: Workload) -> torch
         workload.width,
         workload.frames,
     )
-    channels = int(spec.vae_config["latent_channels"])
-    shape = (sizes.batch, channels, sizes.latent_height, sizes.latent_width)
+    shape = latents_shape(
+        spec.vae_config, sizes.batch, sizes.latent_frames, sizes.latent_height, sizes.latent_width
+    )
     return torch.randn(shape, device=device, dtype=DTYPES[workload.dtype])
 
 

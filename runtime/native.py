@@ -28,6 +28,7 @@ from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.patches import REMEDY, apply_patches
 from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
 from ditplan.runtime.pipefusion import Pipe, StagePredictor, make_pipe, require_stages
+from ditplan.runtime.rows import RowOperators, apply_rows
 from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
 from ditplan.runtime.stale import KeyCache
@@ -47,6 +48,7 @@ class Prepared:
     callers: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
+    rows: RowOperators | None
     blocks: CompiledBlocks
     pipe: Pipe | None
     cache: KeyCache | None
@@ -80,7 +82,9 @@ def _parallelize(
     execution = plan.execution
     prepared = _prepared(model, plan, context)
     may_fall_back = execution.fallback == "eager"
-    if prepared.layout and prepared.answers:
+    if prepared.layout and prepared.answers is not None:
+        if prepared.rows:
+            apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
         apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
     elif prepared.answers:
         answer_attentions(model, prepared.family, prepared.answers, undo)
@@ -145,7 +149,8 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         )
         answers = (local,) * len(family.self_attentions)
     blocks = CompiledBlocks(answers or ())
-    return Prepared(family, sharers, callers, layout, answers, blocks, pipe, cache)
+    rows = RowOperators(sequence) if sequence and family.rows else None
+    return Prepared(family, sharers, callers, layout, answers, rows, blocks, pipe, cache)
 
 
 def _distributed(attention: SequenceAttention) -> AttentionOperator:
@@ -216,6 +221,13 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     config: Any = model.config
     plan.require_model(name, config_digest(config))
     family = family_of(name)
+    parts = plan.mesh.sequence_parallel * plan.mesh.pipefusion
+    if parts > 1 and getattr(model, "is_cache_enabled", False):
+        raise InputError(
+            f"{name} has a step cache enabled, by which each rank would decide for itself which "
+            "blocks to leave out while others wait for it: call disable_cache() or use a plan with "
+            "ring, ulysses and pipefusion of 1"
+        )
     if plan.pipefusion:
         if family.guidance == "calls" and plan.mesh.cfg > 1:
             raise InputError(

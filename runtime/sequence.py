@@ -181,7 +181,7 @@ def answer_attentions(
         for name, module in matching_modules(model, declared.modules):
             answer_attention(module, name, answer, undo)
             attentions += 1
-    if not attentions:
+    if family.self_attentions and not attentions:
         raise InputError(
             f"{type(model).__name__} has no module that matches "
             f"{' or '.join(a.modules for a in family.self_attentions)}; family {family.name} "

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers import FirstBlockCacheConfig
 
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
@@ -31,8 +32,8 @@ def small_model(spec: ModelSpec) -> Any:
     """The spec's transformer with weights that let attention matter."""
     model = random_model(spec.transformer_class, spec.config, torch.device("cpu"), torch.float32)
     for name, weight in model.named_parameters():
-        if weight.ndim == 2 and ("blocks" in name or "layers" in name):
-            weight.data.mul_(GAIN)
+        if weight.ndim >= 2 and ("blocks" in name or "layers" in name):
+            weight.data.mul_(GAIN if weight.ndim == 2 else GAIN**3)
     return model.eval()
 
 
@@ -100,6 +101,17 @@ def step_outputs(
                 scheduler.step()
             results.append(torch.stack(found))
     return results
+
+
+def outputs_with_step_cache(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, inputs: list[dict[str, Any]]
+) -> torch.Tensor:
+    """A plan put in force on a transformer that leaves out blocks by what the first one gives."""
+    model = small_model(spec)
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    pipeline = SimpleNamespace(transformer=model, scheduler=SimpleNamespace(step=lambda: None))
+    with parallelize(pipeline, plan, context):
+        return torch.stack(outputs_of(model, spec, inputs))
 
 
 def latents_of_pipeline(

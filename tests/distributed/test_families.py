@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from ditplan.planner.requests import wanted_points
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import FAMILIES, Split, family_of, load_families
 from ditplan.profiles.mesh import Mesh
 from ditplan.runtime.launch import RankPool
+from ditplan.runtime.model_profiler import measure_blocks
 from ditplan.runtime.sequence import apply_splits
 from tests.distributed.family_models import NAMES, VIDEOS, small
 from tests.distributed.family_tasks import (
     inputs_of,
     outputs_of,
+    outputs_with_step_cache,
     small_model,
     step_alone,
     step_outputs,
@@ -103,6 +106,24 @@ def test_long_skips_reach_the_second_half() -> None:
     assert float((torch.stack(outputs_of(model, spec, inputs)) - alone).abs().max()) > 100 * EXACT
 
 
+@pytest.mark.parametrize("row", [0, 2])
+def test_convolutions_reach_the_rows_beside(row: int) -> None:
+    spec, inputs = small("sana"), inputs_for("sana")
+    model = small_model(spec)
+    alone = torch.stack(outputs_of(model, spec, inputs))
+    for block in model.transformer_blocks:
+        block.ff.conv_depth.weight.data[:, :, row] = 0
+    assert float((torch.stack(outputs_of(model, spec, inputs)) - alone).abs().max()) > 100 * EXACT
+
+
+def test_fewer_rows_than_ranks_is_an_error_that_says_the_limit(ranks: RankPool) -> None:
+    spec, plan = small("sana"), plan_for(small("sana"), Mesh(ring=4), workload())
+    flat = inputs_for("sana")[0]
+    flat["hidden_states"] = flat["hidden_states"][:, :, :6]
+    with pytest.raises(InputError, match=r"3 image rows of 9 tokens can't be split .* at most 3"):
+        ranks.run(step_outputs, spec, [plan], [flat], timeout_s=60)
+
+
 @pytest.mark.parametrize("name", ["wan", "qwen-image"])
 def test_a_step_without_the_second_pass_is_refused_where_cfg_splits_calls(
     ranks: RankPool, name: str
@@ -111,6 +132,25 @@ def test_a_step_without_the_second_pass_is_refused_where_cfg_splits_calls(
     plan = plan_for(spec, Mesh(cfg=2, ulysses=2), workload())
     with pytest.raises(InputError, match=r"one pass a step; give it a negative prompt .* cfg 1"):
         ranks.run(step_outputs, spec, [plan], inputs, timeout_s=60)
+
+
+def test_a_step_cache_is_refused_where_ranks_would_wait_for_each_other(ranks: RankPool) -> None:
+    spec, inputs = small("cogvideox"), inputs_for("cogvideox")
+    plan = plan_for(spec, Mesh(ring=2, ulysses=2), workload())
+    with pytest.raises(InputError, match=r"step cache enabled.*disable_cache\(\)"):
+        ranks.run(outputs_with_step_cache, spec, plan, inputs, timeout_s=60)
+
+
+@pytest.mark.parametrize("name", ["hunyuan-dit", "hunyuan-video", "qwen-image", "sana", "z-image"])
+def test_a_familys_blocks_are_measured_as_on_one_of_two_ranks(name: str) -> None:
+    spec = small(name)
+    embedded = family_of(spec.transformer_class).guidance == "embedded"
+    work = workload(passes=1 if embedded else 2, frames=9 if name in VIDEOS else 1)
+    requests = wanted_points(spec, work, [Mesh(ulysses=2)], ("eager",))
+    with torch.no_grad():
+        points = measure_blocks(torch.device("cpu"), spec, "float32", requests)
+    kinds = {run.kind for run in spec.blocks}
+    assert {point.part for point in points} == kinds | {"outside"}
 
 
 def test_families_are_short_and_their_names_are_their_files() -> None:

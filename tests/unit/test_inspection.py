@@ -41,6 +41,8 @@ PUBLISHED_PARAMETERS = {
     "qwen-image": 20.4e9,
     "flux2-dev": 32.2e9,
     "z-image": 6.15e9,
+    "sana-1.6b": 1.6e9,
+    "auraflow": 6.83e9,
 }
 
 
