@@ -164,6 +164,9 @@ class _StateSum(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is torch.Tensor.unflatten:
+            # torch.compile can't trace the method's super() under a mode
+            func = torch.unflatten
         result = func(*args, **(kwargs or {}))
         if func in (torch.matmul, torch.Tensor.matmul):
             self.products += 1

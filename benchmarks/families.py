@@ -1,0 +1,98 @@
+"""Models of all families at their true sizes, with random weights, through their own pipelines.
+
+On two GPUs the exact plans of two against one GPU, on one GPU its modes against each other; each
+model's plans in turns, medians of a step.
+
+python -m benchmarks.families --models pixart-sigma wan2.1-1.3b --steps 8
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+
+import torch
+
+from benchmarks.engines import bare_plan
+from ditplan.profiles.catalog import find_model, model_names
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import family_of
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import Execution, ExecutionPlan
+from ditplan.runtime.generation import measure_plan
+from ditplan.runtime.launch import RankError, RankPool
+
+MODES = ("eager", "compile+graph")
+TIMEOUT_S = 240.0
+
+
+def plans_of(spec: ModelSpec, gpus: int, steps: int) -> list[ExecutionPlan]:
+    """One GPU in both modes, and where there are two what they can do together."""
+    work = spec.defaults.model_copy(update={"steps": steps, "dtype": "bfloat16"})
+    plans = [
+        bare_plan(spec, work, Mesh(), Execution.model_validate({"mode": mode})) for mode in MODES
+    ]
+    if gpus == 2:
+        split = family_of(spec.transformer_class).guidance != "embedded" and work.passes > 1
+        meshes = [Mesh(ulysses=2), *([Mesh(cfg=2)] if split else [])]
+        plans += [
+            bare_plan(spec, work, mesh, Execution.model_validate({"mode": mode}))
+            for mesh in meshes
+            for mode in MODES
+        ]
+    return plans
+
+
+def measure(pool: RankPool, spec: ModelSpec, plans: list[ExecutionPlan], rounds: int) -> None:
+    """Prints a line for each plan."""
+    found: dict[int, list[tuple[float, int]]] = {}
+    for _ in range(rounds):
+        for number, plan in enumerate(plans):
+            runs = pool.run(measure_plan, spec, None, plan, timeout_s=TIMEOUT_S)
+            used = [run for run in runs if run is not None]
+            slowest = max(run.latency_s for run in used)
+            found.setdefault(number, []).append((slowest, max(run.memory_bytes for run in used)))
+    medians = {n: statistics.median(s for s, _ in runs) for n, runs in found.items()}
+    for number, plan in enumerate(plans):
+        step_ms = 1000 * medians[number] / plan.workload.steps
+        memory_gb = max(memory for _, memory in found[number]) / 1e9
+        sys.stdout.write(
+            f"{spec.name:16} {plan.mesh!s:10} {plan.execution.mode:14} {step_ms:9.1f} ms a step "
+            f"{medians[0] / medians[number]:5.2f} x {memory_gb:6.1f} GB\n"
+        )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Measures the models asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=model_names(), required=True)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no model after these")
+    asked = parser.parse_args()
+    started = time.monotonic()
+    gpus = min(2, torch.cuda.device_count())
+    sys.stdout.write(
+        f"{gpus} x {torch.cuda.get_device_name(0)}, torch {torch.__version__}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, python -m benchmarks.families {' '.join(sys.argv[1:])}\n"
+    )
+    for name in asked.models:
+        if time.monotonic() - started > asked.seconds:
+            sys.stdout.write(f"{name}: not started, time is up\n")
+            continue
+        spec = find_model(name)
+        sys.stdout.write(f"{name}: {spec.defaults}\n")
+        # a process of its own for each model: weights of the one before are gone
+        try:
+            with RankPool(None, gpus, "cuda") as pool:
+                measure(pool, spec, plans_of(spec, gpus, asked.steps), asked.rounds)
+        except (InputError, RankError) as error:
+            sys.stdout.write(f"{name}: {str(error)[-1500:]}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
