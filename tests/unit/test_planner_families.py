@@ -1,0 +1,63 @@
+"""What the planner makes of families: calls, text that is only cross-attended to, rows, stages."""
+
+import pytest
+
+from ditplan.planner.cost import CostModel
+from ditplan.planner.share import calls_of, samples_of, share_of
+from ditplan.planner.space import Candidate, violation
+from ditplan.profiles.backends import find_backend
+from ditplan.profiles.catalog import find_cluster, find_model
+from ditplan.profiles.mesh import Mesh
+from tests.unit.planner_nouns import ranks
+
+WAN, SANA, PIXART = (find_model(name) for name in ("wan2.1-1.3b", "sana-1.6b", "pixart-sigma"))
+
+
+def step_s(name: str, mesh: Mesh) -> float:
+    """Predicted seconds of a model's usual loop on NVLink."""
+    spec = find_model(name)
+    model = CostModel(find_cluster("8xh100-nvlink"), spec)
+    return model.price(Candidate(mesh, ranks(mesh), "compile+graph"), spec.defaults).latency_s
+
+
+def why_not(name: str, mesh: Mesh) -> str:
+    """Why a mesh can't run a model."""
+    spec = find_model(name)
+    found = violation(mesh, spec, spec.defaults, find_backend("native"), approximate=True)
+    return found.sentence if found else ""
+
+
+def test_calls_of_a_step_are_made_one_after_the_other_or_by_two_ranks() -> None:
+    alone, split = Mesh(), Mesh(cfg=2)
+    assert [calls_of(mesh, WAN, WAN.defaults) for mesh in (alone, split)] == [2, 1]
+    assert [samples_of(mesh, WAN, WAN.defaults) for mesh in (alone, split)] == [1, 1]
+    assert step_s("wan2.1-1.3b", alone) == pytest.approx(2 * step_s("wan2.1-1.3b", split), rel=0.02)
+
+
+def test_stages_take_both_calls_of_a_step_as_one() -> None:
+    mesh = Mesh(pipefusion=2)
+    assert calls_of(mesh, WAN, WAN.defaults) == 1
+    assert samples_of(mesh, WAN, WAN.defaults) == 2
+    assert "can't be split over cfg together" in why_not("wan2.1-1.3b", Mesh(cfg=2, pipefusion=2))
+
+
+def test_text_that_is_only_cross_attended_to_is_no_part_of_the_sequence() -> None:
+    share = share_of(Mesh(ulysses=2), PIXART, PIXART.defaults)
+    assert share.tokens == {"image": 2048, "text": 0}
+    assert share_of(Mesh(ulysses=2), find_model("sd3"), find_model("sd3").defaults).tokens["text"]
+
+
+def test_rows_limit_how_far_a_picture_is_split() -> None:
+    assert "rows of image tokens" in why_not("sana-1.6b", Mesh(ring=33))
+    assert not why_not("sana-1.6b", Mesh(ring=32))
+
+
+def test_linear_attention_sends_the_same_by_ring_and_ulysses_and_little() -> None:
+    ring, ulysses = (step_s("sana-1.6b", mesh) for mesh in (Mesh(ring=4), Mesh(ulysses=4)))
+    assert ring == pytest.approx(ulysses)
+    assert ring < step_s("sana-1.6b", Mesh())
+
+
+@pytest.mark.parametrize("name", ["hunyuan-dit", "hunyuan-video", "qwen-image", "sana-1.6b"])
+def test_models_without_stages_say_why(name: str) -> None:
+    assert "can't run with pipefusion: " in why_not(name, Mesh(pipefusion=2))
