@@ -31,13 +31,8 @@ from ditplan.profiles.plan import (
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.calls import PASSES
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import (
-    InputShape,
-    config_digest,
-    diffusers_class,
-    plain_config,
-    random_inputs,
-)
+from ditplan.runtime.inputs import InputShape, random_inputs
+from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config
 from ditplan.runtime.launch import RankPool
 from ditplan.runtime.modules import names_arguments, sample_of
 from ditplan.runtime.native import parallelize

@@ -24,13 +24,8 @@ from ditplan.profiles.workload import Dtype, Workload
 from ditplan.runtime.attention import usable_kernels
 from ditplan.runtime.compiling import CompiledBlocks
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import (
-    InputShape,
-    block_runs,
-    diffusers_class,
-    latents_shape,
-    random_inputs,
-)
+from ditplan.runtime.inputs import InputShape, latents_shape, random_inputs
+from ditplan.runtime.inspection import block_runs, diffusers_class
 from ditplan.runtime.made_up_keys import MadeUpKeys
 from ditplan.runtime.modules import names_arguments
 from ditplan.runtime.operators import AttentionOperator

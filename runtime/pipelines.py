@@ -11,7 +11,8 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.inspection import InputShape, block_runs, diffusers_class, random_inputs
+from ditplan.runtime.inputs import InputShape, random_inputs
+from ditplan.runtime.inspection import block_runs, diffusers_class
 from ditplan.runtime.weights import (
     Wanted,
     blocks_between,

@@ -12,7 +12,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.calls import PASSES
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import InputShape, random_inputs
+from ditplan.runtime.inputs import InputShape, random_inputs
 from ditplan.runtime.modules import sample_of
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.pipelines import (

@@ -16,7 +16,7 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.attention import PartialAttention, attend_with_lse
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import InputShape, random_inputs
+from ditplan.runtime.inputs import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.pipelines import (
     DTYPES,

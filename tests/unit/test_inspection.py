@@ -12,14 +12,13 @@ from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
+from ditplan.runtime.inputs import InputShape, random_inputs
 from ditplan.runtime.inspection import (
-    InputShape,
     block_runs,
     config_digest,
     diffusers_class,
     inspect_configs,
     inspect_folder,
-    random_inputs,
 )
 from tests.distributed.small_models import small_flux, small_sd3
 
