@@ -55,16 +55,12 @@ class CallSplit:
         number = PASSES.index(self._current)
         if number == 0:
             self.require_filled()
-        # of its first calls a rank makes all, to see what shape they return
         first = given[self._family.batched_inputs[0]]
-        shape = (self._current, tuple(first.shape), first.dtype)
-        if shape not in self._known:
-            sample = sample_of(self._whole(**given))
-            self._known[shape] = torch.empty_like(sample, device="meta")
-            self._unfilled = sample if number == 0 else None
-            return as_output(given, sample)
-        if number == self._group.index:
+        shape = (tuple(first.shape), first.dtype)
+        # what shape a call returns a rank sees by making its first one, whichever it is
+        if number == self._group.index or shape not in self._known:
             sample = sample_of(self._whole(**given)).clone()
+            self._known[shape] = torch.empty_like(sample, device="meta")
         else:
             sample = torch.empty_like(self._known[shape], device=first.device)
         if number == 0:

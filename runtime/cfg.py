@@ -16,7 +16,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.splits import split_bounds, split_sizes
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
-from ditplan.runtime.modules import as_output, names_arguments, replace_forward, sample_of
+from ditplan.runtime.modules import names_arguments, replace_forward
 
 
 class BatchSplit:
@@ -67,7 +67,10 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given, samples = split.share(named(*args, **kwargs))
-        return as_output(given, split.gather(sample_of(whole(**given)), samples))
+        output = whole(**given)
+        if isinstance(output, tuple):
+            return (split.gather(output[0], samples), *output[1:])
+        return type(output)(sample=split.gather(output.sample, samples))
 
     replace_forward(model, forward, undo)
 

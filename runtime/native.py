@@ -64,8 +64,14 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
+    models = transformers_of(pipeline)
+    if plan.pipefusion and len(models) > 1:
+        raise InputError(
+            f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
+            f"of one; {REMEDY}"
+        )
     with ExitStack() as undo:
-        for model in transformers_of(pipeline):
+        for model in models:
             _parallelize(pipeline, model, plan, context, undo)
         return undo.pop_all()
 

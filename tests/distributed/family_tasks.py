@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import FirstBlockCacheConfig
 
+from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -15,13 +16,8 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inputs import InputShape, random_inputs
 from ditplan.runtime.modules import sample_of
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import (
-    call_arguments,
-    load_pipeline,
-    pictures_of,
-    prompt_embeddings,
-    random_model,
-)
+from ditplan.runtime.pipelines import load_pipeline, random_model
+from tests.distributed.rank_tasks import latents_of_call
 
 GAIN = 2.0
 TEXT_TOKENS = 7
@@ -103,6 +99,21 @@ def step_outputs(
     return results
 
 
+def outputs_after_a_refusal(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, inputs: list[dict[str, Any]]
+) -> tuple[str, torch.Tensor]:
+    """What a step with one pass is told, and the predictions of a whole step after it."""
+    model, scheduler = small_model(spec), SimpleNamespace(step=lambda: None)
+    said = ""
+    with parallelize(SimpleNamespace(transformer=model, scheduler=scheduler), plan, context):
+        outputs_of(model, spec, inputs[:1])
+        try:
+            scheduler.step()
+        except InputError as error:
+            said = str(error)
+        return said, torch.stack(outputs_of(model, spec, inputs))
+
+
 def outputs_with_step_cache(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, inputs: list[dict[str, Any]]
 ) -> torch.Tensor:
@@ -141,12 +152,4 @@ def latents_of_pipeline(
     with parallelize(pipeline, plan, context):
         if context.rank not in plan.placement:
             return None
-        with torch.no_grad():
-            result = pipeline(
-                **prompt_embeddings(spec, unguided, context.device, seed=1),
-                **call_arguments(spec, unguided),
-                generator=torch.Generator().manual_seed(0),
-                output_type="latent",
-            )
-    found: torch.Tensor = pictures_of(result)
-    return found
+        return latents_of_call(pipeline, spec, unguided)

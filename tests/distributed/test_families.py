@@ -18,6 +18,7 @@ from ditplan.runtime.sequence import apply_splits
 from tests.distributed.family_models import NAMES, VIDEOS, small
 from tests.distributed.family_tasks import (
     inputs_of,
+    outputs_after_a_refusal,
     outputs_of,
     outputs_with_step_cache,
     small_model,
@@ -104,6 +105,14 @@ def test_long_skips_reach_the_second_half() -> None:
     alone = torch.stack(outputs_of(model, spec, inputs))
     model.blocks[-1].skip_linear.weight.data[:, 80:] = 0
     assert float((torch.stack(outputs_of(model, spec, inputs)) - alone).abs().max()) > 100 * EXACT
+
+
+def test_a_step_after_a_refused_one_has_both_passes(ranks: RankPool) -> None:
+    spec, inputs = small("wan"), inputs_for("wan")
+    alone, plan = step_alone(spec, inputs), plan_for(spec, Mesh(cfg=2, ulysses=2), workload())
+    results = ranks.run(outputs_after_a_refusal, spec, plan, inputs, timeout_s=60)
+    assert all("one pass a step" in said for said, _ in results)
+    assert furthest(alone, [found for _, found in results]) <= EXACT
 
 
 @pytest.mark.parametrize("row", [0, 2])

@@ -4,6 +4,7 @@ import pytest
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.launch import RankPool
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import latents_of_pipeline
@@ -51,3 +52,10 @@ def test_a_call_without_guidance_is_refused_where_cfg_splits_calls(
     plan = plan_for(spec, Mesh(cfg=2, ulysses=2), workload(**SIZES[name]))
     with pytest.raises(InputError, match=r"one pass a step; give it a negative prompt"):
         ranks.run(latents_of_pipeline, spec, plan, guided=False, timeout_s=60)
+
+
+def test_stages_of_two_transformers_are_refused(ranks: RankPool) -> None:
+    spec, part = small("wan"), PipeFusion(blocks_per_stage=(1, 2), patches=2, warmup_steps=1)
+    plan = plan_for(spec, Mesh(pipefusion=2, ulysses=2), workload(**SIZES["wan"]), pipefusion=part)
+    with pytest.raises(InputError, match=r"has 2 transformers, .* use a plan with pipefusion 1"):
+        ranks.run(latents_of_pipeline, spec, plan, True, timeout_s=60)
