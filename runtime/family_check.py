@@ -5,7 +5,6 @@
 """
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
@@ -32,7 +31,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.calls import PASSES
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config
+from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config, read_json
 from ditplan.runtime.launch import RankPool
 from ditplan.runtime.modules import names_arguments, sample_of
 from ditplan.runtime.native import parallelize
@@ -258,7 +257,15 @@ def main(arguments: list[str]) -> int:
     if name not in families:
         sys.stderr.write(f"{name}: no such file in {FAMILIES}; there are {', '.join(families)}\n")
         return 2
-    given = json.loads(Path(config).read_text(encoding="utf-8"))
+    expected = families[name].transformer_class
+    try:
+        given = read_json(Path(config), f"a small config of {expected}")
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if given.get("_class_name", expected) != expected:
+        sys.stderr.write(f"{config}: is of a {given['_class_name']}, {name} of {expected}\n")
+        return 2
     wrong = check_family(families[name], given)
     for sentence in wrong:
         sys.stdout.write(f"{sentence}\n")

@@ -86,7 +86,7 @@ def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) ->
     Raises:
         InputError: not such a folder, or a transformer that no family describes.
     """
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     if "transformer" not in index or "vae" not in index:
         raise InputError(
             f"{folder}: model_index.json names no transformer and VAE; "
@@ -95,9 +95,9 @@ def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) ->
     encoders = [key for key, value in index.items() if key.startswith("text_encoder") and value[0]]
     return inspect_configs(
         name,
-        transformer=_read_json(folder / "transformer" / "config.json"),
-        vae=_read_json(folder / "vae" / "config.json"),
-        scheduler=_read_json(folder / "scheduler" / "scheduler_config.json"),
+        transformer=read_json(folder / "transformer" / "config.json"),
+        vae=read_json(folder / "vae" / "config.json"),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         encoder_parameters=sum(_stored_parameters(folder / encoder) for encoder in encoders),
         defaults=defaults,
         pipeline_class=index.get("_class_name"),
@@ -292,11 +292,14 @@ def _stored_parameters(folder: Path) -> int:
     return total
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, expected: str = "the folder of a diffusers pipeline") -> dict[str, Any]:
+    """A JSON file.
+
+    Raises:
+        InputError: it can't be read; says what was expected.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: can't be read ({error}); expected the folder of a diffusers pipeline"
-        ) from None
+        raise InputError(f"{path}: can't be read ({error}); expected {expected}") from None
     return content

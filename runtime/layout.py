@@ -62,6 +62,7 @@ class Layout:
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     _orders: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    _ordered_masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
     @property
     def patch(self) -> int | None:
@@ -115,6 +116,7 @@ class Layout:
     def note_masks(self, masks: dict[str, torch.Tensor]) -> None:
         """Takes the masks of the call that begins."""
         self.masks = masks
+        self._ordered_masks.clear()
 
     def mask(self, segments: Sequence[str], ranks: Sequence[int]) -> torch.Tensor | None:
         """(B, 1, 1, tokens): which of some ranks' tokens count, rank after rank; None for all."""
@@ -123,6 +125,8 @@ class Layout:
             return None
         batch, device = known[0].shape[0], known[0].device
         key = (tuple(segments), tuple(ranks), tuple(self.lengths.items()), device)
+        if key in self._ordered_masks:
+            return self._ordered_masks[key]
         if key not in self._orders:
             # kept: while a graph is captured nothing can be brought to the device
             order = self.tokens(segments, None, ranks)
@@ -136,7 +140,9 @@ class Layout:
             ],
             1,
         )
-        return whole.index_select(1, self._orders[key])[:, None, None]
+        ordered = whole.index_select(1, self._orders[key])[:, None, None]
+        self._ordered_masks[key] = ordered
+        return ordered
 
     def _range(self, segment: str, patch: int | None) -> tuple[int, int]:
         """Start and end of a patch's tokens in a segment."""

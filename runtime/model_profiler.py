@@ -27,7 +27,7 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inputs import InputShape, latents_shape, random_inputs
 from ditplan.runtime.inspection import block_runs, diffusers_class
 from ditplan.runtime.made_up_keys import MadeUpKeys
-from ditplan.runtime.modules import names_arguments
+from ditplan.runtime.modules import change_arguments
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.pipelines import DTYPES, random_model
 from ditplan.runtime.sequence import (
@@ -291,18 +291,7 @@ def _give_skips(model: nn.Module, family: ModelFamily, skip: str, undo: ExitStac
     """Has blocks that get no long skip, since those before are missing, take their own input."""
     for path in family.blocks:
         for block in submodule(model, path).children():
-            named = names_arguments(block)
-
-            def give(
-                _module: nn.Module,
-                args: Any,
-                kwargs: dict[str, Any],
-                named: Callable[..., dict[str, Any]] = named,
-            ) -> Any:
-                given = named(*args, **kwargs)
-                return (), {skip: given[family.carried[0]]} | given
-
-            undo.callback(block.register_forward_pre_hook(give, with_kwargs=True).remove)
+            change_arguments(block, lambda given: {skip: given[family.carried[0]]} | given, undo)
 
 
 def _note_call(

@@ -1,11 +1,14 @@
 """Taking a module's forward, or any object's attribute, over for a while."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+
+from ditplan.profiles.errors import InputError
 
 
 def names_arguments(module: nn.Module) -> Callable[..., dict[str, Any]]:
@@ -24,17 +27,43 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
 
 
 def change_arguments(
-    module: nn.Module, changes: Mapping[str, Callable[[Any], Any]], undo: ExitStack
+    module: nn.Module, change: Callable[[dict[str, Any]], dict[str, Any]], undo: ExitStack
 ) -> None:
-    """Has each call of a module get changed arguments, by name; closing `undo` takes that away."""
+    """Has `change` make a call's arguments, by name, others; closing `undo` takes that away."""
     named = names_arguments(module)
 
-    def change(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        given = named(*args, **kwargs)
-        changed = {name: one(given[name]) for name, one in changes.items() if name in given}
-        return (), given | changed
+    def changed(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return (), change(named(*args, **kwargs))
 
-    undo.callback(module.register_forward_pre_hook(change, with_kwargs=True).remove)
+    undo.callback(module.register_forward_pre_hook(changed, with_kwargs=True).remove)
+
+
+def take_class(
+    module: nn.Module, taken: type[Any], name: str, undo: ExitStack, **attributes: Any
+) -> None:
+    """Gives a module another class and attributes; closing `undo` takes that away again.
+
+    Not a forward of its own: so torch.compile sees the same code in all blocks of a kind and
+    compiles it once.
+
+    Raises:
+        InputError: the module has a forward of its own, which would go around its class.
+    """
+    if "forward" in vars(module):
+        raise InputError(
+            f"the forward of {name} has been replaced (by offloading hooks, for instance), so a "
+            "plan can't take it over; put the plan in force before that, or leave it out"
+        )
+    undo.callback(setattr, module, "__class__", type(module))
+    for attribute, value in attributes.items():
+        undo.callback(delattr, module, attribute)
+        setattr(module, attribute, value)
+    module.__class__ = taken
+
+
+def traceable(func: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compile can trace under a function mode: `Tensor.unflatten` calls super()."""
+    return torch.unflatten if func is torch.Tensor.unflatten else func
 
 
 def sample_of(output: Any) -> Any:

@@ -34,6 +34,21 @@ class Halves(Protocol):
         """What `by_heads` gave, and H -> (B, H, Q, D), with the strides of (B, Q, H, D)."""
 
 
+def define_operator(
+    library: torch.library.Library,
+    signature: str,
+    run: Callable[..., object],
+    shaped: Callable[..., object],
+) -> torch._ops.OpOverload:
+    """An operator of the `NAMESPACE` that lives as long as the library; `shaped` is its fake."""
+    name = f"operator_{uuid.uuid4().hex}"
+    library.define(f"{name}{signature}")
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", shaped, lib=library)
+    operator: torch._ops.OpOverload = getattr(torch.ops.ditplan, name).default
+    return operator
+
+
 class AttentionOperator:
     """An answer that runs as it is in eager code, and as one opaque operator in compiled code.
 
@@ -67,12 +82,7 @@ class AttentionOperator:
     def _define(
         self, signature: str, run: Callable[..., object], shaped: Callable[..., object]
     ) -> torch._ops.OpOverload:
-        name = f"attention_{uuid.uuid4().hex}"
-        self._library.define(f"{name}{signature}")
-        self._library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", shaped, lib=self._library)
-        operator: torch._ops.OpOverload = getattr(torch.ops.ditplan, name).default
-        return operator
+        return define_operator(self._library, signature, run, shaped)
 
     def _run(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None

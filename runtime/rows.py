@@ -6,7 +6,6 @@ before a rank's first and the one after its last, which its neighbours have.
 """
 
 import functools
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -22,10 +21,15 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.layout import Layout
-from ditplan.runtime.modules import change_arguments, names_arguments, replace_forward
+from ditplan.runtime.modules import (
+    change_arguments,
+    names_arguments,
+    replace_forward,
+    take_class,
+    traceable,
+)
+from ditplan.runtime.operators import NAMESPACE, define_operator
 from ditplan.runtime.sequence import matching_modules, submodule
-
-NAMESPACE = "ditplan"
 
 
 class RowOperators:
@@ -34,21 +38,9 @@ class RowOperators:
     def __init__(self, group: AxisGroup) -> None:
         self._group = group
         self._library = torch.library.Library(NAMESPACE, "FRAGMENT")
-        self.summed = self._define("summed", self._summed, torch.empty_like)
-        self.with_neighbours = self._define("neighbours", self._with_neighbours, _two_more_rows)
-
-    def _define(
-        self,
-        name: str,
-        run: Callable[[torch.Tensor], torch.Tensor],
-        shaped: Callable[[torch.Tensor], torch.Tensor],
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        name = f"rows_{name}_{uuid.uuid4().hex}"
-        self._library.define(f"{name}(Tensor value) -> Tensor")
-        self._library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", shaped, lib=self._library)
-        operator: Callable[[torch.Tensor], torch.Tensor] = getattr(torch.ops.ditplan, name).default
-        return operator
+        define = functools.partial(define_operator, self._library, "(Tensor value) -> Tensor")
+        self.summed = define(self._summed, torch.empty_like)
+        self.with_neighbours = define(self._with_neighbours, _two_more_rows)
 
     def _summed(self, state: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' states."""
@@ -86,11 +78,11 @@ def apply_rows(
         return
     for name, module in _found(model, rows.linear_attentions):
         attention: Any = type(module)
-        _take_class(module, _summing(attention), name, operators.summed, undo)
+        take_class(module, _summing(attention), name, undo, _ask_ranks=operators.summed)
     for name, module in _found(model, rows.convolutions):
         if not isinstance(module, nn.Conv2d) or module.kernel_size != (3, 3):
             raise InputError(f"{name} is no 3x3 convolution; family {family.name} doesn't fit it")
-        _take_class(module, _RowConvolution, name, operators.with_neighbours, undo)
+        take_class(module, _RowConvolution, name, undo, _ask_ranks=operators.with_neighbours)
     whole, named = model.forward, names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -99,12 +91,12 @@ def apply_rows(
         layout.units[rows.segment] = given[rows.input].shape[-1] // patch
         return whole(**given)
 
-    def own_rows(_height: int) -> int:
+    def with_own_rows(given: dict[str, Any]) -> dict[str, Any]:
         mine = layout.sizes([rows.segment])[layout.groups.index]
-        return mine // layout.units[rows.segment]
+        return given | {rows.argument: mine // layout.units[rows.segment]}
 
     for block in submodule(model, family.blocks[0]).children():
-        change_arguments(block, {rows.argument: own_rows}, undo)
+        change_arguments(block, with_own_rows, undo)
     replace_forward(model, forward, undo)
 
 
@@ -113,25 +105,6 @@ def _found(model: nn.Module, pattern: str) -> Sequence[tuple[str, nn.Module]]:
     if not found:
         raise InputError(f"{type(model).__name__} has no module that matches {pattern}")
     return found
-
-
-def _take_class(
-    module: nn.Module,
-    taken: type[Any],
-    name: str,
-    ask: Callable[[torch.Tensor], torch.Tensor],
-    undo: ExitStack,
-) -> None:
-    """Gives a module another class: torch.compile then sees the same code in all blocks."""
-    if "forward" in vars(module):
-        raise InputError(
-            f"the forward of {name} has been replaced (by offloading hooks, for instance); put the "
-            "plan in force before that"
-        )
-    undo.callback(setattr, module, "__class__", type(module))
-    undo.callback(delattr, module, "_ask_ranks")
-    module._ask_ranks = ask  # type: ignore[assignment]
-    module.__class__ = taken
 
 
 class _RowConvolution(nn.Conv2d):
@@ -164,10 +137,7 @@ class _StateSum(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.Tensor.unflatten:
-            # torch.compile can't trace the method's super() under a mode
-            func = torch.unflatten
-        result = func(*args, **(kwargs or {}))
+        result = traceable(func)(*args, **(kwargs or {}))
         if func in (torch.matmul, torch.Tensor.matmul):
             self.products += 1
             if self.products == 1:

@@ -20,7 +20,13 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, Split
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.layout import Layout
-from ditplan.runtime.modules import change_arguments, names_arguments, replace_forward
+from ditplan.runtime.modules import (
+    change_arguments,
+    names_arguments,
+    replace_forward,
+    take_class,
+    traceable,
+)
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 
@@ -46,11 +52,8 @@ class AttentionDoor(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.Tensor.unflatten:
-            # torch.compile can't trace the method's super() under a mode
-            func = torch.unflatten
         if func is not functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+            return traceable(func)(*args, **(kwargs or {}))
         self.answered += 1
         return self._distributed(*args, **(kwargs or {}))
 
@@ -83,25 +86,19 @@ class AttentionDoor(TorchFunctionMode):
 def answer_attention(module: nn.Module, name: str, answer: Answer, undo: ExitStack) -> None:
     """Has `answer` give the module's self-attention, asked for exactly once in each call.
 
-    The module gets a subclass of its class, not a forward of its own: so that torch.compile sees
-    the same code in all blocks of a kind and compiles it once.
-
     Raises:
         InputError: the module has a forward of its own, which would go around its class. When it is
             called: scaled_dot_product_attention was not called, or more than once.
     """
-    if "forward" in vars(module):
-        raise InputError(
-            f"the forward of {name} has been replaced (by offloading hooks, for instance), so its "
-            "attention can't be answered; put the plan in force before that, or leave it out"
-        )
-    original = type(module)
-    undo.callback(setattr, module, "__class__", original)
-    undo.callback(delattr, module, "_attention_name")
-    undo.callback(delattr, module, "_attention_answer")
-    module._attention_answer = answer  # type: ignore[assignment]
-    module._attention_name = name  # type: ignore[assignment]
-    module.__class__ = _answered(original)  # type: ignore[arg-type]
+    original: Any = type(module)
+    take_class(
+        module,
+        _answered(original),
+        name,
+        undo,
+        _attention_answer=answer,
+        _attention_name=name,
+    )
 
 
 @functools.cache
@@ -204,7 +201,7 @@ def apply_splits(
             undo.callback(module.register_forward_hook(hook).remove)
         elif split.place in ("entry", "every"):
             blocks = list(submodule(model, split.blocks).children())
-            change = {split.name: functools.partial(_cut_value, split, one)}
+            change = functools.partial(_cut_argument, split, one)
             for block in blocks[:1] if split.place == "entry" else blocks:
                 change_arguments(block, change, undo)
     inputs = [split for split in family.splits if split.place == "input"]
@@ -213,9 +210,7 @@ def apply_splits(
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = named(*args, **kwargs)
         for split in inputs:
-            if split.name in given:
-                one = functools.partial(cut, split)
-                given[split.name] = _cut_value(split, one, given[split.name])
+            given = _cut_argument(split, functools.partial(cut, split), given)
         return whole(**given)
 
     replace_forward(model, forward, undo)
@@ -229,6 +224,14 @@ def _cut_output(
     output: Any,
 ) -> Any:
     return _cut_value(split, cut, output)
+
+
+def _cut_argument(
+    split: Split, cut: Callable[[torch.Tensor], torch.Tensor], given: dict[str, Any]
+) -> dict[str, Any]:
+    if split.name not in given:
+        return given
+    return given | {split.name: _cut_value(split, cut, given[split.name])}
 
 
 def _cut_value(split: Split, cut: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
@@ -285,7 +288,7 @@ def lift_text_mask(
     replace_forward(model, forward, undo)
     for path in family.blocks:
         for block in submodule(model, path).children():
-            change_arguments(block, {mask.argument: lambda _mask: None}, undo)
+            change_arguments(block, lambda given: given | {mask.argument: None}, undo)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """The check of a family draft: what it forgets is named, a whole one passes on two ranks."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,21 @@ def test_what_a_draft_forgets_is_named(name: str, changes: dict[str, Any], said:
 def test_an_unknown_family_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing", "config.json"]) == 2
     assert "there are auraflow, cogvideox" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "can't be read .* expected a small config of WanTransformer3DModel"),
+        ('{"_class_name"', "can't be read .* expected a small config of WanTransformer3DModel"),
+        ('{"_class_name": "Other"}', "is of a Other, wan of WanTransformer3DModel"),
+    ],
+)
+def test_a_wrong_config_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+) -> None:
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert main(["wan", str(file)]) == 2
+    assert re.search(said, capsys.readouterr().err)
