@@ -19,11 +19,9 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     Execution,
     ExecutionPlan,
-    Fingerprint,
     PipeFusion,
     PlannedModel,
-    PlannedTransformer,
-    Quality,
+    bare_plan,
 )
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
@@ -220,10 +218,10 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
         # the first stage has the embeddings besides
         stages = split_sizes(spec.block_count, mesh.pipefusion)[::-1]
         part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
-    return bare_plan(spec, workload, mesh, execution, part)
+    return plan_for(spec, workload, mesh, execution, part)
 
 
-def bare_plan(
+def plan_for(
     spec: ModelSpec,
     workload: Workload,
     mesh: Mesh,
@@ -231,32 +229,10 @@ def bare_plan(
     pipefusion: PipeFusion | None = None,
 ) -> ExecutionPlan:
     """A plan without numbers, for ranks in the usual order."""
-    return ExecutionPlan(
-        model=PlannedModel(
-            name=spec.name,
-            pipeline_class=spec.pipeline_class,
-            transformers=(
-                PlannedTransformer(
-                    component="transformer",
-                    transformer_class=spec.transformer_class,
-                    config_hash=spec.config_hash,
-                ),
-            ),
-        ),
-        workload=workload,
-        backend="native",
-        mesh=mesh,
-        placement=tuple(range(mesh.size)),
-        pipefusion=pipefusion,
-        execution=execution or Execution(),
-        quality=Quality(exact=pipefusion is None),
-        prediction=None,
-        measurement=None,
-        runner_ups=(),
-        fingerprint=Fingerprint(
-            cluster="benchmark", devices=("any",) * mesh.size, link_kinds=(), software={}
-        ),
+    model = PlannedModel.of(
+        spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
     )
+    return bare_plan(model, workload, mesh, execution=execution, pipefusion=pipefusion)
 
 
 def xdit_config(job: Job, compiled: bool) -> Any:

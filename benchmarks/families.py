@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from benchmarks.engines import bare_plan
+from benchmarks.engines import plan_for
 from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
@@ -32,13 +32,13 @@ def plans_of(spec: ModelSpec, gpus: int, steps: int) -> list[ExecutionPlan]:
     """One GPU in both modes, and where there are two what they can do together."""
     work = spec.defaults.model_copy(update={"steps": steps, "dtype": "bfloat16"})
     plans = [
-        bare_plan(spec, work, Mesh(), Execution.model_validate({"mode": mode})) for mode in MODES
+        plan_for(spec, work, Mesh(), Execution.model_validate({"mode": mode})) for mode in MODES
     ]
     if gpus == 2:
         split = family_of(spec.transformer_class).guidance != "embedded" and work.passes > 1
         meshes = [Mesh(ulysses=2), *([Mesh(cfg=2)] if split else [])]
         plans += [
-            bare_plan(spec, work, mesh, Execution.model_validate({"mode": mode}))
+            plan_for(spec, work, mesh, Execution.model_validate({"mode": mode}))
             for mesh in meshes
             for mode in MODES
         ]

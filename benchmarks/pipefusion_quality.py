@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engines import bare_plan
+from benchmarks.engines import plan_for
 from benchmarks.rank_measurements import Drawn, draw
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import Mesh
@@ -60,7 +60,7 @@ class Drawing:
             f"{asked.guidance:g}, float32 on {asked.device}, torch {torch.__version__}\n"
         )
         say("stages", "patches", "warm-up", "right", "relative L2", "PSNR dB", "s")
-        self._alone, seconds = self._draw(bare_plan(self._spec, self._work, Mesh()))
+        self._alone, seconds = self._draw(plan_for(self._spec, self._work, Mesh()))
         say(1, "-", "-", self._right(self._alone), 0, "-", f"{seconds:.0f}")
 
     def compare(self, stages: int, patches: int, warmup: int) -> None:
@@ -71,7 +71,7 @@ class Drawing:
             warmup_steps=warmup,
         )
         mesh = Mesh(pipefusion=stages)
-        drawn, seconds = self._draw(bare_plan(self._spec, self._work, mesh, pipefusion=part))
+        drawn, seconds = self._draw(plan_for(self._spec, self._work, mesh, pipefusion=part))
         distance = relative_l2(drawn.latents, self._alone.latents)
         ratio = psnr(drawn.pictures, self._alone.pictures)
         numbers = (f"{distance:.4f}", f"{ratio:.1f}", f"{seconds:.0f}")

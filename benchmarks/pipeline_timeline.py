@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.engines import WARMUP_STEPS, bare_plan
+from benchmarks.engines import WARMUP_STEPS, plan_for
 from benchmarks.stage_events import Event, timeline
 from ditplan.planner.schedule import Durations, pipeline_s
 from ditplan.profiles.catalog import find_model
@@ -82,7 +82,7 @@ def main() -> None:
     with RankPool(None, 2, "cpu") as pool:
         for patches in asked.patches:
             part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
-            plan = bare_plan(spec, work, Mesh(pipefusion=2), pipefusion=part)
+            plan = plan_for(spec, work, Mesh(pipefusion=2), pipefusion=part)
             ranks = pool.run(timeline, spec, plan, timeout_s=300.0)
             durations, steps = durations_of(ranks, patches), work.steps - WARMUP_STEPS
             simulated_s = pipeline_s(durations, steps, sending_computes=True)

@@ -16,7 +16,6 @@ from ditplan.profiles.plan import (
     Fingerprint,
     Measurement,
     PlannedModel,
-    PlannedTransformer,
     Prediction,
     Quality,
     RunnerUp,
@@ -121,14 +120,9 @@ def build_plan(
 ) -> ExecutionPlan:
     """The plan that runs a candidate, with nothing said of others."""
     candidate = ranked.candidate
-    transformer = PlannedTransformer(
-        component="transformer",
-        transformer_class=spec.transformer_class,
-        config_hash=spec.config_hash,
-    )
     return ExecutionPlan(
-        model=PlannedModel(
-            name=spec.name, pipeline_class=spec.pipeline_class, transformers=(transformer,)
+        model=PlannedModel.of(
+            spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
         ),
         workload=workload,
         backend=backend.name,

@@ -30,6 +30,14 @@ class PlannedModel(Noun):
     pipeline_class: str
     transformers: tuple[PlannedTransformer, ...] = Field(min_length=1)
 
+    @classmethod
+    def of(cls, name: str, pipeline_class: str, transformer_class: str, config_hash: str) -> Self:
+        """A pipeline whose transformers, one or more, are all of one class and config."""
+        transformer = PlannedTransformer(
+            component="transformer", transformer_class=transformer_class, config_hash=config_hash
+        )
+        return cls(name=name, pipeline_class=pipeline_class, transformers=(transformer,))
+
 
 class PipeFusion(Noun):
     """Patch-level pipelining: consecutive blocks of each stage, patches the image is cut into.
@@ -245,3 +253,33 @@ class ExecutionPlan(Record):
                     f"the plan was made for {planned} on rank {rank}, there is {found}; "
                     "tune for this cluster: `ditplan tune --hosts FILE`"
                 )
+
+
+def bare_plan(
+    model: PlannedModel,
+    workload: Workload,
+    mesh: Mesh,
+    *,
+    execution: Execution | None = None,
+    pipefusion: PipeFusion | None = None,
+    placement: tuple[int, ...] | None = None,
+) -> ExecutionPlan:
+    """A plan that no search has made, without numbers, for any devices; ranks in the usual order
+    without a `placement`.
+    """
+    return ExecutionPlan(
+        model=model,
+        workload=workload,
+        backend="native",
+        mesh=mesh,
+        placement=placement or tuple(range(mesh.size)),
+        pipefusion=pipefusion,
+        execution=execution or Execution(),
+        quality=Quality(exact=pipefusion is None),
+        prediction=None,
+        measurement=None,
+        runner_ups=(),
+        fingerprint=Fingerprint(
+            cluster="any", devices=("any",) * mesh.size, link_kinds=(), software={}
+        ),
+    )

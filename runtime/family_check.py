@@ -19,14 +19,7 @@ from torch import nn
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import FAMILIES, ModelFamily, load_families
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import (
-    Execution,
-    ExecutionPlan,
-    Fingerprint,
-    PlannedModel,
-    PlannedTransformer,
-    Quality,
-)
+from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.calls import PASSES
 from ditplan.runtime.groups import RankContext
@@ -212,36 +205,18 @@ def outputs_on(
     """The predictions of the second of two steps, on a mesh."""
     model = _model(family, config)
     pipeline = SimpleNamespace(transformer=model, scheduler=SimpleNamespace(step=lambda: None))
-    planned = PlannedTransformer(
-        component="transformer",
-        transformer_class=family.transformer_class,
-        config_hash=config_digest(model.config),
+    planned = PlannedModel.of(
+        family.name, family.pipeline_class, family.transformer_class, config_digest(model.config)
     )
-    plan = ExecutionPlan(
-        model=PlannedModel(
-            name=family.name, pipeline_class=family.pipeline_class, transformers=(planned,)
-        ),
-        workload=Workload(
-            height=1,
-            width=1,
-            steps=1,
-            passes=1 if family.guidance == "embedded" else 2,
-            text_tokens=TEXT_TOKENS,
-            dtype="float32",
-        ),
-        backend="native",
-        mesh=mesh,
-        placement=(0, 1),
-        pipefusion=None,
-        execution=Execution(),
-        quality=Quality(exact=True),
-        prediction=None,
-        measurement=None,
-        runner_ups=(),
-        fingerprint=Fingerprint(
-            cluster="check", devices=("cpu", "cpu"), link_kinds=(), software={}
-        ),
+    work = Workload(
+        height=1,
+        width=1,
+        steps=1,
+        passes=1 if family.guidance == "embedded" else 2,
+        text_tokens=TEXT_TOKENS,
+        dtype="float32",
     )
+    plan = bare_plan(planned, work, mesh)
     with parallelize(pipeline, plan, context):
         outputs(model, family)
         return outputs(model, family)

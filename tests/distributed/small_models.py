@@ -2,15 +2,7 @@
 
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import (
-    Execution,
-    ExecutionPlan,
-    Fingerprint,
-    PipeFusion,
-    PlannedModel,
-    PlannedTransformer,
-    Quality,
-)
+from ditplan.profiles.plan import ExecutionPlan, PipeFusion, PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.inspection import inspect_configs
 
@@ -84,29 +76,7 @@ def plan_for(
     pipefusion: PipeFusion | None = None,
 ) -> ExecutionPlan:
     """A plan as `tune` writes it, without numbers."""
-    return ExecutionPlan(
-        model=PlannedModel(
-            name=spec.name,
-            pipeline_class=spec.pipeline_class,
-            transformers=(
-                PlannedTransformer(
-                    component="transformer",
-                    transformer_class=spec.transformer_class,
-                    config_hash=spec.config_hash,
-                ),
-            ),
-        ),
-        workload=work,
-        backend="native",
-        mesh=mesh,
-        placement=placement or tuple(range(mesh.size)),
-        pipefusion=pipefusion,
-        execution=Execution(),
-        quality=Quality(exact=pipefusion is None),
-        prediction=None,
-        measurement=None,
-        runner_ups=(),
-        fingerprint=Fingerprint(
-            cluster="test", devices=("cpu",) * mesh.size, link_kinds=(), software={}
-        ),
+    model = PlannedModel.of(
+        spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
     )
+    return bare_plan(model, work, mesh, placement=placement, pipefusion=pipefusion)
