@@ -21,7 +21,7 @@ from ditplan.planner.report import patching_json, ranking_table, simulate_json, 
 from ditplan.planner.requests import grid_points, wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.topology import Topology
-from ditplan.profiles.backends import find_backend, require_mode
+from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import DitplanError, InputError, PlanWarning
@@ -68,7 +68,9 @@ AskedMode = Annotated[
     Mode | None,
     typer.Option(help="Demand this way of executing each rank's share (graph: CUDA graph)."),
 ]
-BackendName = Annotated[str, typer.Option(help="The runtime.")]
+BackendName = Annotated[
+    str, typer.Option(help="Whose runtime is priced: native, or xdit, which can only be priced.")
+]
 
 
 class Terminal:
@@ -240,6 +242,7 @@ def tune(
         choice |= approximate(workload)
         ranking = search(Task(spec, workload, known, gpus=gpus, **choice), progress=terminal.say)
     else:
+        require_runtime(choice["backend"])
         if weights is not None:
             _check_weights(weights, spec)
         study = _study_of(out)

@@ -54,6 +54,12 @@ class Roofline:
         """Bytes of one number."""
         return DTYPE_BYTES[self.dtype]
 
+    @property
+    def matmul_share(self) -> float:
+        """What large matrix products reach of the peak."""
+        known = self.device.matmul_share
+        return self.constants.matmul_efficiency if known is None else known
+
     def bytes_s(self, count: float) -> float:
         """Seconds to read or write so many bytes of the device's memory."""
         return count / (self.device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
@@ -74,7 +80,7 @@ class Roofline:
         """
         c = self.constants
         products_s = self.flops_s(
-            linear_flops(run, share), c.matmul_efficiency, share.rows, c.matmul_half_rows
+            linear_flops(run, share), self.matmul_share, share.rows, c.matmul_half_rows
         )
         weights_s = self.bytes_s(run.parameters * self.dtype_bytes)
         hidden_bytes = share.rows * width_of(run) * self.dtype_bytes
@@ -85,8 +91,10 @@ class Roofline:
     def attention_s(self, run: BlockRun, share: Share) -> float:
         """The self-attentions of a block."""
         c, queries = self.constants, share.batch * sum(share.queries.values())
+        known = self.device.attention_share
+        efficiency = c.attention_efficiency if known is None else known
         return self.flops_s(
-            attention_flops(run, share), c.attention_efficiency, queries, c.attention_half_queries
+            attention_flops(run, share), efficiency, queries, c.attention_half_queries
         )
 
     def outside_s(self, spec: ModelSpec, share: Share) -> float:
@@ -98,7 +106,7 @@ class Roofline:
         )
         weights_s = self.bytes_s(spec.outside_parameters * self.dtype_bytes)
         return max(
-            self.flops_s(flops, c.matmul_efficiency, share.rows, c.matmul_half_rows), weights_s
+            self.flops_s(flops, self.matmul_share, share.rows, c.matmul_half_rows), weights_s
         )
 
 

@@ -9,14 +9,14 @@ from ditplan.profiles.model import Mode, Source
 class ModeConstants:
     """What an execution mode costs beside its FLOPs.
 
-    `attention_block_kernels` are launches of one block with one self-attention, `exchange_launches`
-    what ulysses adds to it, in launches of a plain kernel, `ring_step_launches` what each further
-    block of a ring does, `gather_launches` what putting the output together along an axis does in a
-    step; `elementwise_passes` is how often a block reads or writes its hidden states outside matrix
-    products and attention.
+    `operation_launches` is the host's time for one tensor operation of a block's modules,
+    `exchange_launches` what ulysses adds to a self-attention, `ring_step_launches` what each
+    further block of a ring does, `gather_launches` what putting the output together along an axis
+    does in a step, all in launches of a plain kernel; `elementwise_passes` is how often a block
+    reads or writes its hidden states outside matrix products and attention.
     """
 
-    attention_block_kernels: float
+    operation_launches: float
     exchange_launches: float
     ring_step_launches: float
     gather_launches: float
@@ -72,11 +72,29 @@ class CostConstants:
     """Reads and writes of the fp32 output to merge a ring's next block by lse: six element-wise
     kernels that each read and write once. A count of the formula's operations, not measured."""
 
-    crossing_exponent: float = 0.7
-    """A link through host memory or between sockets that n messages cross at once carries n ** -0.7
-    of its bandwidth. From an L40S node whose all_to_all reaches 22, 4.5 and 2.0 GB/s on 2, 4 and
-    8 GPUs (design.md section 6), while a ring over 8 L40, one
-    message a link, keeps 16 (published FLUX rows).
+    exchange_tensors: tuple[int, ...] = (3, 1)
+    """How many of q, k, v and output travel together in each all_to_all of an attention."""
+
+    pushes: bool = True
+    """Whether GPUs of one host write into each other's memory over NVLink, and rings gather keys
+    first there."""
+
+    ring_overlap: float = 1.0
+    """The share of a ring's attention behind which the next block travels."""
+
+    exchange_start_s: float = 0.0
+    """What each exchange waits for beside the transfer: a backend that synchronizes."""
+
+    stages_wait_to_send: bool = False
+    """Whether a stage of PipeFusion waits until what it sends has arrived."""
+
+    text_with_every_patch: bool = False
+    """Whether the text is computed again with each patch."""
+
+    crossing_exponent: float = 0.91
+    """A link through host memory or between sockets that n messages cross at once carries
+    n ** -0.91 of its bandwidth. Fitted to published xDiT latencies, as below; an L40S node whose
+    all_to_all reaches 22, 4.5 and 2.0 GB/s on 2, 4 and 8 GPUs loses somewhat less.
     """
 
     collective_launch_s: float = 35e-6
@@ -113,13 +131,13 @@ class CostConstants:
 
     modes: dict[Mode, ModeConstants] = field(
         default_factory=lambda: {
-            "eager": ModeConstants(110.0, 18.0, 20.0, 5.0, 70.0),
-            "compile": ModeConstants(50.0, 40.0, 20.0, 5.0, 28.0),
+            "eager": ModeConstants(2.4, 18.0, 20.0, 5.0, 70.0),
+            "compile": ModeConstants(1.1, 40.0, 20.0, 5.0, 28.0),
             "graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 70.0),
             "compile+graph": ModeConstants(0.0, 0.0, 0.0, 0.0, 28.0),
         }
     )
-    """Launches of a block and of an exchange: so that SD3's CFG-2 and Ulysses-2 at 1024px on two
+    """Launches for an operation and an exchange: so that SD3's CFG-2 and Ulysses-2 at 1024px on two
     H200 take the measured 0.66 and 0.76 s eagerly, 0.44 and 0.62 s compiled
     (benchmarks/results/two-gpu-sd3-1024-2026-11-23.txt). Ring steps: so that FLUX 1024px over
     Ring-8 on A100 is 2.5 s behind Ulysses-8 (published: 11172 ring steps). To gather: cut out, pad,
@@ -131,6 +149,33 @@ class CostConstants:
     )
     """Half width of the 90% interval as a share of a part's seconds; parts are taken to err
     together."""
+
+
+XDIT = CostConstants(
+    matmul_efficiency=0.72,
+    attention_efficiency=0.33,
+    vae_efficiency=0.12,
+    exchange_tensors=(1, 1, 1, 1),
+    pushes=False,
+    ring_overlap=0.94,
+    exchange_start_s=1.9e-5,
+    stages_wait_to_send=True,
+    text_with_every_patch=True,
+    modes={
+        "eager": ModeConstants(3.3, 43.0, 23.0, 5.0, 70.0),
+        "compile": ModeConstants(0.55, 21.0, 23.0, 5.0, 28.0),
+    },
+)
+"""xDiT: q, k, v and output travel apart, a stage waits for what it sends, each patch carries the
+text. The numbers are fitted to those published latencies that are marked `fit` in
+benchmarks/published/latencies.csv (`python -m benchmarks.planner_published --fit`), the
+efficiencies to those on H100: devices with shares of their own have them in their cluster's file.
+"""
+
+
+def constants_of(backend: str) -> CostConstants:
+    """The constants of a backend's runtime."""
+    return XDIT if backend == "xdit" else CostConstants()
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class Pipeline:
         self._stages = candidate.mesh.pipefusion
         mesh, spec = candidate.mesh, work.spec
         self._lines = work.groups(candidate, ("pipefusion",))
-        shares = patch_shares(mesh, spec, workload, self._part.patches)
+        repeat_text = work.constants.text_with_every_patch
+        shares = patch_shares(mesh, spec, workload, self._part.patches, repeat_text=repeat_text)
         counts = Counter(map(id, shares))  # patches of one size have the same one
         distinct = {id(share): share for share in shares}
         pieces = {key: self._piece(share) for key, share in distinct.items()}
@@ -110,8 +111,8 @@ class Pipeline:
         one_warm_s = sum(warm_s) + self._whole.passes.total + self._warm_between_s
         free_s = pipeline_s(durations.with_free_links, steps)
         # on a CPU sending takes the cores that compute
-        on_cpu = self._device.kind == "cpu"
-        sends_s = pipeline_s(durations, steps, sending_computes=on_cpu) - free_s
+        waits = self._device.kind == "cpu" or self._work.constants.stages_wait_to_send
+        sends_s = pipeline_s(durations, steps, sending_computes=waits) - free_s
         sends_s += warmup * self._warm_sends.seconds + self._agreement.seconds
         bubbles_s = warmup * one_warm_s + free_s - ledger.total
         ledger.add("bubbles", Timed(max(0.0, bubbles_s), worst_source(ledger)))

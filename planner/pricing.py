@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ditplan.planner.allowed import Allowed, quality_of
+from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_swapping, why_too_big
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
@@ -62,9 +63,10 @@ class Task:
         Raises:
             InputError: a demanded mode that the backend doesn't have on these devices.
         """
-        for mode in self.modes or ():
+        searched = self.modes or self.backend.modes_to_search(self.device_kind)
+        for mode in searched:
             require_mode(self.backend, mode, self.device_kind)
-        return self.modes or self.backend.modes_to_search(self.device_kind)
+        return searched
 
     @property
     def fallback(self) -> Fallback:
@@ -83,7 +85,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
             something.
     """
     space = space_of(task, topology)
-    model = CostModel(topology, task.spec, task.profile)
+    model = _cost_model(task, topology)
     priced = [_price(task, model, candidate) for candidate in space.candidates]
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
@@ -174,7 +176,7 @@ def price_one(
     part = evenly_staged(mesh, spec, patches, warmup_steps)
     if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
         raise InputError(found.sentence)
-    model = CostModel(topology, spec, task.profile)
+    model = _cost_model(task, topology)
     return _price(task, model, Candidate(mesh, placement_of(mesh), mode, pipefusion=part))
 
 
@@ -186,8 +188,14 @@ def _check_gpus(task: Task, topology: Topology) -> None:
         )
 
 
+def _cost_model(task: Task, topology: Topology) -> CostModel:
+    constants = constants_of(task.backend.name)
+    return CostModel(topology, task.spec, task.profile, constants=constants)
+
+
 def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
-    candidate = model.balanced(candidate, task.workload)
+    if task.backend.balances_stages:
+        candidate = model.balanced(candidate, task.workload)
     part = candidate.pipefusion
     execution = Execution(
         mode=candidate.mode,

@@ -27,6 +27,7 @@ def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
         to_the_right = heading in ("#", "GPUs", "measured", "GB")
         table.add_column(heading, no_wrap=True, justify="right" if to_the_right else "left")
     table.columns[-1].no_wrap = False
+    table.columns[-1].overflow = "fold"
     for place, ranked in shown:
         cells = table_cells(place, ranked)
         table.add_row(*(escape(cells[heading]) for heading in headings))

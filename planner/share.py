@@ -79,16 +79,19 @@ def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
 
 
 def patch_shares(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, patches: int
+    mesh: Mesh, spec: ModelSpec, workload: Workload, patches: int, *, repeat_text: bool = False
 ) -> tuple[Share, ...]:
     """The busiest rank's share of each patch, whose tokens attend to those of the whole sequence.
 
-    All of the text goes with the first patch. Patches of one size have the very same share.
+    All of the text goes with the first patch, or with `repeat_text` with each of patches that then
+    are of about one size. Patches of one size have the very same share.
     """
     whole = {"image": spec.image_tokens(workload), "text": spec.text_tokens(workload)}
     samples, sizes = samples_of(mesh, spec, workload), []
-    for patch, (start, end) in enumerate(patch_bounds(whole["image"], whole["text"], patches)):
-        sizes.append((end - start, 0 if patch else whole["text"]))
+    beside_first = 0 if repeat_text else whole["text"]
+    for patch, (start, end) in enumerate(patch_bounds(whole["image"], beside_first, patches)):
+        with_text = repeat_text or patch == 0
+        sizes.append((end - start, whole["text"] if with_text else 0))
     shares = {
         size: _share_of_tokens(mesh, samples, {"image": size[0], "text": size[1]}, whole)
         for size in set(sizes)

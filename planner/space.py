@@ -124,7 +124,13 @@ def violation(
                 f"allowed: use --quality safe, or leave {axis} at 1",
             )
     family = family_of(spec.transformer_class)
-    if mesh.pipefusion > 1 and family.no_pipefusion:
+    if mesh.pipefusion > 1 and backend.staged_families is not None:
+        if family.name not in backend.staged_families:
+            return Violation(
+                "no stages for this model",
+                f"{spec.name} can't run with pipefusion on backend {backend.name}; leave it at 1",
+            )
+    elif mesh.pipefusion > 1 and family.no_pipefusion:
         return Violation(
             "no stages for this model",
             f"{spec.name} can't run with pipefusion: {family.no_pipefusion}; leave it at 1",

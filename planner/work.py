@@ -96,8 +96,10 @@ class RankWork:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
         Elsewhere they are passed on behind the attention, which hides a slow link. With PipeFusion
-        they are gathered everywhere.
+        they are gathered everywhere. A backend that doesn't push passes on always.
         """
+        if not self.constants.pushes:
+            return "pass"
         if candidate.pipefusion:
             return "gather"
         groups = self.groups(candidate, ("ring",))
@@ -177,11 +179,11 @@ class RankWork:
         groups = self.groups(step.candidate, ("ulysses",))
         operation = self._exchange("all_to_all", groups)
         if operation == "all_to_all":
-            pushed = self.topology.slowest_kind(groups) == "nvlink"
+            pushed = self.constants.pushes and self.topology.slowest_kind(groups) == "nvlink"
             passes = self.constants.push_passes if pushed else self.constants.exchange_passes
             packing_s = self._passes_s(step.device, passes * one_bytes)
             step.ledger.add("ulysses", Timed(packing_s, "computed"), count)
-        for tensors in (3, 1):
+        for tensors in self.constants.exchange_tensors:
             self._book(step, "ulysses", operation, tensors * one_bytes, ("ulysses",), count)
 
     def _book_ring(self, step: Step, attention: Attention, count: int, attention_s: float) -> None:
@@ -202,7 +204,8 @@ class RankWork:
             operation = self._exchange("all_gather", groups)
             self._book(step, "ring", operation, sent_bytes, ("ring",), count)
             return
-        hidden_s = attention_s / ring if step.device.kind == "cuda" else 0.0
+        on_cpu = step.device.kind == "cpu"
+        hidden_s = 0.0 if on_cpu else self.constants.ring_overlap * attention_s / ring
         merge_s = self._passes_s(step.device, self.constants.merge_passes * numbers * 4)
         times = count * (ring - 1)
         self._book(step, "ring", "send_recv", sent_bytes, ("ring",), times, hidden_s)
@@ -213,6 +216,8 @@ class RankWork:
         are measured where it can make them.
         """
         by_writes = PEER_OPERATIONS[collective]
+        if not self.constants.pushes:
+            return collective
         return by_writes if self.topology.is_measured(by_writes, groups) else collective
 
     def _passes_s(self, device: Device, moved_bytes: float) -> float:
@@ -258,7 +263,7 @@ class RankWork:
         host_s += gathers * mode_counts.gather_launches * c.launch_s
         for run, count in zip(self.spec.blocks, counts, strict=True):
             attentions = len(run.attentions)
-            kernels = mode_counts.attention_block_kernels * attentions
+            kernels = mode_counts.operation_launches * run.operations
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
             exchange_launches = _exchange_launches(mode_counts, step.candidate.mesh)
             host_s += count * (block_s + exchange_launches * c.launch_s * attentions)
@@ -277,7 +282,8 @@ class RankWork:
         """Books an exchange along axes, `hidden_s` of which happen behind computation."""
         groups = self.groups(step.candidate, axes)
         found = self.topology.collective_s(operation, rank_bytes, groups)
-        seen_s = max(0.0, found.seconds - hidden_s)
+        start_s = self.constants.exchange_start_s if groups and len(groups[0]) > 1 else 0.0
+        seen_s = max(0.0, found.seconds - hidden_s) + start_s
         step.ledger.add(part, Timed(seen_s, found.source), count)
         for kind, moved in self.topology.link_bytes(operation, rank_bytes, groups).items():
             step.ledger.link_bytes[kind] += moved * count

@@ -12,6 +12,9 @@ class Backend(Noun):
 
     Those of `approximate_axes` give another result than one device.
     `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
+    `staged_families` have pipefusion; None leaves it to the families themselves. `balances_stages`
+    says whether stages may have any number of blocks, `runs_here` whether this package runs its
+    plans or only prices them.
     """
 
     name: str
@@ -19,6 +22,9 @@ class Backend(Noun):
     approximate_axes: tuple[str, ...] = ()
     modes: tuple[Mode, ...]
     cpu_modes: tuple[Mode, ...]
+    staged_families: tuple[str, ...] | None = None
+    balances_stages: bool = True
+    runs_here: bool = True
 
     @property
     def exact_axes(self) -> tuple[str, ...]:
@@ -41,7 +47,17 @@ BACKENDS = {
         approximate_axes=("pipefusion",),
         modes=("eager", "compile", "graph", "compile+graph"),
         cpu_modes=("eager", "compile"),
-    )
+    ),
+    "xdit": Backend(
+        name="xdit",
+        axes=AXES,
+        approximate_axes=("pipefusion",),
+        modes=("eager", "compile"),
+        cpu_modes=(),
+        staged_families=("flux", "hunyuan-dit", "pixart", "sana", "sd3"),
+        balances_stages=False,
+        runs_here=False,
+    ),
 }
 
 
@@ -53,9 +69,24 @@ def require_mode(backend: Backend, mode: Mode, device: DeviceKind) -> None:
     """
     if mode not in backend.modes_on(device):
         devices = "CPUs" if device == "cpu" else "GPUs"
+        if not backend.modes_on(device):
+            raise InputError(f"backend {backend.name} doesn't run on {devices}; use native")
         raise InputError(
             f"backend {backend.name} can't run mode {mode} on {devices}; there it has "
             f"{', '.join(backend.modes_on(device))}"
+        )
+
+
+def require_runtime(backend: Backend) -> None:
+    """Refuses to run what this package only prices.
+
+    Raises:
+        InputError: says what to do instead.
+    """
+    if not backend.runs_here:
+        raise InputError(
+            f"plans of backend {backend.name} are priced here and not run; plan on paper with "
+            "`--cluster NAME`, or use --backend native"
         )
 
 

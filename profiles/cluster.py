@@ -23,7 +23,8 @@ class Device(Noun):
     """One accelerator, or one CPU rank.
 
     Rates are data-sheet peaks where `source` says so, or measured ones. `half_flops_per_s` is dense
-    bf16/fp16.
+    bf16/fp16. `matmul_share` and `attention_share` are what large matrix products and large
+    self-attentions reach of the peak, where that is known of the device.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Device(Noun):
     half_flops_per_s: float = Field(gt=0)
     single_flops_per_s: float = Field(gt=0)
     memory_bytes_per_s: float = Field(gt=0)
+    matmul_share: float | None = Field(default=None, gt=0, le=1)
+    attention_share: float | None = Field(default=None, gt=0, le=1)
     source: str
 
 

@@ -47,7 +47,7 @@ class BlockRun(Noun):
 
     FLOPs count a multiply-add as two. `image_flops` and `text_flops` are for each token of that
     segment, `fixed_flops` for each sample, all without self-attention, whose FLOPs are 4 x heads x
-    head_dim x queries x keys.
+    head_dim x queries x keys. `operations` launch a kernel each in an eager forward of one block.
     """
 
     kind: str
@@ -56,6 +56,7 @@ class BlockRun(Noun):
     image_flops: float = Field(ge=0)
     text_flops: float = Field(ge=0)
     fixed_flops: float = Field(ge=0)
+    operations: PositiveInt
     attentions: tuple[Attention, ...] = Field(min_length=1)
 
 

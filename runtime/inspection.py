@@ -25,6 +25,7 @@ from ditplan.runtime.inputs import (
     pixels_per_latent,
     random_inputs,
 )
+from ditplan.runtime.operation_counter import OperationCounter
 from ditplan.runtime.sequence import (
     answer_attention,
     lift_text_mask,
@@ -150,6 +151,7 @@ def inspect_configs(
                 fixed_flops=linear.blocks[paths[0]].fixed,
                 image_flops=linear.blocks[paths[0]].image,
                 text_flops=linear.blocks[paths[0]].text,
+                operations=linear.operations[paths[0]],
                 attentions=_attentions(model, family, paths[0]),
             )
             for kind, paths in block_runs(model, family)
@@ -187,9 +189,12 @@ class LinearFlops:
 
 @dataclass(frozen=True)
 class CountedModel:
-    """The linear FLOPs of each block by module path, and of everything outside the blocks."""
+    """The linear FLOPs and the operations of each block by module path, and the linear FLOPs of
+    everything outside the blocks.
+    """
 
     blocks: dict[str, LinearFlops]
+    operations: dict[str, int]
     outside: LinearFlops
 
 
@@ -208,9 +213,9 @@ def _count_linear_flops(model: Any, family: ModelFamily) -> CountedModel:
     )
 
     def solved(key: str) -> LinearFlops:
-        image = (wide[key] - small[key]) / 32
-        text = (wordy[key] - small[key]) / 32
-        return LinearFlops(small[key] - 32 * image - texts[0] * text, image, text)
+        image = (wide.flops[key] - small.flops[key]) / 32
+        text = (wordy.flops[key] - small.flops[key]) / 32
+        return LinearFlops(small.flops[key] - 32 * image - texts[0] * text, image, text)
 
     blocks = {path: solved(path) for _, paths in block_runs(model, family) for path in paths}
     whole = solved("")
@@ -219,11 +224,19 @@ def _count_linear_flops(model: Any, family: ModelFamily) -> CountedModel:
         whole.image - sum(b.image for b in blocks.values()),
         whole.text - sum(b.text for b in blocks.values()),
     )
-    return CountedModel(blocks, outside)
+    return CountedModel(blocks, small.operations, outside)
 
 
-def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> dict[str, float]:
-    """FLOPs of one forward by block path, "" for all, with self-attentions answered for nothing."""
+@dataclass(frozen=True)
+class Counts:
+    """What one forward does, by block path: FLOPs, "" for all, and operations."""
+
+    flops: dict[str, float]
+    operations: dict[str, int]
+
+
+def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> Counts:
+    """Counts one forward, with self-attentions answered for nothing."""
     device = torch.device("meta")
     shapes = family.inputs_of(model.config)
     inputs = random_inputs(shapes, sizes, model.config, device, torch.float32, family=family)
@@ -233,16 +246,20 @@ def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> dict[str,
             for name, module in matching_modules(model, declared.modules):
                 answer_attention(module, name, lambda query, _key, _value, _scale: query, undo)
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
+        operations = OperationCounter(counter.mod_tracker)
+        with torch.no_grad(), counter, operations:
             model(**inputs)
     counts = counter.get_flop_counts()
-    root = type(model).__name__
-    by_path = {
-        path: float(sum(counts[f"{root}.{path}"].values()))
+    names = {
+        path: f"{type(model).__name__}.{path}"
         for _, paths in block_runs(model, family)
         for path in paths
     }
-    return by_path | {"": float(counter.get_total_flops())}
+    flops = {path: float(sum(counts[name].values())) for path, name in names.items()}
+    return Counts(
+        flops=flops | {"": float(counter.get_total_flops())},
+        operations={path: operations.counts[name] for path, name in names.items()},
+    )
 
 
 def _attentions(model: nn.Module, family: ModelFamily, block: str) -> tuple[Attention, ...]:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from ditplan.profiles.backends import find_backend, require_mode
+from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
@@ -219,6 +219,7 @@ def _key_gatherer(group: AxisGroup, context: RankContext) -> GatherKeys:
 
 def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> ModelFamily:
     backend = find_backend(plan.backend)
+    require_runtime(backend)
     kind: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
     require_mode(backend, plan.execution.mode, kind)
     if context.world_size < plan.mesh.size:

@@ -133,6 +133,7 @@ def a_model_spec() -> ModelSpec:
         image_flops=2e6,
         text_flops=1e6,
         fixed_flops=5e5,
+        operations=46,
         attentions=(Attention(heads=6, head_dim=64, segments=("image", "text")),),
     )
     last = block.model_copy(

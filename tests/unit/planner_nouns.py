@@ -104,6 +104,7 @@ def sd3_like(heads: int = 24) -> ModelSpec:
         image_flops=24 * square,
         text_flops=24 * square,
         fixed_flops=24 * square,
+        operations=46,
         attentions=(Attention(heads=heads, head_dim=64, segments=("image", "text")),),
     )
     return ModelSpec(

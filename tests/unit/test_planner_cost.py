@@ -255,7 +255,7 @@ def test_cfg_goes_across_the_slow_link() -> None:
     order = ("dp", "ulysses", "pipefusion", "ring", "cfg")
     inside = Candidate(mesh, ranks(mesh))
     across = Candidate(mesh, placement_of(mesh, order))
-    assert model.price(inside, WORKLOAD).latency_s < model.price(across, WORKLOAD).latency_s / 3
+    assert model.price(inside, WORKLOAD).latency_s < model.price(across, WORKLOAD).latency_s / 2
 
 
 def test_ulysses_over_all_gpus_of_a_pcie_host_is_no_good() -> None:
