@@ -49,20 +49,22 @@ def simulate(tasks: Sequence[Task]) -> list[Span]:
             there, or tasks that wait for each other.
     """
     followers, waits = _followers(tasks)
-    spans: list[Span | None] = [None] * len(tasks)
-    events = [(task.duration_s, place) for place, task in enumerate(tasks) if not waits[place]]
+    spans: dict[int, Span] = {}
+    events = [(task.duration_s, place, 0.0) for place, task in enumerate(tasks) if not waits[place]]
     heapq.heapify(events)
     while events:
-        now_s, ended = heapq.heappop(events)
-        spans[ended] = Span(now_s - tasks[ended].duration_s, now_s)
+        now_s, ended, start_s = heapq.heappop(events)
+        spans[ended] = Span(start_s, now_s)
         for place in followers[ended]:
             waits[place] -= 1
             if not waits[place]:
-                heapq.heappush(events, (now_s + tasks[place].duration_s, place))
-    stuck = [task.name for task, span in zip(tasks, spans, strict=True) if span is None]
+                heapq.heappush(events, (now_s + tasks[place].duration_s, place, now_s))
+    stuck = [task.name for place, task in enumerate(tasks) if place not in spans]
     if stuck:
-        raise ValueError(f"{len(stuck)} tasks wait for each other, such as {stuck[0]!r}")
-    return [span for span in spans if span is not None]
+        raise ValueError(
+            f"tasks wait for each other and never begin: {len(stuck)}, such as {stuck[0]!r}"
+        )
+    return [spans[place] for place in range(len(tasks))]
 
 
 def _followers(tasks: Sequence[Task]) -> tuple[list[list[int]], list[int]]:
