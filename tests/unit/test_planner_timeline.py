@@ -185,7 +185,7 @@ def test_with_one_step_the_bubble_is_that_of_filling_and_draining() -> None:
 
 def trace_of(cluster: ClusterProfile, mesh: Mesh, patches: int = 8) -> dict[str, Any]:
     part = evenly_staged(mesh, SPEC, patches, 2)
-    candidate = Candidate(mesh, ranks(mesh), pipefusion=part)
+    candidate = Candidate(mesh, ranks(mesh), "graph", pipefusion=part)
     timeline = CostModel(cluster, SPEC).timeline(candidate, WORKLOAD)
     text = chrome_trace(timeline, candidate, "a test")
     found = json.loads(text)
