@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ditplan.planner.asked import allowed_for, check_quality, workload_for
-from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task, price_one, space_of
+from ditplan.planner.pricing import Task, price_one, space_of, timeline_of
 from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import patching_json, ranking_table, simulate_json, tune_json
 from ditplan.planner.requests import grid_points, wanted_points
@@ -331,7 +330,7 @@ def simulate(
         terminal.say(f"warning: it does not fit: {shortage}")
     written: dict[str, object] = {}
     if trace is not None:
-        timeline = CostModel(known, spec).timeline(priced.candidate, workload)
+        timeline = timeline_of(task, priced.candidate)
         title = f"{spec.name}: {workload}, {mesh} on {known.name}"
         write_atomically(trace, chrome_trace(timeline, priced.candidate, title))
         shown = f"steps 1 to {timeline.shown_steps} of {timeline.steps}"

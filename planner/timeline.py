@@ -79,14 +79,15 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
     the others counted.
     """
     listing, ranks = Listing(), Row("ranks", "all")
-    activities = [
-        (name, activity, _links_of(work.topology, activity))
-        for name, activity in _activities(work, step)
-    ]
+    activities = list(_activities(work, step))
+    # blocks of a run share their activities
+    distinct = {id(activity): activity for _, activity in activities}
+    links_of = {key: _links_of(work.topology, activity) for key, activity in distinct.items()}
     steps = step.workload.steps
     shown = min(steps, SHOWN_STEPS)
     for listing.step in range(shown):
-        for name, activity, links in activities:
+        for name, activity in activities:
+            links = links_of[id(activity)]
             if isinstance(activity, RingAttention):
                 _list_ring(listing, name, activity, (ranks,), links)
             else:
