@@ -12,6 +12,7 @@ from ditplan.planner.share import Share, calls_of
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
+from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelProfile, ModelSpec, Source
 from ditplan.profiles.plan import RingVariant
@@ -96,10 +97,10 @@ class RankWork:
     def ring_variant(self, candidate: Candidate) -> RingVariant:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
-        Elsewhere they are passed on behind the attention, which hides a slow link. With PipeFusion
-        they are gathered everywhere.
+        Elsewhere they are passed on behind the attention, which hides a slow link. With PipeFusion,
+        and where padded text is masked, they are gathered everywhere.
         """
-        if candidate.pipefusion:
+        if candidate.pipefusion or family_of(self.spec.transformer_class).text_mask:
             return "gather"
         groups = self.groups(candidate, ("ring",))
         return "gather" if self.topology.slowest_kind(groups) == "nvlink" else "pass"

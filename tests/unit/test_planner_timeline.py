@@ -123,6 +123,17 @@ def test_a_ring_takes_what_its_loop_does(
     assert taken_s == pytest.approx(expected_s)
 
 
+@pytest.mark.parametrize(("model", "expected"), [("qwen-image", "gather"), ("flux-dev", "pass")])
+def test_a_ring_of_masked_keys_gathers_them_over_any_link(model: str, expected: str) -> None:
+    spec, mesh = find_model(model), Mesh(ring=4)
+    cost = CostModel(a_cluster(devices=4, inside_kind="pcie"), spec)
+    candidate = Candidate(mesh, ranks(mesh))
+    assert cost.ring_variant(candidate) == expected
+    names = {task.name for task in cost.timeline(candidate, spec.defaults).tasks}
+    assert any("all_gather" in name for name in names if "0:" in name) == (expected == "gather")
+    assert any("merge" in name for name in names) == (expected == "pass")
+
+
 def test_two_groups_over_one_link_take_twice_as_long_as_one() -> None:
     """Ulysses between two hosts, of one pass or of both at once: two samples over one cable."""
     topology = Topology(a_cluster(hosts=2, devices=2, between_bytes_per_s=1e8))
