@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from ditplan.planner.asked import allowed_for, check_quality, workload_for
-from ditplan.planner.pricing import Task, price_one, space_of
+from ditplan.planner.pricing import Task, price_one, space_of, timeline_of
 from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import patching_json, ranking_table, simulate_json, tune_json
 from ditplan.planner.requests import grid_points, wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.topology import Topology
+from ditplan.planner.trace import chrome_trace
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
@@ -30,6 +31,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.quality import MeasuredQuality
+from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Dtype, Workload
 
 if TYPE_CHECKING:
@@ -265,7 +267,8 @@ def tune(
 
 
 @app.command(
-    epilog="Example: `ditplan simulate --cluster 8xa100-nvlink --model sd3 --cfg 2 --ulysses 4`"
+    epilog="Examples: `ditplan simulate --cluster 8xa100-nvlink --model sd3 --cfg 2 --ulysses 4`, "
+    "`ditplan simulate --cluster 8xl20-pcie --model flux-dev --pipefusion 8 --trace trace.json`"
 )
 def simulate(
     cluster: Annotated[str, typer.Option(help="A recorded cluster's name or a file.")],
@@ -287,10 +290,16 @@ def simulate(
     warmup: Warmup = None,
     mode: AskedMode = None,
     backend: BackendName = "native",
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write when each rank and link does what, for ui.perfetto.dev."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Price exactly one configuration."""
     terminal = Terminal(as_json)
+    if trace is not None:
+        _require_folder(trace)
     spec, _ = _find_model(model)
     known = find_cluster(cluster)
     workload = workload_for(
@@ -322,7 +331,15 @@ def simulate(
     terminal.show(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU; {prediction.source}")
     if shortage := priced.too_big or priced.warning:
         terminal.say(f"warning: it does not fit: {shortage}")
-    terminal.finish(simulate_json(prediction) | patching_json(priced))
+    written: dict[str, object] = {}
+    if trace is not None:
+        timeline = timeline_of(task, priced.candidate)
+        title = f"{spec.name}: {workload}, {mesh} on {known.name}"
+        write_atomically(trace, chrome_trace(timeline, priced.candidate, title))
+        shown = f"steps 1 to {timeline.shown_steps} of {timeline.steps}"
+        terminal.show(f"{trace}: {shown}; open it in https://ui.perfetto.dev")
+        written["trace"] = str(trace)
+    terminal.finish(simulate_json(prediction) | patching_json(priced) | written)
 
 
 @app.command(

@@ -38,7 +38,6 @@ PRIORS = {
     "compiled_share_of_launches": (0.45, 0.4),
     "exchange_launches": (40.0, 0.5),
     "ring_step_launches": (18.0, 0.5),
-    "ring_overlap": (0.7, 0.5),
     "exchange_start_s": (150e-6, 1.0),
     "vae_efficiency": (0.2, 0.4),
 }
@@ -78,7 +77,6 @@ def constants_with(values: dict[str, float]) -> CostConstants:
     return replace(
         XDIT,
         crossing_exponent=values["crossing_exponent"],
-        ring_overlap=min(1.0, values["ring_overlap"]),
         exchange_start_s=values["exchange_start_s"],
         vae_efficiency=values["vae_efficiency"],
         modes={

@@ -72,15 +72,12 @@ class CostConstants:
     """Reads and writes of the fp32 output to merge a ring's next block by lse: six element-wise
     kernels that each read and write once. A count of the formula's operations, not measured."""
 
-    exchange_tensors: tuple[int, ...] = (3, 1)
-    """How many of q, k, v and output travel together in each all_to_all of an attention."""
+    sends_together: bool = True
+    """Whether q, k and v travel in one all_to_all."""
 
     pushes: bool = True
     """Whether GPUs of one host write into each other's memory over NVLink, and rings gather keys
     first there."""
-
-    ring_overlap: float = 1.0
-    """The share of a ring's attention behind which the next block travels."""
 
     exchange_start_s: float = 0.0
     """What each exchange waits for beside the transfer: a backend that synchronizes."""
@@ -91,9 +88,9 @@ class CostConstants:
     text_with_every_patch: bool = False
     """Whether the text is computed again with each patch."""
 
-    crossing_exponent: float = 0.91
+    crossing_exponent: float = 0.90
     """A link through host memory or between sockets that n messages cross at once carries
-    n ** -0.91 of its bandwidth. Fitted to published xDiT latencies, as below; an L40S node whose
+    n ** -0.90 of its bandwidth. Fitted to published xDiT latencies, as below; an L40S node whose
     all_to_all reaches 22, 4.5 and 2.0 GB/s on 2, 4 and 8 GPUs loses somewhat less.
     """
 
@@ -152,18 +149,17 @@ class CostConstants:
 
 
 XDIT = CostConstants(
-    matmul_efficiency=0.72,
+    matmul_efficiency=0.71,
     attention_efficiency=0.33,
     vae_efficiency=0.12,
-    exchange_tensors=(1, 1, 1, 1),
+    sends_together=False,
     pushes=False,
-    ring_overlap=0.94,
-    exchange_start_s=1.9e-5,
+    exchange_start_s=1.7e-5,
     stages_wait_to_send=True,
     text_with_every_patch=True,
     modes={
-        "eager": ModeConstants(3.3, 43.0, 23.0, 5.0, 70.0),
-        "compile": ModeConstants(0.55, 21.0, 23.0, 5.0, 28.0),
+        "eager": ModeConstants(3.3, 42.0, 23.0, 5.0, 70.0),
+        "compile": ModeConstants(0.56, 21.0, 23.0, 5.0, 28.0),
     },
 )
 """xDiT: q, k, v and output travel apart, a stage waits for what it sends, each patch carries the

@@ -16,8 +16,10 @@ from ditplan.planner.memory import (
 from ditplan.planner.pipeline import Pipeline
 from ditplan.planner.share import patch_shares, share_of
 from ditplan.planner.space import Candidate
+from ditplan.planner.staged_timeline import staged_timeline
+from ditplan.planner.timeline import Timeline, exact_timeline
 from ditplan.planner.topology import Topology
-from ditplan.planner.work import Ledger, RankWork, worst_source
+from ditplan.planner.work import Ledger, RankWork, Step, worst_source
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import AttentionKernel, ModelProfile, ModelSpec
@@ -86,6 +88,22 @@ class CostModel:
             link_bytes={kind: count * times for kind, count in ledger.link_bytes.items()},
             source=worst_source(ledger),
         )
+
+    def timeline(self, candidate: Candidate, workload: Workload) -> Timeline:
+        """The loop that `price` adds up, as tasks on ranks and links.
+
+        Raises:
+            InputError: as `price`.
+        """
+        devices = self._devices(candidate)
+        slowest = max(devices, key=lambda one: self._ledger(candidate, workload, one).total)
+        if part := candidate.pipefusion:
+            times = self._pipeline(candidate, workload, slowest).times(part)
+            lines = self._work.groups(candidate, ("pipefusion",))
+            passes = self._work.groups(candidate, ("dp", "cfg"))
+            return staged_timeline(self.topology, lines, passes, times)
+        share = share_of(candidate.mesh, self.spec, workload)
+        return exact_timeline(self._work, Step(candidate, workload, share, slowest))
 
     def balanced(self, candidate: Candidate, workload: Workload) -> Candidate:
         """The candidate with stages that take equally long, as far as blocks and memory allow.

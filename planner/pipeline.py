@@ -41,6 +41,34 @@ class Stage:
     is_last: bool
 
 
+@dataclass(frozen=True)
+class LoopTimes:
+    """Seconds of all that happens in a loop.
+
+    A warm-up step is the whole sequence in each stage (`warm_s`) with a transfer to the next one
+    (`warm_hop_s`), its prediction told to all stages, the exchange of passes, and the scheduler's
+    `warm_scheduler_s` on the first stage. Then `steps` of patches follow. `between_s` of a patch is
+    the exchange of its passes and the scheduler's step. `agreement_s` ends the loop.
+    """
+
+    warmup_steps: int
+    warm_s: Sequence[float]
+    warm_hop_s: Sequence[float]
+    told_s: float
+    warm_passes_s: float
+    warm_scheduler_s: float
+    steps: int
+    patched: Durations
+    scheduler_s: float
+    agreement_s: float
+    sending_computes: bool
+
+    @property
+    def warm_sends_s(self) -> float:
+        """The transfers of a warm-up step, in which nothing else happens."""
+        return math.fsum((*self.warm_hop_s, self.told_s))
+
+
 class Pipeline:
     """A PipeFusion candidate on one kind of device, priced for any division into stages."""
 
@@ -92,33 +120,52 @@ class Pipeline:
         them `bubbles`, its waiting for other stages if links took no time, and `sends`, by how much
         links make the whole longer.
         """
-        counts = runs_of_stages(self._work.spec.blocks, part.blocks_per_stage)
-        stages = [Stage(c, index == self._stages - 1) for index, c in enumerate(counts)]
-        warm_s = [self._task_s(self._whole, stage) for stage in stages]
-        durations = Durations(
-            stage_s=[self._row(partial(self._task_s, stage=stage)) for stage in stages],
-            hop_s=[self._row(partial(self._hop_s, position=at)) for at in self._hops],
-            between_s=self._between_s,
-        )
-        warmup, steps = part.warmup_steps, self._patched_steps
+        stages, times = self._stages_of(part), self.times(part)
+        durations, warmup, steps = times.patched, times.warmup_steps, times.steps
         patched_s = [sum(row) for row in durations.stage_s]
         patched_s[0] += sum(durations.between_s)
-        busy_s = [warmup * warm + steps * s for warm, s in zip(warm_s, patched_s, strict=True)]
-        busy_s[0] += warmup * self._warm_between_s
+        busy_s = [
+            warmup * warm_s + steps * s for warm_s, s in zip(times.warm_s, patched_s, strict=True)
+        ]
+        busy_s[0] += warmup * times.warm_scheduler_s
         busiest = max(range(self._stages), key=lambda index: busy_s[index])
         ledger = self._busy(stages[busiest], is_first=busiest == 0)
 
-        one_warm_s = sum(warm_s) + self._whole.passes.total + self._warm_between_s
+        one_warm_s = sum(times.warm_s) + times.warm_passes_s + times.warm_scheduler_s
         free_s = pipeline_s(durations.with_free_links, steps)
-        # on a CPU sending takes the cores that compute
-        waits = self._device.kind == "cpu" or self._work.constants.stages_wait_to_send
-        sends_s = pipeline_s(durations, steps, sending_computes=waits) - free_s
-        sends_s += warmup * self._warm_sends.seconds + self._agreement.seconds
+        sends_s = pipeline_s(durations, steps, sending_computes=times.sending_computes) - free_s
+        sends_s += warmup * times.warm_sends_s + times.agreement_s
         bubbles_s = warmup * one_warm_s + free_s - ledger.total
         ledger.add("bubbles", Timed(max(0.0, bubbles_s), worst_source(ledger)))
-        ledger.add("sends", Timed(max(0.0, sends_s), self._warm_sends.source))
+        ledger.add("sends", Timed(max(0.0, sends_s), self._hop(self._whole, 0).source))
         self._book_bytes(ledger)
         return ledger
+
+    def times(self, part: PipeFusion) -> LoopTimes:
+        """How long everything in the loop takes with these blocks per stage."""
+        stages = self._stages_of(part)
+        return LoopTimes(
+            warmup_steps=part.warmup_steps,
+            warm_s=[self._task_s(self._whole, stage) for stage in stages],
+            warm_hop_s=[self._hop_s(self._whole, position) for position in self._hops[:-1]],
+            told_s=self._told_s(self._whole.back_bytes),
+            warm_passes_s=self._whole.passes.total,
+            warm_scheduler_s=self._warm_between_s,
+            steps=self._patched_steps,
+            patched=Durations(
+                stage_s=[self._row(partial(self._task_s, stage=stage)) for stage in stages],
+                hop_s=[self._row(partial(self._hop_s, position=at)) for at in self._hops],
+                between_s=self._between_s,
+            ),
+            scheduler_s=self._scheduler.seconds,
+            agreement_s=self._agreement_s,
+            # on a CPU sending takes the cores that compute
+            sending_computes=self._device.kind == "cpu" or self._work.constants.stages_wait_to_send,
+        )
+
+    def _stages_of(self, part: PipeFusion) -> list[Stage]:
+        counts = runs_of_stages(self._work.spec.blocks, part.blocks_per_stage)
+        return [Stage(c, index == self._stages - 1) for index, c in enumerate(counts)]
 
     @property
     def _patched_steps(self) -> int:
@@ -219,25 +266,15 @@ class Pipeline:
         return Timed(found.seconds, found.source)
 
     @cached_property
-    def _warm_sends(self) -> Timed:
-        """The transfers of a warm-up step, in which nothing else happens: from stage to stage, then
-        the prediction to all of them.
-        """
-        hops = [self._hop(self._whole, position) for position in self._hops[:-1]]
-        told = self._told(self._whole.back_bytes)
-        return Timed(math.fsum(hop.seconds for hop in (*hops, told)), hops[0].source)
-
-    @cached_property
-    def _agreement(self) -> Timed:
+    def _agreement_s(self) -> float:
         """The first stage tells all others the final latents, of all pictures."""
         one_bytes = self._whole.back_bytes / self._whole.step.share.batch
-        return self._told(one_bytes * self._workload.batch)
+        return self._told_s(one_bytes * self._workload.batch)
 
-    def _told(self, count: float) -> Timed:
+    def _told_s(self, count: float) -> float:
         """A broadcast over the stages: as much passes along the line as when all gather pieces."""
         piece_bytes = count / (self._stages - 1)
-        found = self._work.topology.collective_s("all_gather", piece_bytes, self._lines)
-        return Timed(found.seconds, found.source)
+        return self._work.topology.collective_s("all_gather", piece_bytes, self._lines).seconds
 
     def _busy(self, stage: Stage, is_first: bool) -> Ledger:
         """What a stage does in the loop, by cause."""

@@ -19,6 +19,7 @@ from ditplan.planner.space import (
     why_illegal,
     why_no_setting,
 )
+from ditplan.planner.timeline import Timeline
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS, Backend, require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
@@ -178,6 +179,16 @@ def price_one(
         raise InputError(found.sentence)
     model = _cost_model(task, topology)
     return _price(task, model, Candidate(mesh, placement_of(mesh), mode, pipefusion=part))
+
+
+def timeline_of(task: Task, candidate: Candidate) -> Timeline:
+    """When each rank and each link does what in a candidate's loop, by what it was priced with.
+
+    Raises:
+        InputError: the cluster profile lacks something.
+    """
+    model = CostModel(Topology(task.cluster), task.spec, task.profile)
+    return model.timeline(candidate, task.workload)
 
 
 def _check_gpus(task: Task, topology: Topology) -> None:

@@ -215,6 +215,11 @@ class Topology:
             self._kinds[group] = None if slowest is None else str(slowest["kind"])
         return self._kinds[group]
 
+    def links_between(self, source: int, target: int) -> list[tuple[Hop, str]]:
+        """The links from one rank to another in order with their kinds; none if unknown."""
+        path = self._path(source, target)
+        return [(hop, self._graph.edges[hop]["kind"]) for hop in path.hops] if path else []
+
     def signature(self, groups: Sequence[Group]) -> tuple[float, ...]:
         """What tells groups apart on this topology: durations of two operations at a small and
         a large size.

@@ -2,15 +2,17 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import DeviceTimes, Timed
 from ditplan.planner.constants import CostConstants, ModeConstants
 from ditplan.planner.share import Share, calls_of
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
+from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelProfile, ModelSpec, Source
 from ditplan.profiles.plan import RingVariant
@@ -95,12 +97,13 @@ class RankWork:
     def ring_variant(self, candidate: Candidate) -> RingVariant:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
-        Elsewhere they are passed on behind the attention, which hides a slow link. With PipeFusion
-        they are gathered everywhere. A backend that doesn't push passes on always.
+        Elsewhere they are passed on behind the attention, which hides a slow link. With PipeFusion,
+        and where padded text is masked, they are gathered everywhere. A backend that doesn't push
+        passes on always.
         """
         if not self.constants.pushes:
             return "pass"
-        if candidate.pipefusion:
+        if candidate.pipefusion or family_of(self.spec.transformer_class).text_mask:
             return "gather"
         groups = self.groups(candidate, ("ring",))
         return "gather" if self.topology.slowest_kind(groups) == "nvlink" else "pass"
@@ -132,19 +135,24 @@ class RankWork:
 
     def book_blocks(self, step: Step, run: BlockRun, count: int) -> None:
         """Books `count` blocks of a run with their exchanges."""
+        for activity in self.block(step, run):
+            self._book(step, activity, count)
+
+    def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
+        """What a rank does in one block of a run, in this order."""
         times, share = self.times_on(step.device), step.share
         block = times.block(run, share, step.workload.dtype, step.candidate.mode)
-        compute_s = block.seconds - block.attention_s
-        step.ledger.add("blocks", Timed(compute_s, block.source), count)
-        step.ledger.add("attention", Timed(block.attention_s, block.source), count)
+        yield Computation("blocks", Timed(block.seconds - block.attention_s, block.source))
         pairs = sum(share.pairs(attention) for attention in run.attentions)
         for attention in run.attentions:
             if attention.linear:
-                self._book_state(step, attention, count)
+                yield from self._state(step, attention)
                 continue
             own_s = block.attention_s * share.pairs(attention) / max(pairs, 1.0)
-            self._book_ulysses(step, attention, count)
-            self._book_ring(step, attention, count, own_s)
+            for tensors in (3,) if self.constants.sends_together else (1, 1, 1):
+                yield from self._ulysses(step, attention, tensors)
+            yield from self._attention(step, attention, Timed(own_s, block.source))
+            yield from self._ulysses(step, attention, 1)
 
     def book_outside(self, step: Step) -> None:
         """Books what is in no block."""
@@ -158,19 +166,19 @@ class RankWork:
         guess_s = self.constants.scheduler_step_s
         return self.times_on(device).simple("scheduler_step", samples, guess_s, workload.dtype)
 
-    def _book_state(self, step: Step, attention: Attention, count: int) -> None:
+    def _state(self, step: Step, attention: Attention) -> Iterator[Activity]:
         """One sum over ring x ulysses, and a small gathering of the rows at the ranks' edges."""
         if step.candidate.mesh.sequence_parallel == 1:
             return
         sum_bytes = step.share.batch * attention.state_bytes
-        self._book(step, "ring", "all_reduce", sum_bytes, ("ring", "ulysses"), count)
+        yield self._over(step, "ring", "all_reduce", sum_bytes, ("ring", "ulysses"))
         # two rows, of a square picture's width at most
         tokens = step.share.predicted**0.5
         edge_bytes = 2 * step.share.batch * tokens * self.spec.width * step.workload.dtype_bytes
-        self._book(step, "ring", "all_gather", edge_bytes, ("ring", "ulysses"), count)
+        yield self._over(step, "ring", "all_gather", edge_bytes, ("ring", "ulysses"))
 
-    def _book_ulysses(self, step: Step, attention: Attention, count: int) -> None:
-        """One all_to_all of q, k and v together and one of the output, for each self-attention."""
+    def _ulysses(self, step: Step, attention: Attention, tensors: int) -> Iterator[Activity]:
+        """The all_to_all of so many of q, k, v and the output, with its packing."""
         if step.candidate.mesh.ulysses == 1:
             return
         tokens = sum(step.share.tokens[segment] for segment in attention.segments)
@@ -181,19 +189,18 @@ class RankWork:
         if operation == "all_to_all":
             pushed = self.constants.pushes and self.topology.slowest_kind(groups) == "nvlink"
             passes = self.constants.push_passes if pushed else self.constants.exchange_passes
-            packing_s = self._passes_s(step.device, passes * one_bytes)
-            step.ledger.add("ulysses", Timed(packing_s, "computed"), count)
-        for tensors in self.constants.exchange_tensors:
-            self._book(step, "ulysses", operation, tensors * one_bytes, ("ulysses",), count)
+            packing_s = self._passes_s(step.device, passes * one_bytes * tensors / 4)
+            yield Computation("ulysses", Timed(packing_s, "computed"))
+        yield self._over(step, "ulysses", operation, tensors * one_bytes, ("ulysses",))
 
-    def _book_ring(self, step: Step, attention: Attention, count: int, attention_s: float) -> None:
-        """K and V gathered from all, or passed on ring - 1 times behind the attention before.
+    def _attention(self, step: Step, attention: Attention, own: Timed) -> Iterator[Activity]:
+        """Attention to all keys: those of a ring are gathered first, or passed on meanwhile.
 
-        Then results merge by lse. On a CPU sending takes the cores that compute, so nothing is
-        hidden.
+        On a CPU sending takes the cores that compute, so nothing is hidden.
         """
         ring = step.candidate.mesh.ring
         if ring == 1:
+            yield Computation("attention", own)
             return
         tokens = sum(step.share.queries[segment] for segment in attention.segments)
         heads = step.share.heads(attention)
@@ -202,14 +209,17 @@ class RankWork:
         if self.ring_variant(step.candidate) == "gather":
             groups = self.groups(step.candidate, ("ring",))
             operation = self._exchange("all_gather", groups)
-            self._book(step, "ring", operation, sent_bytes, ("ring",), count)
+            yield self._over(step, "ring", operation, sent_bytes, ("ring",))
+            yield Computation("attention", own)
             return
-        on_cpu = step.device.kind == "cpu"
-        hidden_s = 0.0 if on_cpu else self.constants.ring_overlap * attention_s / ring
         merge_s = self._passes_s(step.device, self.constants.merge_passes * numbers * 4)
-        times = count * (ring - 1)
-        self._book(step, "ring", "send_recv", sent_bytes, ("ring",), times, hidden_s)
-        step.ledger.add("ring", Timed(merge_s, "computed"), times)
+        yield RingAttention(
+            blocks=ring,
+            attend=Timed(own.seconds / ring, own.source),
+            merge=Timed(merge_s, "computed"),
+            sent=self._over(step, "ring", "send_recv", sent_bytes, ("ring",)),
+            is_hidden=step.device.kind == "cuda",
+        )
 
     def _exchange(self, collective: Operation, groups: Sequence[tuple[int, ...]]) -> Operation:
         """What the native runtime has in a collective's place: writes into peers' memory, which
@@ -225,16 +235,26 @@ class RankWork:
         return moved_bytes / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
 
     def book_gather(self, step: Step) -> None:
-        """Books the output's tokens being put together again over ring x ulysses."""
-        if step.candidate.mesh.sequence_parallel > 1:
-            piece_bytes = self.predicted_bytes(step, step.share.tokens["image"])
-            self._book(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"), 1)
+        """Books the output's tokens being put together again."""
+        for exchange in self.gather(step):
+            self._book(step, exchange, 1)
 
     def book_cfg(self, step: Step) -> None:
-        """Books the exchange of the samples' outputs over dp x cfg."""
+        """Books the exchange of the samples' outputs."""
+        for exchange in self.cfg(step):
+            self._book(step, exchange, 1)
+
+    def gather(self, step: Step) -> Iterator[Exchange]:
+        """The output's tokens are put together again over ring x ulysses."""
+        if step.candidate.mesh.sequence_parallel > 1:
+            piece_bytes = self.predicted_bytes(step, step.share.tokens["image"])
+            yield self._over(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"))
+
+    def cfg(self, step: Step) -> Iterator[Exchange]:
+        """The samples' outputs are exchanged over dp x cfg."""
         if step.candidate.mesh.batch_parallel > 1:
             whole_bytes = self.predicted_bytes(step, step.share.predicted)
-            self._book(step, "cfg", "all_gather", whole_bytes, ("dp", "cfg"), 1)
+            yield self._over(step, "cfg", "all_gather", whole_bytes, ("dp", "cfg"))
 
     def predicted_bytes(self, step: Step, image_tokens: int) -> int:
         """What the transformer puts out for so many image tokens of this rank's samples."""
@@ -269,24 +289,40 @@ class RankWork:
             host_s += count * (block_s + exchange_launches * c.launch_s * attentions)
         return host_s
 
-    def _book(
+    def _over(
         self,
         step: Step,
         part: str,
         operation: Operation,
         rank_bytes: float,
         axes: tuple[str, ...],
-        count: int,
-        hidden_s: float = 0.0,
-    ) -> None:
-        """Books an exchange along axes, `hidden_s` of which happen behind computation."""
+    ) -> Exchange:
+        """An exchange along axes."""
         groups = self.groups(step.candidate, axes)
         found = self.topology.collective_s(operation, rank_bytes, groups)
-        start_s = self.constants.exchange_start_s if groups and len(groups[0]) > 1 else 0.0
-        seen_s = max(0.0, found.seconds - hidden_s) + start_s
-        step.ledger.add(part, Timed(seen_s, found.source), count)
-        for kind, moved in self.topology.link_bytes(operation, rank_bytes, groups).items():
-            step.ledger.link_bytes[kind] += moved * count
+        start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
+        timed = Timed(found.seconds + start_s, found.source)
+        return Exchange(part, operation, rank_bytes, groups, timed)
+
+    def _book(self, step: Step, activity: Activity, count: int) -> None:
+        """Books what an activity takes of the rank's time, `count` times."""
+        if isinstance(activity, RingAttention):
+            sent, passes = activity.sent, count * (activity.blocks - 1)
+            step.ledger.add("attention", activity.attend, count * activity.blocks)
+            step.ledger.add("ring", activity.merge, passes)
+            step.ledger.add("ring", Timed(activity.first_sent_s, sent.timed.source), count)
+            later = Timed(activity.later_sent_s, sent.timed.source)
+            step.ledger.add("ring", later, passes - count)
+            self._book_bytes(step, sent, passes)
+            return
+        step.ledger.add(activity.part, activity.timed, count)
+        if isinstance(activity, Exchange):
+            self._book_bytes(step, activity, count)
+
+    def _book_bytes(self, step: Step, exchange: Exchange, count: int) -> None:
+        moved = self.topology.link_bytes(exchange.operation, exchange.rank_bytes, exchange.groups)
+        for kind, moved_bytes in moved.items():
+            step.ledger.link_bytes[kind] += moved_bytes * count
 
 
 def values_per_token(spec: ModelSpec) -> int:

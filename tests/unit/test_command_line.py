@@ -231,6 +231,18 @@ def test_simulate_prices_pipefusion_with_patches_and_warm_up(command: Command) -
     assert "cfg2 x pipefusion4, 8 patches, 3 warm-up steps, stages of 6 + 6 + 6 + 6" in shown
 
 
+@pytest.mark.parametrize("degrees", [["--ulysses", "4"], ["--pipefusion", "4"]])
+def test_simulate_writes_a_trace_of_what_it_prices(command: Command, degrees: list[str]) -> None:
+    outcome = command(*SIMULATE, *degrees, "--trace", "t.json", "--json")
+    result = json.loads(outcome.out)
+    assert result["trace"] == "t.json"
+    trace = json.loads(Path("t.json").read_text())
+    assert trace["otherData"]["latency_s"] == pytest.approx(result["latency_s"])
+    assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X"}
+    assert "t.json: steps 1 to" in command(*SIMULATE, *degrees, "--trace", "t.json").out
+    assert [path.name for path in Path().iterdir()] == ["t.json"]
+
+
 def test_what_tune_may_choose_goes_by_the_quality_asked_for(command: Command) -> None:
     def found(*more: str) -> list[dict[str, object]]:
         result = json.loads(command(*TUNE, "--mode", "graph", *more, "--json").out)

@@ -87,6 +87,14 @@ def test_tune_refuses_weights_that_are_no_pipeline(
     assert "model_index.json: can't be read" in error
 
 
+@pytest.mark.parametrize("trace", ["no/t.json", "."])
+def test_simulate_prices_nothing_for_a_trace_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, trace: str
+) -> None:
+    error = refused(monkeypatch, capsys, tmp_path, [*SIMULATE, "--trace", trace])
+    assert error.startswith(f"error: {trace}: ")
+
+
 def refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

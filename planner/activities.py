@@ -1,0 +1,57 @@
+"""What a rank does in a call of the transformer: computing, exchanges, and a ring's attention."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ditplan.planner.compute import Timed
+from ditplan.profiles.cluster import Operation
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What each rank does by itself, for which part of the price."""
+
+    part: str
+    timed: Timed
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An operation that all groups of ranks make at once, `rank_bytes` put in by each rank."""
+
+    part: str
+    operation: Operation
+    rank_bytes: float
+    groups: Sequence[tuple[int, ...]]
+    timed: Timed
+
+
+@dataclass(frozen=True)
+class RingAttention:
+    """Attention over a ring's blocks of keys, of which each travels while the one before is
+    attended to and merged by lse; the first block needs no merging.
+
+    Where nothing `is_hidden`, ranks send first.
+    """
+
+    blocks: int
+    attend: Timed
+    merge: Timed
+    sent: Exchange
+    is_hidden: bool
+
+    @property
+    def first_sent_s(self) -> float:
+        """Seconds of the first transfer that are waited for."""
+        return self._seen_s(self.attend.seconds)
+
+    @property
+    def later_sent_s(self) -> float:
+        """Seconds of each later one, which begins after a merge and is hidden by one more."""
+        return self._seen_s(self.attend.seconds + self.merge.seconds)
+
+    def _seen_s(self, behind_s: float) -> float:
+        return max(0.0, self.sent.timed.seconds - (behind_s if self.is_hidden else 0.0))
+
+
+Activity = Computation | Exchange | RingAttention

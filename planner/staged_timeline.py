@@ -1,0 +1,124 @@
+"""PipeFusion's loop as tasks on stages and links, in the order of the runtime."""
+
+from collections.abc import Sequence
+
+from ditplan.planner.pipeline import LoopTimes
+from ditplan.planner.simulator import Row, simulate
+from ditplan.planner.tables import Group
+from ditplan.planner.timeline import SHOWN_STEPS, Listing, Rows, Timeline, link_classes
+from ditplan.planner.topology import Topology, messages
+
+
+def staged_timeline(
+    topology: Topology, lines: Sequence[Group], passes: Sequence[Group], times: LoopTimes
+) -> Timeline:
+    """Warm-up steps on the whole sequence, then patches through the stages, all simulated.
+
+    `lines` are the groups of ranks along the stages, `passes` those that exchange a prediction's
+    samples. The links from a stage to the next are one row, since transfers over others don't wait
+    for them; how much they slow each other down is in their durations.
+    """
+    count = len(lines[0])
+    stages = [Row("ranks", f"stage {stage}") for stage in range(count)]
+    hops = [[(line[i], line[(i + 1) % count]) for line in lines] for i in range(count)]
+    along = [pair for hop in hops for pair in hop]
+    between = [(a, b) for group in passes for a, b, _ in messages("all_gather", group)]
+    loop = _Loop(
+        times,
+        stages,
+        hops=[
+            _links(topology, f"stage {i} to {(i + 1) % count}", hop) for i, hop in enumerate(hops)
+        ],
+        told=_links(topology, "to all stages", along),
+        passes=_links(topology, "passes", between),
+    )
+    loop.list_warmup()
+    loop.list_patches()
+    listing = loop.listing
+    spans = simulate(listing.tasks)
+    steps = times.warmup_steps + times.steps
+    return Timeline(
+        tasks=tuple(listing.tasks),
+        step_of=tuple(listing.step_of),
+        spans=tuple(spans),
+        ranks={row: tuple(sorted(line[i] for line in lines)) for i, row in enumerate(stages)},
+        steps=steps,
+        shown_steps=min(steps, times.warmup_steps + SHOWN_STEPS),
+        total_s=max(span.end_s for span in spans),
+    )
+
+
+class _Loop:
+    """Lists the loop's tasks."""
+
+    def __init__(
+        self, times: LoopTimes, stages: Sequence[Row], hops: Sequence[Row], told: Row, passes: Row
+    ) -> None:
+        self.listing = Listing()
+        self._times, self._stages, self._hops = times, stages, hops
+        self._told, self._passes = told, passes
+        self._first = stages[0]
+
+    def list_warmup(self) -> None:
+        """Each step runs through all stages; its prediction is told to all, then the scheduler of
+        each patch and of the witness steps.
+        """
+        times, add = self._times, self.listing.add
+        for self.listing.step in range(times.warmup_steps):
+            came: tuple[int, ...] = ()
+            for stage, (row, seconds) in enumerate(zip(self._stages, times.warm_s, strict=True)):
+                done = add("whole sequence", "compute", (row,), seconds, came)
+                if row != self._stages[-1]:
+                    came = (self._hop("whole sequence", stage, times.warm_hop_s[stage], done),)
+            add("prediction to all", "sends", (*self._stages, self._told), times.told_s)
+            if times.warm_passes_s:
+                rows = (*self._stages, self._passes)
+                add("passes of the whole", "cfg", rows, times.warm_passes_s)
+            add("scheduler of all patches", "scheduler", (self._first,), times.warm_scheduler_s)
+
+    def list_patches(self) -> None:
+        """Patches follow each other through the stages; the first one makes a patch's scheduler
+        step when its prediction is back. At the end all are told the latents.
+        """
+        times, add = self._times, self.listing.add
+        returned: list[int] = []
+        for step in range(times.steps):
+            self.listing.step = times.warmup_steps + step
+            back: list[int] = []
+            for patch in range(len(times.patched.between_s)):
+                if step:
+                    self._between(patch, returned[patch])
+                came: tuple[int, ...] = ()
+                for stage, row in enumerate(self._stages):
+                    seconds = times.patched.stage_s[stage][patch]
+                    done = add(f"patch {patch}", "compute", (row,), seconds, came)
+                    hop_s = times.patched.hop_s[stage][patch]
+                    came = (self._hop(f"patch {patch}", stage, hop_s, done),)
+                back += came
+            returned = back
+        for patch, came_back in enumerate(returned):
+            self._between(patch, came_back)
+        add("latents to all", "sends", (*self._stages, self._told), times.agreement_s)
+
+    def _hop(self, what: str, stage: int, seconds: float, after: int) -> int:
+        """A transfer to the next stage; its place in the list."""
+        rows: Rows = (self._hops[stage],)
+        if self._times.sending_computes:
+            rows = (self._stages[stage], *rows)
+        return self.listing.add(what, "sends", rows, seconds, (after,))
+
+    def _between(self, patch: int, returned: int) -> None:
+        """The first stage takes a patch's prediction in."""
+        passes_s = self._times.patched.between_s[patch] - self._times.scheduler_s
+        after = (returned,)
+        if passes_s > 0:
+            rows = (self._first, self._passes)
+            after = (self.listing.add(f"passes of patch {patch}", "cfg", rows, passes_s, after),)
+        name = f"scheduler of patch {patch}"
+        self.listing.add(name, "scheduler", (self._first,), self._times.scheduler_s, after)
+
+
+def _links(topology: Topology, name: str, pairs: Sequence[tuple[int, int]]) -> Row:
+    """A row for the links between pairs of ranks, with their classes."""
+    classes = ", ".join(link_classes(topology, pairs))
+    return Row("links", f"{name} ({classes})" if classes else name)
