@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 
 from ditplan.planner.ranking import Ranked
-from ditplan.planner.refit import QUANTILE, Array, Refit, refit
+from ditplan.planner.refit import QUANTILE, Array, Refit, components_of, refit
 
 FIRST_BATCH = 3
 """How many are measured, beside the control, before predictions are corrected."""
@@ -66,10 +66,10 @@ def next_batch(results: Sequence[Ranked], size: int) -> list[Ranked]:
     Each is chosen as if the ones before it had turned out as expected, so that a batch doesn't
     ask the same thing twice.
     """
-    measured_s = _measured_s(results)
+    components, measured_s = components_of(results), _measured_s(results)
     chosen: list[int] = []
     for _ in range(min(size, NEXT_BATCH)):
-        found = refit(results, measured_s)
+        found = refit(components, measured_s)
         gains = _expected_gains(found, min(measured_s.values()))
         open_rows = [row for row in _open_rows(results) if row not in chosen]
         if not open_rows:
@@ -85,7 +85,7 @@ def most_to_gain(results: Sequence[Ranked]) -> float:
     by the lower end of its 90% interval. Not above 0 if none can be.
     """
     measured_s = _measured_s(results)
-    found = refit(results, measured_s)
+    found = refit(components_of(results), measured_s)
     lowest_s = found.latency_s * np.exp(-QUANTILE * found.spread)
     best_s = min(measured_s.values())
     return max((1 - float(lowest_s[row]) / best_s for row in _open_rows(results)), default=0.0)
@@ -98,7 +98,7 @@ def corrected(results: Sequence[Ranked]) -> list[Ranked]:
     measured_s = _measured_s(results)
     if not measured_s:
         return list(results)
-    expected_s = refit(results, measured_s).latency_s
+    expected_s = refit(components_of(results), measured_s).latency_s
     return [
         ranked if was_tried(ranked) else replace(ranked, corrected_s=float(expected_s[row]))
         for row, ranked in enumerate(results)

@@ -12,7 +12,6 @@ from ditplan.planner.space import Candidate
 from ditplan.profiles.plan import Prediction
 
 Array = NDArray[np.float64]
-SameSettings = NDArray[np.bool_]
 
 COMPONENTS = {
     "blocks": "compute",
@@ -58,21 +57,44 @@ ITERATIONS = 5
 
 
 @dataclass(frozen=True)
+class Components:
+    """Candidates' predictions by component: `seconds` and the numbers of their `settings`, both
+    (candidates, components), and how uncertain each component is, as the standard deviation of its
+    multiplier's log.
+    """
+
+    names: tuple[str, ...]
+    seconds: Array
+    settings: NDArray[np.int64]
+    widths: Array
+
+
+@dataclass(frozen=True)
 class Refit:
     """Predictions corrected by measurements.
 
     `latency_s` is what is expected of each candidate and `spread` its standard deviation in logs,
-    for one that isn't measured. `multipliers` are those of each candidate's components, in the
-    order of `components`, without what multiplies all seconds: (candidates, components).
+    for one that isn't measured. `multipliers` are those of each candidate's components, without
+    what multiplies all seconds: (candidates, components).
     """
 
     latency_s: Array
     spread: Array
-    components: tuple[str, ...]
     multipliers: Array
 
 
-def refit(found: Sequence[Ranked], measured_s: Mapping[int, float]) -> Refit:
+def components_of(found: Sequence[Ranked]) -> Components:
+    """The candidates' predictions by component."""
+    predictions = [ranked.prediction for ranked in found]
+    names, seconds = component_seconds(predictions)
+    settings = [
+        _numbers([_setting_of(name, ranked.candidate) for ranked in found]) for name in names
+    ]
+    widths = component_widths(predictions, seconds)
+    return Components(names, seconds, np.column_stack(settings), widths)
+
+
+def refit(components: Components, measured_s: Mapping[int, float]) -> Refit:
     """Corrects predictions by the measured latencies of some of them, by index.
 
     Each component of a prediction has a multiplier, which is partly the same in all plans and
@@ -80,37 +102,36 @@ def refit(found: Sequence[Ranked], measured_s: Mapping[int, float]) -> Refit:
     multipliers are normal: least squares in logs, shrunk towards 0 by how uncertain the sources of
     a component's parts are. With nothing measured the predictions stay as they are.
     """
-    names, seconds = component_seconds([ranked.prediction for ranked in found])
-    widths = component_widths([ranked.prediction for ranked in found], seconds)
+    seconds, widths = components.seconds, components.widths
     rows = sorted(measured_s)
-    settings = [[_setting_of(name, ranked.candidate) for ranked in found] for name in names]
-    same = np.stack([_same(column, rows) for column in settings])
     logs = np.log([measured_s[row] for row in rows])
-    # (components, candidates, measured): the covariance of multipliers
+    # (components, candidates, measured): which have the same setting, and how multipliers covary
+    same = components.settings.T[:, :, None] == components.settings[rows].T[:, None, :]
     shared = widths[:, None, None] ** 2 * (1 - OWN_SHARE + OWN_SHARE * same)
-    multipliers, residual = np.zeros_like(seconds), RESIDUAL
+    multipliers, residual, common = np.zeros_like(seconds), RESIDUAL, 0.0
     expected, slopes = _logs_of(seconds, multipliers)
-    among = solved = np.zeros((len(found), len(rows)))
+    explained = np.zeros(len(seconds))
     for _ in range(ITERATIONS if rows else 0):
-        # (candidates, measured): the covariance of latencies' logs
+        # (candidates, measured): how latencies covary
         among = COMMON_WIDTH**2 + np.einsum("ic,cir,rc->ir", slopes, shared, slopes[rows])
         aim = logs - expected[rows] + (slopes[rows] * multipliers[rows]).sum(axis=1)
-        solved = np.linalg.inv(among[rows] + residual**2 * np.eye(len(rows)))
-        weights = solved @ aim
+        inverse = np.linalg.inv(among[rows] + residual**2 * np.eye(len(rows)))
+        weights = inverse @ aim
+        common = COMMON_WIDTH**2 * float(weights.sum())
+        explained = np.einsum("ir,rs,is->i", among, inverse, among)
         multipliers = np.einsum("cir,rc,r->ic", shared, slopes[rows], weights)
         multipliers = np.clip(multipliers, -np.log(MOST_TIMES), np.log(MOST_TIMES))
-        residual = _residual(residual**2 * weights, residual, solved)
+        residual = _residual(residual**2 * weights, residual**2 * float(np.trace(inverse)))
         expected, slopes = _logs_of(seconds, multipliers)
-    common = COMMON_WIDTH**2 * float(weights.sum()) if rows else 0.0
-    alone = COMMON_WIDTH**2 + (slopes**2) @ widths**2
-    known = np.einsum("ir,rs,is->i", among, solved, among) if rows else np.zeros(len(found))
-    spread = np.sqrt(np.maximum(alone - known, 0.0) + residual**2)
-    return Refit(np.exp(expected + common), spread, tuple(names), np.exp(multipliers))
+    unexplained = COMMON_WIDTH**2 + slopes**2 @ widths**2 - explained
+    spread = np.sqrt(np.maximum(unexplained, 0.0) + residual**2)
+    return Refit(np.exp(expected + common), spread, np.exp(multipliers))
 
 
-def component_seconds(predictions: Sequence[Prediction]) -> tuple[list[str], Array]:
+def component_seconds(predictions: Sequence[Prediction]) -> tuple[tuple[str, ...], Array]:
     """The components that occur, and each prediction's seconds: (predictions, components)."""
-    names = sorted({COMPONENTS.get(part, part) for found in predictions for part in found.parts})
+    occurring = {COMPONENTS.get(part, part) for found in predictions for part in found.parts}
+    names = tuple(sorted(occurring))
     column = {name: number for number, name in enumerate(names)}
     seconds = np.zeros((len(predictions), len(names)))
     for row, prediction in enumerate(predictions):
@@ -146,19 +167,18 @@ def _setting_of(component: str, candidate: Candidate) -> Hashable:
     return degrees.get(component, (mesh.pipefusion, patches)), candidate.order
 
 
-def _same(settings: Sequence[Hashable], rows: Sequence[int]) -> SameSettings:
-    """Which candidates have the setting of which measured ones: (candidates, measured)."""
+def _numbers(settings: Sequence[Hashable]) -> list[int]:
+    """Equal settings have the same number."""
     numbers: dict[Hashable, int] = {}
-    codes = np.array([numbers.setdefault(setting, len(numbers)) for setting in settings])
-    equal: SameSettings = codes[:, None] == codes[rows]
-    return equal
+    return [numbers.setdefault(setting, len(numbers)) for setting in settings]
 
 
-def _residual(missed: Array, residual: float, solved: Array) -> float:
-    """How far measurements are from the fit, averaged with what was assumed."""
-    free = residual**2 * float(np.trace(solved))
-    squares = float(np.sum(missed**2))
-    return float(np.sqrt((RESIDUAL_WEIGHT * RESIDUAL**2 + squares) / (RESIDUAL_WEIGHT + free)))
+def _residual(missed: Array, free: float) -> float:
+    """How far measurements are from the fit, averaged with what was assumed; `free` is how many of
+    them the fit doesn't use up.
+    """
+    squares = RESIDUAL_WEIGHT * RESIDUAL**2 + float(np.sum(missed**2))
+    return float(np.sqrt(squares / (RESIDUAL_WEIGHT + free)))
 
 
 def _logs_of(seconds: Array, multipliers: Array) -> tuple[Array, Array]:

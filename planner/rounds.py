@@ -5,47 +5,50 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from scipy.stats import t as student
+
 Runs = Mapping[int, float]
 """Seconds by round."""
 
 LEAST_ROUNDS = 2
-"""Nobody is clearly slower before so many rounds: one run may have had a hiccup."""
+"""Fewer rounds tell nothing: one run may have had a hiccup."""
 
 MOST_ROUNDS = 8
 """Rounds after which what can't be told apart is taken as equal."""
 
-NOISE = 0.014
-"""How much the ratio of two runs of a round varies, in logs, before that is known: each run by a
+NOISE = 0.03
+"""How much the ratio of two runs of a round varies, in logs, before that is known: each run by two
 percent."""
 
 NOISE_WEIGHT = 2.0
 """Such a guess counts as much as so many rounds."""
 
-SURE = 2.33
-"""Standard errors that a mean is exceeded by in one case of a hundred."""
-
-LIKELY = 1.645
-"""The same for one case of twenty."""
+SURE, LIKELY = 0.99, 0.95
+"""How sure it is that a plan is slower before it is run no more, and that it isn't faster before it
+is run often enough."""
 
 
 @dataclass(frozen=True)
 class Behind:
     """How far a candidate is behind the leader: the mean of the logs of their ratios, its standard
-    error, and in how many rounds both ran.
+    error with its degrees of freedom, and in how many rounds both ran.
     """
 
     mean: float
     error: float
+    free: float
     rounds: int
 
     @property
     def is_clear(self) -> bool:
         """Whether it is slower for sure."""
-        return self.rounds >= LEAST_ROUNDS and self.mean > SURE * self.error
+        least = self.mean - float(student.ppf(SURE, self.free)) * self.error
+        return self.rounds >= LEAST_ROUNDS and least > 0
 
     def may_be_ahead_by(self, share: float) -> bool:
         """Whether it may be faster than the leader by more than that share."""
-        return LIKELY * self.error - self.mean > -math.log1p(-share)
+        least = self.mean - float(student.ppf(LIKELY, self.free)) * self.error
+        return self.rounds >= LEAST_ROUNDS and least < math.log1p(-share)
 
 
 def leader_of(runs: Mapping[str, Runs]) -> str:
@@ -70,8 +73,9 @@ def behind_leader(runs: Mapping[str, Runs]) -> dict[str, Behind]:
     ratios = {name: logs for name, logs in ratios.items() if logs}
     squares = math.fsum(statistics.pvariance(logs) * len(logs) for logs in ratios.values())
     free = sum(len(logs) - 1 for logs in ratios.values())
-    noise = math.sqrt((NOISE_WEIGHT * NOISE**2 + squares) / (NOISE_WEIGHT + free))
+    known = NOISE_WEIGHT + free
+    noise = math.sqrt((NOISE_WEIGHT * NOISE**2 + squares) / known)
     return {
-        name: Behind(statistics.fmean(logs), noise / math.sqrt(len(logs)), len(logs))
+        name: Behind(statistics.fmean(logs), noise / math.sqrt(len(logs)), known, len(logs))
         for name, logs in ratios.items()
     }
