@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.refit import QUANTILE, Array, Refit, components_of, refit
@@ -136,5 +136,6 @@ def _expected_gains(found: Refit, best_s: float) -> Array:
     """Expected improvement on the best, in logs, of candidates whose logs are normal."""
     ahead = np.log(best_s) - np.log(found.latency_s)
     score = ahead / found.spread
-    gains: Array = ahead * norm.cdf(score) + found.spread * norm.pdf(score)
+    density = np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)
+    gains: Array = ahead * ndtr(score) + found.spread * density
     return gains

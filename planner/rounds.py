@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 Runs = Mapping[int, float]
 """Seconds by round."""
@@ -42,12 +42,12 @@ class Behind:
     @property
     def is_clear(self) -> bool:
         """Whether it is slower for sure."""
-        least = self.mean - float(student.ppf(SURE, self.free)) * self.error
+        least = self.mean - float(stdtrit(self.free, SURE)) * self.error
         return self.rounds >= LEAST_ROUNDS and least > 0
 
     def may_be_ahead_by(self, share: float) -> bool:
         """Whether it may be faster than the leader by more than that share."""
-        least = self.mean - float(student.ppf(LIKELY, self.free)) * self.error
+        least = self.mean - float(stdtrit(self.free, LIKELY)) * self.error
         return self.rounds >= LEAST_ROUNDS and least < math.log1p(-share)
 
 

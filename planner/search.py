@@ -247,7 +247,7 @@ class _Measuring:
 
     def _open_trials(self, wanted: Mapping[str, Ranked]) -> int:
         """Sees to it that each has a running trial; returns the round in which they start."""
-        starts = [t.user_attrs["start"] for k, t in self.running.items() if k in wanted]
+        starts = [t.user_attrs.get("start", 0) for k, t in self.running.items() if k in wanted]
         reported = [n for t in self.study.get_trials(deepcopy=False) for n in t.intermediate_values]
         start = max(starts) if starts else max(reported, default=-1) + 1
         waiting = {
