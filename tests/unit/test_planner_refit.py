@@ -108,6 +108,12 @@ def test_uncertainty_shrinks_with_what_is_measured_and_never_vanishes() -> None:
     assert many.spread.min() > 0.01
 
 
+def test_a_component_that_is_far_off_is_not_believed_beyond_its_bound() -> None:
+    exchanging = [row for row, found in enumerate(PREDICTIONS) if found.parts.get("ulysses")]
+    found = corrected_by(scaled_s(ulysses=5.0), [*with_parts("blocks", "ring"), *exchanging[:3]])
+    assert found.multipliers.max() == pytest.approx(MOST_TIMES)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_multipliers_stay_bounded_whatever_is_measured(data: st.DataObject) -> None:
@@ -144,6 +150,20 @@ def test_the_next_batch_goes_where_measurements_point(fast: str, slow: str) -> N
     assert not any(ranked.measurement for ranked in next_batch(unstaged, 3))
     degrees = {axis: [getattr(mesh, axis) for mesh in chosen] for axis in (fast, slow)}
     assert sum(degrees[fast]) > sum(degrees[slow])
+
+
+def test_a_batch_does_not_ask_the_same_thing_twice() -> None:
+    results = [measured_as(FOUND[0], PREDICTED_S[0]), *FOUND[1:]]
+    one_by_one = []
+    for _ in range(3):
+        (chosen,) = next_batch(results, 1)
+        one_by_one.append(chosen)
+        row = results.index(chosen)
+        known_s = {n: r.measurement.latency_s for n, r in enumerate(results) if r.measurement}
+        expected_s = refit(components_of(results), known_s).latency_s[row]
+        results[row] = measured_as(chosen, float(expected_s))
+    first = [measured_as(FOUND[0], PREDICTED_S[0]), *FOUND[1:]]
+    assert next_batch(first, 3) == one_by_one
 
 
 def test_unmeasured_candidates_are_ordered_by_the_corrected_prediction() -> None:
@@ -204,11 +224,15 @@ def test_one_round_is_never_clear_and_rounds_apart_say_nothing() -> None:
     assert behind_leader({}) == {}
 
 
-@pytest.mark.parametrize(("model", "cluster", "gpus"), [("sd3", "8xa100-nvlink", 4)])
-def test_the_planner_s_choice_is_the_fastest_of_everything(
-    model: str, cluster: str, gpus: int
-) -> None:
-    task = task_of(model, cluster, gpus)
+@pytest.mark.parametrize(
+    "task",
+    [
+        task_of("sd3", "8xa100-nvlink", 4),
+        replace(task_of("sd3", "2x8xl40-pcie-eth100", 16), modes=("compile+graph",)),
+    ],
+    ids=["one host, all modes", "two hosts, one mode"],
+)
+def test_the_planner_s_choice_is_the_fastest_of_everything(task: Task) -> None:
     best_s, count = fastest_s(task)
     found = search(task)
     assert count >= len(found.ranked)
