@@ -48,6 +48,7 @@ COMPUTED_PARTS = {
 class Ranked:
     """A candidate with all that is known of it.
 
+    `corrected_s` is what is expected of one that wasn't measured by what was measured of others.
     `reason` says why it lost, and is empty for the best. `too_big` says why GPUs can't hold it,
     `warning` by how much it exceeds the memory of CPUs, which hold it by swapping.
     """
@@ -56,6 +57,7 @@ class Ranked:
     prediction: Prediction
     execution: Execution
     measurement: Measurement | None = None
+    corrected_s: float | None = None
     control: bool = False
     failure: str | None = None
     too_big: str | None = None
@@ -65,8 +67,10 @@ class Ranked:
 
     @property
     def latency_s(self) -> float:
-        """Measured if it was, else predicted."""
-        return self.measurement.latency_s if self.measurement else self.prediction.latency_s
+        """Measured if it was, else predicted, corrected if others were measured."""
+        if self.measurement:
+            return self.measurement.latency_s
+        return self.prediction.latency_s if self.corrected_s is None else self.corrected_s
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Ranking:
     """Candidates, best first: those measured, then those only predicted, failed, and those that
     don't fit.
 
-    `legal` counts candidates that could run, `pruned` those dropped by reason.
+    `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
+    fewer were measured than asked for.
     """
 
     ranked: tuple[Ranked, ...]
@@ -85,6 +90,7 @@ class Ranking:
     workload: Workload
     cluster: ClusterProfile
     backend: Backend
+    ended: str = ""
 
     @property
     def best(self) -> Ranked:
@@ -183,8 +189,10 @@ def reason_for(loser: Ranked, best: Ranked, topology: Topology) -> str:
         return f"failed when it was run: {loser.failure}"
     if loser.measurement and best.measurement:
         return _compared("measured", loser.latency_s, best.latency_s, loser, best)
-    theirs, ours = loser.prediction.latency_s, best.prediction.latency_s
-    words = _compared("predicted", theirs, ours, loser, best)
+    how = "predicted" if loser.corrected_s is None else "expected"
+    theirs = loser.latency_s
+    ours = best.prediction.latency_s if loser.corrected_s is None else best.latency_s
+    words = _compared(how, theirs, ours, loser, best)
     if theirs < ours * SAME_SPEED and best.measurement:
         return f"not measured; {words}"
     if theirs < ours * SAME_SPEED:

@@ -32,7 +32,8 @@ def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
         cells = table_cells(place, ranked)
         table.add_row(*(escape(cells[heading]) for heading in headings))
     table.caption_justify = "left"
-    table.caption = "; ".join(caption_parts(shown, hidden=len(numbered) - len(shown)))
+    said = [*caption_parts(shown, hidden=len(numbered) - len(shown)), ranking.ended]
+    table.caption = "; ".join(filter(None, said))
     return table
 
 

@@ -4,12 +4,11 @@ Optuna study.
 
 import hashlib
 import json
+import math
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
@@ -17,20 +16,32 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ditplan.planner.choosing import (
+    TOLERANCE,
+    corrected,
+    most_to_gain,
+    next_batch,
+    trials_left,
+    untried,
+)
 from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.ranking import Ranked, Ranking, build_plan, fingerprint_of, in_order
+from ditplan.planner.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
 from ditplan.planner.space import Candidate, axis_orders
 from ditplan.planner.topology import Topology
+from ditplan.planner.trials import (
+    cause_in,
+    cut_torn_line,
+    key_of,
+    measurement_of,
+    parameters_of,
+    patching_of,
+)
 from ditplan.profiles.errors import ClusterError, DitplanError, InputError
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
 LOCK_GRACE_S = 5
-MODES_OF_A_MESH = 2
-"""Of the modes of one mesh only the first ones are run: they differ by what was measured already,
-the exchanges of other meshes by what wasn't."""
-
-
 MOST_PATCHES = 2**20
 """What a study allows for patches and warm-up steps: more than anybody asks for."""
 
@@ -45,11 +56,12 @@ class Trialrun:
 
 @dataclass(frozen=True)
 class Trials:
-    """How to measure: the `top` predicted candidates and the control, `rounds` runs of each, one of
-    each in turn.
+    """How to measure: `top` candidates and the control, `rounds` runs of each, one of each in turn.
 
-    `budget_s` ends it: nothing new is started then, once one candidate was run. `journal` is the
-    file of the Optuna study; a search that finds its own study in there goes on with it.
+    The first ones are those predicted fastest, later ones those that what was measured speaks for.
+    What is clearly slower gets fewer runs, what can't be told apart more. `budget_s` ends it:
+    nothing new is started then, once one candidate was run. `journal` is the file of the Optuna
+    study; a search that finds its own study in there goes on with it.
     """
 
     measure: Callable[[ExecutionPlan], Trialrun]
@@ -82,8 +94,9 @@ def search(
             f"warning: {len(swapping)} of them need more memory than there is; "
             f"{swapping[0].candidate}: {swapping[0].warning}"
         )
+    ended = ""
     if trials and trials.top > 0:
-        fitting = _measured(task, fitting, trials, say)
+        fitting, ended = measured(task, fitting, trials, say)
     return Ranking(
         ranked=in_order([*fitting, *too_big], topology),
         legal=len(fitting),
@@ -93,6 +106,7 @@ def search(
         workload=task.workload,
         cluster=task.cluster,
         backend=task.backend,
+        ended=ended,
     )
 
 
@@ -116,55 +130,21 @@ def study_name(task: Task) -> str:
     return f"{task.spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def key_of(candidate: Candidate) -> str:
-    """The name of a candidate inside its study."""
-    degrees = " ".join(
-        f"{axis}{degree}" for axis, degree in zip(AXES, candidate.mesh.degrees, strict=True)
-    )
-    key = f"{degrees} {'>'.join(candidate.order)} {candidate.mode}"
-    part = candidate.pipefusion
-    if part is None:
-        return key
-    stages = "+".join(map(str, part.blocks_per_stage))
-    return f"{key} patches{part.patches} warmup{part.warmup_steps} stages{stages}"
+def measured(
+    task: Task, fitting: Sequence[Ranked], trials: Trials, say: Callable[[str], None]
+) -> tuple[list[Ranked], str]:
+    """The candidates, those that were tried with their measurement or failure and the others
+    corrected by it; and why no more were tried, if the model says so.
 
-
-def _patching(candidate: Candidate) -> dict[str, int]:
-    """PipeFusion's settings as parameters of a trial."""
-    part = candidate.pipefusion
-    return {"patches": part.patches, "warmup": part.warmup_steps} if part else {}
-
-
-def _chosen(fitting: Sequence[Ranked], top: int) -> list[Ranked]:
-    """The first one, the control, then the other ones of the top: a short budget compares with
-    the control.
-    """
-    places: Counter[tuple[object, ...]] = Counter()
-    chosen = []
-    for ranked in fitting:
-        place = (ranked.candidate.mesh, ranked.candidate.placement)
-        places[place] += 1
-        if places[place] <= MODES_OF_A_MESH:
-            chosen.append(ranked)
-    first, *others = chosen[:top]
-    control = [ranked for ranked in fitting if ranked.control and ranked is not first]
-    return [first, *control, *(ranked for ranked in others if not ranked.control)]
-
-
-def _measured(
-    task: Task, fitting: list[Ranked], trials: Trials, say: Callable[[str], None]
-) -> list[Ranked]:
-    """The candidates, the chosen ones with their measurement or failure.
+    `fitting` are fastest first.
 
     Raises:
         InputError: all of them failed, one or more for something that the user gave.
         ClusterError: all of them failed for other reasons.
     """
-    chosen = _chosen(fitting, trials.top)
     study = _open_study(task, trials.journal)
     measuring = _Measuring(task, study, trials, say)
-    outcomes = measuring.run(chosen)
-    results = [outcomes.get(key_of(ranked.candidate), ranked) for ranked in fitting]
+    results = measuring.run(fitting)
     failed = [ranked for ranked in results if ranked.failure]
     if failed and not any(ranked.measurement for ranked in results):
         if measuring.refusals:
@@ -173,7 +153,7 @@ def _measured(
             f"all {len(failed)} plans that were tried failed; "
             f"{failed[0].candidate}: {failed[0].failure}"
         )
-    return results
+    return corrected(results), measuring.ended
 
 
 def _open_study(task: Task, journal: Path | None) -> optuna.Study:
@@ -185,7 +165,7 @@ def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = None
     if journal is not None:
-        _cut_torn_line(journal)
+        cut_torn_line(journal)
         lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
         storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
     return optuna.create_study(
@@ -193,177 +173,225 @@ def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     )
 
 
-def _cut_torn_line(journal: Path) -> None:
-    if not journal.parent.is_dir():
-        raise InputError(f"{journal}: the folder {journal.parent} doesn't exist; make it first")
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with journal.open("r+b") as file:
-            file.truncate(whole)
-
-
 class _Measuring:
-    """One go at measuring candidates: the study's trials by candidate, run in interleaved
-    rounds.
+    """One go at measuring candidates: the study's trials by candidate, run batch after batch in
+    interleaved rounds.
     """
 
     def __init__(
         self, task: Task, study: optuna.Study, trials: Trials, say: Callable[[str], None]
     ) -> None:
         self.task, self.study, self.trials, self.say = task, study, trials, say
-        self.refusals: list[str] = []
+        self.ended, self.refusals = "", list[str]()
+        self.failures: dict[str, str] = {}
+        self.running: dict[str, Trial] = {}
+        self.plans: dict[str, ExecutionPlan] = {}
         self.started = time.monotonic()
 
-    def run(self, chosen: Sequence[Ranked]) -> dict[str, Ranked]:
-        """Measures each of the chosen that the study hasn't.
+    def run(self, fitting: Sequence[Ranked]) -> list[Ranked]:
+        """Measures what is worth it and isn't in the study; returns all with what came out.
 
-        Returns them by key, with what came out.
+        A trial that was begun in an earlier go is finished first.
         """
-        complete = {
-            trial.user_attrs.get("candidate"): trial
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        names = {key_of(ranked.candidate): ranked for ranked in fitting}
+        self.running = {
+            str(frozen.user_attrs.get("candidate")): Trial(self.study, frozen._trial_id)
+            for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if frozen.user_attrs.get("candidate") in names
         }
-        keys = {key_of(ranked.candidate): ranked for ranked in chosen}
-        outcomes = {
-            key: replace(ranked, measurement=self._measurement(complete[key], ranked))
-            for key, ranked in keys.items()
-            if key in complete
-        }
-        for key in outcomes:
-            self.say(f"{keys[key].candidate}: measured before")
-        wanted = {key: ranked for key, ranked in keys.items() if key not in outcomes}
-        open_trials = self._trials_of(wanted)
-        failures = self._run_rounds(wanted, open_trials)
-        for key, ranked in wanted.items():
-            if key in failures:
-                outcomes[key] = replace(ranked, failure=failures[key])
-            elif finished := self._finish(open_trials[key]):
-                outcomes[key] = replace(ranked, measurement=self._measurement(finished, ranked))
-        return outcomes
+        begun = [names[key] for key in self.running]
+        results = self._results(fitting)
+        for ranked in results:
+            if ranked.measurement and key_of(ranked.candidate) not in self.running:
+                self.say(f"{ranked.candidate}: measured before")
+        waiting = [r for r in untried(results, self.trials.top) if r not in begun]
+        batch = [*begun, *waiting] or self._next(results)
+        while batch and self._run_rounds({key_of(r.candidate): r for r in batch}):
+            results = self._results(fitting)
+            batch = self._next(results)
+        self._finish(self.running)
+        return self._results(fitting)
 
-    def _trials_of(self, wanted: Mapping[str, Ranked]) -> dict[str, Trial]:
-        """A running trial for each: one that a killed process left, or a new one."""
-        running: dict[str, Trial] = {}
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            key = str(frozen.user_attrs.get("candidate"))
-            if key in wanted and key not in running:
-                running[key] = Trial(self.study, frozen._trial_id)
+    def _next(self, results: list[Ranked]) -> list[Ranked]:
+        """The next batch; empty when no more are to be tried or none is worth it."""
+        if waiting := untried(results, self.trials.top):
+            return waiting
+        left = trials_left(results, self.trials.top)
+        known = sum(ranked.measurement is not None for ranked in results)
+        if left <= 0 or not known:
+            return []
+        if most_to_gain(results) <= TOLERANCE:
+            self.ended = f"no unmeasured plan can be more than {TOLERANCE:.0%} faster"
+            self.say(f"{self.ended}, by {known} measured ones; stopped {left} before the end")
+            return []
+        batch = next_batch(results, left)
+        names = "; ".join(str(ranked.candidate) for ranked in batch)
+        self.say(f"predictions corrected by {known} measured plans; to be tried next: {names}")
+        return batch
+
+    def _results(self, fitting: Sequence[Ranked]) -> list[Ranked]:
+        """All candidates with what the study has of them, and what failed in this go."""
+        known = {
+            str(trial.user_attrs.get("candidate")): trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.intermediate_values and trial.state != TrialState.FAIL
+        }
+        results = list(fitting)
+        for row, ranked in enumerate(fitting):
+            key = key_of(ranked.candidate)
+            if failure := self.failures.get(key):
+                results[row] = replace(ranked, failure=failure)
+            elif trial := known.get(key):
+                results[row] = replace(ranked, measurement=self._measurement(trial, ranked))
+        return results
+
+    def _open_trials(self, wanted: Mapping[str, Ranked]) -> int:
+        """Sees to it that each has a running trial; returns the round in which they start."""
+        starts = [t.user_attrs.get("start", 0) for k, t in self.running.items() if k in wanted]
+        reported = [n for t in self.study.get_trials(deepcopy=False) for n in t.intermediate_values]
+        start = max(starts) if starts else max(reported, default=-1) + 1
         waiting = {
             trial.user_attrs.get("candidate")
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         }
         for key, ranked in wanted.items():
-            if key not in running and key not in waiting:
-                attrs = {"candidate": key, "control": ranked.control}
-                self.study.enqueue_trial(self._params(ranked.candidate), user_attrs=attrs)
-        while missing := wanted.keys() - running.keys():
+            if key not in self.running and key not in waiting:
+                attrs = {"candidate": key, "control": ranked.control, "start": start}
+                parameters = parameters_of(ranked.candidate, self.task.backend.axes)
+                self.study.enqueue_trial(parameters, user_attrs=attrs)
+        while wanted.keys() - self.running.keys():
             trial = self.study.ask()
             key = str(trial.user_attrs.get("candidate"))
-            if key in missing:
-                running[key] = trial
+            if key in wanted and key not in self.running:
+                trial.set_user_attr("start", start)
+                self.running[key] = trial
             else:
                 trial.set_user_attr("reason", "no longer among the candidates to measure")
                 self.study.tell(trial, state=TrialState.PRUNED)
-        for key, trial in running.items():
-            self._suggest(trial, wanted[key].candidate)
-        return running
-
-    def _params(self, candidate: Candidate) -> dict[str, object]:
-        degrees = {axis: getattr(candidate.mesh, axis) for axis in self.task.backend.axes}
-        settings = {"order": ">".join(candidate.order), "mode": candidate.mode}
-        return {**degrees, **settings, **_patching(candidate)}
+        for key, ranked in wanted.items():
+            self._suggest(self.running[key], ranked.candidate)
+        return start
 
     def _suggest(self, trial: Trial, candidate: Candidate) -> None:
-        """Records the candidate as the trial's parameters, the same distributions for each
-        trial.
-        """
+        """Records the candidate as the trial's parameters, with the same distributions for all."""
         ranks = len(self.task.cluster.devices)
         for axis in self.task.backend.axes:
             trial.suggest_int(axis, 1, max(2, ranks))
         full = Mesh(**dict.fromkeys(self.task.backend.axes, 2))
         trial.suggest_categorical("order", [">".join(order) for order in axis_orders(full)])
         trial.suggest_categorical("mode", list(self.task.backend.modes))
-        for name in _patching(candidate):
+        for name in patching_of(candidate):
             trial.suggest_int(name, 1, MOST_PATCHES)
         trial.set_user_attr("mesh", str(candidate))
 
-    def _run_rounds(
-        self, wanted: Mapping[str, Ranked], open_trials: Mapping[str, Trial]
-    ) -> dict[str, str]:
-        """Runs each candidate once a round, in turn, so that a clock that drifts touches all
-        alike.
+    def _run_rounds(self, wanted: Mapping[str, Ranked]) -> bool:
+        """Runs each candidate once a round, in turn, so that a clock that drifts touches all alike,
+        and the fastest one so far beside them.
+
+        Returns whether there was time for all of it. The fastest one's trial stays open.
         """
-        failures: dict[str, str] = {}
-        plans = {key: self._plan(ranked) for key, ranked in wanted.items()}
-        reported = {key: set(self._values(trial)) for key, trial in open_trials.items()}
-        for number in range(self.trials.rounds):
-            for key, plan in plans.items():
-                if key in failures or number in reported[key]:
+        start = self._open_trials(wanted)
+        self.plans |= {key: self._plan(ranked) for key, ranked in wanted.items()}
+        running, number = [*wanted, *(self._leader() - wanted.keys())], start
+        while number < start + self.trials.rounds or self._is_close(running, start, number):
+            for key in list(running):
+                if number in self._runs()[key]:
                     continue
-                if self._budget_is_spent() and any(reported.values()):
+                if self._budget_is_spent() and any(self._runs().values()):
                     self.say(f"budget of {self.trials.budget_s:g} s is spent")
-                    return failures
-                try:
-                    run = self.trials.measure(plan)
-                except DitplanError as error:
-                    failures[key] = self._fail(open_trials[key], error)
-                    continue
-                open_trials[key].report(run.latency_s, number)
-                reported[key].add(number)
-                self._note_memory(open_trials[key], run)
-                self.say(f"{wanted[key].candidate}, run {number + 1}: {run.latency_s:.4g} s")
-        return failures
+                    return False
+                if not self._run_once(key, number):
+                    running.remove(key)
+            for key, behind in self._behind(running, start).items():
+                if behind.is_clear:
+                    running.remove(key)
+                    self._prune(key, behind)
+            number += 1
+        leader = self._leader()
+        self._finish(key for key in self.running if key not in leader)
+        return True
+
+    def _runs(self) -> dict[str, dict[int, float]]:
+        """Seconds by round of all candidates in the study that didn't fail."""
+        return {
+            str(trial.user_attrs.get("candidate")): dict(trial.intermediate_values)
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state != TrialState.FAIL
+        }
+
+    def _leader(self) -> set[str]:
+        """The fastest one of all, if its trial is still open."""
+        runs = {key: found for key, found in self._runs().items() if found}
+        return ({leader_of(runs)} if runs else set()) & self.running.keys()
+
+    def _behind(self, running: Sequence[str], start: int) -> dict[str, Behind]:
+        """How far those that run are behind their leader, by the rounds from `start` on."""
+        runs = self._runs()
+        recent = {key: {n: s for n, s in runs[key].items() if n >= start} for key in running}
+        return behind_leader({key: found for key, found in recent.items() if found})
+
+    def _is_close(self, running: Sequence[str], start: int, number: int) -> bool:
+        """Whether more rounds could show another one to be faster by more than the tolerance."""
+        behind = self._behind(running, start).values()
+        can_change = any(one.may_be_ahead_by(TOLERANCE) for one in behind)
+        return can_change and number < start + MOST_ROUNDS
+
+    def _run_once(self, key: str, number: int) -> bool:
+        """Whether a run of a candidate succeeded."""
+        trial, plan = self.running[key], self.plans[key]
+        try:
+            run = self.trials.measure(plan)
+        except DitplanError as error:
+            self._fail(key, error)
+            return False
+        trial.report(run.latency_s, number)
+        if run.memory_bytes is not None:
+            known = trial.user_attrs.get("memory_bytes", 0)
+            trial.set_user_attr("memory_bytes", max(known, run.memory_bytes))
+        done = len(self._runs()[key])
+        self.say(f"{trial.user_attrs['mesh']}, run {done}: {run.latency_s:.4g} s")
+        return True
+
+    def _prune(self, key: str, behind: Behind) -> None:
+        """Ends a trial that is clearly slower, if it lacks runs; its measurements stay."""
+        runs = len(self._runs()[key])
+        if runs >= self.trials.rounds:
+            return
+        trial, slower = self.running.pop(key), math.expm1(behind.mean)
+        reason = f"{slower:.0%} slower than the fastest after {runs} runs"
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial, state=TrialState.PRUNED)
+        self.say(f"{trial.user_attrs['mesh']}: not run any more: {reason}")
 
     def _plan(self, ranked: Ranked) -> ExecutionPlan:
         t = self.task
         # what fell back would be timed as something that it isn't
         strict = ranked.execution.model_copy(update={"fallback": "refuse"})
-        measured = replace(ranked, execution=strict)
-        return build_plan(measured, t.spec, t.workload, t.cluster, t.backend)
+        unreplaced = replace(ranked, execution=strict)
+        return build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend)
 
     def _budget_is_spent(self) -> bool:
         budget_s = self.trials.budget_s
         return budget_s is not None and time.monotonic() - self.started >= budget_s
 
-    def _fail(self, trial: Trial, error: DitplanError) -> str:
-        whole = str(error) or type(error).__name__
+    def _fail(self, key: str, error: DitplanError) -> None:
+        trial, whole = self.running.pop(key), str(error) or type(error).__name__
         trial.set_user_attr("reason", whole)
         self.study.tell(trial, state=TrialState.FAIL)
         self.say(f"{trial.user_attrs['mesh']}: failed: {whole}")
         if isinstance(error, InputError):
             self.refusals.append(whole)
-        return whole.splitlines()[0]
+        self.failures[key] = cause_in(whole)
 
-    def _note_memory(self, trial: Trial, run: Trialrun) -> None:
-        if run.memory_bytes is not None:
-            known = trial.user_attrs.get("memory_bytes", 0)
-            trial.set_user_attr("memory_bytes", max(known, run.memory_bytes))
-
-    def _values(self, trial: Trial) -> dict[int, float]:
-        """The trial's reported latencies by round."""
-        frozen = next(t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
-        return dict(frozen.intermediate_values)
-
-    def _finish(self, trial: Trial) -> FrozenTrial | None:
-        """Tells the median; a trial without any run stays open for a later search."""
-        values = self._values(trial)
-        if not values:
-            return None
-        return self.study.tell(trial, statistics.median(values.values()))
+    def _finish(self, keys: Iterable[str]) -> None:
+        """Tells the medians; a trial without any run stays open for a later search."""
+        for key in list(keys):
+            if runs := self._runs()[key]:
+                self.study.tell(self.running.pop(key), statistics.median(runs.values()))
 
     def _measurement(self, trial: FrozenTrial, ranked: Ranked) -> Measurement:
-        runs_s = tuple(trial.intermediate_values[i] for i in sorted(trial.intermediate_values))
-        size = ranked.candidate.mesh.size
-        names = [device.name for device in self.task.cluster.devices[:size]]
-        devices = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-        when = (trial.datetime_complete or datetime.now()).astimezone(UTC)
-        return Measurement(
-            latency_s=statistics.median(runs_s),
-            runs_s=runs_s,
-            memory_bytes=trial.user_attrs.get("memory_bytes"),
-            measured_on=when.isoformat(timespec="seconds"),
-            devices=devices,
+        memory_bytes = trial.user_attrs.get("memory_bytes")
+        devices = self.task.cluster.devices[: ranked.candidate.mesh.size]
+        return measurement_of(
+            trial.intermediate_values, memory_bytes, trial.datetime_complete, devices
         )

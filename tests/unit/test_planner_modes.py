@@ -86,9 +86,9 @@ def test_no_more_than_two_modes_of_a_mesh_are_run() -> None:
         run.append(plan)
         return Trialrun(1.0)
 
-    search(TASK, Trials(measure, top=4, rounds=1))
+    search(TASK, Trials(measure, top=3, rounds=1))
     predicted = [plan.mesh for plan in run if plan.execution.mode != "eager"]
-    assert len(predicted) == 4
+    assert len(predicted) == 3
     assert all(predicted.count(mesh) <= 2 for mesh in predicted)
 
 

@@ -17,10 +17,11 @@ from ditplan.planner.memory import memory_of
 from ditplan.planner.pricing import Task, price_all, price_one, space_of
 from ditplan.planner.report import candidate_json, tune_json
 from ditplan.planner.requests import wanted_points
-from ditplan.planner.search import Trialrun, Trials, key_of, search, study_name
+from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.share import patch_shares, point_share
 from ditplan.planner.space import Candidate, enumerate_space, evenly_staged, patching_violation
 from ditplan.planner.topology import Topology
+from ditplan.planner.trials import key_of
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality
 from ditplan.profiles.errors import InputError

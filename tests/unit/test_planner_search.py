@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from ditplan.planner.allowed import Allowed
 from ditplan.planner.pricing import Task
 from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
-from ditplan.planner.search import Trialrun, Trials, key_of, search, study_name
+from ditplan.planner.rounds import MOST_ROUNDS
+from ditplan.planner.search import Trialrun, Trials, search, study_name
+from ditplan.planner.trials import key_of
 from ditplan.profiles.catalog import cluster_names, find_cluster
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.mesh import AXES, Mesh
@@ -63,12 +66,17 @@ def test_without_measuring_the_order_is_that_of_exhaustive_pricing() -> None:
     assert found.pruned == {"cfg > passes": 2}
 
 
-@pytest.mark.parametrize("top", [1, 2, 4])
+@pytest.mark.parametrize("top", [1, 2, 3])
 def test_top_and_control_are_measured_interleaved(top: int) -> None:
-    machine = Machine()
-    found = search(TASK, Trials(machine, top=top, rounds=3))
-    first_round = machine.ran[: len(machine.ran) // 3]
-    assert machine.ran == first_round * 3
+    ran: list[str] = []
+
+    def measure(plan: ExecutionPlan) -> Trialrun:
+        ran.append(str(plan.mesh))
+        return Trialrun(1.0)
+
+    found = search(TASK, Trials(measure, top=top, rounds=3))
+    first_round = ran[: len(ran) // 3]
+    assert ran == first_round * 3
     assert len(set(first_round)) == len(first_round)
     control = next(ranked for ranked in found.ranked if ranked.control)
     assert control.measurement is not None
@@ -113,6 +121,70 @@ def test_failing_candidates_are_told_fail_and_the_others_go_on(tmp_path: Path) -
     assert states[best].user_attrs["reason"] == "rank 1 ran out of memory"
     others = [trial.state for mesh, trial in states.items() if mesh != best]
     assert others == [TrialState.COMPLETE] * len(others)
+
+
+def test_a_clearly_slower_plan_is_run_less_and_its_measurement_is_kept(tmp_path: Path) -> None:
+    journal, ran = tmp_path / "study.log", list[str]()
+    slow = str(search(TASK).ranked[1].candidate.mesh)
+
+    def measure(plan: ExecutionPlan) -> Trialrun:
+        ran.append(str(plan.mesh))
+        return Trialrun((1.5 if str(plan.mesh) == slow else 1.0) + 0.001 * len(ran))
+
+    found = search(TASK, Trials(measure, top=3, rounds=4, journal=journal))
+    counts = Counter(ran)
+    assert counts.pop(slow) == 2
+    assert set(counts.values()) == {4}
+    pruned = [trial for trial in trials_in(journal) if trial.state == TrialState.PRUNED]
+    assert [trial.user_attrs["mesh"].partition(",")[0] for trial in pruned] == [slow]
+    assert "slower than the fastest" in pruned[0].user_attrs["reason"]
+    loser = next(ranked for ranked in found.ranked if str(ranked.candidate.mesh) == slow)
+    assert loser.measurement is not None
+    assert loser.reason.startswith("measured 5")
+    ran.clear()
+    again = search(TASK, Trials(measure, top=3, rounds=4, journal=journal))
+    assert ran == []
+    assert loser.measurement in [ranked.measurement for ranked in again.ranked]
+
+
+def test_what_noise_hides_gets_more_rounds() -> None:
+    noise = random.Random(1)
+    found = search(TASK, Trials(lambda plan: Trialrun(noise.uniform(0.9, 1.1)), top=3, rounds=3))
+    runs = [len(ranked.measurement.runs_s) for ranked in found.ranked if ranked.measurement]
+    assert 3 < max(runs) <= MOST_ROUNDS
+
+
+def test_measuring_ends_when_no_other_plan_can_win() -> None:
+    ran, said = set[str](), list[str]()
+    predicted = {str(r.candidate.mesh): r.prediction.latency_s for r in search(TASK).ranked}
+    # three meshes far ahead of what the others can be
+    ahead = {mesh: 0.3 * latency_s for mesh, latency_s in predicted.items()}
+
+    def measure(plan: ExecutionPlan) -> Trialrun:
+        ran.add(str(plan.mesh))
+        return Trialrun(ahead[str(plan.mesh)])
+
+    found = search(TASK, Trials(measure, top=len(predicted), rounds=2), said.append)
+    assert len(ran) < len(predicted)
+    assert found.ended == "no unmeasured plan can be more than 3% faster"
+    assert any(found.ended in message for message in said)
+    assert next(ranked for ranked in found.ranked if ranked.control).measurement
+    assert found.ended in " ".join(table_text(found, width=200).split())
+    unmeasured = [ranked for ranked in found.ranked if not ranked.measurement]
+    assert all(ranked.corrected_s for ranked in unmeasured)
+    assert all(ranked.latency_s > 0.97 * found.best.latency_s for ranked in unmeasured)
+
+
+def test_the_fastest_so_far_is_run_beside_later_batches() -> None:
+    ran: list[str] = []
+
+    def measure(plan: ExecutionPlan) -> Trialrun:
+        ran.append(str(plan.mesh))
+        return Trialrun(1.0 + 0.01 * list(dict.fromkeys(ran)).index(ran[-1]))
+
+    search(TASK, Trials(measure, top=5, rounds=2))
+    fastest, *_, last = dict.fromkeys(ran)
+    assert fastest in ran[ran.index(last) :]
 
 
 def test_when_all_fail_the_reasons_are_given() -> None:
@@ -184,10 +256,13 @@ def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) ->
     trials = trials_in(journal)
     wanted = {trial.user_attrs["candidate"] for trial in trials}
     assert len(trials) == len(wanted), "a trial was lost or measured twice"
+    assert len(trials) == 4, "the control is among the four that were asked for"
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * len(trials)
-    assert [len(trial.intermediate_values) for trial in trials] == [3] * len(trials)
-    counts = Counter(runs.read_text().splitlines())
-    assert sum(counts.values()) == ran_before + 3 * len(trials) - reported
+    rounds = [set(trial.intermediate_values) for trial in trials]
+    assert rounds[0] == {*range(6)}, "the fastest is run beside the last one, in new rounds"
+    assert rounds[1:] == [{0, 1, 2}, {0, 1, 2}, {3, 4, 5}]
+    ran_after = len(runs.read_text().splitlines())
+    assert ran_after == ran_before + 15 - reported
 
 
 def test_half_a_line_at_the_journal_s_end_is_cut_off(tmp_path: Path) -> None:
