@@ -7,6 +7,7 @@ from ditplan.planner.allowed import Allowed, quality_of
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_swapping, why_too_big
+from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.space import (
     Candidate,
@@ -38,7 +39,8 @@ class Task:
 
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
     leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
-    that none may; `known` is what was measured of their quality.
+    that none may; `known` is what was measured of their quality. `objective` decides between legal
+    plans.
     """
 
     spec: ModelSpec
@@ -51,6 +53,7 @@ class Task:
     profile: ModelProfile | None = None
     allowed: Allowed | None = None
     known: MeasuredQuality | None = None
+    objective: Objective = FASTEST
 
     @property
     def device_kind(self) -> DeviceKind:
