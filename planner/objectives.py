@@ -91,8 +91,13 @@ def objective_for(name: ObjectiveName, max_latency_s: float | None) -> Objective
 
 def dominates(one: Figures, other: Figures) -> bool:
     """Whether one is no worse in latency, GPUs, memory and quality, and better in one of them."""
-    pairs = zip(one.weighed, other.weighed, strict=True)
-    return one.weighed != other.weighed and all(ours <= theirs for ours, theirs in pairs)  # type: ignore[operator]
+    return (
+        one.latency_s <= other.latency_s
+        and one.gpus <= other.gpus
+        and one.memory_bytes <= other.memory_bytes
+        and one.quality <= other.quality
+        and one.weighed != other.weighed
+    )
 
 
 def pareto_set(figures: Sequence[Figures]) -> list[int]:

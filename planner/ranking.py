@@ -53,8 +53,8 @@ class Ranked:
 
     `corrected_s` is what is expected of one that wasn't measured by what was measured of others.
     `reason` says why it lost, and is empty for the best. `too_big` says why GPUs can't hold it,
-    `warning` by how much it exceeds the memory of CPUs, which hold it by swapping. Where throughput is
-    asked for, `replicas` copies run at once, and each is `slowdown` times as slow as alone.
+    `warning` by how much it exceeds the memory of CPUs, which hold it by swapping. Where throughput
+    is asked for, `replicas` copies run at once, each `slowdown` times as slow as alone.
     """
 
     candidate: Candidate
@@ -257,7 +257,7 @@ def reason_for(
         return f"failed when it was run: {loser.failure}"
     theirs = loser.figures(batch)
     if not objective.is_met(theirs):
-        return f"too slow: {_at_once(loser, theirs)}, at most {objective.max_latency_s:g} s"
+        return f"too slow: {_seconds(loser, theirs)}, at most {objective.max_latency_s:g} s"
     if objective.name == "gpus" and (more := theirs.gpus - best.candidate.mesh.size) > 0:
         return f"needs {more} more GPU{'s' if more > 1 else ''}"
     if objective.name == "throughput":
@@ -323,24 +323,22 @@ def _rank(ranked: Ranked, objective: Objective, batch: int) -> tuple[object, ...
     )
 
 
-def _at_once(ranked: Ranked, figures: Figures) -> str:
-    """How long a call takes, and with how many others beside it."""
+def _seconds(ranked: Ranked, figures: Figures) -> str:
+    """How long a call takes, whether that was measured, and how many others run beside it."""
     how = "measured" if ranked.measurement else "predicted"
-    if ranked.replicas > 1:
-        return f"{how} {figures.latency_s:.3g} s while {ranked.replicas} copies run"
-    return f"{how} {figures.latency_s:.3g} s"
+    beside = f" while {ranked.replicas} copies run" if ranked.replicas > 1 else ""
+    return f"{figures.latency_s:.3g} s{beside} ({how})"
 
 
 def _why_none_is_fast_enough(
     weighed: Sequence[Ranked], figures: Sequence[Figures], objective: Objective
 ) -> str:
-    fastest = min(range(len(weighed)), key=lambda i: figures[i].latency_s)
-    ranked = weighed[fastest]
-    allowed_s = math.ceil(figures[fastest].latency_s * 1e4) / 1e4
+    fastest, ranked = min(zip(figures, weighed, strict=True), key=lambda pair: pair[0].latency_s)
+    enough_s = math.ceil(fastest.latency_s * 1e4) / 1e4
     return (
         f"--max-latency {objective.max_latency_s:g}: no plan is that fast; the fastest, "
-        f"{ranked.candidate}, takes {_at_once(ranked, figures[fastest])}: use --max-latency "
-        f"{allowed_s:g} or more, more GPUs, or fewer steps"
+        f"{ranked.candidate.mesh}, takes {_seconds(ranked, fastest)}: use --max-latency "
+        f"{enough_s:g} or more, more GPUs, or fewer steps"
     )
 
 

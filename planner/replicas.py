@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task
+from ditplan.planner.pricing import Task, cost_model_of
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.tables import Group
 from ditplan.planner.topology import Estimate, Topology
@@ -79,7 +79,7 @@ def with_replicas(task: Task, topology: Topology, priced: Sequence[Ranked]) -> l
     sizes = {ranked.candidate.mesh.size for ranked in priced}
     starts = {size: replica_starts(task.cluster, size, gpus) for size in sizes}
     models = {
-        size: CostModel(SharedTopology(topology, first), task.spec, task.profile)
+        size: cost_model_of(task, SharedTopology(topology, first))
         for size, first in starts.items()
         if size > 1 and len(first) > 1
     }
