@@ -280,21 +280,27 @@ def _slower(loser: Ranked, best: Ranked, topology: Topology) -> str:
 
 
 def _less_throughput(loser: Ranked, best: Ranked, batch: int) -> str:
-    """Compares what was measured where both were, else what is predicted of both."""
-    pair = (loser, best)
-    is_measured = bool(loser.measurement and best.measurement)
-    if not is_measured:
-        pair = (replace(loser, measurement=None), replace(best, measurement=None))
+    """Compares what was measured, or is expected after measurements; else what is predicted of
+    both.
+    """
+    how, pair = _how_known(loser), (loser, best)
+    if how == "predicted":
+        pair = (loser, replace(best, measurement=None))
     theirs, ours = (ranked.figures(batch).throughput_per_s for ranked in pair)
     percent = 100 * (theirs / ours - 1)
-    words = f"{'measured' if is_measured else 'predicted'} {abs(percent):.0f}% "
+    words = f"{how} {abs(percent):.0f}% {'more' if percent > 0 else 'less'} throughput"
     if abs(percent) < 100 * (SAME_SPEED - 1):
-        words = "equal throughput"
-    else:
-        words += f"{'more' if percent > 0 else 'less'} throughput"
+        words = f"{how} equal throughput"
     if loser.slowdown >= 1.1 and loser.slowdown > best.slowdown:
         words += f"; {loser.replicas} copies take {loser.slowdown:.1f} times as long as one"
-    return words if is_measured or not best.measurement else f"not measured; {words}"
+    return words if loser.measurement or not best.measurement else f"not measured; {words}"
+
+
+def _how_known(ranked: Ranked) -> str:
+    """Where a candidate's latency comes from."""
+    if ranked.measurement:
+        return "measured"
+    return "predicted" if ranked.corrected_s is None else "expected"
 
 
 def sortable_s(latency_s: float) -> float:
@@ -325,9 +331,8 @@ def _rank(ranked: Ranked, objective: Objective, batch: int) -> tuple[object, ...
 
 def _seconds(ranked: Ranked, figures: Figures) -> str:
     """How long a call takes, whether that was measured, and how many others run beside it."""
-    how = "measured" if ranked.measurement else "predicted"
     beside = f" while {ranked.replicas} copies run" if ranked.replicas > 1 else ""
-    return f"{figures.latency_s:.3g} s{beside} ({how})"
+    return f"{figures.latency_s:.3g} s{beside} ({_how_known(ranked)})"
 
 
 def _why_none_is_fast_enough(

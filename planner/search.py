@@ -21,9 +21,11 @@ from ditplan.planner.choosing import (
     corrected,
     most_to_gain,
     next_batch,
+    next_by_objective,
     trials_left,
     untried,
 )
+from ditplan.planner.objectives import FASTEST
 from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.ranking import (
     Ranked,
@@ -233,6 +235,11 @@ class _Measuring:
         known = sum(ranked.measurement is not None for ranked in results)
         if left <= 0 or not known:
             return []
+        objective = self.task.objective
+        if objective != FASTEST:
+            batch = next_by_objective(results, left, objective, self.task.workload.batch)
+            self.ended = "" if batch else "no unmeasured plan should serve the objective better"
+            return batch
         if most_to_gain(results) <= TOLERANCE:
             self.ended = f"no unmeasured plan can be more than {TOLERANCE:.0%} faster"
             self.say(f"{self.ended}, by {known} measured ones; stopped {left} before the end")

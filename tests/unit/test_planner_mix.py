@@ -38,10 +38,10 @@ SLOW_LINKS = a_cluster(hosts=2, devices=2, inside_bytes_per_s=10e9, inside_kind=
 WISHES = Wishes(sd3_like(), known=lambda workload: None, mode="eager")
 
 
-STAGED = replace(WISHES, spec=find_model("sd3.5-medium"), pins={"pipefusion": 4})
+STAGED = replace(WISHES, spec=find_model("flux-dev"), pins={"pipefusion": 4})
 SIZES = tuple(
     Weighted(STAGED.spec.defaults.model_copy(update={"height": size, "width": size}), 1.0)
-    for size in (1024, 2048)
+    for size in (512, 2048)
 )
 
 
@@ -87,7 +87,9 @@ def test_one_mesh_is_the_cheapest_of_all_configurations(
 
 
 def test_stages_of_one_mesh_hold_the_same_blocks_for_all_workloads() -> None:
-    """The first blocks of SD3.5-medium attend twice, which weighs more in large pictures."""
+    """FLUX's double blocks take longer than its single ones in large pictures, in small ones all
+    take as long as their launches.
+    """
     mixed = plan_mix(STAGED, SIZES, SLOW_LINKS)
     own = {ranking.best.candidate.pipefusion for ranking in mixed.rankings}
     assert mixed.one_mesh is not None
@@ -130,7 +132,7 @@ def test_a_mesh_that_is_fast_only_with_stages_of_each_workload_s_own_does_not_wi
         )
 
     with_it, without = [], []
-    for ranking, blocks in zip(mixed.rankings, ((21, 1, 1, 1), (1, 1, 1, 21)), strict=True):
+    for ranking, blocks in zip(mixed.rankings, ((54, 1, 1, 1), (1, 1, 1, 54)), strict=True):
         first = next(one for one in ranking.ranked if configuration_of(one) == fast)
         others = tuple(one for one in ranking.ranked if one is not first)
         with_it.append(replace(ranking, ranked=(doctored(first, blocks), *others)))

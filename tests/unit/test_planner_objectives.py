@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.choosing import corrected, next_by_objective
 from ditplan.planner.objectives import (
     FASTEST,
     Figures,
@@ -27,7 +28,7 @@ from ditplan.planner.search import Trialrun, Trials, search
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile, Host
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.plan import ExecutionPlan, Quality
+from ditplan.profiles.plan import ExecutionPlan, Measurement, Quality
 from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_link, sd3_like
 
 TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4), modes=("eager",), allowed=Allowed())
@@ -332,6 +333,52 @@ def test_the_fewest_gpus_are_judged_by_what_was_measured() -> None:
     assert next(one for one in found.ranked if one.candidate.mesh.size == 2).reason.startswith(
         "too slow: 10 s (measured)"
     )
+
+
+@pytest.mark.parametrize("slower", [0.8, 1.5, 3.0])
+@pytest.mark.parametrize(("name", "share"), [("gpus", 1.2), ("gpus", 9.0), ("throughput", 9.0)])
+def test_what_is_measured_next_should_be_better_than_what_was(
+    name: ObjectiveName, share: float, slower: float
+) -> None:
+    found = replicated(TASK)
+    bound_s = share * found[0].prediction.latency_s
+    objective = Objective(name, bound_s)
+    order = to_measure(found, objective, 1)
+    results = [
+        replace(one, measurement=measured(slower * one.prediction.latency_s))
+        for one in order[: len(order) // 3]
+    ] + order[len(order) // 3 :]
+    chosen = next_by_objective(results, 9, objective, 1)
+    figures = [(one, one.figures(1)) for one in corrected(results)]
+    known = [own for one, own in figures if one.measurement and objective.is_met(own)]
+    better = [
+        (objective.key(own), one)
+        for one, own in figures
+        if not one.measurement
+        and objective.is_met(own)
+        and all(objective.key(own) < objective.key(other) for other in known)
+    ]
+    if known:
+        assert {one.candidate for one in chosen} <= {one.candidate for _, one in better}
+        assert bool(chosen) == bool(better)
+    else:
+        assert len(chosen) == 3
+    assert not any(one.measurement for one in chosen)
+
+
+def measured(latency_s: float) -> Measurement:
+    return Measurement(
+        latency_s=latency_s, runs_s=(latency_s,), measured_on="2026-01-02", devices="H100"
+    )
+
+
+def test_measuring_ends_where_nothing_should_serve_the_objective_better() -> None:
+    """One GPU is enough, and was measured first."""
+    task = replace(TASK, objective=Objective("gpus", 1000.0))
+    found = search(task, Trials(lambda plan: Trialrun(1.0), top=9, rounds=1))
+    assert found.best.candidate.mesh.size == 1
+    assert sum(one.measurement is not None for one in found.ranked) <= 4
+    assert "should serve the objective better" in found.ended
 
 
 def test_measured_throughput_decides() -> None:
