@@ -323,7 +323,8 @@ class _Measuring:
                 if not self._run_once(key, number):
                     running.remove(key)
             for key, behind in self._behind(running, start).items():
-                if behind.is_clear:
+                # a slower one may serve another objective better
+                if behind.is_clear and self.task.objective == FASTEST:
                     running.remove(key)
                     self._prune(key, behind)
             number += 1

@@ -384,9 +384,10 @@ def test_measuring_ends_where_nothing_should_serve_the_objective_better() -> Non
 def test_measured_throughput_decides() -> None:
     found = search(
         replace(TASK, objective=Objective("throughput")),
-        Trials(lambda plan: Trialrun(9.0 / plan.mesh.size**2), top=4, rounds=1),
+        Trials(lambda plan: Trialrun(9.0 / plan.mesh.size**2), top=4, rounds=4),
     )
     measured = [one for one in found.ranked if one.measurement]
+    assert {len(one.measurement.runs_s) for one in measured if one.measurement} == {4}
     figures = [one.figures(1).throughput_per_s for one in measured]
     assert figures == sorted(figures, reverse=True)
     assert found.best is found.ranked[0] is measured[0]
