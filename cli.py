@@ -4,20 +4,31 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ditplan.planner.asked import allowed_for, check_quality, workload_for
+from ditplan.planner.asked import Wishes, check_quality, workload_for
+from ditplan.planner.mix import load_mix, plan_mix
+from ditplan.planner.objectives import FASTEST, Objective, ObjectiveName, objective_for
 from ditplan.planner.pricing import Task, price_one, space_of, timeline_of
 from ditplan.planner.ranking import Ranking
-from ditplan.planner.report import patching_json, ranking_table, simulate_json, tune_json
+from ditplan.planner.report import (
+    best_text,
+    mix_json,
+    mix_table,
+    mix_text,
+    patching_json,
+    ranking_table,
+    simulate_json,
+    tune_json,
+)
 from ditplan.planner.requests import grid_points, wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.topology import Topology
@@ -178,7 +189,24 @@ def tune(
     warmup: Warmup = None,
     mode: AskedMode = None,
     backend: BackendName = "native",
-    objective: Annotated[Literal["latency"], typer.Option(help="What to make best.")] = "latency",
+    objective: Annotated[
+        ObjectiveName,
+        typer.Option(
+            help="What to make best: latency; throughput, of as many copies of a plan as there is "
+            "room for; or gpus, the fewest that keep --max-latency.",
+        ),
+    ] = "latency",
+    max_latency: Annotated[
+        float | None,
+        typer.Option(min=0, help="The most seconds of denoising a call may take, copies running."),
+    ] = None,
+    workloads: Annotated[
+        Path | None,
+        typer.Option(
+            help='A mix to plan for on paper, such as [{"weight": 3, "height": 1024}, ...]: a plan '
+            "for each workload, and what one mesh for all would cost.",
+        ),
+    ] = None,
     quality: Annotated[
         str,
         typer.Option(
@@ -201,7 +229,10 @@ def tune(
     budget: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which no new run is started.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The plan to write.")] = Path("plan.json"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write: plan.json, or book.json with --workloads."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
@@ -210,6 +241,7 @@ def tune(
     tune that was ended goes on from there.
     """
     terminal = Terminal(as_json)
+    out = out or Path("plan.json" if workloads is None else "book.json")
     _require_folder(out)
     check_quality(quality)
     spec, folder = _find_model(model)
@@ -223,47 +255,39 @@ def tune(
         "dtype": dtype,
     }
     pins = {"cfg": cfg, "pipefusion": pipefusion, "ulysses": ulysses, "ring": ring, "dp": dp}
-    choice: dict[str, Any] = {
-        "pins": {axis: degree for axis, degree in pins.items() if degree is not None},
-        "modes": None if mode is None else (mode,),
-        "backend": find_backend(backend),
-    }
-
-    def approximate(workload: Workload) -> dict[str, Any]:
-        recorded = _recorded_quality(model, spec, workload) if weights is None else None
-        settings = {"pipefusion": pipefusion, "patches": patches, "warmup_steps": warmup}
-        allowed = allowed_for(spec, workload, quality, recorded, **settings)
-        return {"allowed": allowed, "known": recorded}
-
+    wishes = Wishes(
+        spec,
+        known=partial(_recorded_quality, model, spec) if weights is None else _nothing_known,
+        quality=quality,
+        gpus=gpus,
+        pins={axis: degree for axis, degree in pins.items() if degree is not None},
+        patches=patches,
+        warmup_steps=warmup,
+        mode=mode,
+        backend=find_backend(backend),
+        objective=objective_for(objective, max_latency),
+    )
+    if cluster is not None and (hosts is not None or measure):
+        raise InputError(
+            "--cluster plans for a cluster on paper; to measure one give --hosts alone"
+        )
+    if workloads is not None:
+        known = _cluster_of_mix(cluster, wishes.objective, asked)
+        _tune_mix(wishes, workloads, known, out, terminal)
+        return
     if cluster is not None:
-        if hosts is not None or measure:
-            raise InputError(
-                "--cluster plans for a cluster on paper; to measure one give --hosts alone"
-            )
         known = find_cluster(cluster)
         workload = workload_for(spec, known.devices[0].kind, **asked)
-        choice |= approximate(workload)
-        ranking = search(Task(spec, workload, known, gpus=gpus, **choice), progress=terminal.say)
+        ranking = search(wishes.task(workload, known), progress=terminal.say)
     else:
-        require_runtime(choice["backend"])
+        require_runtime(wishes.backend)
         if weights is not None:
             _check_weights(weights, spec)
-        study = _study_of(out)
-        with _workers(hosts, gpus) as workers:
-            workload = workload_for(spec, workers.device, **asked)
-            choice |= approximate(workload)
-            if mode is not None:
-                require_mode(choice["backend"], mode, workers.device)
-            known = _cluster_of(workers, study / "cluster.json", terminal.say)
-            task = Task(spec, workload, known, gpus=gpus, **choice)
-            ranking = _search_for_real(
-                task, workers, weights or folder, measure, budget, study, terminal.say
-            )
-    plan = ranking.to_plan()
-    plan.save(out)
+        how = _How(weights or folder, measure, budget, _study_of(out))
+        ranking = _tune_for_real(wishes, asked, hosts, how, terminal.say)
+    ranking.to_plan().save(out)
     terminal.show(ranking_table(ranking))
-    patched = f", {plan.pipefusion}" if plan.pipefusion else ""
-    terminal.show(f"{out}: {plan.mesh}, {plan.execution.mode}{patched}")
+    terminal.show(f"{out}: {best_text(ranking)}")
     terminal.finish({"plan": str(out)} | tune_json(ranking))
 
 
@@ -465,29 +489,79 @@ def _workers(
     return Workers(entries, gpus or room, kind)
 
 
-def _search_for_real(
-    task: Task,
-    workers: "Workers",
-    weights: Path | None,
-    measure: int | None,
-    budget_s: float | None,
-    study: Path,
+@dataclass(frozen=True)
+class _How:
+    """How to measure: with which weights, how many plans, for how long, and where it is kept."""
+
+    weights: Path | None
+    measure: int | None
+    budget_s: float | None
+    study: Path
+
+
+def _tune_for_real(
+    wishes: Wishes,
+    asked: dict[str, Any],
+    hosts: Path | None,
+    how: _How,
     say: Callable[[str], None],
 ) -> Ranking:
-    """Measures what is missing, searches, and runs the best plans; keeps it all in `study`."""
-    # refuses what can't be planned, so the folder is made for nothing else
-    requests = _points_of(task)
-    study.mkdir(exist_ok=True)
-    task.cluster.save(study / "cluster.json")
-    task = _with_model_profile(task, requests, workers, study, say)
-    top = _default_measure(task.spec, workers.device) if measure is None else measure
+    """Measures what is missing, searches, and runs the best plans; keeps it all in a folder."""
+    with _workers(hosts, wishes.gpus) as workers:
+        workload = workload_for(wishes.spec, workers.device, **asked)
+        # what can't be planned is refused before anything is measured
+        wishes.allowed(workload)
+        if wishes.mode is not None:
+            require_mode(wishes.backend, wishes.mode, workers.device)
+        cluster = _cluster_of(workers, how.study / "cluster.json", say)
+        task = wishes.task(workload, cluster)
+        requests = _points_of(task)
+        how.study.mkdir(exist_ok=True)
+        cluster.save(how.study / "cluster.json")
+        task = _with_model_profile(task, requests, workers, how.study, say)
+        top = _default_measure(task.spec, workers.device) if how.measure is None else how.measure
 
-    def run(plan: ExecutionPlan) -> Trialrun:
-        result = workers.measure(task.spec, weights, plan)
-        return Trialrun(result.latency_s, result.memory_bytes)
+        def run(plan: ExecutionPlan) -> Trialrun:
+            result = workers.measure(task.spec, how.weights, plan)
+            return Trialrun(result.latency_s, result.memory_bytes)
 
-    trials = Trials(run, top=top, budget_s=budget_s, journal=study / "journal.log")
-    return search(task, trials, progress=say)
+        journal = how.study / "journal.log"
+        trials = Trials(run, top=top, budget_s=how.budget_s, journal=journal)
+        return search(task, trials, progress=say)
+
+
+def _tune_mix(
+    wishes: Wishes, workloads: Path, cluster: ClusterProfile, out: Path, terminal: Terminal
+) -> None:
+    """Plans each workload of a mix, writes the book, and says what one mesh would cost."""
+    mix = load_mix(workloads, wishes.spec, cluster.devices[0].kind)
+    mixed = plan_mix(wishes, mix, cluster, terminal.say)
+    mixed.to_book().save(out)
+    terminal.show(mix_table(mixed))
+    terminal.show(f"{out}: {mix_text(mixed)}")
+    terminal.finish({"plan": str(out)} | mix_json(mixed))
+
+
+def _cluster_of_mix(
+    cluster: str | None, objective: Objective, asked: Mapping[str, object]
+) -> ClusterProfile:
+    """The cluster on paper to plan a mix for; refuses what has no meaning beside a mix."""
+    if cluster is None:
+        raise InputError(
+            "--workloads plans on paper: give --cluster, a recorded cluster's name or what "
+            "`ditplan profile --hosts FILE --out cluster.json` has measured"
+        )
+    if objective != FASTEST:
+        raise InputError(
+            "--workloads makes the weighted mean latency best; leave out --objective and "
+            "--max-latency"
+        )
+    for name, value in asked.items():
+        if value is not None:
+            raise InputError(
+                f"--{name}: with --workloads each entry of the file says its own; move it there"
+            )
+    return find_cluster(cluster)
 
 
 def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> ClusterProfile:
@@ -501,6 +575,10 @@ def _cluster_of(workers: "Workers", path: Path, say: Callable[[str], None]) -> C
     for warning in cluster.warnings:
         say(f"warning: {warning}")
     return cluster
+
+
+def _nothing_known(workload: Workload) -> None:
+    """What was measured of a user's own weights."""
 
 
 def _recorded_quality(model: str, spec: ModelSpec, workload: Workload) -> MeasuredQuality | None:

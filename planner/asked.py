@@ -1,12 +1,17 @@
 """What the user asked for, against what the model and the devices can do."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ditplan.planner.allowed import Allowed, warmup_excess
-from ditplan.profiles.cluster import DeviceKind
+from ditplan.planner.objectives import FASTEST, Objective
+from ditplan.planner.pricing import Task
+from ditplan.profiles.backends import BACKENDS, Backend
+from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
-from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
@@ -96,3 +101,58 @@ def allowed_for(
             "--quality exact, or safe"
         )
     return Allowed(patches, warmup_steps, bound, known)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asked of `tune` that holds for any cluster and workload.
+
+    `quality` is what `check_quality` takes, `known` tells what was measured of the user's weights
+    at a workload.
+    """
+
+    spec: ModelSpec
+    known: Callable[[Workload], MeasuredQuality | None]
+    quality: str = "safe"
+    gpus: int | None = None
+    pins: Mapping[str, int] = field(default_factory=dict)
+    patches: int | None = None
+    warmup_steps: int | None = None
+    mode: Mode | None = None
+    backend: Backend = BACKENDS["native"]
+    objective: Objective = FASTEST
+
+    def allowed(self, workload: Workload) -> Allowed | None:
+        """Which approximate plans the user allows at a workload.
+
+        Raises:
+            InputError: as `allowed_for`.
+        """
+        return allowed_for(
+            self.spec,
+            workload,
+            self.quality,
+            self.known(workload),
+            pipefusion=self.pins.get("pipefusion"),
+            patches=self.patches,
+            warmup_steps=self.warmup_steps,
+        )
+
+    def task(self, workload: Workload, cluster: ClusterProfile) -> Task:
+        """The task of planning a workload on a cluster.
+
+        Raises:
+            InputError: as `allowed_for`.
+        """
+        return Task(
+            self.spec,
+            workload,
+            cluster,
+            gpus=self.gpus,
+            pins=self.pins,
+            modes=None if self.mode is None else (self.mode,),
+            backend=self.backend,
+            allowed=self.allowed(workload),
+            known=self.known(workload),
+            objective=self.objective,
+        )

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import ndtr
 
-from ditplan.planner.ranking import Ranked
+from ditplan.planner.objectives import Objective
+from ditplan.planner.ranking import Ranked, to_measure
 from ditplan.planner.refit import QUANTILE, Array, Refit, components_of, refit
 
 FIRST_BATCH = 3
@@ -78,6 +79,24 @@ def next_batch(results: Sequence[Ranked], size: int) -> list[Ranked]:
         chosen.append(best)
         measured_s[best] = float(found.latency_s[best])
     return [results[row] for row in chosen]
+
+
+def next_by_objective(
+    results: Sequence[Ranked], size: int, objective: Objective, pictures: int
+) -> list[Ranked]:
+    """The unmeasured candidates that should serve an objective better than all measured ones do,
+    `size` at most; `pictures` are made by a call.
+
+    While no measured one is fast enough, those that come nearest.
+    """
+    expected = corrected(results)
+    able = [expected[row] for row in _open_rows(results)]
+    measured = [ranked.figures(pictures) for ranked in results if ranked.measurement]
+    best = min((objective.key(one) for one in measured if objective.is_met(one)), default=None)
+    if best is not None:
+        weighed = [(one, one.figures(pictures)) for one in able]
+        able = [one for one, own in weighed if objective.is_met(own) and objective.key(own) < best]
+    return to_measure(able, objective, pictures)[: min(size, NEXT_BATCH)]
 
 
 def most_to_gain(results: Sequence[Ranked]) -> float:

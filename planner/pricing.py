@@ -7,6 +7,7 @@ from ditplan.planner.allowed import Allowed, quality_of
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_swapping, why_too_big
+from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.space import (
     Candidate,
@@ -38,7 +39,8 @@ class Task:
 
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
     leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
-    that none may; `known` is what was measured of their quality.
+    that none may; `known` is what was measured of their quality. `objective` decides between legal
+    plans.
     """
 
     spec: ModelSpec
@@ -51,6 +53,7 @@ class Task:
     profile: ModelProfile | None = None
     allowed: Allowed | None = None
     known: MeasuredQuality | None = None
+    objective: Objective = FASTEST
 
     @property
     def device_kind(self) -> DeviceKind:
@@ -86,7 +89,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
             something.
     """
     space = space_of(task, topology)
-    model = _cost_model(task, topology)
+    model = cost_model_of(task, topology)
     priced = [_price(task, model, candidate) for candidate in space.candidates]
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
@@ -177,7 +180,7 @@ def price_one(
     part = evenly_staged(mesh, spec, patches, warmup_steps)
     if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
         raise InputError(found.sentence)
-    model = _cost_model(task, topology)
+    model = cost_model_of(task, topology)
     return _price(task, model, Candidate(mesh, placement_of(mesh), mode, pipefusion=part))
 
 
@@ -187,7 +190,7 @@ def timeline_of(task: Task, candidate: Candidate) -> Timeline:
     Raises:
         InputError: the cluster profile lacks something.
     """
-    model = CostModel(Topology(task.cluster), task.spec, task.profile)
+    model = cost_model_of(task, Topology(task.cluster))
     return model.timeline(candidate, task.workload)
 
 
@@ -199,7 +202,8 @@ def _check_gpus(task: Task, topology: Topology) -> None:
         )
 
 
-def _cost_model(task: Task, topology: Topology) -> CostModel:
+def cost_model_of(task: Task, topology: Topology) -> CostModel:
+    """Prices the task's model on its cluster as its backend runs it."""
     constants = constants_of(task.backend.name)
     return CostModel(topology, task.spec, task.profile, constants=constants)
 
@@ -207,6 +211,15 @@ def _cost_model(task: Task, topology: Topology) -> CostModel:
 def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     if task.backend.balances_stages:
         candidate = model.balanced(candidate, task.workload)
+    return priced_as_is(task, model, candidate)
+
+
+def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+    """A candidate with its blocks on the stages that it says.
+
+    Raises:
+        InputError: the cluster profile lacks something.
+    """
     part = candidate.pipefusion
     execution = Execution(
         mode=candidate.mode,

@@ -2,13 +2,16 @@
 the best.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, quality_order
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     Execution,
@@ -50,7 +53,8 @@ class Ranked:
 
     `corrected_s` is what is expected of one that wasn't measured by what was measured of others.
     `reason` says why it lost, and is empty for the best. `too_big` says why GPUs can't hold it,
-    `warning` by how much it exceeds the memory of CPUs, which hold it by swapping.
+    `warning` by how much it exceeds the memory of CPUs, which hold it by swapping. Where throughput
+    is asked for, `replicas` copies run at once, each `slowdown` times as slow as alone.
     """
 
     candidate: Candidate
@@ -63,6 +67,8 @@ class Ranked:
     too_big: str | None = None
     warning: str | None = None
     quality: Quality = EXACT
+    replicas: int = 1
+    slowdown: float = 1.0
     reason: str = ""
 
     @property
@@ -72,11 +78,21 @@ class Ranked:
             return self.measurement.latency_s
         return self.prediction.latency_s if self.corrected_s is None else self.corrected_s
 
+    def figures(self, batch: int) -> Figures:
+        """What an objective weighs, with so many pictures a call, while all replicas run."""
+        return Figures(
+            latency_s=sortable_s(self.latency_s * self.slowdown),
+            gpus=self.candidate.mesh.size,
+            memory_bytes=self.prediction.memory_bytes,
+            quality=quality_order(self.quality),
+            pictures=self.replicas * batch,
+        )
+
 
 @dataclass(frozen=True)
 class Ranking:
-    """Candidates, best first: those measured, then those only predicted, failed, and those that
-    don't fit.
+    """Candidates, the objective's best first: those measured, then those only predicted, those that
+    are too slow for it, failed, and those that don't fit.
 
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
     fewer were measured than asked for.
@@ -90,6 +106,7 @@ class Ranking:
     workload: Workload
     cluster: ClusterProfile
     backend: Backend
+    objective: Objective
     ended: str = ""
 
     @property
@@ -101,6 +118,15 @@ class Ranking:
     def alternatives(self) -> tuple[Ranked, ...]:
         """All that lost."""
         return self.ranked[1:]
+
+    @property
+    def pareto(self) -> tuple[Ranked, ...]:
+        """Those that no other one beats in latency, GPUs, memory and quality at once, fastest
+        first.
+        """
+        weighed = _eligible(self.ranked)
+        batch = self.workload.batch
+        return tuple(weighed[i] for i in pareto_set([one.figures(batch) for one in weighed]))
 
     def to_plan(self, index: int = 0, runner_ups: int = 8) -> ExecutionPlan:
         """The plan of one candidate, the best one if not said otherwise, with the best of the
@@ -170,23 +196,76 @@ def runner_up(ranked: Ranked) -> RunnerUp:
     )
 
 
-def in_order(found: Sequence[Ranked], topology: Topology) -> tuple[Ranked, ...]:
-    """Best first, with the reasons why the others lost.
+def in_order(
+    found: Sequence[Ranked],
+    topology: Topology,
+    objective: Objective,
+    batch: int = 1,
+) -> tuple[Ranked, ...]:
+    """Best first, with the reasons why the others lost; `batch` is the pictures a call makes.
 
     What was measured comes before what was only predicted; equals by fewer GPUs first.
+
+    Raises:
+        InputError: none is as fast as the objective demands.
     """
-    ordered = sorted(found, key=_rank)
-    best = ordered[0]
-    losers = (replace(ranked, reason=reason_for(ranked, best, topology)) for ranked in ordered[1:])
+    weighed = _eligible(found)
+    figures = [ranked.figures(batch) for ranked in weighed]
+    place = choose(figures, objective)
+    if place is None:
+        raise InputError(_why_none_is_fast_enough(weighed, figures, objective))
+    best = weighed[place]
+    others = sorted(
+        (ranked for ranked in found if ranked is not best),
+        key=lambda ranked: _rank(ranked, objective, batch),
+    )
+    losers = (
+        replace(ranked, reason=reason_for(ranked, best, topology, objective, batch))
+        for ranked in others
+    )
     return (best, *losers)
 
 
-def reason_for(loser: Ranked, best: Ranked, topology: Topology) -> str:
+def to_measure(fitting: Sequence[Ranked], objective: Objective, batch: int) -> list[Ranked]:
+    """Candidates in the order in which they are worth measuring.
+
+    For the fewest GPUs the first ones are the fastest of each number of GPUs that is faster than
+    fewer: if the first turns out too slow, the next may not be.
+    """
+    figures = [ranked.figures(batch) for ranked in fitting]
+    steps: set[int] = set()
+    if objective.name == "gpus":
+        steps = set(pareto_set([Figures(one.latency_s, one.gpus, 0, (0, 0.0)) for one in figures]))
+    places = sorted(
+        range(len(fitting)),
+        key=lambda i: (
+            not objective.is_met(figures[i]),
+            i not in steps,
+            *objective.key(figures[i]),
+        ),
+    )
+    return [fitting[place] for place in places]
+
+
+def reason_for(
+    loser: Ranked, best: Ranked, topology: Topology, objective: Objective, batch: int = 1
+) -> str:
     """Why a candidate lost against the best, in words."""
     if loser.too_big:
         return f"does not fit: {loser.too_big}"
     if loser.failure:
         return f"failed when it was run: {loser.failure}"
+    theirs = loser.figures(batch)
+    if not objective.is_met(theirs):
+        return f"too slow: {_seconds(loser, theirs)}, at most {objective.max_latency_s:g} s"
+    if objective.name == "gpus" and (more := theirs.gpus - best.candidate.mesh.size) > 0:
+        return f"needs {more} more GPU{'s' if more > 1 else ''}"
+    if objective.name == "throughput":
+        return _less_throughput(loser, best, batch)
+    return _slower(loser, best, topology)
+
+
+def _slower(loser: Ranked, best: Ranked, topology: Topology) -> str:
     if loser.measurement and best.measurement:
         return _compared("measured", loser.latency_s, best.latency_s, loser, best)
     how = "predicted" if loser.corrected_s is None else "expected"
@@ -200,22 +279,71 @@ def reason_for(loser: Ranked, best: Ranked, topology: Topology) -> str:
     return f"{words}: {_main_cause(loser, best, topology)}"
 
 
+def _less_throughput(loser: Ranked, best: Ranked, batch: int) -> str:
+    """Compares what was measured, or is expected after measurements; else what is predicted of
+    both.
+    """
+    how, pair = _how_known(loser), (loser, best)
+    if how == "predicted":
+        pair = (loser, replace(best, measurement=None))
+    theirs, ours = (ranked.figures(batch).throughput_per_s for ranked in pair)
+    percent = 100 * (theirs / ours - 1)
+    words = f"{how} {abs(percent):.0f}% {'more' if percent > 0 else 'less'} throughput"
+    if abs(percent) < 100 * (SAME_SPEED - 1):
+        words = f"{how} equal throughput"
+    if loser.slowdown >= 1.1 and loser.slowdown > best.slowdown:
+        words += f"; {loser.replicas} copies take {loser.slowdown:.1f} times as long as one"
+    return words if loser.measurement or not best.measurement else f"not measured; {words}"
+
+
+def _how_known(ranked: Ranked) -> str:
+    """Where a candidate's latency comes from."""
+    if ranked.measurement:
+        return "measured"
+    return "predicted" if ranked.corrected_s is None else "expected"
+
+
 def sortable_s(latency_s: float) -> float:
     """A latency without the digits in which sums of the same parts differ."""
     return float(f"{latency_s:.6g}")
 
 
-def _rank(ranked: Ranked) -> tuple[object, ...]:
+def _eligible(found: Sequence[Ranked]) -> list[Ranked]:
+    """Those to choose from: the measured ones if there are any, else all that fit."""
+    able = [ranked for ranked in found if not ranked.too_big and not ranked.failure]
+    return [ranked for ranked in able if ranked.measurement] or able
+
+
+def _rank(ranked: Ranked, objective: Objective, batch: int) -> tuple[object, ...]:
     group = 0 if ranked.measurement else 1
     group = 2 if ranked.failure else group
     group = 3 if ranked.too_big else group
+    figures = ranked.figures(batch)
     mesh = ranked.candidate.mesh
     return (
         group,
-        sortable_s(ranked.latency_s),
-        mesh.size,
+        not objective.is_met(figures),
+        *objective.key(figures),
         mesh.degrees,
         ranked.candidate.placement,
+    )
+
+
+def _seconds(ranked: Ranked, figures: Figures) -> str:
+    """How long a call takes, whether that was measured, and how many others run beside it."""
+    beside = f" while {ranked.replicas} copies run" if ranked.replicas > 1 else ""
+    return f"{figures.latency_s:.3g} s{beside} ({_how_known(ranked)})"
+
+
+def _why_none_is_fast_enough(
+    weighed: Sequence[Ranked], figures: Sequence[Figures], objective: Objective
+) -> str:
+    fastest, ranked = min(zip(figures, weighed, strict=True), key=lambda pair: pair[0].latency_s)
+    enough_s = math.ceil(fastest.latency_s * 1e4) / 1e4
+    return (
+        f"--max-latency {objective.max_latency_s:g}: no plan is that fast; the fastest, "
+        f"{ranked.candidate.mesh}, takes {_seconds(ranked, fastest)}: use --max-latency "
+        f"{enough_s:g} or more, more GPUs, or fewer steps"
     )
 
 

@@ -6,9 +6,14 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from ditplan.planner.mix import Mixed
+from ditplan.planner.objectives import Objective
 from ditplan.planner.ranking import Ranked, Ranking
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import Prediction
+
+RIGHT = ("#", "GPUs", "copies", "per s", "measured", "GB", "weight", "best s", "one mesh s")
+"""Columns whose cells stand on the right."""
 
 
 def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
@@ -22,17 +27,20 @@ def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
     shown = [(place, ranked) for place, ranked in numbered if place <= rows or ranked.control]
     headings = headings_of(ranking)
     title = f"{ranking.spec.name}: {ranking.workload}, on {ranking.cluster.name}"
+    title += _wanted(ranking.objective)
     table = Table(title=escape(title), box=SIMPLE_HEAD, padding=0)
     for heading in headings:
-        to_the_right = heading in ("#", "GPUs", "measured", "GB")
+        to_the_right = heading in RIGHT
         table.add_column(heading, no_wrap=True, justify="right" if to_the_right else "left")
     table.columns[-1].no_wrap = False
     table.columns[-1].overflow = "fold"
     for place, ranked in shown:
-        cells = table_cells(place, ranked)
+        cells = table_cells(place, ranked, ranking.workload.batch)
         table.add_row(*(escape(cells[heading]) for heading in headings))
     table.caption_justify = "left"
     said = [*caption_parts(shown, hidden=len(numbered) - len(shown)), ranking.ended]
+    if "copies" in headings:
+        said.insert(1, "per s: what all copies make")
     table.caption = "; ".join(filter(None, said))
     return table
 
@@ -41,15 +49,18 @@ def headings_of(ranking: Ranking) -> list[str]:
     """The columns that say something of this ranking."""
     with_mode = len({ranked.candidate.mode for ranked in ranking.ranked}) > 1
     with_measured = any(ranked.measurement for ranked in ranking.ranked)
+    with_copies = ranking.objective.name == "throughput"
     return [
-        *("#", "mesh", *(["mode"] if with_mode else []), "GPUs", "predicted s"),
+        *("#", "mesh", *(["mode"] if with_mode else []), "GPUs"),
+        *(["copies", "per s"] if with_copies else []),
+        "predicted s",
         *(["measured"] if with_measured else []),
         *("GB", "why not"),
     ]
 
 
-def table_cells(place: int, ranked: Ranked) -> dict[str, str]:
-    """What `ranking_table` can say of a candidate, by heading."""
+def table_cells(place: int, ranked: Ranked, batch: int = 1) -> dict[str, str]:
+    """What `ranking_table` can say of a candidate, by heading; a call makes `batch` pictures."""
     candidate, prediction = ranked.candidate, ranked.prediction
     low_s, high_s = prediction.interval_s
     digits = digits_after_point(prediction.latency_s)
@@ -61,6 +72,8 @@ def table_cells(place: int, ranked: Ranked) -> dict[str, str]:
         "mesh": mesh_text(ranked),
         "mode": candidate.mode,
         "GPUs": str(candidate.mesh.size),
+        "copies": str(ranked.replicas),
+        "per s": f"{ranked.figures(batch).throughput_per_s:.3g}",
         "predicted s": f"{prediction.latency_s:.{digits}f} {interval}",
         "measured": f"{measured_s:.{digits_after_point(measured_s)}f}" if measured_s else "-",
         "GB": f"{prediction.memory_bytes / 1e9:.1f}",
@@ -102,22 +115,27 @@ def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
 
 def tune_json(ranking: Ranking) -> dict[str, object]:
     """What `tune --json` prints, without the path of the plan."""
-    backend = ranking.backend.name
+    backend, batch = ranking.backend.name, ranking.workload.batch
     return {
-        "best": candidate_json(ranking.best, backend),
-        "alternatives": [candidate_json(ranked, backend) for ranked in ranking.alternatives],
+        "objective": ranking.objective.name,
+        "max_latency_s": ranking.objective.max_latency_s,
+        "best": candidate_json(ranking.best, backend, batch),
+        "alternatives": [candidate_json(ranked, backend, batch) for ranked in ranking.alternatives],
+        "pareto": [candidate_json(ranked, backend, batch) for ranked in ranking.pareto],
         "legal": ranking.legal,
         "pruned": ranking.pruned,
         "search_s": ranking.search_s,
     }
 
 
-def candidate_json(ranked: Ranked, backend: str) -> dict[str, object]:
-    """A candidate as `tune --json` shows it.
+def candidate_json(ranked: Ranked, backend: str, batch: int = 1) -> dict[str, object]:
+    """A candidate that makes `batch` pictures a call, as `tune --json` shows it.
 
-    `latency_s` is predicted, `measured_s` null unless it was run.
+    `latency_s` is predicted, `measured_s` null unless it was run; both are of one copy alone.
+    `loaded_latency_s` is what a call takes while all `replicas` run, and `throughput_per_s` what
+    these make together.
     """
-    mesh, prediction = ranked.candidate.mesh, ranked.prediction
+    mesh, prediction, figures = ranked.candidate.mesh, ranked.prediction, ranked.figures(batch)
     return {
         "gpus": mesh.size,
         **dict(zip(AXES, mesh.degrees, strict=True)),
@@ -131,10 +149,103 @@ def candidate_json(ranked: Ranked, backend: str) -> dict[str, object]:
         "end_to_end_s": prediction.end_to_end_s,
         "setup_s": prediction.setup_s,
         "memory_bytes": prediction.memory_bytes,
+        "replicas": ranked.replicas,
+        "loaded_latency_s": figures.latency_s,
+        "throughput_per_s": figures.throughput_per_s,
         "control": ranked.control,
         "reason": ranked.reason,
         "warning": ranked.warning,
     }
+
+
+def best_text(ranking: Ranking) -> str:
+    """What is best, in a line: mesh, mode, PipeFusion's settings, and where throughput is asked for
+    what the copies make.
+    """
+    best = ranking.best
+    part = best.candidate.pipefusion
+    words = [str(best.candidate.mesh), best.execution.mode, *([str(part)] if part else [])]
+    if ranking.objective.name == "throughput":
+        figures = best.figures(ranking.workload.batch)
+        copies = f"{best.replicas} cop{'y' if best.replicas == 1 else 'ies'}"
+        words.append(
+            f"{copies} at once make {figures.throughput_per_s:.3g} a second, each call in "
+            f"{figures.latency_s:.3g} s"
+        )
+    return ", ".join(words)
+
+
+def mix_table(mixed: Mixed) -> Table:
+    """What each workload of a mix takes with its own plan, and with one mesh for all."""
+    first = mixed.rankings[0]
+    one_mesh = mixed.one_mesh
+    costs = one_mesh.costs if one_mesh else (None,) * len(mixed.mix)
+    table = Table(
+        title=escape(f"{first.spec.name} on {first.cluster.name}"), box=SIMPLE_HEAD, padding=0
+    )
+    for heading in ("weight", "workload", "best plan", "GPUs", "best s", "one mesh s"):
+        table.add_column(heading, justify="right" if heading in RIGHT else "left")
+    for weighted, ranking, cost in zip(mixed.mix, mixed.rankings, costs, strict=True):
+        best = ranking.best
+        cells = (
+            f"{weighted.weight:g}",
+            str(weighted.workload),
+            best_text(ranking),
+            str(best.candidate.mesh.size),
+            _seconds(best.prediction.latency_s),
+            _seconds(cost.prediction.latency_s) if cost else "-",
+        )
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def mix_text(mixed: Mixed) -> str:
+    """What the book gains over one mesh for all, in a line."""
+    book = f"weighted mean {_seconds(mixed.mean_s)} s with a plan for each workload"
+    if mixed.one_mesh is None or mixed.gain is None:
+        return f"{book}; no one mesh can serve all of them"
+    first = mixed.one_mesh.costs[0].candidate
+    part = f", {first.pipefusion}" if first.pipefusion else ""
+    return (
+        f"{book}, {_seconds(mixed.one_mesh.mean_s)} s with one mesh for all ({first.mesh}, "
+        f"{first.mode}{part}): {100 * mixed.gain:.1f}% less"
+    )
+
+
+def mix_json(mixed: Mixed) -> dict[str, object]:
+    """What `tune --workloads FILE --json` prints, without the path of the book."""
+    one_mesh, backend = mixed.one_mesh, mixed.rankings[0].backend.name
+    costs = one_mesh.costs if one_mesh else (None,) * len(mixed.mix)
+    return {
+        "workloads": [
+            {
+                "weight": weighted.weight,
+                "workload": weighted.workload.model_dump(),
+                "best": candidate_json(ranking.best, backend, weighted.workload.batch),
+                "one_mesh": candidate_json(cost, backend, weighted.workload.batch)
+                if cost
+                else None,
+                "legal": ranking.legal,
+                "pruned": ranking.pruned,
+            }
+            for weighted, ranking, cost in zip(mixed.mix, mixed.rankings, costs, strict=True)
+        ],
+        "mean_s": mixed.mean_s,
+        "one_mesh_mean_s": one_mesh.mean_s if one_mesh else None,
+        "gain": mixed.gain,
+        "search_s": sum(ranking.search_s for ranking in mixed.rankings),
+    }
+
+
+def _wanted(objective: Objective) -> str:
+    """The objective as a table's title says it."""
+    within = f" within {objective.max_latency_s:g} s" if objective.max_latency_s else ""
+    names = {"latency": "", "throughput": ", by throughput", "gpus": ", by GPUs needed"}
+    return names[objective.name] + within
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.{digits_after_point(seconds)}f}"
 
 
 def patching_json(ranked: Ranked) -> dict[str, object]:

@@ -21,11 +21,21 @@ from ditplan.planner.choosing import (
     corrected,
     most_to_gain,
     next_batch,
+    next_by_objective,
     trials_left,
     untried,
 )
+from ditplan.planner.objectives import FASTEST
 from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.ranking import Ranked, Ranking, build_plan, fingerprint_of, in_order
+from ditplan.planner.ranking import (
+    Ranked,
+    Ranking,
+    build_plan,
+    fingerprint_of,
+    in_order,
+    to_measure,
+)
+from ditplan.planner.replicas import with_replicas
 from ditplan.planner.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
 from ditplan.planner.space import Candidate, axis_orders
 from ditplan.planner.topology import Topology
@@ -74,17 +84,20 @@ class Trials:
 def search(
     task: Task, trials: Trials | None = None, progress: Callable[[str], None] | None = None
 ) -> Ranking:
-    """Ranks all candidates by predicted latency and, with `trials`, the first ones by measured
-    latency.
+    """Ranks all candidates by the objective with predicted latency and, with `trials`, the first
+    ones with measured latency.
 
     Raises:
-        InputError: no mesh is legal with these pins, none fits into memory, or the cluster profile
-            lacks something. ClusterError: every candidate that was tried failed.
+        InputError: no mesh is legal with these pins, none fits into memory, none is as fast as the
+            objective demands, or the cluster profile lacks something. ClusterError: every candidate
+            that was tried failed.
     """
     started = time.monotonic()
     say = progress or (lambda message: None)
     topology = Topology(task.cluster)
     priced, pruned = price_all(task, topology)
+    if task.objective.name == "throughput":
+        priced = with_replicas(task, topology, priced)
     fitting = [ranked for ranked in priced if not ranked.too_big]
     too_big = [ranked for ranked in priced if ranked.too_big]
     say(f"priced {len(priced)} candidates, {len(fitting)} fit")
@@ -96,9 +109,10 @@ def search(
         )
     ended = ""
     if trials and trials.top > 0:
+        fitting = to_measure(fitting, task.objective, task.workload.batch)
         fitting, ended = measured(task, fitting, trials, say)
     return Ranking(
-        ranked=in_order([*fitting, *too_big], topology),
+        ranked=in_order([*fitting, *too_big], topology, task.objective, task.workload.batch),
         legal=len(fitting),
         pruned=pruned,
         search_s=time.monotonic() - started,
@@ -106,6 +120,7 @@ def search(
         workload=task.workload,
         cluster=task.cluster,
         backend=task.backend,
+        objective=task.objective,
         ended=ended,
     )
 
@@ -220,6 +235,11 @@ class _Measuring:
         known = sum(ranked.measurement is not None for ranked in results)
         if left <= 0 or not known:
             return []
+        objective = self.task.objective
+        if objective != FASTEST:
+            batch = next_by_objective(results, left, objective, self.task.workload.batch)
+            self.ended = "" if batch else "no unmeasured plan should serve the objective better"
+            return batch
         if most_to_gain(results) <= TOLERANCE:
             self.ended = f"no unmeasured plan can be more than {TOLERANCE:.0%} faster"
             self.say(f"{self.ended}, by {known} measured ones; stopped {left} before the end")
@@ -303,7 +323,8 @@ class _Measuring:
                 if not self._run_once(key, number):
                     running.remove(key)
             for key, behind in self._behind(running, start).items():
-                if behind.is_clear:
+                # a slower one may serve another objective better
+                if behind.is_clear and self.task.objective == FASTEST:
                     running.remove(key)
                     self._prune(key, behind)
             number += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ditplan import cli
+from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import cluster_names, find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
@@ -75,6 +76,25 @@ WRONG = {
     ),
     "height": ([*TUNE, "--height", "1000"], "nearest is 992"),
     "frames": ([*TUNE, "--frames", "3"], "makes pictures"),
+    "gpus without a bound": ([*TUNE, "--objective", "gpus"], "with --max-latency S"),
+    "latency with a bound": ([*TUNE, "--max-latency", "2"], "use --objective throughput or gpus"),
+    "a mix on no cluster": (
+        ["tune", "--model", "sd3", "--workloads", "mix.json"],
+        "plans on paper: give --cluster",
+    ),
+    "a mix with an objective": (
+        [*TUNE, "--workloads", "mix.json", "--objective", "throughput"],
+        "leave out --objective",
+    ),
+    "a mix with a height": (
+        [*TUNE, "--workloads", "mix.json", "--height", "512"],
+        "--height: with --workloads each entry",
+    ),
+    "no mix": ([*TUNE, "--workloads", "no.json"], "no.json: no such file"),
+    "a mix with an unknown key": (
+        [*TUNE, "--workloads", "mix.json"],
+        "mix.json: entry 2: field hight",
+    ),
     "quality": ([*TUNE, "--quality", "-1"], "must be safe, exact, any or a number"),
     "two sources": ([*TUNE, "--hosts", "here.txt"], "give --hosts alone"),
     "out in no folder": ([*TUNE, "--out", "nowhere/plan.json"], "nowhere doesn't exist"),
@@ -150,6 +170,7 @@ def files(tmp_path: Path) -> None:
     for name, text in hosts.items():
         (tmp_path / f"{name}.txt").write_text(text + "\n")
     a_cluster(device=a_device(kind="cpu")).save(tmp_path / "cpus.json")
+    (tmp_path / "mix.json").write_text('[{"weight": 1}, {"weight": 1, "hight": 512}]')
     plan_for(find_model("sd3-tiny"), Mesh(ulysses=4), workload()).save(tmp_path / "tiny.json")
     plan = plan_for(small_sd3(), Mesh(ulysses=4), workload())
     text = plan.save(tmp_path / "four.json").read_text()
@@ -197,6 +218,67 @@ def test_tune_on_paper_writes_a_plan_and_one_json_object(command: Command) -> No
     assert plan.prediction.latency_s == result["best"]["latency_s"]
     latencies = [one["latency_s"] for one in (result["best"], *result["alternatives"])]
     assert latencies == sorted(latencies)
+
+
+def test_throughput_is_that_of_the_copies_there_is_room_for(command: Command) -> None:
+    asked = [*TUNE, "--mode", "graph", "--gpus", "7", "--batch", "2", "--objective", "throughput"]
+    result = json.loads(command(*asked, "--max-latency", "4", "--json").out)
+    assert (result["objective"], result["max_latency_s"]) == ("throughput", 4.0)
+    every = [result["best"], *result["alternatives"]]
+    for one in every:
+        assert one["replicas"] == 7 // one["gpus"]
+        loaded_s = one["loaded_latency_s"]
+        assert loaded_s >= one["latency_s"] * 0.99999
+        assert one["throughput_per_s"] == pytest.approx(one["replicas"] * 2 / loaded_s, rel=1e-5)
+    fast_enough = [one for one in every if one["loaded_latency_s"] <= 4]
+    assert 0 < len(fast_enough) < len(every)
+    most = max(one["throughput_per_s"] for one in fast_enough)
+    assert result["best"]["throughput_per_s"] == most
+    assert [one["gpus"] for one in result["pareto"]].count(1) >= 1
+    assert ExecutionPlan.load(result["plan"]).mesh.size == result["best"]["gpus"]
+    shown = command(*asked).out
+    assert "by throughput" in shown
+    assert "per s" in shown
+    assert "at once make" in shown
+
+
+def test_gpus_is_the_fewest_that_keep_the_bound(command: Command) -> None:
+    asked = [*TUNE, "--mode", "graph", "--objective", "gpus", "--max-latency", "2"]
+    result = json.loads(command(*asked, "--json").out)
+    every = [result["best"], *result["alternatives"]]
+    assert result["best"]["latency_s"] <= 2
+    assert result["best"]["gpus"] == min(one["gpus"] for one in every if one["latency_s"] <= 2)
+    assert {one["replicas"] for one in every} == {1}
+    none = command(*TUNE, "--objective", "gpus", "--max-latency", "0.001")
+    assert none.code == 2
+    assert none.err.count("error: --max-latency 0.001: no plan is that fast; the fastest,") == 1
+
+
+def test_a_mix_gives_a_book_and_what_one_mesh_for_all_costs(
+    command: Command, tmp_path: Path
+) -> None:
+    entries = [{"weight": 3}, {"weight": 1, "height": 512, "width": 512, "guidance": False}]
+    (tmp_path / "mix.json").write_text(json.dumps(entries))
+    asked = [*TUNE, "--mode", "graph", "--workloads", "mix.json"]
+    result = json.loads(command(*asked, "--json").out)
+    assert result["plan"] == "book.json"
+    first, second = result["workloads"]
+    assert first["best"]["cfg"] == 2
+    assert {one["one_mesh"]["cfg"] for one in (first, second)} == {1}
+    mean_s = (3 * first["best"]["latency_s"] + second["best"]["latency_s"]) / 4
+    one_mean_s = (3 * first["one_mesh"]["latency_s"] + second["one_mesh"]["latency_s"]) / 4
+    assert result["mean_s"] == pytest.approx(mean_s)
+    assert result["one_mesh_mean_s"] == pytest.approx(one_mean_s)
+    assert result["gain"] == pytest.approx(1 - mean_s / one_mean_s)
+    book = PlanBook.load("book.json")
+    for entry, said in zip(book.entries, (first, second), strict=True):
+        assert entry.workload.model_dump() == said["workload"]
+        assert entry.weight == said["weight"]
+        assert book.plan_for(entry.workload).mesh.size == said["best"]["gpus"]
+    shown = command(*asked, "--out", "mine.json").out
+    assert "mine.json: weighted mean" in shown
+    assert "with one mesh for all" in shown
+    assert (tmp_path / "mine.json").exists()
 
 
 def test_pinned_degrees_stay_and_the_rest_is_searched(command: Command) -> None:

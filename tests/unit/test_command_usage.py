@@ -22,7 +22,11 @@ WRONG = {
     "fewer than no ranks": ([*SIMULATE, "--ring", "-2"], "greater than or equal to 1"),
     "unknown dtype": ([*SIMULATE, "--dtype", "int3"], "'float32', 'bfloat16', 'float16'"),
     "unknown mode": ([*TUNE, "--mode", "fast"], "'eager', 'compile', 'graph', 'compile+graph'"),
-    "unknown objective": ([*TUNE, "--objective", "beauty"], "'latency'"),
+    "unknown objective": ([*TUNE, "--objective", "beauty"], "'latency', 'throughput', 'gpus'"),
+    "bound below nothing": (
+        [*TUNE, "--objective", "gpus", "--max-latency", "-1"],
+        "greater than or equal to 0",
+    ),
     "budget that is no number": ([*TUNE, "--budget", "nan"], "greater than or equal to 0"),
 }
 

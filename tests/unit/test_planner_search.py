@@ -343,7 +343,7 @@ def test_the_plan_holds_the_best_candidate_and_its_runner_ups() -> None:
 
 def test_tune_json_holds_what_the_command_line_promises() -> None:
     found = tune_json(search(TASK))
-    assert set(found) == {"best", "alternatives", "legal", "pruned", "search_s"}
+    assert set(found) >= {"best", "alternatives", "legal", "pruned", "search_s"}
     best = found["best"]
     assert isinstance(best, dict)
     promised = {"gpus", *AXES, "patches", "warmup", "mode", "backend", "latency_s", "interval_s"}

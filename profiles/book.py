@@ -1,0 +1,54 @@
+"""A book of plans: one for each workload that a job serves, with how often it comes."""
+
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.workload import Workload
+
+
+class BookEntry(Noun):
+    """A plan and the weight of its workload among all: any positive number."""
+
+    weight: float = Field(gt=0)
+    plan: ExecutionPlan
+
+    @property
+    def workload(self) -> Workload:
+        """What the plan is for."""
+        return self.plan.workload
+
+
+class PlanBook(Record):
+    """Plans of one model for different workloads."""
+
+    kind: ClassVar[str] = "plan book"
+    made_by: ClassVar[str] = "ditplan tune --workloads FILE"
+
+    entries: tuple[BookEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _plans_are_one_model_s_for_different_workloads(self) -> Self:
+        if len({entry.plan.model for entry in self.entries}) > 1:
+            raise ValueError("the plans are for different models; make a book for each")
+        if len({entry.workload for entry in self.entries}) < len(self.entries):
+            raise ValueError("two plans are for the same workload; leave one out")
+        return self
+
+    def plan_for(self, workload: Workload) -> ExecutionPlan:
+        """The plan for just this workload.
+
+        Raises:
+            InputError: there is none; the message lists those that there are.
+        """
+        for entry in self.entries:
+            if entry.workload == workload:
+                return entry.plan
+        there_are = "; ".join(str(entry.workload) for entry in self.entries)
+        raise InputError(
+            f"the book has no plan for {workload}; it has plans for {there_are}: ask for one of "
+            "these, or tune with this one in the mix"
+        )
