@@ -1,9 +1,9 @@
 """What a rank does in a call of the transformer: computing, exchanges, and a ring's attention."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.compute import Timed
+from ditplan.planner.groups import Groups
 from ditplan.profiles.cluster import Operation
 
 
@@ -22,7 +22,7 @@ class Exchange:
     part: str
     operation: Operation
     rank_bytes: float
-    groups: Sequence[tuple[int, ...]]
+    groups: Groups
     timed: Timed
 
 

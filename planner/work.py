@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import DeviceTimes, Timed
 from ditplan.planner.constants import CostConstants, ModeConstants
-from ditplan.planner.share import Share, calls_of
+from ditplan.planner.groups import Groups
+from ditplan.planner.share import Share, Shares, calls_of, values_per_token
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
@@ -39,12 +40,16 @@ class Ledger:
         for key, seconds in other.seconds.items():
             self.seconds[key] += seconds * times
 
+    def include_all(self, other: "Ledger", times: float = 1.0) -> None:
+        """Books the seconds and the bytes of another ledger `times` times."""
+        self.include(other, times)
+        for kind, moved_bytes in other.link_bytes.items():
+            self.link_bytes[kind] += moved_bytes * times
+
     def repeated(self, times: int) -> "Ledger":
         """What is booked here, `times` times."""
         made = Ledger()
-        made.include(self, times)
-        for kind, moved_bytes in self.link_bytes.items():
-            made.link_bytes[kind] = moved_bytes * times
+        made.include_all(self, times)
         return made
 
     @property
@@ -53,19 +58,41 @@ class Ledger:
         return math.fsum(self.seconds.values())
 
 
+class Place:
+    """Where a mesh's axes lie on ranks: its groups, and what was booked there already."""
+
+    def __init__(
+        self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
+    ) -> None:
+        self.placement = placement
+        self._groups_of = groups_of
+        self._groups: dict[tuple[str, ...], Groups] = {}
+        self.booked: dict[tuple[object, ...], Ledger] = {}
+
+    def groups(self, axes: tuple[str, ...]) -> Groups:
+        """The groups of ranks along axes."""
+        if axes not in self._groups:
+            self._groups[axes] = self._groups_of(axes)
+        return self._groups[axes]
+
+
 @dataclass(frozen=True)
 class Step:
-    """A denoising step that is being priced: who does it, the busiest rank's share, the costs."""
+    """A denoising step that is being priced: who does it where, the busiest rank's share, costs."""
 
     candidate: Candidate
     workload: Workload
     share: Share
     device: Device
+    place: Place
     ledger: Ledger = field(default_factory=Ledger)
 
 
 class RankWork:
-    """Prices what a rank does, by what was measured of the model and of the cluster."""
+    """Prices what a rank does, by what was measured of the model and of the cluster.
+
+    Shares of work must be those of `shares`: what was found for one is known by its identity.
+    """
 
     def __init__(
         self,
@@ -75,21 +102,26 @@ class RankWork:
         constants: CostConstants,
     ) -> None:
         self.topology, self.spec, self.constants = topology, spec, constants
-        self._profile = profile
+        self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
+        self.profile = profile
         self._times: dict[str, DeviceTimes] = {}
-        self._groups: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
+        self._places: dict[tuple[object, ...], Place] = {}
+        self._computed: dict[tuple[object, ...], Timed] = {}
+        self._host_s: dict[tuple[object, ...], float] = {}
 
-    def groups(self, candidate: Candidate, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
-        """The candidate's groups of ranks along axes."""
-        key = (candidate.mesh.degrees, candidate.placement, axes)
-        if key not in self._groups:
-            self._groups[key] = candidate.mesh.groups(candidate.placement, axes)
-        return self._groups[key]
+    def place(self, candidate: Candidate) -> Place:
+        """Where the candidate's axes lie: the same one for all that differ in something else."""
+        key, placement = (candidate.mesh.degrees, candidate.order), candidate.placement
+        found = self._places.get(key)
+        # a tuple that is the very same needs no comparing
+        if found is None or (found.placement is not placement and found.placement != placement):
+            found = self._places[key] = Place(candidate.groups, placement)
+        return found
 
     def times_on(self, device: Device) -> DeviceTimes:
         """The durations of the model's parts on a device."""
         if device.name not in self._times:
-            profile = self._profile
+            profile = self.profile
             known = profile if profile and profile.device == device.name else None
             self._times[device.name] = DeviceTimes(self.spec, known, device, self.constants)
         return self._times[device.name]
@@ -101,12 +133,15 @@ class RankWork:
         and where padded text is masked, they are gathered everywhere. A backend that doesn't push
         passes on always.
         """
+        return self._ring_variant(candidate, self.place(candidate))
+
+    def _ring_variant(self, candidate: Candidate, place: Place) -> RingVariant:
         if not self.constants.pushes:
             return "pass"
         if candidate.pipefusion or family_of(self.spec.transformer_class).text_mask:
             return "gather"
-        groups = self.groups(candidate, ("ring",))
-        return "gather" if self.topology.slowest_kind(groups) == "nvlink" else "pass"
+        on_nvlink = self.topology.slowest_kind(place.groups(("ring",))) == "nvlink"
+        return "gather" if on_nvlink else "pass"
 
     def step(
         self, candidate: Candidate, workload: Workload, share: Share, device: Device
@@ -120,12 +155,11 @@ class RankWork:
     def _call(
         self, candidate: Candidate, workload: Workload, share: Share, device: Device
     ) -> Ledger:
-        step = Step(candidate, workload, share, device)
+        step = Step(candidate, workload, share, device, self.place(candidate))
         for run in self.spec.blocks:
-            self.book_blocks(step, run, run.count)
-        self.book_outside(step)
-        self.book_gather(step)
-        self.book_cfg(step)
+            step.ledger.include_all(self.of_block(step, run), run.count)
+        for ledger in (self.of_outside(step), self.of_gather(step), self.of_cfg(step)):
+            step.ledger.include_all(ledger)
         gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.batch_parallel > 1)
         host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
         if device.kind != "cpu":
@@ -133,15 +167,36 @@ class RankWork:
             step.ledger.add("launch", Timed(waits_s, "computed"))
         return step.ledger
 
-    def book_blocks(self, step: Step, run: BlockRun, count: int) -> None:
-        """Books `count` blocks of a run with their exchanges."""
-        for activity in self.block(step, run):
-            self._book(step, activity, count)
+    def of_block(self, step: Step, run: BlockRun) -> Ledger:
+        """One block of a run with its exchanges."""
+        return self._booked(step, id(run), self.block(step, run))
+
+    def of_outside(self, step: Step) -> Ledger:
+        """What is in no block."""
+        return self._booked(step, "outside", (Computation("outside", self.computed(step, None)),))
+
+    def of_gather(self, step: Step) -> Ledger:
+        """The output's tokens being put together again."""
+        return self._booked(step, "gather", self.gather(step))
+
+    def of_cfg(self, step: Step) -> Ledger:
+        """The exchange of the samples' outputs."""
+        return self._booked(step, "cfg", self.cfg(step))
+
+    def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
+        """What some activities take, found once for such a step at its place; not to be changed."""
+        candidate = step.candidate
+        how = (step.device.name, candidate.mode, candidate.pipefusion is None)
+        key, known = (what, id(step.share), *how), step.place.booked
+        if key not in known:
+            known[key] = Ledger()
+            for activity in activities:
+                self._book(known[key], activity)
+        return known[key]
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         """What a rank does in one block of a run, in this order."""
-        times, share = self.times_on(step.device), step.share
-        block = times.block(run, share, step.workload.dtype, step.candidate.mode)
+        share, block = step.share, self.computed(step, run)
         yield Computation("blocks", Timed(block.seconds - block.attention_s, block.source))
         pairs = sum(share.pairs(attention) for attention in run.attentions)
         for attention in run.attentions:
@@ -154,11 +209,15 @@ class RankWork:
             yield from self._attention(step, attention, Timed(own_s, block.source))
             yield from self._ulysses(step, attention, 1)
 
-    def book_outside(self, step: Step) -> None:
-        """Books what is in no block."""
-        times = self.times_on(step.device)
-        found = times.outside(step.share, step.workload.dtype, step.candidate.mode)
-        step.ledger.add("outside", found)
+    def computed(self, step: Step, run: BlockRun | None) -> Timed:
+        """What a block of a run computes, or what is in no block (None), wherever its rank is."""
+        share, mode, dtype = step.share, step.candidate.mode, step.workload.dtype
+        key = (id(share), id(run), step.device.name, dtype, mode)
+        if key not in self._computed:
+            times = self.times_on(step.device)
+            found = times.block(run, share, dtype, mode) if run else None
+            self._computed[key] = found or times.outside(share, dtype, mode)
+        return self._computed[key]
 
     def scheduler(self, workload: Workload, device: Device) -> Timed:
         """A step of the scheduler, on latents of full size."""
@@ -184,7 +243,7 @@ class RankWork:
         tokens = sum(step.share.tokens[segment] for segment in attention.segments)
         numbers = step.share.batch * tokens * attention.heads * attention.head_dim
         one_bytes = numbers * step.workload.dtype_bytes
-        groups = self.groups(step.candidate, ("ulysses",))
+        groups = step.place.groups(("ulysses",))
         operation = self._exchange("all_to_all", groups)
         if operation == "all_to_all":
             pushed = self.constants.pushes and self.topology.slowest_kind(groups) == "nvlink"
@@ -206,8 +265,8 @@ class RankWork:
         heads = step.share.heads(attention)
         numbers = step.share.batch * tokens * heads * attention.head_dim
         sent_bytes = 2 * numbers * step.workload.dtype_bytes
-        if self.ring_variant(step.candidate) == "gather":
-            groups = self.groups(step.candidate, ("ring",))
+        if self._ring_variant(step.candidate, step.place) == "gather":
+            groups = step.place.groups(("ring",))
             operation = self._exchange("all_gather", groups)
             yield self._over(step, "ring", operation, sent_bytes, ("ring",))
             yield Computation("attention", own)
@@ -221,7 +280,7 @@ class RankWork:
             is_hidden=step.device.kind == "cuda",
         )
 
-    def _exchange(self, collective: Operation, groups: Sequence[tuple[int, ...]]) -> Operation:
+    def _exchange(self, collective: Operation, groups: Groups) -> Operation:
         """What the native runtime has in a collective's place: writes into peers' memory, which
         are measured where it can make them.
         """
@@ -233,16 +292,6 @@ class RankWork:
     def _passes_s(self, device: Device, moved_bytes: float) -> float:
         """Seconds to read and write so many bytes of the device's memory."""
         return moved_bytes / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
-
-    def book_gather(self, step: Step) -> None:
-        """Books the output's tokens being put together again."""
-        for exchange in self.gather(step):
-            self._book(step, exchange, 1)
-
-    def book_cfg(self, step: Step) -> None:
-        """Books the exchange of the samples' outputs."""
-        for exchange in self.cfg(step):
-            self._book(step, exchange, 1)
 
     def gather(self, step: Step) -> Iterator[Exchange]:
         """The output's tokens are put together again over ring x ulysses."""
@@ -278,6 +327,10 @@ class RankWork:
         c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
         if "graph" in mode:
             return c.replay_launches * c.launch_s
+        mesh, counted = step.candidate.mesh, tuple(counts)
+        key = (mode, dtype, step.device.name, counted, gathers, mesh.ring, mesh.ulysses > 1)
+        if key in self._host_s:
+            return self._host_s[key]
         times, mode_counts = self.times_on(step.device), c.modes[mode]
         host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
         host_s += gathers * mode_counts.gather_launches * c.launch_s
@@ -285,8 +338,9 @@ class RankWork:
             attentions = len(run.attentions)
             kernels = mode_counts.operation_launches * run.operations
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
-            exchange_launches = _exchange_launches(mode_counts, step.candidate.mesh)
+            exchange_launches = _exchange_launches(mode_counts, mesh)
             host_s += count * (block_s + exchange_launches * c.launch_s * attentions)
+        self._host_s[key] = host_s
         return host_s
 
     def _over(
@@ -298,42 +352,30 @@ class RankWork:
         axes: tuple[str, ...],
     ) -> Exchange:
         """An exchange along axes."""
-        groups = self.groups(step.candidate, axes)
+        groups = step.place.groups(axes)
         found = self.topology.collective_s(operation, rank_bytes, groups)
         start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
         timed = Timed(found.seconds + start_s, found.source)
         return Exchange(part, operation, rank_bytes, groups, timed)
 
-    def _book(self, step: Step, activity: Activity, count: int) -> None:
-        """Books what an activity takes of the rank's time, `count` times."""
+    def _book(self, ledger: Ledger, activity: Activity) -> None:
+        """Books what an activity takes of the rank's time."""
         if isinstance(activity, RingAttention):
-            sent, passes = activity.sent, count * (activity.blocks - 1)
-            step.ledger.add("attention", activity.attend, count * activity.blocks)
-            step.ledger.add("ring", activity.merge, passes)
-            step.ledger.add("ring", Timed(activity.first_sent_s, sent.timed.source), count)
-            later = Timed(activity.later_sent_s, sent.timed.source)
-            step.ledger.add("ring", later, passes - count)
-            self._book_bytes(step, sent, passes)
+            sent, passes = activity.sent, activity.blocks - 1
+            ledger.add("attention", activity.attend, activity.blocks)
+            ledger.add("ring", activity.merge, passes)
+            ledger.add("ring", Timed(activity.first_sent_s, sent.timed.source))
+            ledger.add("ring", Timed(activity.later_sent_s, sent.timed.source), passes - 1)
+            self._book_bytes(ledger, sent, passes)
             return
-        step.ledger.add(activity.part, activity.timed, count)
+        ledger.add(activity.part, activity.timed)
         if isinstance(activity, Exchange):
-            self._book_bytes(step, activity, count)
+            self._book_bytes(ledger, activity, 1)
 
-    def _book_bytes(self, step: Step, exchange: Exchange, count: int) -> None:
+    def _book_bytes(self, ledger: Ledger, exchange: Exchange, times: int) -> None:
         moved = self.topology.link_bytes(exchange.operation, exchange.rank_bytes, exchange.groups)
         for kind, moved_bytes in moved.items():
-            step.ledger.link_bytes[kind] += moved_bytes * count
-
-
-def values_per_token(spec: ModelSpec) -> int:
-    """Numbers that the transformer puts out for an image token: channels x patch area, 64 where
-    unknown.
-    """
-    patch, channels = spec.config.get("patch_size"), spec.config.get("out_channels")
-    channels = channels or spec.config.get("in_channels")
-    if isinstance(patch, int) and isinstance(channels, int):
-        return patch * patch * channels
-    return 64
+            ledger.link_bytes[kind] += moved_bytes * times
 
 
 def _exchange_launches(mode: ModeConstants, mesh: Mesh) -> float:
