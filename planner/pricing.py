@@ -102,7 +102,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
         )
     candidates = [ranked.candidate for ranked in fitting]
     control = rule_of_thumb(candidates, task.spec, task.workload, topology)
-    marked = [replace(ranked, control=ranked.candidate == control) for ranked in priced]
+    marked = [replace(r, control=True) if r.candidate is control else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
         dropped["no better than fewer GPUs"] = unpriced
