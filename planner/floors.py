@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from ditplan.planner.activities import seconds_of
+from ditplan.planner.compute import Timed
 from ditplan.planner.groups import AxisGroups, Groups, groups_along
 from ditplan.planner.memory import MemoryModel
 from ditplan.planner.share import Share, calls_of
@@ -14,7 +16,7 @@ from ditplan.planner.traffic import is_even
 from ditplan.planner.work import Place, RankWork, Step
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import Mode
+from ditplan.profiles.model import BlockRun, Mode
 from ditplan.profiles.plan import Quality
 from ditplan.profiles.workload import Workload
 
@@ -42,6 +44,8 @@ class Floors:
         self._devices = list({device.name: device for device in cluster.devices}.values())
         self._is_measured = bool(work.profile or cluster.collectives)
         self._places: dict[PlaceKey, Place] = {}
+        self._keys: dict[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = {}
+        self._exchanged_s: dict[tuple[object, ...], float] = {}
         self._pieces: dict[tuple[object, ...], _Piece] = {}
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
@@ -78,6 +82,11 @@ class Floors:
         """What of an order of axes can change a floor: for each axis of the sequence its degree and
         how far apart its ranks are, a host at most. None where hosts don't all see the same.
         """
+        if (mesh.degrees, order) not in self._keys:
+            self._keys[mesh.degrees, order] = self._find_place_key(mesh, order)
+        return self._keys[mesh.degrees, order]
+
+    def _find_place_key(self, mesh: Mesh, order: tuple[str, ...]) -> PlaceKey | None:
         host, runs = self._work.topology.ranks_per_host, []
         if not self._work.topology.hosts_are_alike:
             return None
@@ -140,9 +149,9 @@ class Floors:
         blocks = math.ceil(work.spec.block_count / stages)
         if exactly:
             shares = work.shares.of_patches(mesh, workload, patches)
-            different = {id(share): share for share in shares}
-            pieces = {key: piece_of(share) for key, share in different.items()}
-            found = [pieces[id(share)] for share in shares]
+            smallest = self._smallest_like(shares)
+            pieces = {id(share): piece_of(share) for share in smallest.values()}
+            found = [pieces[id(smallest[id(share)])] for share in shares]
             passing_s = [piece.through_s(stages) for piece in found]
             all_s, slowest_s = math.fsum(passing_s), max(passing_s)
             stage_s = math.fsum(piece.stage_s(blocks) for piece in found)
@@ -165,6 +174,19 @@ class Floors:
         steps = max(0, workload.steps - part.warmup_steps)
         return part.warmup_steps * warm_s + steps * step_s
 
+    def _smallest_like(self, shares: Sequence[Share]) -> dict[int, Share]:
+        """For each share, by its identity, the smallest one with as much text, which costs no more
+        where all is computed; the share itself where it is measured.
+        """
+        if self._is_measured:
+            return {id(share): share for share in shares}
+        smallest: dict[int, Share] = {}
+        for share in shares:
+            known = smallest.setdefault(share.tokens["text"], share)
+            if share.predicted < known.predicted:
+                smallest[share.tokens["text"]] = share
+        return {id(share): smallest[share.tokens["text"]] for share in shares}
+
     def _piece(
         self, candidate: Candidate, device: Device, modes: tuple[Mode, ...], share: Share
     ) -> "_Piece":
@@ -183,13 +205,13 @@ class Floors:
         work, runs = self._work, self._work.spec.blocks
         blocks_s = []
         for run in runs:
+            found = [work.computed(step, run) for step in steps]
+            blocks_s.append(min(block.seconds for block in found))
             # linear attention exchanges over both axes at once, which such a place doesn't know
-            priced = has_place and not any(attention.linear for attention in run.attentions)
-            found = (
-                work.of_block(step, run).total if priced else work.computed(step, run).seconds
-                for step in steps
-            )
-            blocks_s.append(min(found))
+            if has_place and not any(attention.linear for attention in run.attentions):
+                # the more attention, the more it hides
+                hiding = max(range(len(found)), key=lambda at: found[at].attention_s)
+                blocks_s[-1] += self._exchanged(steps[hiding], run, found[hiding])
         counts, none = [run.count for run in runs], [0] * len(runs)
         on_cpu = steps[0].device.kind == "cpu"
         return _Piece(
@@ -199,6 +221,19 @@ class Floors:
             host_s=0.0 if on_cpu else min(work.host_s(step, counts, 0) for step in steps),
             again_s=0.0 if on_cpu else min(work.host_s(step, none, 0) for step in steps),
         )
+
+    def _exchanged(self, step: Step, run: BlockRun, block: Timed) -> float:
+        """What a block's exchanges take beside its computing; only a ring that passes on hides them
+        behind it, so that they differ by mode.
+        """
+        is_staged = step.candidate.pipefusion is not None
+        passes_on = not is_staged or not self._work.constants.pushes
+        hiding_s = block.attention_s if step.share.ring > 1 and passes_on else 0.0
+        key = (id(step.share), id(run), id(step.place), step.device.name, is_staged, hiding_s)
+        if key not in self._exchanged_s:
+            block_s = sum(map(seconds_of, self._work.block(step, run)))
+            self._exchanged_s[key] = block_s - block.seconds
+        return self._exchanged_s[key]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
+import gc
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ditplan.planner.allowed import Allowed, quality_of
@@ -91,7 +93,8 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     """
     space = space_of(task, topology)
     model = _cost_model(task, topology)
-    priced, unpriced = _price_space(task, space, model)
+    with _no_collecting():
+        priced, unpriced = _price_space(task, space, model)
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
         least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
@@ -109,6 +112,20 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     if len(fitting) < len(priced):
         dropped["does not fit in memory"] = len(priced) - len(fitting)
     return sorted(marked, key=_by_latency), dropped
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Keeps the garbage collector from going through prices again and again: they have no cycles,
+    and it would take a fifth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranked], int]:

@@ -103,8 +103,9 @@ def _least_worst(
         extra, other_extra = _extras(cost, stage, stages), _extras(other, stage, stages)
         made, at = [math.inf] * (blocks + 1), [0] * (blocks + 1)
         cut = stage
-        # later stages need a block each
-        for last in range(stage + 1, blocks - (stages - 1 - stage) + 1):
+        # later stages need a block each, and after the last one none is left
+        most = blocks - (stages - 1 - stage)
+        for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
             own = cost_of(cut, last)
             while cut + 1 < last and worst[cut] < own:
                 cut += 1

@@ -64,10 +64,10 @@ class Place:
     def __init__(
         self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
     ) -> None:
-        self.placement = placement
-        self._groups_of = groups_of
+        self.placement, self._groups_of = placement, groups_of
         self._groups: dict[tuple[str, ...], Groups] = {}
         self.booked: dict[tuple[object, ...], Ledger] = {}
+        self.exchanges: dict[tuple[object, ...], Exchange] = {}
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""
@@ -91,7 +91,7 @@ class Step:
 class RankWork:
     """Prices what a rank does, by what was measured of the model and of the cluster.
 
-    Shares of work must be those of `shares`: what was found for one is known by its identity.
+    Shares must be those of `shares`: what was found for one is known by its identity.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class RankWork:
         constants: CostConstants,
     ) -> None:
         self.topology, self.spec, self.constants = topology, spec, constants
-        self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
         self.profile = profile
+        self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
         self._times: dict[str, DeviceTimes] = {}
         self._places: dict[tuple[object, ...], Place] = {}
         self._computed: dict[tuple[object, ...], Timed] = {}
@@ -111,11 +111,10 @@ class RankWork:
 
     def place(self, candidate: Candidate) -> Place:
         """Where the candidate's axes lie: the same one for all that differ in something else."""
-        key, placement = (candidate.mesh.degrees, candidate.order), candidate.placement
+        key = (candidate.mesh.degrees, candidate.order)
         found = self._places.get(key)
-        # a tuple that is the very same needs no comparing
-        if found is None or (found.placement is not placement and found.placement != placement):
-            found = self._places[key] = Place(candidate.groups, placement)
+        if found is None or found.placement != candidate.placement:
+            found = self._places[key] = Place(candidate.groups, candidate.placement)
         return found
 
     def times_on(self, device: Device) -> DeviceTimes:
@@ -173,7 +172,8 @@ class RankWork:
 
     def of_outside(self, step: Step) -> Ledger:
         """What is in no block."""
-        return self._booked(step, "outside", (Computation("outside", self.computed(step, None)),))
+        outside = Computation("outside", self.computed(step, None))
+        return self._booked(step, "outside", (outside,))
 
     def of_gather(self, step: Step) -> Ledger:
         """The output's tokens being put together again."""
@@ -185,13 +185,12 @@ class RankWork:
 
     def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
         """What some activities take, found once for such a step at its place; not to be changed."""
-        candidate = step.candidate
-        how = (step.device.name, candidate.mode, candidate.pipefusion is None)
+        how = (step.device.name, step.candidate.mode, step.candidate.pipefusion is None)
         key, known = (what, id(step.share), *how), step.place.booked
         if key not in known:
-            known[key] = Ledger()
+            known[key] = ledger = Ledger()
             for activity in activities:
-                self._book(known[key], activity)
+                self._book(ledger, activity)
         return known[key]
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
@@ -327,21 +326,22 @@ class RankWork:
         c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
         if "graph" in mode:
             return c.replay_launches * c.launch_s
-        mesh, counted = step.candidate.mesh, tuple(counts)
-        key = (mode, dtype, step.device.name, counted, gathers, mesh.ring, mesh.ulysses > 1)
+        mesh = step.candidate.mesh
+        key = (mode, dtype, step.device.name, *counts, gathers, mesh.ring, mesh.ulysses > 1)
         if key in self._host_s:
             return self._host_s[key]
         times, mode_counts = self.times_on(step.device), c.modes[mode]
         host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
         host_s += gathers * mode_counts.gather_launches * c.launch_s
         for run, count in zip(self.spec.blocks, counts, strict=True):
-            attentions = len(run.attentions)
-            kernels = mode_counts.operation_launches * run.operations
+            attentions, kernels = (
+                len(run.attentions),
+                mode_counts.operation_launches * run.operations,
+            )
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
-            exchange_launches = _exchange_launches(mode_counts, mesh)
-            host_s += count * (block_s + exchange_launches * c.launch_s * attentions)
-        self._host_s[key] = host_s
-        return host_s
+            exchange_s = _exchange_launches(mode_counts, mesh) * c.launch_s
+            host_s += count * (block_s + exchange_s * attentions)
+        return self._host_s.setdefault(key, host_s)
 
     def _over(
         self,
@@ -352,11 +352,14 @@ class RankWork:
         axes: tuple[str, ...],
     ) -> Exchange:
         """An exchange along axes."""
-        groups = step.place.groups(axes)
-        found = self.topology.collective_s(operation, rank_bytes, groups)
-        start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
-        timed = Timed(found.seconds + start_s, found.source)
-        return Exchange(part, operation, rank_bytes, groups, timed)
+        key, known = (part, operation, rank_bytes, axes), step.place.exchanges
+        if key not in known:
+            groups = step.place.groups(axes)
+            found = self.topology.collective_s(operation, rank_bytes, groups)
+            start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
+            timed = Timed(found.seconds + start_s, found.source)
+            known[key] = Exchange(part, operation, rank_bytes, groups, timed)
+        return known[key]
 
     def _book(self, ledger: Ledger, activity: Activity) -> None:
         """Books what an activity takes of the rank's time."""
@@ -374,8 +377,8 @@ class RankWork:
 
     def _book_bytes(self, ledger: Ledger, exchange: Exchange, times: int) -> None:
         moved = self.topology.link_bytes(exchange.operation, exchange.rank_bytes, exchange.groups)
-        for kind, moved_bytes in moved.items():
-            ledger.link_bytes[kind] += moved_bytes * times
+        for kind, count in moved.items():
+            ledger.link_bytes[kind] += count * times
 
 
 def _exchange_launches(mode: ModeConstants, mesh: Mesh) -> float:
