@@ -46,12 +46,6 @@ class Ledger:
         for kind, moved_bytes in other.link_bytes.items():
             self.link_bytes[kind] += moved_bytes * times
 
-    def repeated(self, times: int) -> "Ledger":
-        """What is booked here, `times` times."""
-        made = Ledger()
-        made.include_all(self, times)
-        return made
-
     @property
     def total(self) -> float:
         """All seconds."""
@@ -71,9 +65,9 @@ class Place:
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""
-        if axes not in self._groups:
-            self._groups[axes] = self._groups_of(axes)
-        return self._groups[axes]
+        if (found := self._groups.get(axes)) is None:
+            found = self._groups[axes] = self._groups_of(axes)
+        return found
 
 
 @dataclass(frozen=True)
@@ -139,15 +133,16 @@ class RankWork:
             return "pass"
         if candidate.pipefusion or family_of(self.spec.transformer_class).text_mask:
             return "gather"
-        on_nvlink = self.topology.slowest_kind(place.groups(("ring",))) == "nvlink"
-        return "gather" if on_nvlink else "pass"
+        kind = self.topology.slowest_kind(place.groups(("ring",)))
+        return "gather" if kind == "nvlink" else "pass"
 
     def step(
         self, candidate: Candidate, workload: Workload, share: Share, device: Device
     ) -> Ledger:
         """One denoising step of the busiest rank, with all blocks, if it were this device."""
         calls = calls_of(candidate.mesh, self.spec, workload)
-        ledger = self._call(candidate, workload, share, device).repeated(calls)
+        ledger = Ledger()
+        ledger.include_all(self._call(candidate, workload, share, device), calls)
         ledger.add("scheduler", self.scheduler(workload, device))
         return ledger
 
@@ -157,8 +152,8 @@ class RankWork:
         step = Step(candidate, workload, share, device, self.place(candidate))
         for run in self.spec.blocks:
             step.ledger.include_all(self.of_block(step, run), run.count)
-        for ledger in (self.of_outside(step), self.of_gather(step), self.of_cfg(step)):
-            step.ledger.include_all(ledger)
+        for what in (self.of_outside, self.of_gather, self.of_cfg):
+            step.ledger.include_all(what(step))
         gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.batch_parallel > 1)
         host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
         if device.kind != "cpu":
@@ -172,8 +167,7 @@ class RankWork:
 
     def of_outside(self, step: Step) -> Ledger:
         """What is in no block."""
-        outside = Computation("outside", self.computed(step, None))
-        return self._booked(step, "outside", (outside,))
+        return self._booked(step, "outside", [Computation("outside", self.computed(step, None))])
 
     def of_gather(self, step: Step) -> Ledger:
         """The output's tokens being put together again."""
@@ -188,9 +182,9 @@ class RankWork:
         how = (step.device.name, step.candidate.mode, step.candidate.pipefusion is None)
         key, known = (what, id(step.share), *how), step.place.booked
         if key not in known:
-            known[key] = ledger = Ledger()
+            known[key] = Ledger()
             for activity in activities:
-                self._book(ledger, activity)
+                self._book(known[key], activity)
         return known[key]
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
@@ -213,9 +207,9 @@ class RankWork:
         share, mode, dtype = step.share, step.candidate.mode, step.workload.dtype
         key = (id(share), id(run), step.device.name, dtype, mode)
         if key not in self._computed:
-            times = self.times_on(step.device)
-            found = times.block(run, share, dtype, mode) if run else None
-            self._computed[key] = found or times.outside(share, dtype, mode)
+            on = self.times_on(step.device)
+            found = on.block(run, share, dtype, mode) if run else on.outside(share, dtype, mode)
+            self._computed[key] = found
         return self._computed[key]
 
     def scheduler(self, workload: Workload, device: Device) -> Timed:
@@ -265,8 +259,7 @@ class RankWork:
         numbers = step.share.batch * tokens * heads * attention.head_dim
         sent_bytes = 2 * numbers * step.workload.dtype_bytes
         if self._ring_variant(step.candidate, step.place) == "gather":
-            groups = step.place.groups(("ring",))
-            operation = self._exchange("all_gather", groups)
+            operation = self._exchange("all_gather", step.place.groups(("ring",)))
             yield self._over(step, "ring", operation, sent_bytes, ("ring",))
             yield Computation("attention", own)
             return
@@ -320,13 +313,13 @@ class RankWork:
         return _overlapped_s(host_s, device_s, self.constants.launch_exponent) - device_s
 
     def host_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
-        """Host time to launch so many blocks of each run, what is around them, and what puts the
-        output together: every kernel, or a graph as one.
+        """Host time to launch so many blocks of each run, what is around them, and gatherings of
+        the output: every kernel, or a graph as one.
         """
         c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
+        mesh = step.candidate.mesh
         if "graph" in mode:
             return c.replay_launches * c.launch_s
-        mesh = step.candidate.mesh
         key = (mode, dtype, step.device.name, *counts, gathers, mesh.ring, mesh.ulysses > 1)
         if key in self._host_s:
             return self._host_s[key]
