@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.groups import AxisGroups, groups_along
 from ditplan.planner.pricing import Task, price_all, space_of
@@ -24,12 +25,13 @@ from ditplan.planner.space import (
     placement_of,
 )
 from ditplan.planner.topology import Topology
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Operation
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import Prediction
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_link, sd3_like
+from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_link, a_table, sd3_like
 
 SPEC = sd3_like()
 MESHES = st.sampled_from(
@@ -134,14 +136,18 @@ def test_hosts_that_differ_in_one_link_are_not_alike(change: dict[str, object]) 
 
 def test_floors_are_never_above_prices() -> None:
     """Of any mesh, also of those of few ranks, which are priced in any case."""
-    for spec, cluster in (
-        (SPEC, a_cluster(hosts=4, devices=4)),
-        (find_model("flux-dev"), railed(4)),
-        (find_model("wan2.1-1.3b"), find_cluster("2x8xl40-pcie-eth100")),
-        (find_model("sana"), find_cluster("8xh100-nvlink")),
+    measured = a_table("all_gather", {2**16: 1e-5, 2**26: 1e-3}, size=4, groups=4)
+    for spec, cluster, backend in (
+        (SPEC, a_cluster(hosts=4, devices=4), "native"),
+        (SPEC, a_cluster(hosts=4, devices=4, collectives=(measured,)), "native"),
+        (find_model("flux-dev"), railed(4), "native"),
+        (find_model("flux-dev"), railed(4), "xdit"),
+        (find_model("wan2.1-1.3b"), find_cluster("2x8xl40-pcie-eth100"), "native"),
+        (find_model("sana"), find_cluster("8xh100-nvlink"), "native"),
     ):
-        task = Task(spec, spec.defaults, cluster, allowed=Allowed())
-        model, space = CostModel(Topology(cluster), spec), space_of(task, Topology(cluster))
+        task = Task(spec, spec.defaults, cluster, backend=find_backend(backend), allowed=Allowed())
+        model = CostModel(Topology(cluster), spec, constants=constants_of(backend))
+        space = space_of(task, Topology(cluster))
         floors = model.floors(spec.defaults, task.searched_modes)
         for choice in random.Random(2).sample(space.choices, min(25, len(space.choices))):
             for candidate in itertools.islice(space.placed(choice), 0, None, 7):
