@@ -588,14 +588,11 @@ def _recorded_quality(model: str, spec: ModelSpec, workload: Workload) -> Measur
 
 def _points_of(task: Task) -> Sequence[PointRequest]:
     """The shapes of blocks whose times the task's candidates need."""
-    candidates = space_of(task, Topology(task.cluster)).candidates
+    choices = space_of(task, Topology(task.cluster)).choices
     # warm-up steps run what the mesh would without patches
-    meshes = {candidate.mesh for candidate in candidates}
-    patched = {
-        (candidate.mesh, candidate.pipefusion.patches)
-        for candidate in candidates
-        if candidate.pipefusion
-    }
+    meshes = {choice.mesh for choice in choices}
+    settings = [(choice.mesh, part) for choice in choices for part, _ in choice.settings]
+    patched = {(mesh, part.patches) for mesh, part in settings if part}
     return wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
 
 

@@ -1,9 +1,9 @@
 """What a rank does in a call of the transformer: computing, exchanges, and a ring's attention."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.compute import Timed
+from ditplan.planner.groups import Groups
 from ditplan.profiles.cluster import Operation
 
 
@@ -22,7 +22,7 @@ class Exchange:
     part: str
     operation: Operation
     rank_bytes: float
-    groups: Sequence[tuple[int, ...]]
+    groups: Groups
     timed: Timed
 
 
@@ -55,3 +55,13 @@ class RingAttention:
 
 
 Activity = Computation | Exchange | RingAttention
+
+
+def seconds_of(activity: Activity) -> float:
+    """What an activity takes of a rank's time."""
+    if not isinstance(activity, RingAttention):
+        return activity.timed.seconds
+    attended_s = activity.blocks * activity.attend.seconds
+    merged_s = (activity.blocks - 1) * activity.merge.seconds
+    sent_s = activity.first_sent_s + (activity.blocks - 2) * activity.later_sent_s
+    return attended_s + merged_s + sent_s

@@ -213,6 +213,7 @@ class DeviceTimes:
     ) -> None:
         """`profile` must be of this model and device."""
         self.spec, self.profile, self.device, self.constants = spec, profile, device, constants
+        self._known: dict[tuple[str, Mode], list[TimePoint]] = {}
         self._lines: dict[tuple[str, Mode, Dtype], Lines] = {}
 
     def block(self, run: BlockRun, share: Share, dtype: Dtype, mode: Mode) -> Timed:
@@ -299,7 +300,10 @@ class DeviceTimes:
     def _points(self, part: str, mode: Mode, dtype: Dtype) -> list[TimePoint]:
         if self.profile is None or self.profile.dtype != dtype:
             return []
-        return [p for p in self.profile.points if p.part == part and p.mode == mode]
+        if (part, mode) not in self._known:
+            points = self.profile.points
+            self._known[part, mode] = [p for p in points if p.part == part and p.mode == mode]
+        return self._known[part, mode]
 
     def _correction(
         self,

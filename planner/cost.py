@@ -3,18 +3,14 @@ before and after.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ditplan.planner.constants import CostConstants, MemoryConstants
-from ditplan.planner.memory import (
-    block_bytes,
-    fullest_stage,
-    held_parameters,
-    memory_of,
-    room_for_blocks,
-)
+from ditplan.planner.floors import Floors
+from ditplan.planner.groups import listed
+from ditplan.planner.memory import Memory, MemoryModel, held_parameters
 from ditplan.planner.pipeline import Pipeline
-from ditplan.planner.share import patch_shares, share_of
 from ditplan.planner.space import Candidate
 from ditplan.planner.staged_timeline import staged_timeline
 from ditplan.planner.timeline import Timeline, exact_timeline
@@ -22,7 +18,7 @@ from ditplan.planner.topology import Topology
 from ditplan.planner.work import Ledger, RankWork, Step, worst_source
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.model import AttentionKernel, ModelProfile, ModelSpec
+from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Prediction, RingVariant
 from ditplan.profiles.workload import Workload
 
@@ -51,7 +47,10 @@ class CostModel:
         self.constants = constants or CostConstants()
         self.memory_constants = memory_constants or MemoryConstants()
         self._all_devices = self.topology.cluster.devices
+        self._are_all_alike = len(set(self._all_devices)) == 1
         self._work = RankWork(self.topology, spec, profile, self.constants)
+        self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
+        self._around_s: dict[tuple[str, Workload], float] = {}
         self._pipelines: dict[str, tuple[object, Pipeline]] = {}
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
@@ -63,7 +62,8 @@ class CostModel:
         Raises:
             InputError: the cluster profile can't tell how long a collective of this mesh takes.
         """
-        ledgers = [self._ledger(candidate, workload, d) for d in self._devices(candidate)]
+        devices = self.devices_of(candidate)
+        ledgers = [self._ledger(candidate, workload, device) for device in devices]
         ledger = max(ledgers, key=lambda found: found.total)
         times = 1 if candidate.pipefusion else workload.steps
         parts: dict[str, float] = {}
@@ -71,13 +71,7 @@ class CostModel:
             parts[part] = parts.get(part, 0.0) + seconds * times
         latency_s = math.fsum(parts.values())
         around_s = self._around(workload, self._all_devices[candidate.placement[0]])
-        memory = memory_of(
-            self.spec,
-            workload,
-            candidate,
-            self._devices(candidate)[0],
-            self.memory_constants,
-        )
+        memory = self.memory(candidate, workload, devices[0])
         return Prediction(
             latency_s=latency_s,
             interval_s=self._interval(ledger, latency_s, times),
@@ -95,15 +89,24 @@ class CostModel:
         Raises:
             InputError: as `price`.
         """
-        devices = self._devices(candidate)
+        devices = self.devices_of(candidate)
         slowest = max(devices, key=lambda one: self._ledger(candidate, workload, one).total)
         if part := candidate.pipefusion:
             times = self._pipeline(candidate, workload, slowest).times(part)
-            lines = self._work.groups(candidate, ("pipefusion",))
-            passes = self._work.groups(candidate, ("dp", "cfg"))
+            lines = listed(candidate.groups(("pipefusion",)))
+            passes = listed(candidate.groups(("dp", "cfg")))
             return staged_timeline(self.topology, lines, passes, times)
-        share = share_of(candidate.mesh, self.spec, workload)
-        return exact_timeline(self._work, Step(candidate, workload, share, slowest))
+        share = self._work.shares.of(candidate.mesh, workload)
+        place = self._work.place(candidate)
+        return exact_timeline(self._work, Step(candidate, workload, share, slowest, place))
+
+    def floors(self, workload: Workload, modes: Sequence[Mode]) -> Floors:
+        """What candidates cost at least in one of these modes."""
+        return Floors(self._work, self._memory, workload, modes)
+
+    def memory(self, candidate: Candidate, workload: Workload, device: Device) -> Memory:
+        """What the rank that holds most has in its memory, if it were this device."""
+        return self._memory.of(candidate, workload, device)
 
     def balanced(self, candidate: Candidate, workload: Workload) -> Candidate:
         """The candidate with stages that take equally long, as far as blocks and memory allow.
@@ -113,18 +116,18 @@ class CostModel:
         part = candidate.pipefusion
         if part is None:
             return candidate
-        devices = self._devices(candidate)
-        room = room_for_blocks(self.spec, workload, candidate, devices, self.memory_constants)
-        sizes = [block_bytes(self.spec, run, workload, candidate) for run in self.spec.blocks]
+        devices = self.devices_of(candidate)
+        room = self._memory.room_for_blocks(candidate, workload, devices)
+        sizes = self._memory.block_bytes(candidate, workload)
         stages = self._pipeline(candidate, workload, devices[0]).balanced(sizes, room)
         changed = part.model_copy(update={"blocks_per_stage": stages})
         return replace(candidate, pipefusion=changed)
 
     def attention_kernel(self, candidate: Candidate, workload: Workload) -> AttentionKernel:
         """What should compute self-attention: measured where it was, else torch's choice."""
-        share = share_of(candidate.mesh, self.spec, workload)
+        share = self._work.shares.of(candidate.mesh, workload)
         if part := candidate.pipefusion:
-            share = patch_shares(candidate.mesh, self.spec, workload, part.patches)[-1]
+            share = self._work.shares.of_patches(candidate.mesh, workload, part.patches)[-1]
         times = self._work.times_on(self._all_devices[candidate.placement[0]])
         return times.attention_kernel(share, workload.dtype)
 
@@ -137,7 +140,7 @@ class CostModel:
         if candidate.pipefusion:
             pipeline = self._pipeline(candidate, workload, device)
             return pipeline.loop(candidate.pipefusion)
-        share = share_of(candidate.mesh, self.spec, workload)
+        share = self._work.shares.of(candidate.mesh, workload)
         return self._work.step(candidate, workload, share, device)
 
     def _pipeline(self, candidate: Candidate, workload: Workload, device: Device) -> Pipeline:
@@ -152,13 +155,23 @@ class CostModel:
             self._pipelines[device.name] = kept
         return kept[1]
 
-    def _devices(self, candidate: Candidate) -> list[Device]:
-        """One of each kind of device that the candidate uses: each could be the slowest."""
+    def devices_of(self, candidate: Candidate) -> list[Device]:
+        """The different devices that the candidate uses: each could be the slowest, or the
+        smallest.
+        """
         devices = self._all_devices
-        return list({devices[rank].name: devices[rank] for rank in candidate.placement}.values())
+        if self._are_all_alike:
+            return [devices[0]]
+        return list(dict.fromkeys(devices[rank] for rank in candidate.placement))
 
     def _around(self, workload: Workload, device: Device) -> float:
         """Seconds of text encoders and VAE on the first rank."""
+        key = (device.name, workload)
+        if key not in self._around_s:
+            self._around_s[key] = self._find_around(workload, device)
+        return self._around_s[key]
+
+    def _find_around(self, workload: Workload, device: Device) -> float:
         times, c, spec = self._work.times_on(device), self.constants, self.spec
         prompts = workload.batch * min(workload.passes, 2)
         tokens = prompts * workload.text_tokens
@@ -179,12 +192,12 @@ class CostModel:
     def _setup_s(self, candidate: Candidate, workload: Workload) -> float:
         """Loading, and compiling or capturing where the mode does."""
         c, spec = self.constants, self.spec
-        parameters = held_parameters(spec, fullest_stage(spec, workload, candidate))
+        parameters = held_parameters(spec, self._memory.fullest_stage(candidate, workload))
         load_s = parameters * workload.dtype_bytes / c.load_bytes_per_s
         kinds = len({run.kind for run in spec.blocks})
         shapes = 1
         if part := candidate.pipefusion:
-            patches = patch_shares(candidate.mesh, spec, workload, part.patches)
+            patches = self._work.shares.of_patches(candidate.mesh, workload, part.patches)
             shapes += len({id(share) for share in patches})
         compile_s = kinds * shapes * c.compile_s if "compile" in candidate.mode else 0.0
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
-from ditplan.planner.share import Share, share_of
+from ditplan.planner.share import Share, Shares
 from ditplan.planner.space import Candidate
 from ditplan.planner.stages import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
@@ -47,60 +47,103 @@ def memory_of(
 
     In PipeFusion's warm-up a stage sees the whole sequence.
     """
-    c = constants or MemoryConstants()
-    mesh = candidate.mesh
-    share = share_of(mesh, spec, workload)
-    hidden_bytes = share.rows * spec.width * workload.dtype_bytes
-    counts = fullest_stage(spec, workload, candidate)
-    cache = zip(spec.blocks, counts, strict=True)
-    return Memory(
-        weights_bytes=held_parameters(spec, counts) * workload.dtype_bytes,
-        activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
-        buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
-        vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
-        context_bytes=_context_bytes(mesh, device, c) + _graph_bytes(candidate, c),
-        cache_bytes=sum(
-            count * cached_bytes(spec, run, workload, candidate) for run, count in cache
-        ),
-    )
+    return MemoryModel(Shares(spec), spec, constants).of(candidate, workload, device)
 
 
-def room_for_blocks(
-    spec: ModelSpec,
-    workload: Workload,
-    candidate: Candidate,
-    devices: Sequence[Device],
-    constants: MemoryConstants | None = None,
-) -> float:
-    """Bytes that the smallest GPU has for a PipeFusion stage's blocks and their keys and values.
+class MemoryModel:
+    """Counts candidates' memory, what several have in common once."""
 
-    CPUs can swap, so they have room for any.
-    """
-    gpus = [device for device in devices if device.kind != "cpu"]
-    if not gpus:
-        return math.inf
-    device = min(gpus, key=lambda gpu: gpu.memory_bytes)
-    whole = memory_of(spec, workload, candidate, device, constants)
-    counts = fullest_stage(spec, workload, candidate)
-    of_blocks = sum(
-        count * block_bytes(spec, run, workload, candidate)
-        for run, count in zip(spec.blocks, counts, strict=True)
-    )
-    return device.memory_bytes - (whole.total_bytes - of_blocks)
+    def __init__(
+        self, shares: Shares, spec: ModelSpec, constants: MemoryConstants | None = None
+    ) -> None:
+        self._shares, self._spec, self._constants = shares, spec, constants or MemoryConstants()
+        self._found: dict[tuple[object, ...], Memory] = {}
+        self._fullest: dict[tuple[object, ...], tuple[int, ...]] = {}
+        self._cached: dict[tuple[object, ...], tuple[int, ...]] = {}
+
+    def of(self, candidate: Candidate, workload: Workload, device: Device) -> Memory:
+        """The peak of the rank that holds most, as `memory_of`."""
+        stages = candidate.pipefusion.blocks_per_stage if candidate.pipefusion else None
+        has_graph = "graph" in candidate.mode
+        key = (candidate.mesh.degrees, stages, has_graph, device.kind, workload)
+        if key not in self._found:
+            self._found[key] = self._count(candidate, workload, device)
+        return self._found[key]
+
+    def room_for_blocks(
+        self, candidate: Candidate, workload: Workload, devices: Sequence[Device]
+    ) -> float:
+        """Bytes that the smallest GPU has for a PipeFusion stage's blocks and their keys and
+        values.
+
+        CPUs can swap, so they have room for any.
+        """
+        gpus = [device for device in devices if device.kind != "cpu"]
+        if not gpus:
+            return math.inf
+        device = min(gpus, key=lambda gpu: gpu.memory_bytes)
+        whole = self.of(candidate, workload, device)
+        counts = self.fullest_stage(candidate, workload)
+        sizes = self.block_bytes(candidate, workload)
+        of_blocks = sum(count * size for count, size in zip(counts, sizes, strict=True))
+        return device.memory_bytes - (whole.total_bytes - of_blocks)
+
+    def block_bytes(self, candidate: Candidate, workload: Workload) -> list[int]:
+        """One block's weights and what it keeps on a rank from patch to patch, for each run."""
+        kept = self._cached_bytes(candidate, workload)
+        runs = zip(self._spec.blocks, kept, strict=True)
+        return [run.parameters * workload.dtype_bytes + cached for run, cached in runs]
+
+    def fullest_stage(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
+        """How many blocks of each run the rank that holds most has; all of them without
+        PipeFusion.
+        """
+        part = candidate.pipefusion
+        if part is None:
+            return tuple(run.count for run in self._spec.blocks)
+        key = (candidate.mesh.degrees, part.blocks_per_stage, workload)
+        if key not in self._fullest:
+            sizes = self.block_bytes(candidate, workload)
+
+            def held(counts: tuple[int, ...]) -> int:
+                return sum(count * size for count, size in zip(counts, sizes, strict=True))
+
+            stages = runs_of_stages(self._spec.blocks, part.blocks_per_stage)
+            self._fullest[key] = max(stages, key=held)
+        return self._fullest[key]
+
+    def _count(self, candidate: Candidate, workload: Workload, device: Device) -> Memory:
+        c, spec, mesh = self._constants, self._spec, candidate.mesh
+        share = self._shares.of(mesh, workload)
+        hidden_bytes = share.rows * spec.width * workload.dtype_bytes
+        counts = self.fullest_stage(candidate, workload)
+        kept = zip(counts, self._cached_bytes(candidate, workload), strict=True)
+        return Memory(
+            weights_bytes=held_parameters(spec, counts) * workload.dtype_bytes,
+            activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
+            buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
+            vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
+            context_bytes=_context_bytes(mesh, device, c) + _graph_bytes(candidate, c),
+            cache_bytes=sum(count * cached for count, cached in kept),
+        )
+
+    def _cached_bytes(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
+        """The keys and values of the whole sequence that a block of each run keeps for PipeFusion:
+        those of this rank's heads.
+        """
+        if candidate.pipefusion is None:
+            return (0,) * len(self._spec.blocks)
+        key = (candidate.mesh.degrees, workload)
+        if key not in self._cached:
+            share = self._shares.of(candidate.mesh, workload)
+            self._cached[key] = tuple(
+                cached_bytes(share, run, workload) for run in self._spec.blocks
+            )
+        return self._cached[key]
 
 
-def block_bytes(spec: ModelSpec, run: BlockRun, workload: Workload, candidate: Candidate) -> int:
-    """A block's weights and what it keeps on a rank from patch to patch."""
-    return run.parameters * workload.dtype_bytes + cached_bytes(spec, run, workload, candidate)
-
-
-def cached_bytes(spec: ModelSpec, run: BlockRun, workload: Workload, candidate: Candidate) -> int:
-    """The keys and values of the whole sequence that a block keeps for PipeFusion: those of this
-    rank's heads.
-    """
-    if candidate.pipefusion is None:
-        return 0
-    share = share_of(candidate.mesh, spec, workload)
+def cached_bytes(share: Share, run: BlockRun, workload: Workload) -> int:
+    """The keys and values of the whole sequence for the heads of a rank with such a share."""
     numbers = sum(
         sum(share.keys[segment] for segment in attention.segments)
         * share.heads(attention)
@@ -108,19 +151,6 @@ def cached_bytes(spec: ModelSpec, run: BlockRun, workload: Workload, candidate: 
         for attention in run.attentions
     )
     return 2 * share.batch * numbers * workload.dtype_bytes
-
-
-def fullest_stage(spec: ModelSpec, workload: Workload, candidate: Candidate) -> tuple[int, ...]:
-    """How many blocks of each run the rank that holds most has; all of them without PipeFusion."""
-    part = candidate.pipefusion
-    if part is None:
-        return tuple(run.count for run in spec.blocks)
-    sizes = [block_bytes(spec, run, workload, candidate) for run in spec.blocks]
-
-    def held(counts: tuple[int, ...]) -> int:
-        return sum(count * size for count, size in zip(counts, sizes, strict=True))
-
-    return max(runs_of_stages(spec.blocks, part.blocks_per_stage), key=held)
 
 
 def held_parameters(spec: ModelSpec, counts: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 from ditplan.planner.compute import Timed
 from ditplan.planner.schedule import Durations, pipeline_s
-from ditplan.planner.share import Share, patch_shares, share_of
+from ditplan.planner.share import Share
 from ditplan.planner.space import Candidate
 from ditplan.planner.stages import balanced_stages, runs_of_stages
 from ditplan.planner.work import Ledger, RankWork, Step, worst_source
@@ -80,16 +80,17 @@ class Pipeline:
         self._work, self._candidate, self._workload = work, candidate, workload
         self._device, self._part = device, candidate.pipefusion
         self._stages = candidate.mesh.pipefusion
-        mesh, spec = candidate.mesh, work.spec
-        self._lines = work.groups(candidate, ("pipefusion",))
-        repeat_text = work.constants.text_with_every_patch
-        shares = patch_shares(mesh, spec, workload, self._part.patches, repeat_text=repeat_text)
+        self._tasks_s: dict[tuple[int, Stage], float] = {}
+        mesh = candidate.mesh
+        self._place = work.place(candidate)
+        self._lines = self._place.groups(("pipefusion",))
+        shares = work.shares.of_patches(mesh, workload, self._part.patches)
         counts = Counter(map(id, shares))  # patches of one size have the same one
         distinct = {id(share): share for share in shares}
         pieces = {key: self._piece(share) for key, share in distinct.items()}
         self._patches = [pieces[id(share)] for share in shares]
         self._kinds = [(pieces[key], times) for key, times in counts.items()]
-        self._whole = self._piece(share_of(mesh, spec, workload))
+        self._whole = self._piece(work.shares.of(mesh, workload))
 
     def balanced(self, sizes: Sequence[float], room: float) -> tuple[int, ...]:
         """Blocks per stage so that the slowest stage is fastest and none holds more than `room`.
@@ -177,27 +178,17 @@ class Pipeline:
 
     def _piece(self, share: Share) -> Piece:
         work = self._work
-
-        def new() -> Step:
-            return Step(self._candidate, self._workload, share, self._device)
-
-        blocks = [new() for _ in work.spec.blocks]
-        for step, run in zip(blocks, work.spec.blocks, strict=True):
-            work.book_blocks(step, run, 1)
-        outside, gather, passes = new(), new(), new()
-        work.book_outside(outside)
-        work.book_gather(gather)
-        work.book_cfg(passes)
-        hidden = share.rows * work.spec.width
+        step = Step(self._candidate, self._workload, share, self._device, self._place)
+        blocks = tuple(work.of_block(step, run) for run in work.spec.blocks)
         return Piece(
-            step=outside,
-            blocks=tuple(step.ledger for step in blocks),
-            total_s=tuple(step.ledger.total for step in blocks),
-            outside=outside.ledger,
-            gather=gather.ledger,
-            passes=passes.ledger,
-            onward_bytes=hidden * self._workload.dtype_bytes,
-            back_bytes=work.predicted_bytes(outside, share.predicted),
+            step=step,
+            blocks=blocks,
+            total_s=tuple(block.total for block in blocks),
+            outside=work.of_outside(step),
+            gather=work.of_gather(step),
+            passes=work.of_cfg(step),
+            onward_bytes=share.rows * work.spec.width * self._workload.dtype_bytes,
+            back_bytes=work.predicted_bytes(step, share.predicted),
         )
 
     def _row(self, seconds_of: Callable[[Piece], float]) -> list[float]:
@@ -210,8 +201,11 @@ class Pipeline:
 
     def _task_s(self, piece: Piece, stage: Stage) -> float:
         """Seconds in which a stage computes a piece."""
-        device_s = self._device_s(piece, stage)
-        return device_s + self._waits_s(piece, stage, device_s)
+        key = (id(piece), stage)
+        if key not in self._tasks_s:
+            device_s = self._device_s(piece, stage)
+            self._tasks_s[key] = device_s + self._waits_s(piece, stage, device_s)
+        return self._tasks_s[key]
 
     def _device_s(self, piece: Piece, stage: Stage) -> float:
         blocks_s = sum(n * s for n, s in zip(stage.counts, piece.total_s, strict=True))
@@ -262,7 +256,7 @@ class Pipeline:
         """A piece's transfer from a stage to the next, or back to the first."""
         back = position == self._stages - 1
         count = piece.back_bytes if back else piece.onward_bytes
-        found = self._work.topology.hop_s(count, self._lines, position)
+        found = self._work.topology.hops_s(count, self._lines)[position]
         return Timed(found.seconds, found.source)
 
     @cached_property
@@ -313,15 +307,12 @@ class Pipeline:
             for booked, share in moved:
                 for kind, count in booked.link_bytes.items():
                     ledger.link_bytes[kind] += count * share
-            for position in self._hops:
-                back = position == stages - 1
-                if back and piece is self._whole:
-                    continue
-                sent = piece.back_bytes if back else piece.onward_bytes
-                self._book_hop(ledger, sent * times, position)
-        told = warmup * self._whole.back_bytes
+        pieces = ((self._whole, warmup), *((p, n * steps) for p, n in self._kinds))
+        onward = sum(piece.onward_bytes * times for piece, times in pieces)
         for position in self._hops[:-1]:
-            self._book_hop(ledger, told, position)
+            self._book_hop(ledger, onward + warmup * self._whole.back_bytes, position)
+        back = sum(piece.back_bytes * times * steps for piece, times in self._kinds)
+        self._book_hop(ledger, back, stages - 1)
 
     def _book_hop(self, ledger: Ledger, count: float, position: int) -> None:
         hop = self._work.topology.hop_bytes(count, self._lines, position)

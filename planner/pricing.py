@@ -1,16 +1,22 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
-from collections.abc import Mapping
+import gc
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ditplan.planner.allowed import Allowed, quality_of
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of, why_swapping, why_too_big
+from ditplan.planner.floors import Floors, Front
+from ditplan.planner.memory import why_swapping, why_too_big
 from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.space import (
+    EXHAUSTIVE_RANKS,
     Candidate,
+    Choice,
     Space,
     enumerate_space,
     evenly_staged,
@@ -27,7 +33,7 @@ from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
-from ditplan.profiles.plan import Execution, Fallback
+from ditplan.profiles.plan import Execution, Fallback, Quality
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
@@ -90,7 +96,8 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     """
     space = space_of(task, topology)
     model = cost_model_of(task, topology)
-    priced = [_price(task, model, candidate) for candidate in space.candidates]
+    with _no_collecting():
+        priced, unpriced = _price_space(task, space, model)
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
         least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
@@ -101,11 +108,82 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
         )
     candidates = [ranked.candidate for ranked in fitting]
     control = rule_of_thumb(candidates, task.spec, task.workload, topology)
-    marked = [replace(ranked, control=ranked.candidate == control) for ranked in priced]
+    marked = [replace(r, control=True) if r.candidate is control else r for r in priced]
     dropped = dict(space.dropped)
+    if unpriced:
+        dropped["no better than fewer GPUs"] = unpriced
     if len(fitting) < len(priced):
         dropped["does not fit in memory"] = len(priced) - len(fitting)
     return sorted(marked, key=_by_latency), dropped
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Keeps the garbage collector from going through prices again and again: they have no cycles,
+    and it would take a fifth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranked], int]:
+    """The candidates of a space with their prices, and how many meshes were left out because what
+    they cost at least is no better than what is priced: they can't be the fastest, nor the one with
+    the fewest GPUs that is fast enough, nor one that no other beats.
+    """
+    priced: list[Ranked] = []
+    front, floors = Front(), model.floors(task.workload, task.searched_modes)
+    control, unpriced = _advised(task, space), 0
+    for choice in space.choices:
+        tried = [choice]
+        if choice.mesh.size > EXHAUSTIVE_RANKS and choice.mesh != control:
+            tried = list(_unbeaten(task, front, floors, choice))
+        unpriced += not tried
+        for candidate in itertools.chain(*map(space.placed, tried)):
+            ranked = _price(task, model, candidate)
+            priced.append(ranked)
+            if not ranked.too_big:
+                prediction = ranked.prediction
+                front.add(prediction.latency_s, prediction.memory_bytes, ranked.quality)
+    return priced, unpriced
+
+
+def _unbeaten(task: Task, front: Front, floors: Floors, choice: Choice) -> Iterator[Choice]:
+    """The orders and settings of a mesh that may be better than what is known, by what they cost at
+    least.
+    """
+    alike: dict[object, list[tuple[str, ...]]] = {}
+    for order in choice.orders:
+        alike.setdefault(floors.place_key(choice.mesh, order), []).append(order)
+    for orders in alike.values():
+        kept = []
+        for part, of_part in itertools.groupby(choice.settings, key=lambda setting: setting[0]):
+            tried = [Candidate(choice.mesh, (), mode, orders[0], part) for _, mode in of_part]
+            quality, least_bytes = _quality_of(task, tried[0]), floors.least_bytes(tried[0])
+            if any(front.beats(s, least_bytes, quality) for s in floors.of_modes(tried[0])):
+                continue
+            for candidate in tried:
+                least_bytes = floors.least_bytes(candidate)
+                if not front.beats(floors.least_s(candidate), least_bytes, quality):
+                    kept.append((part, candidate.mode))
+        if kept:
+            yield Choice(choice.mesh, tuple(kept), tuple(orders))
+
+
+def _advised(task: Task, space: Space) -> Mesh:
+    """The mesh that the rule of thumb takes if it fits."""
+    usual = [Candidate(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
+    return rule_of_thumb(usual, task.spec, task.workload, space.topology).mesh
+
+
+def _quality_of(task: Task, candidate: Candidate) -> Quality:
+    part = candidate.pipefusion
+    return quality_of(task.known, part.patches, part.warmup_steps) if part else EXACT
 
 
 def space_of(task: Task, topology: Topology) -> Space:
@@ -132,7 +210,7 @@ def space_of(task: Task, topology: Topology) -> Space:
         modes=task.searched_modes,
         allowed=task.allowed,
     )
-    if not space.candidates:
+    if not space.choices:
         approximate = task.allowed is not None
         why = why_illegal(
             pinned, task.spec, task.workload, None, task.backend, approximate=approximate
@@ -220,7 +298,6 @@ def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     Raises:
         InputError: the cluster profile lacks something.
     """
-    part = candidate.pipefusion
     execution = Execution(
         mode=candidate.mode,
         fallback=task.fallback,
@@ -231,27 +308,28 @@ def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
         candidate,
         model.price(candidate, task.workload),
         execution,
-        too_big=_why_too_big(task, candidate),
-        warning=_why_swapping(task, candidate),
-        quality=quality_of(task.known, part.patches, part.warmup_steps) if part else EXACT,
+        too_big=_why_too_big(task, model, candidate),
+        warning=_why_swapping(task, model, candidate),
+        quality=_quality_of(task, candidate),
     )
 
 
-def _why_too_big(task: Task, candidate: Candidate) -> str | None:
+def _why_too_big(task: Task, model: CostModel, candidate: Candidate) -> str | None:
     """Why the GPU with the least memory doesn't hold a candidate.
 
     None if it does, or there is no GPU.
     """
-    devices = task.cluster.devices
-    gpus = [devices[rank] for rank in candidate.placement if devices[rank].kind != "cpu"]
+    gpus = [device for device in model.devices_of(candidate) if device.kind != "cpu"]
     if not gpus:
         return None
     smallest = min(gpus, key=lambda device: device.memory_bytes)
-    return why_too_big(memory_of(task.spec, task.workload, candidate, smallest), smallest)
+    return why_too_big(model.memory(candidate, task.workload, smallest), smallest)
 
 
-def _why_swapping(task: Task, candidate: Candidate) -> str | None:
+def _why_swapping(task: Task, model: CostModel, candidate: Candidate) -> str | None:
     """What the first host whose CPUs need more memory than it has lacks; None if none does."""
+    if all(device.kind != "cpu" for device in model.devices_of(candidate)):
+        return None
     first = 0
     for host in task.cluster.hosts:
         ranks = range(first, first + len(host.devices))
@@ -259,7 +337,7 @@ def _why_swapping(task: Task, candidate: Candidate) -> str | None:
         used = sum(rank in ranks for rank in candidate.placement)
         if not used or host.devices[0].kind != "cpu":
             continue
-        memory = memory_of(task.spec, task.workload, candidate, host.devices[0])
+        memory = model.memory(candidate, task.workload, host.devices[0])
         if why := why_swapping(memory, used, host):
             return why
     return None

@@ -362,8 +362,7 @@ def _main_cause(loser: Ranked, best: Ranked, topology: Topology) -> str:
     share = f"{100 * theirs[part] / loser.prediction.latency_s:.0f}% of the step"
     if part in LINKED_PARTS:
         what, axes = LINKED_PARTS[part]
-        groups = loser.candidate.mesh.groups(loser.candidate.placement, axes)
-        kind = topology.slowest_kind(groups)
+        kind = topology.slowest_kind(loser.candidate.groups(axes))
         return f"{what}{f' over {kind}' if kind else ''} takes {share}"
     words = f"{COMPUTED_PARTS.get(part, f'{part} takes')} {share}"
     fewer = best.candidate.mesh.size - loser.candidate.mesh.size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ditplan.planner.cost import CostModel
+from ditplan.planner.groups import AxisGroups, Groups, listed, wanted
 from ditplan.planner.pricing import Task, cost_model_of
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.tables import Group
@@ -25,21 +26,30 @@ class SharedTopology(Topology):
         self._alone, self._starts = alone, starts
 
     def collective_s(
-        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]
+        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group] | AxisGroups
     ) -> Estimate:
         """Duration of an operation run by all the groups of all copies at once."""
         return self._alone.collective_s(operation, bytes_per_rank, self._of_all(groups))
 
-    def is_measured(self, operation: Operation, groups: Sequence[Group]) -> bool:
+    def is_measured(self, operation: Operation, groups: Sequence[Group] | AxisGroups) -> bool:
         """Whether there is a table of an operation on the groups of all copies."""
         return self._alone.is_measured(operation, self._of_all(groups))
 
-    def hop_s(self, bytes_per_rank: float, lines: Sequence[Group], position: int) -> Estimate:
-        """Duration of one hop of the lines of all copies."""
-        return self._alone.hop_s(bytes_per_rank, self._of_all(lines), position)
+    def hops_s(
+        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups
+    ) -> tuple[Estimate, ...]:
+        """Durations of the hops of the lines of all copies."""
+        return self._alone.hops_s(bytes_per_rank, self._of_all(lines))
 
-    def _of_all(self, groups: Sequence[Group]) -> list[Group]:
-        return [tuple(start + rank for rank in group) for start in self._starts for group in groups]
+    def _of_all(self, groups: Sequence[Group] | AxisGroups) -> Groups:
+        if isinstance(groups, AxisGroups):
+            back_to_back = tuple(groups.ranks * copy for copy in range(len(self._starts)))
+            if tuple(self._starts) == back_to_back:
+                return replace(groups, ranks=groups.ranks * len(self._starts))
+        alone = listed(wanted(groups))
+        return tuple(
+            tuple(start + rank for rank in group) for start in self._starts for group in alone
+        )
 
 
 def replica_starts(cluster: ClusterProfile, size: int, gpus: int) -> tuple[int, ...]:

@@ -40,25 +40,27 @@ def pipeline_s(durations: Durations, steps: int, *, sending_computes: bool = Fal
     Delaying all by the same time delays all that follows by it. So once a step repeats the one
     before, only later, all others do, and what is left is counted and not simulated.
     """
-    stages, patches = range(len(durations.stage_s)), range(len(durations.between_s))
-    stage_free = [0.0] * len(stages)
-    link_free = [0.0] * len(stages)
+    between_s = durations.between_s
+    stages, patches = len(durations.stage_s), range(len(between_s))
+    tasks = list(
+        zip(zip(*durations.stage_s, strict=True), zip(*durations.hop_s, strict=True), strict=True)
+    )
+    links_are_free = not any(map(any, durations.hop_s))
+    stage_free, link_free = [0.0] * stages, [0.0] * stages
     returned = [0.0] * len(patches)
     before: list[float] | None = None
     for step in range(steps):
         for patch in patches:
             ready = 0.0
             if step:
-                ready = max(stage_free[0], returned[patch]) + durations.between_s[patch]
-            for stage in stages:
-                free = stage_free[stage]
-                done = (ready if ready > free else free) + durations.stage_s[stage][patch]
-                free = link_free[stage]
-                ready = (done if done > free else free) + durations.hop_s[stage][patch]
-                stage_free[stage] = ready if sending_computes else done
-                link_free[stage] = ready
+                ready = max(stage_free[0], returned[patch]) + between_s[patch]
+            compute_s, send_s = tasks[patch]
+            if links_are_free:
+                ready = _passed(stage_free, compute_s, ready)
+            else:
+                ready = _sent(stage_free, link_free, compute_s, send_s, ready, sending_computes)
             returned[patch] = ready
-        now = [*stage_free, *link_free, *returned]
+        now = [*stage_free, *returned] if links_are_free else [*stage_free, *link_free, *returned]
         if step > 1 and before is not None:
             period_s = now[0] - before[0]
             if all(
@@ -66,9 +68,36 @@ def pipeline_s(durations: Durations, steps: int, *, sending_computes: bool = Fal
                 for a, b in zip(before, now, strict=True)
             ):
                 left_s = (steps - 1 - step) * period_s
-                return _received(stage_free[0], returned, durations.between_s) + left_s
+                return _received(stage_free[0], returned, between_s) + left_s
         before = now
-    return _received(stage_free[0], returned, durations.between_s)
+    return _received(stage_free[0], returned, between_s)
+
+
+def _passed(stage_free: list[float], compute_s: Sequence[float], ready: float) -> float:
+    """When a patch that is ready at a time is through all stages; notes when each is free again."""
+    for stage, (free, task_s) in enumerate(zip(stage_free, compute_s, strict=True)):
+        ready = (ready if ready > free else free) + task_s
+        stage_free[stage] = ready
+    return ready
+
+
+def _sent(
+    stage_free: list[float],
+    link_free: list[float],
+    compute_s: Sequence[float],
+    send_s: Sequence[float],
+    ready: float,
+    sending_computes: bool,
+) -> float:
+    """The same over links that take their time."""
+    for stage, task_s in enumerate(compute_s):
+        free = stage_free[stage]
+        done = (ready if ready > free else free) + task_s
+        free = link_free[stage]
+        ready = (done if done > free else free) + send_s[stage]
+        stage_free[stage] = ready if sending_computes else done
+        link_free[stage] = ready
+    return ready
 
 
 def _received(free_s: float, returned: Sequence[float], between_s: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
@@ -28,7 +29,7 @@ class Share:
     ulysses: int = 1
     predicted: int = 0
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Tokens of all samples that the rank holds: rows of its matrix products."""
         return self.batch * sum(self.tokens.values())
@@ -99,6 +100,34 @@ def patch_shares(
     return tuple(shares[size] for size in sizes)
 
 
+class Shares:
+    """The shares of one model's workloads, each found once: the same one for all meshes that split
+    alike.
+    """
+
+    def __init__(self, spec: ModelSpec, *, repeat_text: bool = False) -> None:
+        self._spec, self._repeat_text = spec, repeat_text
+        self._whole: dict[tuple[object, ...], Share] = {}
+        self._patches: dict[tuple[object, ...], tuple[Share, ...]] = {}
+
+    def of(self, mesh: Mesh, workload: Workload) -> Share:
+        """The busiest rank's share of the whole sequence, as `share_of`."""
+        key = (samples_of(mesh, self._spec, workload), mesh.ring, mesh.ulysses, workload)
+        if key not in self._whole:
+            self._whole[key] = share_of(mesh, self._spec, workload)
+        return self._whole[key]
+
+    def of_patches(self, mesh: Mesh, workload: Workload, patches: int) -> tuple[Share, ...]:
+        """Its share of each patch, as `patch_shares`."""
+        samples = samples_of(mesh, self._spec, workload)
+        key = (samples, mesh.ring, mesh.ulysses, patches, workload)
+        if key not in self._patches:
+            self._patches[key] = patch_shares(
+                mesh, self._spec, workload, patches, repeat_text=self._repeat_text
+            )
+        return self._patches[key]
+
+
 def _share_of_tokens(
     mesh: Mesh, samples: int, tokens: dict[str, int], keys: dict[str, int]
 ) -> Share:
@@ -147,3 +176,14 @@ def attention_flops(run: BlockRun, share: Share) -> float:
 def width_of(run: BlockRun) -> int:
     """Hidden size of a block: the widest heads x head_dim of its attentions."""
     return max(attention.heads * attention.head_dim for attention in run.attentions)
+
+
+def values_per_token(spec: ModelSpec) -> int:
+    """Numbers that the transformer puts out for an image token: channels x patch area, 64 where
+    unknown.
+    """
+    patch, channels = spec.config.get("patch_size"), spec.config.get("out_channels")
+    channels = channels or spec.config.get("in_channels")
+    if isinstance(patch, int) and isinstance(channels, int):
+        return patch * patch * channels
+    return 64

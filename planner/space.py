@@ -7,9 +7,20 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ditplan.planner.allowed import Allowed, warmup_excess
+from ditplan.planner.groups import Groups, groups_along, strides_of, wanted
+from ditplan.planner.rules import (
+    CFG_REASON,
+    Violation,
+    degrees_within,
+    first_broken,
+    rules_of,
+    violation,
+)
 from ditplan.planner.topology import Topology
+from ditplan.planner.traffic import is_even
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
@@ -18,7 +29,8 @@ from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
-CFG_REASON = "cfg > passes"
+EXHAUSTIVE_RANKS = 16
+"""All legal meshes of up to so many ranks are priced, and of a host's."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +56,57 @@ class Candidate:
         patched = f", {self.pipefusion}" if self.pipefusion else ""
         return f"{self.mesh}, {self.mode}{placed}{patched}"
 
+    @cached_property
+    def follows_order(self) -> bool:
+        """Whether the placement is what follows from the order."""
+        return self.placement == placement_of(self.mesh, self.order)
+
+    def groups(self, axes: tuple[str, ...]) -> Groups:
+        """Its groups of ranks along axes."""
+        if self.follows_order:
+            return groups_along(self.mesh, self.order, axes)
+        return wanted(self.mesh.groups(self.placement, axes))
+
     @property
     def order_text(self) -> str:
         """The axes that are split, far neighbours first, such as `ulysses > cfg`."""
         return " > ".join(axis for axis in self.order if getattr(self.mesh, axis) > 1)
 
 
+Setting = tuple[PipeFusion | None, Mode]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A legal mesh, and what to try on it: settings of PipeFusion (None where it has no stages) in
+    execution modes, and orders of its axes.
+
+    Stages have about the same number of blocks, whatever these take.
+    """
+
+    mesh: Mesh
+    settings: tuple[Setting, ...]
+    orders: tuple[tuple[str, ...], ...]
+
+
 @dataclass(frozen=True)
 class Space:
-    """Legal candidates, and how many meshes were dropped for each reason.
+    """Legal meshes, small ones first, and how many were dropped for each reason."""
 
-    Stages of PipeFusion have about the same number of blocks, whatever these take.
-    """
-
-    candidates: tuple[Candidate, ...]
+    choices: tuple[Choice, ...]
+    topology: Topology
     dropped: dict[str, int]
 
+    def placed(self, choice: Choice) -> Iterator[Candidate]:
+        """A mesh with all its settings and placements that differ."""
+        for order, placement in placements(choice.mesh, self.topology, choice.orders):
+            for part, mode in choice.settings:
+                yield Candidate(choice.mesh, placement, mode, order, part)
 
-@dataclass(frozen=True)
-class Violation:
-    """Why a mesh is not legal: a short reason to count by and a sentence that says what would
-    be right.
-    """
-
-    reason: str
-    sentence: str
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """All of them."""
+        return tuple(itertools.chain(*map(self.placed, self.choices)))
 
 
 def why_illegal(
@@ -98,79 +136,6 @@ def why_illegal(
     return f"{found.sentence}{' (guidance is off)' if is_off else ''}"
 
 
-def violation(
-    mesh: Mesh,
-    spec: ModelSpec,
-    workload: Workload,
-    backend: Backend,
-    *,
-    approximate: bool = False,
-) -> Violation | None:
-    """The first rule that a mesh breaks, whatever the number of GPUs.
-
-    Axes that give another result than one device are against the rules unless `approximate`.
-    """
-    for axis, degree in zip(AXES, mesh.degrees, strict=True):
-        if degree > 1 and axis not in backend.axes:
-            return Violation(
-                f"{axis} not in {backend.name}",
-                f"backend {backend.name} can't run {axis}{degree}: it has "
-                f"{', '.join(backend.axes)}; leave {axis} at 1",
-            )
-        if degree > 1 and axis in backend.approximate_axes and not approximate:
-            return Violation(
-                f"{axis} not exact",
-                f"{axis}{degree} gives another result than one device, and only exact plans are "
-                f"allowed: use --quality safe, or leave {axis} at 1",
-            )
-    family = family_of(spec.transformer_class)
-    if mesh.pipefusion > 1 and backend.staged_families is not None:
-        if family.name not in backend.staged_families:
-            return Violation(
-                "no stages for this model",
-                f"{spec.name} can't run with pipefusion on backend {backend.name}; leave it at 1",
-            )
-    elif mesh.pipefusion > 1 and family.no_pipefusion:
-        return Violation(
-            "no stages for this model",
-            f"{spec.name} can't run with pipefusion: {family.no_pipefusion}; leave it at 1",
-        )
-    if mesh.pipefusion > 1 and mesh.cfg > 1 and family.guidance == "calls":
-        return Violation(
-            "cfg with pipefusion",
-            f"{spec.name} makes a call for each pass, which can't be split over cfg together with "
-            "pipefusion; leave one of them at 1",
-        )
-    ranks, image = mesh.sequence_parallel, spec.image_tokens(workload)
-    rules = (
-        ("dp > pictures", "dp", mesh.dp, workload.batch, "pictures a batch"),
-        (CFG_REASON, "cfg", mesh.cfg, workload.passes, "passes a step"),
-        ("ulysses > heads", "ulysses", mesh.ulysses, spec.heads, "attention heads"),
-        ("pipefusion > blocks", "pipefusion", mesh.pipefusion, spec.block_count, "blocks"),
-        (
-            "ranks > image tokens",
-            "ring x ulysses",
-            ranks,
-            workload.height // spec.pixels_per_token if spec.is_linear else image,
-            "rows of image tokens" if spec.is_linear else "image tokens",
-        ),
-        (
-            "ranks > text tokens",
-            "ring x ulysses",
-            ranks,
-            spec.text_tokens(workload) or ranks,
-            "text tokens",
-        ),
-    )
-    for reason, what, degree, limit, things in rules:
-        if degree > limit:
-            return Violation(
-                reason,
-                f"{what} is {degree}, but {spec.name} has {limit} {things}: use at most {limit}",
-            )
-    return None
-
-
 def patching_violation(
     mesh: Mesh, spec: ModelSpec, workload: Workload, patches: int, warmup_steps: int
 ) -> Violation | None:
@@ -191,18 +156,6 @@ def patching_violation(
     )
 
 
-def degrees_within(gpus: int, axes: Sequence[str], pins: Mapping[str, int]) -> Iterator[Mesh]:
-    """All meshes of at most so many GPUs over some axes.
-
-    Pinned axes keep their degree, all others are 1.
-    """
-    free = [axis for axis in axes if axis not in pins]
-    fixed = {axis: degree for axis, degree in pins.items() if degree > 1}
-    room = gpus // math.prod(fixed.values())
-    for degrees in _products_within(room, len(free)):
-        yield Mesh(**fixed, **dict(zip(free, degrees, strict=True)))
-
-
 def legal_meshes(
     spec: ModelSpec,
     workload: Workload,
@@ -220,10 +173,16 @@ def legal_meshes(
     dropped: Counter[str] = Counter()
     axes = backend.axes if approximate else backend.exact_axes
     one_picture = {"dp": 1} if workload.batch == 1 else {}
-    for mesh in degrees_within(gpus, axes, one_picture | dict(pins or {})):
-        if exactly and mesh.size != gpus:
+    rules, pinned = rules_of(spec, workload, backend), one_picture | dict(pins or {})
+    for degrees in degrees_within(gpus, axes, pinned):
+        if exactly and math.prod(degrees) != gpus:
             continue
-        if found := violation(mesh, spec, workload, backend, approximate=approximate):
+        if broken := first_broken(rules, degrees):
+            dropped[broken.reason] += 1
+            continue
+        mesh = Mesh(**dict(zip(AXES, degrees, strict=True)))
+        # pins can ask for what the backend doesn't have
+        if pins and (found := violation(mesh, spec, workload, backend, approximate=approximate)):
             dropped[found.reason] += 1
         else:
             legal.append(mesh)
@@ -235,15 +194,11 @@ def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
     """Ranks by mesh coordinate when the last axis of `order` has neighbouring ranks, the one
     before the next, ...
     """
-    strides, stride = {}, 1
-    for axis in reversed(order):
-        strides[axis] = stride
-        stride *= getattr(mesh, axis)
-    steps = [strides[axis] for axis in AXES]
-    return tuple(
-        sum(step * index for step, index in zip(steps, coordinate, strict=True))
-        for coordinate in mesh.coordinates()
-    )
+    strides, ranks = strides_of(mesh, order), [0]
+    for axis, degree in zip(AXES, mesh.degrees, strict=True):
+        stride = strides[axis]
+        ranks = [rank + stride * index for rank in ranks for index in range(degree)]
+    return tuple(ranks)
 
 
 def axis_orders(mesh: Mesh) -> Iterator[tuple[str, ...]]:
@@ -259,14 +214,16 @@ def axis_orders(mesh: Mesh) -> Iterator[tuple[str, ...]]:
         yield tuple(order)
 
 
-def placements(mesh: Mesh, topology: Topology) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Orders of the axes with their placements, without those that this topology can't tell
-    apart.
+def placements(
+    mesh: Mesh, topology: Topology, orders: Sequence[tuple[str, ...]] = ()
+) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Orders of the axes (all if none are given) with their placements, without those that this
+    topology can't tell apart.
     """
     found: dict[tuple[object, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
-    for order in axis_orders(mesh):
+    for order in orders or axis_orders(mesh):
         placement = placement_of(mesh, order)
-        found.setdefault(_seen_by(topology, mesh, placement), (order, placement))
+        found.setdefault(_seen_by(topology, mesh, order, placement), (order, placement))
     return list(found.values())
 
 
@@ -295,19 +252,44 @@ def enumerate_space(
         exactly=exactly,
         approximate=allowed is not None,
     )
-    candidates: list[Candidate] = []
+    choices: list[Choice] = []
+    uneven: list[tuple[str, Choice]] = []
     for mesh in meshes:
         parts = _pipefusion_parts(mesh, spec, workload, allowed)
         if isinstance(parts, Violation):
             dropped[parts.reason] = dropped.get(parts.reason, 0) + 1
             continue
-        candidates += (
-            Candidate(mesh, placement, mode, order, part)
-            for order, placement in placements(mesh, topology)
-            for part in parts
-            for mode in modes
-        )
-    return Space(tuple(candidates), dropped)
+        settings = tuple(itertools.product(parts, modes))
+        orders = tuple(axis_orders(mesh))
+        if mesh.size > max(EXHAUSTIVE_RANKS, topology.ranks_per_host):
+            even = tuple(order for order in orders if _is_even(mesh, order, topology))
+            if not even:
+                is_part = mesh.size % topology.ranks_per_host
+                reason = "fills a host partly" if is_part else "fills hosts unevenly"
+                uneven.append((reason, Choice(mesh, settings, orders)))
+                continue
+            orders = even
+        choices.append(Choice(mesh, settings, orders))
+    if choices:
+        for reason, _ in uneven:
+            dropped[reason] = dropped.get(reason, 0) + 1
+    choices = choices or [choice for _, choice in uneven]
+    return Space(tuple(choices), topology, dropped)
+
+
+def _is_even(mesh: Mesh, order: tuple[str, ...], topology: Topology) -> bool:
+    """Whether the mesh fills hosts, and the groups along each axis have as many ranks on each host
+    that they reach.
+    """
+    if mesh.size % topology.ranks_per_host:
+        return False
+    stride = 1
+    for axis in reversed(order):
+        degree = getattr(mesh, axis)
+        if degree > 1 and not is_even(degree, stride, topology.ranks_per_host):
+            return False
+        stride *= degree
+    return True
 
 
 def evenly_staged(
@@ -348,16 +330,6 @@ def rule_of_thumb(
     return max(candidates, key=advised)
 
 
-def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
-    if axes == 0:
-        if room >= 1:
-            yield ()
-        return
-    for degree in range(1, room + 1):
-        for rest in _products_within(room // degree, axes - 1):
-            yield (degree, *rest)
-
-
 def _pipefusion_parts(
     mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None
 ) -> list[PipeFusion | None] | Violation:
@@ -392,14 +364,18 @@ def _has_passes_to_split(spec: ModelSpec) -> bool:
     return family_of(spec.transformer_class).guidance != "embedded"
 
 
-def _seen_by(topology: Topology, mesh: Mesh, placement: tuple[int, ...]) -> tuple[object, ...]:
+def _seen_by(
+    topology: Topology, mesh: Mesh, order: tuple[str, ...], placement: tuple[int, ...]
+) -> tuple[object, ...]:
     """What the topology sees of a placement: each axis' speed, and which device holds which
     coordinate.
     """
-    names = tuple(topology.device_names[rank] for rank in placement)
+    names: tuple[str, ...] = ()
+    if topology.has_different_devices:
+        names = tuple(topology.device_names[rank] for rank in placement)
     devices = names if len(set(names)) > 1 else ()
     split = [axis for axis, degree in zip(AXES, mesh.degrees, strict=True) if degree > 1]
-    speeds = (topology.signature(tuple(mesh.groups(placement, (axis,)))) for axis in split)
+    speeds = (topology.signature(groups_along(mesh, order, (axis,))) for axis in split)
     return (devices, *speeds)
 
 

@@ -6,7 +6,8 @@ from ditplan.planner.pipeline import LoopTimes
 from ditplan.planner.simulator import Row, simulate
 from ditplan.planner.tables import Group
 from ditplan.planner.timeline import SHOWN_STEPS, Listing, Rows, Timeline, link_classes
-from ditplan.planner.topology import Topology, messages
+from ditplan.planner.topology import Topology
+from ditplan.planner.traffic import messages
 
 
 def staged_timeline(
@@ -22,7 +23,7 @@ def staged_timeline(
     stages = [Row("ranks", f"stage {stage}") for stage in range(count)]
     hops = [[(line[i], line[(i + 1) % count]) for line in lines] for i in range(count)]
     along = [pair for hop in hops for pair in hop]
-    between = [(a, b) for group in passes for a, b, _ in messages("all_gather", group)]
+    between = [(a, b) for group in passes for a, b in messages("all_gather", group)]
     loop = _Loop(
         times,
         stages,

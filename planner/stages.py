@@ -1,7 +1,8 @@
 """Which blocks a stage of PipeFusion gets: consecutive ones, so that the slowest is fastest."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from ditplan.profiles.model import BlockRun
@@ -10,8 +11,16 @@ AS_FAST = 1.01
 """Divisions whose slowest stage takes up to so many times the least count as equally fast: nothing
 is known of a block's time to better than a percent."""
 
-StageCost = Callable[[int, int, int], float]
-"""What a stage costs, given its number, its first block and the one after its last."""
+
+@dataclass(frozen=True)
+class StageCost:
+    """What stages cost: `until[b]` is what the first b blocks do, `extra` what the first and the
+    last stage do beside their blocks, `least` what any number of blocks does.
+    """
+
+    until: list[float]
+    extra: tuple[float, float] = (0.0, 0.0)
+    least: float = 0.0
 
 
 def balanced_stages(
@@ -37,22 +46,12 @@ def balanced_stages(
     blocks = len(seconds)
     if not 1 <= stages <= blocks:
         raise ValueError(f"{blocks} blocks can't make {stages} stages")
-    until_s = list(accumulate(seconds, initial=0.0))
-    until_size = list(accumulate(sizes, initial=0.0))
-
-    def seconds_of(stage: int, first: int, last: int) -> float:
-        taken_s = max(least_s, until_s[last] - until_s[first])
-        if stage == 0:
-            taken_s += extra_s[0]
-        return taken_s + extra_s[1] if stage == stages - 1 else taken_s
-
-    def size_of(stage: int, first: int, last: int) -> float:
-        return until_size[last] - until_size[first]
-
-    _, slowest_s = _least_worst(seconds_of, size_of, room, blocks, stages)
+    taken = StageCost(list(accumulate(seconds, initial=0.0)), extra_s, least_s)
+    held = StageCost(list(accumulate(sizes, initial=0.0)))
+    _, slowest_s = _least_worst(taken, held, room, stages)
     if math.isinf(slowest_s):
-        return _least_worst(size_of, seconds_of, math.inf, blocks, stages)[0]
-    return _least_worst(size_of, seconds_of, AS_FAST * slowest_s, blocks, stages)[0]
+        return _least_worst(held, taken, math.inf, stages)[0]
+    return _least_worst(held, taken, AS_FAST * slowest_s, stages)[0]
 
 
 def runs_of_stages(
@@ -78,7 +77,7 @@ def _overlaps(blocks: Sequence[BlockRun], first: int, last: int) -> Iterator[int
 
 
 def _least_worst(
-    cost: StageCost, other: StageCost, limit: float, blocks: int, stages: int
+    cost: StageCost, other: StageCost, limit: float, stages: int
 ) -> tuple[tuple[int, ...], float]:
     """Blocks per stage whose worst stage costs least, and what it costs: infinity where no division
     has the other cost of all stages within its limit.
@@ -86,24 +85,34 @@ def _least_worst(
     Dynamic programming over (stages, blocks) in O(stages x blocks): both costs grow with a stage's
     blocks, so with one more block the best place for the last cut never moves back.
     """
+    blocks = len(cost.until) - 1
+    until, least, other_until, other_least = cost.until, cost.least, other.until, other.least
+    extra, other_extra = _extras(cost, 0, stages), _extras(other, 0, stages)
 
-    def cost_of(stage: int, first: int, last: int) -> float:
-        return cost(stage, first, last) if other(stage, first, last) <= limit else math.inf
+    def cost_of(first: int, last: int) -> float:
+        otherwise = other_until[last] - other_until[first]
+        if (other_least if other_least > otherwise else otherwise) + other_extra > limit:
+            return math.inf
+        own = until[last] - until[first]
+        return (least if least > own else own) + extra
 
     # worst[b] is the worst of the stages so far over the first b blocks
-    worst = [math.inf] + [cost_of(0, 0, last) for last in range(1, blocks + 1)]
+    worst = [math.inf] + [cost_of(0, last) for last in range(1, blocks + 1)]
     cuts: list[list[int]] = []
     for stage in range(1, stages):
+        extra, other_extra = _extras(cost, stage, stages), _extras(other, stage, stages)
         made, at = [math.inf] * (blocks + 1), [0] * (blocks + 1)
         cut = stage
-        for last in range(stage + 1, blocks + 1):
-            own = cost_of(stage, cut, last)
+        # later stages need a block each, and after the last one none is left
+        most = blocks - (stages - 1 - stage)
+        for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
+            own = cost_of(cut, last)
             while cut + 1 < last and worst[cut] < own:
                 cut += 1
-                own = cost_of(stage, cut, last)
+                own = cost_of(cut, last)
             made[last], at[last] = max(worst[cut], own), cut
             if cut > stage:
-                earlier = max(worst[cut - 1], cost_of(stage, cut - 1, last))
+                earlier = max(worst[cut - 1], cost_of(cut - 1, last))
                 if earlier < made[last]:
                     made[last], at[last] = earlier, cut - 1
         worst = made
@@ -113,3 +122,9 @@ def _least_worst(
         counts.append(last - at[last])
         last = at[last]
     return (last, *reversed(counts)), worst[blocks]
+
+
+def _extras(cost: StageCost, stage: int, stages: int) -> float:
+    """What a stage does beside its blocks."""
+    of_first, of_last = cost.extra
+    return (of_first if stage == 0 else 0.0) + (of_last if stage == stages - 1 else 0.0)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ditplan.profiles.cluster import CollectivePoint, CollectiveTable
 
 Group = tuple[int, ...]
-Groups = tuple[Group, ...]
 
 
 def interpolate_s(points: Sequence[CollectivePoint], bytes_per_rank: float) -> float:
@@ -39,13 +38,13 @@ def stride_of(group: Group) -> int | None:
     return stride if not strides and stride > 0 else None
 
 
-def common_stride(groups: Groups) -> int | None:
+def common_stride(groups: Sequence[Group]) -> int | None:
     """The stride of all the groups, if they have the same one."""
     strides = {stride_of(group) for group in groups}
     return strides.pop() if len(strides) == 1 else None
 
 
-def table_groups(table: CollectiveTable, ranks: int) -> Groups | None:
+def table_groups(table: CollectiveTable, ranks: int) -> tuple[Group, ...] | None:
     """The groups that a table was measured on: the first ones of its size and stride.
 
     None if they don't fit.

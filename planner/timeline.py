@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import Timed
+from ditplan.planner.groups import listed
 from ditplan.planner.share import calls_of
 from ditplan.planner.simulator import Row, Span, Task, simulate
-from ditplan.planner.topology import Topology, messages
+from ditplan.planner.topology import Topology
+from ditplan.planner.traffic import messages
 from ditplan.planner.work import RankWork, Step
 
 SHOWN_STEPS = 3
@@ -140,8 +142,8 @@ def _links_of(topology: Topology, activity: Activity) -> Rows:
     exchange = activity.sent if isinstance(activity, RingAttention) else activity
     pairs = (
         (source, target)
-        for group in exchange.groups
-        for source, target, _ in messages(exchange.operation, group)
+        for group in listed(exchange.groups)
+        for source, target in messages(exchange.operation, group)
     )
     classes = link_classes(topology, pairs) or ("unknown",)
     return tuple(Row("links", name) for name in classes)

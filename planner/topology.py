@@ -6,20 +6,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import networkx as nx
 
+from ditplan.planner.alike import are_alike, moved, pairs_seen, renamed, touches
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.tables import (
-    Group,
-    Groups,
-    common_stride,
-    interpolate_s,
-    mean_stride,
-    table_groups,
+from ditplan.planner.groups import AxisGroups, Groups, count_of, first_of, listed, stride_in, wanted
+from ditplan.planner.tables import Group, interpolate_s, mean_stride, table_groups
+from ditplan.planner.traffic import (
+    Ends,
+    Hop,
+    Path,
+    Traffic,
+    Way,
+    alike_hops_of,
+    alike_traffic_of,
+    fills_hosts_alike,
+    hops_of,
+    traffic_of,
 )
 from ditplan.profiles.cluster import (
     ClusterProfile,
@@ -29,8 +36,6 @@ from ditplan.profiles.cluster import (
 )
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import Source
-
-Hop = tuple[str, str]
 
 CROSSINGS = ("memory", "socket")
 """Kinds of link that lose bandwidth when many messages cross them at once."""
@@ -44,62 +49,6 @@ class Estimate:
     source: Source
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What an operation of all its groups asks of the links; everything grows with the bytes a rank
-    puts in.
-
-    `rounds` dependent messages of at most `latency_s` each, `s_per_byte` on the busiest link.
-    """
-
-    rounds: int
-    latency_s: float
-    s_per_byte: float
-    kind_bytes: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Loads:
-    """What all messages of an operation put on each direction of each link."""
-
-    shares: dict[Hop, float]
-    flows: dict[Hop, int]
-    kind_bytes: dict[str, float]
-    latency_s: float
-
-
-@dataclass(frozen=True)
-class Path:
-    """The links between two ranks in order, their kinds, and the sum of their latencies."""
-
-    hops: tuple[Hop, ...]
-    kinds: frozenset[str]
-    latency_s: float
-
-
-def messages(operation: Operation, group: Group) -> Iterator[tuple[int, int, float]]:
-    """Yields (from, to, bytes sent per byte that a rank puts in) of an operation's algorithm.
-
-    all_to_all sends each pair its part, and so do writes into peers' memory; the others pass along
-    the ring of the group's order, as NCCL's do: all_gather n - 1 pieces, all_reduce 2 (n - 1) / n
-    of the buffer, send_recv one message to the next.
-    """
-    n = len(group)
-    per_pair = {"all_to_all": 1 / n, "peer_all_to_all": 1 / n, "peer_all_gather": 1.0}
-    if operation in per_pair:
-        for source, target in itertools.permutations(group, 2):
-            yield source, target, per_pair[operation]
-        return
-    per_hop = {"all_gather": n - 1.0, "all_reduce": 2 * (n - 1) / n, "send_recv": 1.0}[operation]
-    for i, source in enumerate(group):
-        yield source, group[(i + 1) % n], per_hop
-
-
-def rounds_of(operation: Operation, size: int) -> int:
-    """Messages that wait for each other: those between pairs go at once, rings go step by step."""
-    return {"all_gather": size - 1, "all_reduce": 2 * (size - 1)}.get(operation, 1)
-
-
 class Topology:
     """A cluster's ranks and links, with remembered paths and traffic."""
 
@@ -109,25 +58,29 @@ class Topology:
         self._constants = constants or CostConstants()
         self._nodes = cluster.device_nodes
         self.device_names = tuple(device.name for device in cluster.devices)
+        self.has_different_devices = len(set(self.device_names)) > 1
         self._graph = _graph_of(cluster.links)
+        self._hosts = tuple(host.name for host in cluster.hosts)
+        self.ranks_per_host = min(len(host.devices) for host in cluster.hosts)
+        """Devices of the smallest host."""
+        self.hosts_are_alike = are_alike(cluster)
+        """Whether exchanging hosts for each other changes nothing but names."""
         self._paths: dict[tuple[int, int], Path | None] = {}
+        self._ways: dict[Ends, Way | None] = {}
         self._traffic: dict[tuple[Operation, Groups], Traffic | None] = {}
         self._hops: dict[Groups, tuple[Traffic, ...] | None] = {}
         self._tables: dict[tuple[Operation, Groups], CollectiveTable | None] = {}
         self._kinds: dict[Group, str | None] = {}
+        self._hops_s: dict[tuple[float, Groups], tuple[Estimate, ...]] = {}
+        self._signatures: dict[Groups, tuple[float, ...]] = {}
 
     @property
     def ranks(self) -> int:
         """How many devices there are."""
         return len(self._nodes)
 
-    @property
-    def ranks_per_host(self) -> int:
-        """Devices of the smallest host."""
-        return min(len(host.devices) for host in self.cluster.hosts)
-
     def collective_s(
-        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]
+        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group] | AxisGroups
     ) -> Estimate:
         """Duration of an operation run by all the groups of ranks at once; groups of one rank take
         no time.
@@ -137,99 +90,119 @@ class Topology:
         Raises:
             InputError: nothing was measured that comes near, and no links join the ranks.
         """
-        wanted = tuple(tuple(group) for group in groups if len(group) > 1)
-        if not wanted or bytes_per_rank <= 0:
+        talking = wanted(groups)
+        if not talking or bytes_per_rank <= 0:
             return Estimate(0.0, "measured")
-        if table := self._matching_table(operation, wanted):
+        if table := self._matching_table(operation, talking):
             return Estimate(interpolate_s(table.points, bytes_per_rank), "measured")
-        traffic = self._traffic_of(operation, wanted)
-        if found := self._nearest_table(operation, wanted, traffic):
+        traffic = self._traffic_of(operation, talking)
+        if found := self._nearest_table(operation, talking, traffic):
             return self._scaled(found, bytes_per_rank, traffic)
         if traffic is None:
+            first = first_of(talking)
             raise InputError(
-                f"cluster {self.cluster.name}: no {operation} of {len(wanted[0])} ranks was "
-                f"measured and no links join the ranks {list(wanted[0])}; measure it again with "
+                f"cluster {self.cluster.name}: no {operation} of {len(first)} ranks was "
+                f"measured and no links join the ranks {list(first)}; measure it again with "
                 "`ditplan profile --hosts FILE` or give its links"
             )
         return Estimate(self._computed_s(traffic, bytes_per_rank), "computed")
 
-    def is_measured(self, operation: Operation, groups: Sequence[Group]) -> bool:
+    def is_measured(self, operation: Operation, groups: Sequence[Group] | AxisGroups) -> bool:
         """Whether there is a table of an operation on just such groups: as many, of that size and
         stride.
         """
-        wanted = tuple(tuple(group) for group in groups if len(group) > 1)
-        return bool(wanted) and self._matching_table(operation, wanted) is not None
+        talking = wanted(groups)
+        return bool(talking) and self._matching_table(operation, talking) is not None
 
     def link_bytes(
-        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group]
+        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group] | AxisGroups
     ) -> dict[str, float]:
         """Bytes of all messages that cross at least one link of each kind.
 
         Empty where no links are known.
         """
-        wanted = tuple(tuple(group) for group in groups if len(group) > 1)
-        traffic = self._traffic_of(operation, wanted) if wanted else None
+        talking = wanted(groups)
+        traffic = self._traffic_of(operation, talking) if talking else None
         if traffic is None:
             return {}
         return {kind: share * bytes_per_rank for kind, share in traffic.kind_bytes.items()}
 
-    def hop_s(self, bytes_per_rank: float, lines: Sequence[Group], position: int) -> Estimate:
-        """Duration of one hop of lines of ranks while each rank sends to the next, the last one to
-        the first: all hops are under way at once, but those over faster links arrive earlier.
+    def hop_s(
+        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups, position: int
+    ) -> Estimate:
+        """Duration of one hop of lines, as `hops_s`."""
+        return self.hops_s(bytes_per_rank, lines)[position]
+
+    def hops_s(
+        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups
+    ) -> tuple[Estimate, ...]:
+        """Durations of the hops of lines of ranks while each rank sends to the next, the last one
+        to the first: all are under way at once, but those over faster links arrive earlier.
 
         Raises:
             InputError: as `collective_s`.
         """
-        wanted = tuple(tuple(line) for line in lines)
-        slowest = self.collective_s("send_recv", bytes_per_rank, wanted)
-        hops, traffic = self._hops_of(wanted), self._traffic_of("send_recv", wanted)
+        talking = wanted(lines)
+        key = (bytes_per_rank, talking)
+        if key not in self._hops_s:
+            self._hops_s[key] = tuple(self._find_hops_s(bytes_per_rank, talking))
+        return self._hops_s[key]
+
+    def _find_hops_s(self, bytes_per_rank: float, lines: Groups) -> Iterator[Estimate]:
+        slowest = self.collective_s("send_recv", bytes_per_rank, lines)
+        hops, traffic = self._hops_of(lines), self._traffic_of("send_recv", lines)
         if hops is None or traffic is None or bytes_per_rank <= 0:
-            return slowest
+            yield from [slowest] * len(first_of(lines))
+            return
         whole_s = self._computed_s(traffic, bytes_per_rank)
-        share = self._computed_s(hops[position], bytes_per_rank) / whole_s
-        if share == 1 or slowest.source == "computed":
-            return Estimate(slowest.seconds * share, slowest.source)
-        return Estimate(slowest.seconds * share, "interpolated")
+        for hop in hops:
+            share = self._computed_s(hop, bytes_per_rank) / whole_s
+            is_so = share == 1 or slowest.source == "computed"
+            source: Source = slowest.source if is_so else "interpolated"
+            yield Estimate(slowest.seconds * share, source)
 
     def hop_bytes(
-        self, bytes_per_rank: float, lines: Sequence[Group], position: int
+        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups, position: int
     ) -> dict[str, float]:
         """Bytes that cross at least one link of each kind in one hop of all lines."""
-        hops = self._hops_of(tuple(tuple(line) for line in lines))
+        hops = self._hops_of(wanted(lines))
         if hops is None:
             return {}
         kinds = hops[position].kind_bytes
         return {kind: share * bytes_per_rank for kind, share in kinds.items()}
 
-    def slowest_kind(self, groups: Sequence[Group]) -> str | None:
+    def slowest_kind(self, groups: Sequence[Group] | AxisGroups) -> str | None:
         """The kind of the slowest link between members of the first of the groups, if links are
         known.
         """
-        if not groups:
+        talking = wanted(groups)
+        if not talking:
             return None
-        group = tuple(groups[0])
+        group = first_of(talking)
         if group not in self._kinds:
-            paths = (self._path(a, b) for a, b in itertools.permutations(group, 2))
-            edges = [self._graph.edges[hop] for path in paths if path for hop in path.hops]
+            edges = [self._graph.edges[hop] for hop in dict.fromkeys(self._hops_within(group))]
             slowest = min(edges, key=lambda edge: float(edge["bytes_per_s"]), default=None)
             self._kinds[group] = None if slowest is None else str(slowest["kind"])
         return self._kinds[group]
 
     def links_between(self, source: int, target: int) -> list[tuple[Hop, str]]:
         """The links from one rank to another in order with their kinds; none if unknown."""
-        path = self._path(source, target)
+        path = self.path(source, target)
         return [(hop, self._graph.edges[hop]["kind"]) for hop in path.hops] if path else []
 
-    def signature(self, groups: Sequence[Group]) -> tuple[float, ...]:
+    def signature(self, groups: Sequence[Group] | AxisGroups) -> tuple[float, ...]:
         """What tells groups apart on this topology: durations of two operations at a small and
         a large size.
         """
-        operations: tuple[Operation, ...] = ("all_to_all", "send_recv")
-        return tuple(
-            float(f"{self.collective_s(operation, size, groups).seconds:.6g}")
-            for operation in operations
-            for size in (2**16, 2**26)
-        )
+        talking = wanted(groups)
+        if talking not in self._signatures:
+            operations: tuple[Operation, ...] = ("all_to_all", "send_recv")
+            self._signatures[talking] = tuple(
+                float(f"{self.collective_s(operation, size, talking).seconds:.6g}")
+                for operation in operations
+                for size in (2**16, 2**26)
+            )
+        return self._signatures[talking]
 
     def _matching_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
         key = (operation, groups)
@@ -238,8 +211,9 @@ class Topology:
         return self._tables[key]
 
     def _find_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
-        stride = common_stride(groups)
-        shape = (operation, len(groups[0]), stride, len(groups))
+        if not self.cluster.collectives:
+            return None
+        shape = (operation, len(first_of(groups)), stride_in(groups), count_of(groups))
         for table in self.cluster.collectives:
             if (table.operation, table.size, table.stride, table.groups) == shape:
                 return table
@@ -251,18 +225,18 @@ class Topology:
         """The table nearest in stride and groups at once, of the same size and over the same
         kinds of link.
         """
-        alike = (operation, len(groups[0]))
+        alike = (operation, len(first_of(groups)))
         tables = [one for one in self.cluster.collectives if (one.operation, one.size) == alike]
         if not tables:
             return None
-        stride = common_stride(groups) or mean_stride(groups[0])
+        stride = stride_in(groups) or mean_stride(first_of(groups))
         candidates = []
         for table in tables:
             theirs = self._table_traffic(table)
             if traffic and theirs and theirs.kind_bytes.keys() != traffic.kind_bytes.keys():
                 continue
             distance = abs(math.log(table.stride / stride)) + abs(
-                math.log(table.groups / len(groups))
+                math.log(table.groups / count_of(groups))
             )
             candidates.append((distance, table.stride, table.groups, table, theirs))
         if not candidates:
@@ -300,62 +274,40 @@ class Topology:
         return self._traffic[key]
 
     def _count_traffic(self, operation: Operation, groups: Groups) -> Traffic | None:
-        """Adds up the loads of all groups on each direction of each link.
-
-        None where no path is known.
-        """
-        sent = [message for group in groups for message in messages(operation, group)]
-        loads = self._loads_of(sent)
-        if loads is None:
-            return None
-        s_per_byte = max(
-            share / self._rate(hop, loads.flows[hop]) for hop, share in loads.shares.items()
-        )
-        rounds = max(rounds_of(operation, len(group)) for group in groups)
-        return Traffic(rounds, loads.latency_s, s_per_byte, loads.kind_bytes)
+        if self._can_count_a_host(groups):
+            return alike_traffic_of(self, operation, groups)
+        return traffic_of(self, operation, listed(groups))
 
     def _hops_of(self, lines: Groups) -> tuple[Traffic, ...] | None:
         """The traffic of each hop of the lines, on links that carry all of them; None where no path
         is known.
         """
         if lines not in self._hops:
-            self._hops[lines] = self._count_hops(lines)
+            self._hops[lines] = (
+                alike_hops_of(self, lines)
+                if self._can_count_a_host(lines)
+                else hops_of(self, listed(lines))
+            )
         return self._hops[lines]
 
-    def _count_hops(self, lines: Groups) -> tuple[Traffic, ...] | None:
-        sent = [list(messages("send_recv", line)) for line in lines]
-        loads = self._loads_of(list(itertools.chain(*sent)))
-        if loads is None:
-            return None
-        hops = []
-        for together in zip(*sent, strict=True):
-            own = self._loads_of(together)
-            assert own is not None
-            s_per_byte = max(
-                loads.shares[hop] / self._rate(hop, loads.flows[hop]) for hop in own.shares
-            )
-            hops.append(Traffic(1, own.latency_s, s_per_byte, own.kind_bytes))
-        return tuple(hops)
+    def _can_count_a_host(self, groups: Groups) -> TypeGuard[AxisGroups]:
+        """Whether all hosts do what the first one does."""
+        if not self.hosts_are_alike or not isinstance(groups, AxisGroups):
+            return False
+        return fills_hosts_alike(groups, self.ranks_per_host)
 
-    def _loads_of(self, sent: Sequence[tuple[int, int, float]]) -> Loads | None:
-        """What messages (from, to, share) at once ask of the links; None where no path is known."""
-        shares: defaultdict[Hop, float] = defaultdict(float)
-        flows: defaultdict[Hop, int] = defaultdict(int)
-        kind_bytes: defaultdict[str, float] = defaultdict(float)
-        latency_s = 0.0
-        for source, target, share in sent:
-            path = self._path(source, target)
-            if path is None:
-                return None
-            for hop in path.hops:
-                shares[hop] += share
-                flows[hop] += 1
-            for kind in path.kinds:
-                kind_bytes[kind] += share
-            latency_s = max(latency_s, path.latency_s)
-        return Loads(dict(shares), dict(flows), dict(kind_bytes), latency_s)
+    def _hops_within(self, group: Group) -> Iterator[Hop]:
+        """The links on all ways between members of a group; of hosts that are alike those of one or
+        two of them.
+        """
+        pairs: Iterable[tuple[int, int]] = itertools.permutations(group, 2)
+        if self.hosts_are_alike:
+            pairs = pairs_seen(group, self.ranks_per_host)
+        for pair in pairs:
+            if path := self.path(*pair):
+                yield from path.hops
 
-    def _rate(self, hop: Hop, flows: int) -> float:
+    def rate(self, hop: Hop, flows: int) -> float:
         """Bytes per second of a link that so many messages cross at once."""
         edge = self._graph.edges[hop]
         rate = float(edge["bytes_per_s"])
@@ -363,11 +315,45 @@ class Topology:
             rate *= flows**-self._constants.crossing_exponent
         return rate
 
-    def _path(self, source: int, target: int) -> Path | None:
+    def path(self, source: int, target: int) -> Path | None:
+        """The path between two ranks, of least latency; None where no links join them."""
         key = (source, target)
         if key not in self._paths:
-            self._paths[key] = self._find_path(self._nodes[source], self._nodes[target])
+            n = self.ranks_per_host
+            if self.hosts_are_alike and max(source, target) >= 2 * n:
+                self._paths[key] = self._moved_path(source, target)
+            else:
+                self._paths[key] = self._find_path(self._nodes[source], self._nodes[target])
         return self._paths[key]
+
+    def _moved_path(self, source: int, target: int) -> Path | None:
+        """The path between the same devices of the first two hosts, moved to theirs."""
+        n = self.ranks_per_host
+        host, other = source // n, target // n
+        known = self.path(source % n, target % n + (n if host != other else 0))
+        if known is None:
+            return None
+        names = {self._hosts[0]: self._hosts[host], self._hosts[1]: self._hosts[other]}
+        hops = tuple((moved(a, names), moved(b, names)) for a, b in known.hops)
+        return Path(hops, known.kinds, known.latency_s)
+
+    def way(self, ends: Ends) -> Way | None:
+        """The path between two devices of one host, or of any two hosts that are alike."""
+        if ends not in self._ways:
+            self._ways[ends] = self._find_way(ends)
+        return self._ways[ends]
+
+    def _find_way(self, ends: Ends) -> Way | None:
+        source, target, leaves = ends
+        path = self.path(source, target + (self.ranks_per_host if leaves else 0))
+        if path is None:
+            return None
+        own, others = f"{self._hosts[0]}/", f"{self._hosts[-1 if not leaves else 1]}/"
+        out = tuple(hop for hop in path.hops if touches(hop, own))
+        into = tuple(hop for hop in path.hops if leaves and touches(hop, others))
+        between = tuple(hop for hop in path.hops if hop not in out and hop not in into)
+        as_first = tuple((renamed(a, others, own), renamed(b, others, own)) for a, b in into)
+        return Way(out, as_first, between, path.kinds, path.latency_s)
 
     def _find_path(self, source: str, target: str) -> Path | None:
         if source not in self._graph or target not in self._graph:

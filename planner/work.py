@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import DeviceTimes, Timed
 from ditplan.planner.constants import CostConstants, ModeConstants
-from ditplan.planner.share import Share, calls_of
+from ditplan.planner.groups import Groups
+from ditplan.planner.share import Share, Shares, calls_of, values_per_token
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
@@ -39,13 +40,11 @@ class Ledger:
         for key, seconds in other.seconds.items():
             self.seconds[key] += seconds * times
 
-    def repeated(self, times: int) -> "Ledger":
-        """What is booked here, `times` times."""
-        made = Ledger()
-        made.include(self, times)
-        for kind, moved_bytes in self.link_bytes.items():
-            made.link_bytes[kind] = moved_bytes * times
-        return made
+    def include_all(self, other: "Ledger", times: float = 1.0) -> None:
+        """Books the seconds and the bytes of another ledger `times` times."""
+        self.include(other, times)
+        for kind, moved_bytes in other.link_bytes.items():
+            self.link_bytes[kind] += moved_bytes * times
 
     @property
     def total(self) -> float:
@@ -53,19 +52,41 @@ class Ledger:
         return math.fsum(self.seconds.values())
 
 
+class Place:
+    """Where a mesh's axes lie on ranks: its groups, and what was booked there already."""
+
+    def __init__(
+        self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
+    ) -> None:
+        self.placement, self._groups_of = placement, groups_of
+        self._groups: dict[tuple[str, ...], Groups] = {}
+        self.booked: dict[tuple[object, ...], Ledger] = {}
+        self.exchanges: dict[tuple[object, ...], Exchange] = {}
+
+    def groups(self, axes: tuple[str, ...]) -> Groups:
+        """The groups of ranks along axes."""
+        if (found := self._groups.get(axes)) is None:
+            found = self._groups[axes] = self._groups_of(axes)
+        return found
+
+
 @dataclass(frozen=True)
 class Step:
-    """A denoising step that is being priced: who does it, the busiest rank's share, the costs."""
+    """A denoising step that is being priced: who does it where, the busiest rank's share, costs."""
 
     candidate: Candidate
     workload: Workload
     share: Share
     device: Device
+    place: Place
     ledger: Ledger = field(default_factory=Ledger)
 
 
 class RankWork:
-    """Prices what a rank does, by what was measured of the model and of the cluster."""
+    """Prices what a rank does, by what was measured of the model and of the cluster.
+
+    Shares must be those of `shares`: what was found for one is known by its identity.
+    """
 
     def __init__(
         self,
@@ -75,21 +96,25 @@ class RankWork:
         constants: CostConstants,
     ) -> None:
         self.topology, self.spec, self.constants = topology, spec, constants
-        self._profile = profile
+        self.profile = profile
+        self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
         self._times: dict[str, DeviceTimes] = {}
-        self._groups: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
+        self._places: dict[tuple[object, ...], Place] = {}
+        self._computed: dict[tuple[object, ...], Timed] = {}
+        self._host_s: dict[tuple[object, ...], float] = {}
 
-    def groups(self, candidate: Candidate, axes: tuple[str, ...]) -> list[tuple[int, ...]]:
-        """The candidate's groups of ranks along axes."""
-        key = (candidate.mesh.degrees, candidate.placement, axes)
-        if key not in self._groups:
-            self._groups[key] = candidate.mesh.groups(candidate.placement, axes)
-        return self._groups[key]
+    def place(self, candidate: Candidate) -> Place:
+        """Where the candidate's axes lie: the same one for all that differ in something else."""
+        key = (candidate.mesh.degrees, candidate.order)
+        found = self._places.get(key)
+        if found is None or found.placement != candidate.placement:
+            found = self._places[key] = Place(candidate.groups, candidate.placement)
+        return found
 
     def times_on(self, device: Device) -> DeviceTimes:
         """The durations of the model's parts on a device."""
         if device.name not in self._times:
-            profile = self._profile
+            profile = self.profile
             known = profile if profile and profile.device == device.name else None
             self._times[device.name] = DeviceTimes(self.spec, known, device, self.constants)
         return self._times[device.name]
@@ -101,31 +126,34 @@ class RankWork:
         and where padded text is masked, they are gathered everywhere. A backend that doesn't push
         passes on always.
         """
+        return self._ring_variant(candidate, self.place(candidate))
+
+    def _ring_variant(self, candidate: Candidate, place: Place) -> RingVariant:
         if not self.constants.pushes:
             return "pass"
         if candidate.pipefusion or family_of(self.spec.transformer_class).text_mask:
             return "gather"
-        groups = self.groups(candidate, ("ring",))
-        return "gather" if self.topology.slowest_kind(groups) == "nvlink" else "pass"
+        kind = self.topology.slowest_kind(place.groups(("ring",)))
+        return "gather" if kind == "nvlink" else "pass"
 
     def step(
         self, candidate: Candidate, workload: Workload, share: Share, device: Device
     ) -> Ledger:
         """One denoising step of the busiest rank, with all blocks, if it were this device."""
         calls = calls_of(candidate.mesh, self.spec, workload)
-        ledger = self._call(candidate, workload, share, device).repeated(calls)
+        ledger = Ledger()
+        ledger.include_all(self._call(candidate, workload, share, device), calls)
         ledger.add("scheduler", self.scheduler(workload, device))
         return ledger
 
     def _call(
         self, candidate: Candidate, workload: Workload, share: Share, device: Device
     ) -> Ledger:
-        step = Step(candidate, workload, share, device)
+        step = Step(candidate, workload, share, device, self.place(candidate))
         for run in self.spec.blocks:
-            self.book_blocks(step, run, run.count)
-        self.book_outside(step)
-        self.book_gather(step)
-        self.book_cfg(step)
+            step.ledger.include_all(self.of_block(step, run), run.count)
+        for what in (self.of_outside, self.of_gather, self.of_cfg):
+            step.ledger.include_all(what(step))
         gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.batch_parallel > 1)
         host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
         if device.kind != "cpu":
@@ -133,15 +161,35 @@ class RankWork:
             step.ledger.add("launch", Timed(waits_s, "computed"))
         return step.ledger
 
-    def book_blocks(self, step: Step, run: BlockRun, count: int) -> None:
-        """Books `count` blocks of a run with their exchanges."""
-        for activity in self.block(step, run):
-            self._book(step, activity, count)
+    def of_block(self, step: Step, run: BlockRun) -> Ledger:
+        """One block of a run with its exchanges."""
+        return self._booked(step, id(run), self.block(step, run))
+
+    def of_outside(self, step: Step) -> Ledger:
+        """What is in no block."""
+        return self._booked(step, "outside", [Computation("outside", self.computed(step, None))])
+
+    def of_gather(self, step: Step) -> Ledger:
+        """The output's tokens being put together again."""
+        return self._booked(step, "gather", self.gather(step))
+
+    def of_cfg(self, step: Step) -> Ledger:
+        """The exchange of the samples' outputs."""
+        return self._booked(step, "cfg", self.cfg(step))
+
+    def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
+        """What some activities take, found once for such a step at its place; not to be changed."""
+        how = (step.device.name, step.candidate.mode, step.candidate.pipefusion is None)
+        key, known = (what, id(step.share), *how), step.place.booked
+        if key not in known:
+            known[key] = Ledger()
+            for activity in activities:
+                self._book(known[key], activity)
+        return known[key]
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         """What a rank does in one block of a run, in this order."""
-        times, share = self.times_on(step.device), step.share
-        block = times.block(run, share, step.workload.dtype, step.candidate.mode)
+        share, block = step.share, self.computed(step, run)
         yield Computation("blocks", Timed(block.seconds - block.attention_s, block.source))
         pairs = sum(share.pairs(attention) for attention in run.attentions)
         for attention in run.attentions:
@@ -154,11 +202,15 @@ class RankWork:
             yield from self._attention(step, attention, Timed(own_s, block.source))
             yield from self._ulysses(step, attention, 1)
 
-    def book_outside(self, step: Step) -> None:
-        """Books what is in no block."""
-        times = self.times_on(step.device)
-        found = times.outside(step.share, step.workload.dtype, step.candidate.mode)
-        step.ledger.add("outside", found)
+    def computed(self, step: Step, run: BlockRun | None) -> Timed:
+        """What a block of a run computes, or what is in no block (None), wherever its rank is."""
+        share, mode, dtype = step.share, step.candidate.mode, step.workload.dtype
+        key = (id(share), id(run), step.device.name, dtype, mode)
+        if key not in self._computed:
+            on = self.times_on(step.device)
+            found = on.block(run, share, dtype, mode) if run else on.outside(share, dtype, mode)
+            self._computed[key] = found
+        return self._computed[key]
 
     def scheduler(self, workload: Workload, device: Device) -> Timed:
         """A step of the scheduler, on latents of full size."""
@@ -184,7 +236,7 @@ class RankWork:
         tokens = sum(step.share.tokens[segment] for segment in attention.segments)
         numbers = step.share.batch * tokens * attention.heads * attention.head_dim
         one_bytes = numbers * step.workload.dtype_bytes
-        groups = self.groups(step.candidate, ("ulysses",))
+        groups = step.place.groups(("ulysses",))
         operation = self._exchange("all_to_all", groups)
         if operation == "all_to_all":
             pushed = self.constants.pushes and self.topology.slowest_kind(groups) == "nvlink"
@@ -206,9 +258,8 @@ class RankWork:
         heads = step.share.heads(attention)
         numbers = step.share.batch * tokens * heads * attention.head_dim
         sent_bytes = 2 * numbers * step.workload.dtype_bytes
-        if self.ring_variant(step.candidate) == "gather":
-            groups = self.groups(step.candidate, ("ring",))
-            operation = self._exchange("all_gather", groups)
+        if self._ring_variant(step.candidate, step.place) == "gather":
+            operation = self._exchange("all_gather", step.place.groups(("ring",)))
             yield self._over(step, "ring", operation, sent_bytes, ("ring",))
             yield Computation("attention", own)
             return
@@ -221,7 +272,7 @@ class RankWork:
             is_hidden=step.device.kind == "cuda",
         )
 
-    def _exchange(self, collective: Operation, groups: Sequence[tuple[int, ...]]) -> Operation:
+    def _exchange(self, collective: Operation, groups: Groups) -> Operation:
         """What the native runtime has in a collective's place: writes into peers' memory, which
         are measured where it can make them.
         """
@@ -233,16 +284,6 @@ class RankWork:
     def _passes_s(self, device: Device, moved_bytes: float) -> float:
         """Seconds to read and write so many bytes of the device's memory."""
         return moved_bytes / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
-
-    def book_gather(self, step: Step) -> None:
-        """Books the output's tokens being put together again."""
-        for exchange in self.gather(step):
-            self._book(step, exchange, 1)
-
-    def book_cfg(self, step: Step) -> None:
-        """Books the exchange of the samples' outputs."""
-        for exchange in self.cfg(step):
-            self._book(step, exchange, 1)
 
     def gather(self, step: Step) -> Iterator[Exchange]:
         """The output's tokens are put together again over ring x ulysses."""
@@ -272,22 +313,28 @@ class RankWork:
         return _overlapped_s(host_s, device_s, self.constants.launch_exponent) - device_s
 
     def host_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
-        """Host time to launch so many blocks of each run, what is around them, and what puts the
-        output together: every kernel, or a graph as one.
+        """Host time to launch so many blocks of each run, what is around them, and gatherings of
+        the output: every kernel, or a graph as one.
         """
         c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
+        mesh = step.candidate.mesh
         if "graph" in mode:
             return c.replay_launches * c.launch_s
+        key = (mode, dtype, step.device.name, *counts, gathers, mesh.ring, mesh.ulysses > 1)
+        if key in self._host_s:
+            return self._host_s[key]
         times, mode_counts = self.times_on(step.device), c.modes[mode]
         host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
         host_s += gathers * mode_counts.gather_launches * c.launch_s
         for run, count in zip(self.spec.blocks, counts, strict=True):
-            attentions = len(run.attentions)
-            kernels = mode_counts.operation_launches * run.operations
+            attentions, kernels = (
+                len(run.attentions),
+                mode_counts.operation_launches * run.operations,
+            )
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
-            exchange_launches = _exchange_launches(mode_counts, step.candidate.mesh)
-            host_s += count * (block_s + exchange_launches * c.launch_s * attentions)
-        return host_s
+            exchange_s = _exchange_launches(mode_counts, mesh) * c.launch_s
+            host_s += count * (block_s + exchange_s * attentions)
+        return self._host_s.setdefault(key, host_s)
 
     def _over(
         self,
@@ -298,42 +345,33 @@ class RankWork:
         axes: tuple[str, ...],
     ) -> Exchange:
         """An exchange along axes."""
-        groups = self.groups(step.candidate, axes)
-        found = self.topology.collective_s(operation, rank_bytes, groups)
-        start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
-        timed = Timed(found.seconds + start_s, found.source)
-        return Exchange(part, operation, rank_bytes, groups, timed)
+        key, known = (part, operation, rank_bytes, axes), step.place.exchanges
+        if key not in known:
+            groups = step.place.groups(axes)
+            found = self.topology.collective_s(operation, rank_bytes, groups)
+            start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
+            timed = Timed(found.seconds + start_s, found.source)
+            known[key] = Exchange(part, operation, rank_bytes, groups, timed)
+        return known[key]
 
-    def _book(self, step: Step, activity: Activity, count: int) -> None:
-        """Books what an activity takes of the rank's time, `count` times."""
+    def _book(self, ledger: Ledger, activity: Activity) -> None:
+        """Books what an activity takes of the rank's time."""
         if isinstance(activity, RingAttention):
-            sent, passes = activity.sent, count * (activity.blocks - 1)
-            step.ledger.add("attention", activity.attend, count * activity.blocks)
-            step.ledger.add("ring", activity.merge, passes)
-            step.ledger.add("ring", Timed(activity.first_sent_s, sent.timed.source), count)
-            later = Timed(activity.later_sent_s, sent.timed.source)
-            step.ledger.add("ring", later, passes - count)
-            self._book_bytes(step, sent, passes)
+            sent, passes = activity.sent, activity.blocks - 1
+            ledger.add("attention", activity.attend, activity.blocks)
+            ledger.add("ring", activity.merge, passes)
+            ledger.add("ring", Timed(activity.first_sent_s, sent.timed.source))
+            ledger.add("ring", Timed(activity.later_sent_s, sent.timed.source), passes - 1)
+            self._book_bytes(ledger, sent, passes)
             return
-        step.ledger.add(activity.part, activity.timed, count)
+        ledger.add(activity.part, activity.timed)
         if isinstance(activity, Exchange):
-            self._book_bytes(step, activity, count)
+            self._book_bytes(ledger, activity, 1)
 
-    def _book_bytes(self, step: Step, exchange: Exchange, count: int) -> None:
+    def _book_bytes(self, ledger: Ledger, exchange: Exchange, times: int) -> None:
         moved = self.topology.link_bytes(exchange.operation, exchange.rank_bytes, exchange.groups)
-        for kind, moved_bytes in moved.items():
-            step.ledger.link_bytes[kind] += moved_bytes * count
-
-
-def values_per_token(spec: ModelSpec) -> int:
-    """Numbers that the transformer puts out for an image token: channels x patch area, 64 where
-    unknown.
-    """
-    patch, channels = spec.config.get("patch_size"), spec.config.get("out_channels")
-    channels = channels or spec.config.get("in_channels")
-    if isinstance(patch, int) and isinstance(channels, int):
-        return patch * patch * channels
-    return 64
+        for kind, count in moved.items():
+            ledger.link_bytes[kind] += count * times
 
 
 def _exchange_launches(mode: ModeConstants, mesh: Mesh) -> float:

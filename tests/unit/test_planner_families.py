@@ -3,8 +3,9 @@
 import pytest
 
 from ditplan.planner.cost import CostModel
+from ditplan.planner.rules import violation
 from ditplan.planner.share import calls_of, samples_of, share_of
-from ditplan.planner.space import Candidate, violation
+from ditplan.planner.space import Candidate
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.mesh import Mesh

@@ -103,8 +103,8 @@ def test_a_ring_takes_what_its_loop_does(
     candidate, constants = Candidate(Mesh(ring=4), ranks(Mesh(ring=4)), "graph"), CostConstants()
     topology = Topology(cluster)
     share = share_of(candidate.mesh, SPEC, large)
-    step = Step(candidate, large, share, cluster.devices[0])
     work = RankWork(topology, SPEC, None, constants)
+    step = Step(candidate, large, share, cluster.devices[0], work.place(candidate))
     (ring,) = (one for one in work.block(step, SPEC.blocks[0]) if isinstance(one, RingAttention))
     attend_s, merge_s, send_s = (one.seconds for one in (ring.attend, ring.merge, ring.sent.timed))
     if kind == "cuda":
