@@ -82,7 +82,7 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
             for reason in (
                 "fills a host partly",
                 "fills hosts unevenly",
-                "no better than fewer GPUs",
+                "can't be among the best",
             )
         ),
         "priced": len(found.ranked),

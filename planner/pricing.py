@@ -37,6 +37,13 @@ from ditplan.profiles.plan import Execution, Fallback, Quality
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
+PRICED_RANKS = 6
+"""Meshes of up to so many ranks are all priced."""
+
+RUNNER_UP = 1.5
+"""Of meshes of up to `EXHAUSTIVE_RANKS` ranks all plans are priced that may take up to so many
+times as long as what is better: runner-ups are run for comparison, and shown with the reason."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -111,7 +118,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     marked = [replace(r, control=True) if r.candidate is control else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
-        dropped["no better than fewer GPUs"] = unpriced
+        dropped["can't be among the best"] = unpriced
     if len(fitting) < len(priced):
         dropped["does not fit in memory"] = len(priced) - len(fitting)
     return sorted(marked, key=_by_latency), dropped
@@ -141,7 +148,7 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranke
     control, unpriced = _advised(task, space), 0
     for choice in space.choices:
         tried = [choice]
-        if choice.mesh.size > EXHAUSTIVE_RANKS and choice.mesh != control:
+        if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
             tried = list(_unbeaten(task, front, floors, choice))
         unpriced += not tried
         for candidate in itertools.chain(*map(space.placed, tried)):
@@ -154,9 +161,10 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranke
 
 
 def _unbeaten(task: Task, front: Front, floors: Floors, choice: Choice) -> Iterator[Choice]:
-    """The orders and settings of a mesh that may be better than what is known, by what they cost at
-    least.
+    """The orders and settings of a mesh that may be better than what is known, or a runner-up, by
+    what they cost at least.
     """
+    slack = 1.0 if choice.mesh.size > EXHAUSTIVE_RANKS else RUNNER_UP
     alike: dict[object, list[tuple[str, ...]]] = {}
     for order in choice.orders:
         alike.setdefault(floors.place_key(choice.mesh, order), []).append(order)
@@ -165,11 +173,12 @@ def _unbeaten(task: Task, front: Front, floors: Floors, choice: Choice) -> Itera
         for part, of_part in itertools.groupby(choice.settings, key=lambda setting: setting[0]):
             tried = [Candidate(choice.mesh, (), mode, orders[0], part) for _, mode in of_part]
             quality, least_bytes = _quality_of(task, tried[0]), floors.least_bytes(tried[0])
-            if any(front.beats(s, least_bytes, quality) for s in floors.of_modes(tried[0])):
+            if any(front.beats(s / slack, least_bytes, quality) for s in floors.of_modes(tried[0])):
                 continue
             for candidate in tried:
                 least_bytes = floors.least_bytes(candidate)
-                if not front.beats(floors.least_s(candidate), least_bytes, quality):
+                least_s = floors.least_s(candidate) / slack
+                if not front.beats(least_s, least_bytes, quality):
                     kept.append((part, candidate.mode))
         if kept:
             yield Choice(choice.mesh, tuple(kept), tuple(orders))

@@ -30,7 +30,7 @@ from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
 EXHAUSTIVE_RANKS = 16
-"""All legal meshes of up to so many ranks are priced, and of a host's."""
+"""All legal meshes of up to so many ranks are tried, and of a host's."""
 
 
 @dataclass(frozen=True)
