@@ -246,7 +246,10 @@ def tpe(world: World, trials: int, told: int = 0) -> list[int]:
     for row in range(min(told, len(world.found))):
         tell(row, world.found[row].prediction.latency_s)
     random = np.random.default_rng(world.seed)
-    numbers = np.array([[math.log2(p[axis]) for axis in (*axes, "patches")] for p in parameters])
+    counts = [
+        [*(getattr(r.candidate.mesh, axis) for axis in axes), patches_of(r)] for r in world.found
+    ]
+    numbers = np.log2(np.array(counts, dtype=float))
     ran = [0, 1, 2, world.control]
     for row in ran:
         tell(row, world.run(row, random))
