@@ -1,11 +1,12 @@
 """Predicted against measured: all legal plans of this machine's devices.
 
-    python -m benchmarks.planner_predictions --models sd3@1024 flux-dev@2048 --steps 8
+    python -m benchmarks.planner_predictions --models sd3@1024 flux-dev@2048 --save runs
+    python -m benchmarks.planner_predictions --saved runs
 
 What `tune` measures is measured first, then the plans are run in turns; each line says what was
 measured, and what was predicted with the model's blocks measured and without. A model is `NAME`,
-`NAME@EDGE` for pictures, or `NAME@EDGExFRAMES`. `NCCL_P2P_DISABLE=1`, and `NCCL_SHM_DISABLE=1`
-beside it, make slower links of the same GPUs.
+`NAME@EDGE` for pictures, or `NAME@EDGExFRAMES`. `--links` makes slower links of the same GPUs.
+What `--save` leaves is compared again by `--saved`, without a GPU, with the cost model of the day.
 """
 
 import argparse
@@ -13,10 +14,13 @@ import itertools
 import os
 import platform
 import statistics
-import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar, get_args
 
 from ditplan.planner.allowed import Allowed
 from ditplan.planner.memory import memory_of
@@ -25,45 +29,76 @@ from ditplan.planner.ranking import Ranked, build_plan
 from ditplan.planner.requests import wanted_points
 from ditplan.planner.topology import Topology
 from ditplan.profiles.catalog import find_model
+from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import DitplanError
-from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.model import Mode, ModelProfile
+from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.workload import Workload
 from ditplan.runtime.launch import count_slots
 from ditplan.runtime.workers import Workers, device_kind
 
 PATCHES_TRIED = 3
 """Of the settings of a mesh with stages so many are run, the fastest predicted ones."""
 
+MEASURED_FIRST = 3
+"""As many plans as `tune --measure` runs."""
 
-@dataclass(frozen=True)
-class Compared:
-    """A plan with its measured seconds and bytes, and the seconds predicted without a profile."""
+LINKS = {
+    "as-is": (),
+    "no-p2p": ("NCCL_P2P_DISABLE",),
+    "no-p2p-shm": ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE"),
+}
 
-    ranked: Ranked
-    computed_s: float
-    measured_s: float
+
+class Run(Noun):
+    """What each of its rounds measured of a plan; `candidate` as the planner writes it."""
+
+    candidate: str
+    latency_s: tuple[float, ...]
     memory_bytes: int
 
+
+class Runs(Record):
+    """A model's plans on one machine, with all that their predictions came from."""
+
+    kind: ClassVar[str] = "record of measured plans"
+    made_by: ClassVar[str] = "python -m benchmarks.planner_predictions --save"
+
+    model: str
+    links: str
+    workload: Workload
+    modes: tuple[Mode, ...] | None
+    cluster: ClusterProfile
+    profile: ModelProfile
+    runs: tuple[Run, ...]
+
     @property
-    def error(self) -> float:
-        """Predicted over measured, less one."""
-        return self.ranked.prediction.latency_s / self.measured_s - 1
+    def task(self) -> Task:
+        """What was planned."""
+        spec = find_model(self.model)
+        allowed = Allowed()
+        return Task(
+            spec,
+            self.workload,
+            self.cluster,
+            modes=self.modes,
+            profile=self.profile,
+            allowed=allowed,
+        )
 
 
-def task_for(text: str, steps: int, workers: Workers) -> Task:
-    """The task that `NAME@EDGExFRAMES` asks for, on this machine's cluster as measured now."""
+def workload_of(text: str, steps: int, device: str) -> tuple[str, Workload]:
+    """The model's name and the workload that `NAME@EDGExFRAMES` asks for."""
     name, _, size = text.partition("@")
     edge, _, frames = size.partition("x")
-    spec = find_model(name)
     changes: dict[str, object] = {"steps": steps}
-    if workers.device == "cpu":
+    if device == "cpu":
         changes["dtype"] = "float32"
     if edge:
         changes |= {"height": int(edge), "width": int(edge)}
     if frames:
         changes["frames"] = int(frames)
-    workload = spec.defaults.model_copy(update=changes)
-    cluster = workers.profile_cluster(lambda message: None)
-    return Task(spec, workload, cluster, allowed=Allowed())
+    return name, find_model(name).defaults.model_copy(update=changes)
 
 
 def with_profile(task: Task, workers: Workers) -> Task:
@@ -88,100 +123,218 @@ def plans_to_run(task: Task) -> list[Ranked]:
     return kept
 
 
-def measured(task: Task, workers: Workers, rounds: int) -> list[Compared]:
-    """Each plan run once a round, in turn; those that fail are said and left out."""
-    plans = plans_to_run(task)
-    computed = {
-        str(one.candidate): one.prediction.latency_s
-        for one in price_all(replace(task, profile=None), Topology(task.cluster))[0]
+def measured(task: Task, workers: Workers, rounds: int, deadline: float) -> tuple[Run, ...]:
+    """Each plan run once a round, in turn; those that fail, or come too late, are said."""
+    plans = {
+        str(one.candidate): build_plan(one, task.spec, task.workload, task.cluster, task.backend)
+        for one in plans_to_run(task)
     }
-    runs: dict[int, list[tuple[float, int]]] = {}
-    for _ in range(rounds):
-        for number, one in enumerate(plans):
-            plan = build_plan(one, task.spec, task.workload, task.cluster, task.backend)
-            try:
-                run = workers.measure(task.spec, None, plan)
-            except DitplanError as error:
-                print(f"  {one.candidate}: {str(error)[:200]}")
-                continue
-            runs.setdefault(number, []).append((run.latency_s, run.memory_bytes))
-    return [
-        Compared(
-            plans[number],
-            computed.get(str(plans[number].candidate), float("nan")),
-            statistics.median(seconds for seconds, _ in found),
-            max(memory for _, memory in found),
+    found: dict[str, list[tuple[float, int]]] = {}
+    for name, plan in list(plans.items()) * rounds:
+        if name not in plans:
+            continue
+        if time.monotonic() > deadline:
+            print(f"  time is up before {name}")
+            break
+        try:
+            run = workers.measure(task.spec, None, plan)
+        except DitplanError as error:
+            del plans[name]
+            print(f"  {name}: {str(error)[:400]}")
+            continue
+        found.setdefault(name, []).append((run.latency_s, run.memory_bytes))
+    return tuple(
+        Run(
+            candidate=name,
+            latency_s=tuple(seconds for seconds, _ in runs),
+            memory_bytes=max(memory for _, memory in runs),
         )
-        for number, found in runs.items()
-    ]
+        for name, runs in found.items()
+    )
 
 
-def loop_bytes(spec: ModelSpec, task: Task, ranked: Ranked) -> int:
+def loop_bytes(task: Task, ranked: Ranked) -> int:
     """What of the predicted memory a run without text encoders holds in the allocator."""
-    device = task.cluster.devices[0]
-    memory = memory_of(spec, task.workload, ranked.candidate, device)
-    encoders = spec.encoder_parameters * task.workload.dtype_bytes
+    memory = memory_of(task.spec, task.workload, ranked.candidate, task.cluster.devices[0])
+    encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
     held = memory.weights_bytes - encoders + memory.cache_bytes
     return held + memory.activations_bytes + memory.buffers_bytes
 
 
-def show(task: Task, found: list[Compared]) -> None:
-    """A line for each plan, then errors, order and regret."""
-    print(f"{task.spec.name}: {task.workload}")
-    best_s = min(one.measured_s for one in found)
-    for one in found:
-        expected = loop_bytes(task.spec, task, one.ranked)
-        guess = one.computed_s / one.measured_s - 1
-        print(
-            f"  {one.ranked.candidate!s:<58} measured {one.measured_s:8.4f} s"
-            f"  predicted {one.ranked.prediction.latency_s:8.4f} ({100 * one.error:+.0f}%)"
-            f"  computed {one.computed_s:8.4f} ({100 * guess:+.0f}%)"
-            f"  {one.memory_bytes / 1e9:5.1f} GB, predicted {expected / 1e9:5.1f}"
+@dataclass(frozen=True)
+class Compared:
+    """A plan with its measured seconds and bytes, and the seconds predicted without a profile."""
+
+    ranked: Ranked
+    computed_s: float
+    measured_s: float
+    measured_bytes: int
+    predicted_bytes: int
+
+    @property
+    def predicted_s(self) -> float:
+        """With the model's blocks measured."""
+        return self.ranked.prediction.latency_s
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less one."""
+        return self.predicted_s / self.measured_s - 1
+
+    @property
+    def guess(self) -> float:
+        """Computed over measured, less one."""
+        return self.computed_s / self.measured_s - 1
+
+    @property
+    def memory_error(self) -> float:
+        """Predicted over measured bytes, less one."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+
+def compared(runs: Runs) -> list[Compared]:
+    """The plans that were run, by what is predicted of them now; such as aren't planned any more
+    are left out."""
+    task, topology = runs.task, Topology(runs.cluster)
+    ranked = {str(one.candidate): one for one in price_all(task, topology)[0]}
+    computed = {
+        str(one.candidate): one.prediction.latency_s
+        for one in price_all(replace(task, profile=None), topology)[0]
+    }
+    return [
+        Compared(
+            ranked[run.candidate],
+            computed.get(run.candidate, float("nan")),
+            statistics.median(run.latency_s),
+            run.memory_bytes,
+            loop_bytes(task, ranked[run.candidate]),
         )
-    errors = [abs(one.error) for one in found]
-    guesses = [abs(one.computed_s / one.measured_s - 1) for one in found]
+        for run in runs.runs
+        if run.candidate in ranked
+    ]
+
+
+def regret(found: Sequence[Compared], first: int) -> float:
+    """How much slower than the best is the best of the `first` plans by prediction."""
+    best_s = min(one.measured_s for one in found)
+    chosen = sorted(found, key=lambda one: one.predicted_s)[:first]
+    return min(one.measured_s for one in chosen) / best_s - 1
+
+
+def order(found: Sequence[Compared]) -> tuple[int, int]:
+    """Of the pairs more than 3% apart, how many are predicted in order; and how many there are."""
     right = pairs = 0
     for one, other in itertools.combinations(found, 2):
         faster, slower = sorted((one, other), key=lambda item: item.measured_s)
         if slower.measured_s > 1.03 * faster.measured_s:
             pairs += 1
-            faster_s, slower_s = (x.ranked.prediction.latency_s for x in (faster, slower))
-            right += faster_s < slower_s
-    first = min(found, key=lambda item: item.ranked.prediction.latency_s)
+            right += faster.predicted_s < slower.predicted_s
+    return right, pairs
+
+
+def show(runs: Runs) -> list[Compared]:
+    """A line for each plan, then errors, order and regret."""
+    found = compared(runs)
+    print(f"{runs.model}: {runs.workload}, links {runs.links}")
+    for one in sorted(found, key=lambda one: one.measured_s):
+        print(
+            f"  {one.ranked.candidate!s:<88} measured {one.measured_s:8.4f} s"
+            f"  predicted {one.predicted_s:8.4f} ({100 * one.error:+.0f}%)"
+            f"  computed {one.computed_s:8.4f} ({100 * one.guess:+.0f}%)"
+            f"  {one.measured_bytes / 1e9:5.1f} GB, predicted {one.predicted_bytes / 1e9:5.1f}"
+        )
+    say([found])
+    return found
+
+
+def say(models: Sequence[Sequence[Compared]]) -> None:
+    """Errors over all models' plans, order within each, and the largest regrets, in a line."""
+    every = [one for found in models for one in found]
+    error, guess, memory = (
+        100 * statistics.median(abs(number) for number in numbers)
+        for numbers in zip(*((x.error, x.guess, x.memory_error) for x in every), strict=True)
+    )
+    right, pairs = (sum(counts) for counts in zip(*map(order, models), strict=True))
+    first, measured_first = (
+        100 * max(regret(found, count) for found in models) for count in (1, MEASURED_FIRST)
+    )
     print(
-        f"  median error {100 * statistics.median(errors):.1f}% (without measured blocks "
-        f"{100 * statistics.median(guesses):.1f}%), {right} of {pairs} pairs more than 3% apart in "
-        f"order, regret of the first choice {100 * (first.measured_s / best_s - 1):.1f}%",
+        f"  median error {error:.1f}% (without measured blocks {guess:.1f}%, of memory "
+        f"{memory:.1f}%), {right} of {pairs} pairs more than 3% apart in order, regret of the "
+        f"first choice {first:.1f}%, of {MEASURED_FIRST} measured {measured_first:.1f}%",
         flush=True,
     )
 
 
+@contextmanager
+def links_set(links: str) -> Iterator[None]:
+    """NCCL's variables that keep ranks from the faster links; ranks take them when they start."""
+    for name in LINKS[links]:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        for name in LINKS[links]:
+            del os.environ[name]
+
+
+def measure(asked: argparse.Namespace) -> Iterator[Runs]:
+    """Runs what was asked for; blocks are measured once, they don't depend on the links."""
+    deadline, kind = time.monotonic() + asked.seconds, device_kind()
+    profiles: dict[str, ModelProfile] = {}
+    modes = tuple(asked.modes) if asked.modes else None
+    for links in asked.links:
+        with links_set(links), Workers(None, count_slots(None, kind), kind) as workers:
+            cluster = workers.profile_cluster(lambda message: None)
+            print(
+                f"{len(cluster.devices)} x {cluster.devices[0].name}, Python "
+                f"{platform.python_version()}, {cluster.software}, {datetime.now(UTC):%Y-%m-%d}, "
+                f"links {links}"
+            )
+            for text in asked.models:
+                if time.monotonic() > deadline:
+                    print(f"{text}: not started, time is up")
+                    continue
+                name, workload = workload_of(text, asked.steps, workers.device)
+                task = Task(find_model(name), workload, cluster, modes=modes, allowed=Allowed())
+                known = profiles.get(text)
+                task = replace(task, profile=known) if known else with_profile(task, workers)
+                assert task.profile is not None
+                profiles[text] = task.profile
+                yield Runs(
+                    model=name,
+                    links=links,
+                    workload=workload,
+                    modes=modes,
+                    cluster=cluster,
+                    profile=task.profile,
+                    runs=measured(task, workers, asked.rounds, deadline),
+                )
+
+
 def main() -> None:
-    """Compares the models asked for."""
+    """Compares the models asked for, or those that were measured before."""
     parser = argparse.ArgumentParser(description="predicted against measured")
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME[@EDGE[xFRAMES]]")
+    parser.add_argument("--models", nargs="+", metavar="NAME[@EDGE[xFRAMES]]", default=[])
+    parser.add_argument("--links", nargs="+", choices=LINKS, default=["as-is"])
+    parser.add_argument("--modes", nargs="+", choices=get_args(Mode), help="these alone")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no model after these")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after these")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep what was measured")
+    parser.add_argument("--saved", type=Path, metavar="FOLDER", help="compare what was kept")
     asked = parser.parse_args()
-    started, kind = time.monotonic(), device_kind()
-    slower = ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE")
-    links = "".join(f"{name}={os.environ[name]} " for name in slower if name in os.environ)
-    with Workers(None, count_slots(None, kind), kind) as workers:
-        for text in asked.models:
-            if time.monotonic() - started > asked.seconds:
-                print(f"{text}: not started, time is up")
-                continue
-            task = task_for(text, asked.steps, workers)
-            if text == asked.models[0]:
-                names = [device.name for device in task.cluster.devices]
-                print(
-                    f"{len(names)} x {names[0]}, Python {platform.python_version()}, "
-                    f"{task.cluster.software}, {datetime.now(UTC):%Y-%m-%d}, {links}"
-                    f"python -m benchmarks.planner_predictions {' '.join(sys.argv[1:])}"
-                )
-            task = with_profile(task, workers)
-            show(task, measured(task, workers, asked.rounds))
+    if asked.saved:
+        models = [show(Runs.load(path)) for path in sorted(asked.saved.glob("*.json"))]
+        print(f"all {sum(map(len, models))} plans")
+        say(models)
+        return
+    for runs in measure(asked):
+        if asked.save:
+            edge = f"{runs.workload.height}x{runs.workload.frames}"
+            runs.save(asked.save / f"{runs.model}-{edge}-{runs.links}.json")
+        if runs.runs:
+            show(runs)
 
 
 if __name__ == "__main__":
