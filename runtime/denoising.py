@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ditplan.runtime.modules import replaced
+
 
 class DenoisingClock:
     """Measures from the transformer's first call to the scheduler's last step, by device clock.
@@ -26,11 +28,13 @@ class DenoisingClock:
         """Watches one call of the pipeline."""
         self._first, self._last, self.steps = None, None, 0
         scheduler = pipeline.scheduler
+        taken_over = vars(scheduler).get("step")
 
-        # looked up when called: a plan may give the scheduler another class meanwhile
         @functools.wraps(type(scheduler).step)
         def step(*args: Any, **kwargs: Any) -> Any:
-            result = type(scheduler).step(scheduler, *args, **kwargs)
+            # looked up when called: a plan may give the scheduler another class meanwhile
+            own = taken_over or functools.partial(type(scheduler).step, scheduler)
+            result = own(*args, **kwargs)
             self._last = self._mark()
             self.steps += 1
             return result
@@ -43,8 +47,7 @@ class DenoisingClock:
             undo.callback(
                 pipeline.transformer.register_forward_pre_hook(started, prepend=True).remove
             )
-            scheduler.step = step
-            undo.callback(delattr, scheduler, "step")
+            undo.enter_context(replaced(scheduler, "step", step))
             yield
 
     def seconds(self) -> float:

@@ -5,6 +5,7 @@ import pytest
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PipeFusion
+from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.launch import RankPool
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import latents_of_pipeline
@@ -52,6 +53,16 @@ def test_a_call_without_guidance_is_refused_where_cfg_splits_calls(
     plan = plan_for(spec, Mesh(cfg=2, ulysses=2), workload(**SIZES[name]))
     with pytest.raises(InputError, match=r"one pass a step; give it a negative prompt"):
         ranks.run(latents_of_pipeline, spec, plan, guided=False, timeout_s=60)
+
+
+@pytest.mark.parametrize("name", ["wan", "qwen-image"])
+def test_a_plan_that_splits_calls_is_measured_again_and_again(ranks: RankPool, name: str) -> None:
+    spec = small(name)
+    plan = plan_for(spec, Mesh(cfg=2, ulysses=2), workload(steps=2, **SIZES[name]))
+    for _ in range(2):
+        for run in ranks.run(measure_plan, spec, None, plan, timeout_s=120):
+            assert run is not None
+            assert run.latency_s > 0
 
 
 def test_stages_of_two_transformers_are_refused(ranks: RankPool) -> None:
