@@ -1,12 +1,17 @@
-"""Copies between memories of GPUs by their copy engines, which leave the multiprocessors alone."""
+"""What GPUs do without their multiprocessors: copies between memories, and flags in them."""
 
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
 DEVICE_MEMORY = 2
+"""CU_MEMORYTYPE_DEVICE of the CUDA driver API."""
+
+AT_LEAST = 0
+"""CU_STREAM_WAIT_VALUE_GEQ of the same."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,36 @@ def copy_rows(
         width=width,
         height=count,
     )
-    error = _driver().cuMemcpy2DAsync_v2(ctypes.byref(asked), ctypes.c_void_p(stream.cuda_stream))
+    _call("cuMemcpy2DAsync_v2", ctypes.byref(asked), ctypes.c_void_p(stream.cuda_stream))
+
+
+def set_flag(address: int, value: int, stream: torch.cuda.Stream) -> None:
+    """Writes 32 bits, of a peer's memory too, after all that is before it on a stream.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
+    _call("cuStreamWriteValue32_v2", *_flag(address, value, stream), ctypes.c_uint(0))
+
+
+def wait_for_flag(address: int, value: int, stream: torch.cuda.Stream) -> None:
+    """Has what follows on a stream wait until 32 bits of this GPU's memory are `value` or more.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
+    _call("cuStreamWaitValue32_v2", *_flag(address, value, stream), ctypes.c_uint(AT_LEAST))
+
+
+def _flag(address: int, value: int, stream: torch.cuda.Stream) -> tuple[Any, ...]:
+    on = ctypes.c_void_p(stream.cuda_stream)
+    return on, ctypes.c_uint64(address), ctypes.c_uint32(value)
+
+
+def _call(name: str, *arguments: Any) -> None:
+    error = getattr(_driver(), name)(*arguments)
     if error:
-        raise RuntimeError(f"cuMemcpy2DAsync failed with CUDA error {error}")
+        raise RuntimeError(f"{name.partition('_')[0]} failed with CUDA error {error}")
 
 
 @cache

@@ -44,6 +44,10 @@ from ditplan.runtime.worker import (
 
 LOOPBACK = "127.0.0.1"
 
+NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+"""Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
+for ever where ranks get to it at different times."""
+
 T = TypeVar("T")
 Arrivals = queue.SimpleQueue[tuple[int, Connection]]
 
@@ -278,6 +282,7 @@ def attach_from_torchrun() -> RankContext:
             f"{error} in the environment: this process wasn't started by torchrun; "
             "start it as `torchrun --nproc-per-node N script.py`"
         ) from None
+    os.environ.setdefault(*NO_MULTICAST)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -344,6 +349,7 @@ def _rank_environment(ranks: int) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment["PYTHONUNBUFFERED"] = "1"
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // ranks)))
+    environment.setdefault(*NO_MULTICAST)
     # gloo goes by the host's name otherwise, which on many machines leads to no usable address.
     for interface, addresses in psutil.net_if_addrs().items():
         if LOOPBACK in {address.address for address in addresses}:

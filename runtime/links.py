@@ -1,16 +1,77 @@
 """Point-to-point transport between the stages of a pipeline, in flight while others compute."""
 
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
+MOST_SENT = 4
+"""Tensors that are on their way over a link before who sends more waits for the first of them: each
+holds memory, and a host that launches graphs would be many steps ahead of its device."""
 
-class Link:
-    """One direction from one rank to another, with a process group of its own.
 
-    Both ends must ask in the same order for tensors of the same shapes. On GPUs transport runs on a
-    stream of its own: what is sent waits for what computed it, what is received for nothing.
+class Arriving(Protocol):
+    """A tensor that is on its way."""
+
+    def wait(self) -> torch.Tensor:
+        """The tensor, once it is there: on GPUs what follows on the stream waits, not the host."""
+
+
+class Link(Protocol):
+    """One direction from one rank to another.
+
+    Both ends must send and ask in the same order for tensors of the same `name`, shape and dtype.
+    There is one piece of memory for each: what is sent under a name must have been read before
+    something else is sent under it.
+    """
+
+    def send(self, name: Hashable, tensor: torch.Tensor) -> None:
+        """Sends a tensor off and doesn't wait for it, only for one that was sent long before."""
+
+    def begin(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Arriving:
+        """Asks for a tensor and doesn't wait."""
+
+    def drain(self) -> None:
+        """Waits until all that was sent has gone."""
+
+    def clear(self) -> None:
+        """Gives the memory back; both ends call it, when nothing is on its way."""
+
+
+class Outbox:
+    """Tensors that are on their way: held until they have gone, so that nothing gets their memory
+    meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[Callable[[], Any], torch.Tensor]] = deque()
+
+    def make_room(self) -> None:
+        """Waits for the first of them if there are too many."""
+        while len(self._sent) >= MOST_SENT:
+            self._wait_for_first()
+
+    def add(self, tensor: torch.Tensor, gone: Callable[[], Any]) -> None:
+        """One more; `gone` waits until it has gone."""
+        self._sent.append((gone, tensor))
+
+    def drain(self) -> None:
+        """Waits for all."""
+        while self._sent:
+            self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        gone, _ = self._sent.popleft()
+        gone()
+
+
+class CollectiveLink:
+    """A link by send and receive of a process group of its own; of any backend.
+
+    On GPUs transport runs on a stream of its own: what is sent waits for what computed it, what is
+    received for nothing.
     """
 
     def __init__(
@@ -20,7 +81,8 @@ class Link:
         self._group, self._source, self._target = group, source, target
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._sent: list[tuple[Any, torch.Tensor]] = []
+        self._outbox = Outbox()
+        self._inbox: dict[tuple[Hashable, ...], torch.Tensor] = {}
 
     def connect(self, rank: int) -> None:
         """Sends something tiny and waits for it; both ends call it.
@@ -29,55 +91,56 @@ class Link:
         a pipeline that could be never.
         """
         if rank == self._source:
-            self.send(torch.zeros(1, device=self._device))
+            self.send("connect", torch.zeros(1, device=self._device))
             self.drain()
         else:
-            self.begin((1,), torch.float32).wait()
+            self.begin("connect", (1,), torch.float32).wait()
 
-    def send(self, tensor: torch.Tensor) -> None:
-        """Sends a tensor off and doesn't wait."""
-        self._sent = [(work, held) for work, held in self._sent if not work.is_completed()]
+    def send(self, name: Hashable, tensor: torch.Tensor) -> None:
+        """As `Link`."""
+        self._outbox.make_room()
         tensor = tensor.contiguous()
         if self._stream is None:
-            work = dist.isend(tensor, self._target, self._group)
-        else:
-            self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
-            tensor.record_stream(self._stream)
-            with torch.cuda.stream(self._stream):
-                work = dist.isend(tensor, self._target, self._group)
-        self._sent.append((work, tensor))
-
-    def begin(self, shape: tuple[int, ...], dtype: torch.dtype) -> "Arriving":
-        """Asks for the next tensor and doesn't wait."""
-        if self._stream is None:
-            made = torch.empty(shape, dtype=dtype, device=self._device)
-            return Arriving(made, dist.irecv(made, self._source, self._group), None)
+            self._outbox.add(tensor, self._sending(tensor).wait)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            made = torch.empty(shape, dtype=dtype, device=self._device)
-            work = dist.irecv(made, self._source, self._group)
-        return Arriving(made, work, self._stream)
+            self._sending(tensor).wait()
+            self._outbox.add(tensor, self._stream.record_event().synchronize)
+
+    def begin(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Arriving:
+        """As `Link`."""
+        key = (name, shape, dtype)
+        if key not in self._inbox:
+            self._inbox[key] = torch.empty(shape, dtype=dtype, device=self._device)
+        into = self._inbox[key]
+        if self._stream is None:
+            return _Received(into, dist.irecv(into, self._source, self._group), None)
+        with torch.cuda.stream(self._stream):
+            work = dist.irecv(into, self._source, self._group)
+        return _Received(into, work, self._stream)
 
     def drain(self) -> None:
-        """Waits until all that was sent has gone."""
-        for work, _ in self._sent:
-            work.wait()
-        self._sent.clear()
+        """As `Link`."""
+        self._outbox.drain()
+
+    def clear(self) -> None:
+        """As `Link`."""
+        self._inbox.clear()
+
+    def _sending(self, tensor: torch.Tensor) -> Any:
+        return dist.isend(tensor, self._target, self._group)
 
 
-class Arriving:
-    """A tensor that is on its way."""
-
+class _Received:
     def __init__(self, tensor: torch.Tensor, work: Any, stream: torch.cuda.Stream | None) -> None:
         self._tensor, self._work, self._stream = tensor, work, stream
 
     def wait(self) -> torch.Tensor:
-        """The tensor, once it is there: on GPUs what follows on the stream waits, not the host."""
         if self._stream is None:
             self._work.wait()
             return self._tensor
-        now = torch.cuda.current_stream(self._tensor.device)
         with torch.cuda.stream(self._stream):
             self._work.wait()
-        now.wait_stream(self._stream)
-        self._tensor.record_stream(now)
+        torch.cuda.current_stream(self._tensor.device).wait_stream(self._stream)
         return self._tensor

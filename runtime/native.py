@@ -195,6 +195,7 @@ def _apply_pipefusion(
         )
     predictor.apply(undo, graphed)
     undo.callback(prepared.cache.clear)
+    undo.callback(prepared.pipe.clear)
     apply_patches(pipeline, predictor, undo)
 
 

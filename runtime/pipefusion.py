@@ -23,9 +23,11 @@ from ditplan.runtime.cfg import BatchSplit
 from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.layout import Layout, Patches
-from ditplan.runtime.links import Arriving, Link
+from ditplan.runtime.links import Arriving, CollectiveLink, Link
 from ditplan.runtime.modules import sample_of
 from ditplan.runtime.patches import REMEDY
+from ditplan.runtime.peer_links import PeerLink
+from ditplan.runtime.peer_memory import can_write_to_peers
 from ditplan.runtime.stages import Carried, Stage
 from ditplan.runtime.stale import KeyCache
 
@@ -58,6 +60,11 @@ class Pipe:
         """Whether this rank has predictions."""
         return self.stages.index == self.stages.size - 1
 
+    def clear(self) -> None:
+        """Gives the memory of what is sent back; all ranks of the line call it, between calls."""
+        self.onward.clear()
+        self.incoming.clear()
+
 
 def make_pipe(context: RankContext, mesh: Mesh, placement: tuple[int, ...]) -> Pipe | None:
     """This rank's pipe; None outside of the mesh. Every rank of the world calls it.
@@ -71,14 +78,22 @@ def make_pipe(context: RankContext, mesh: Mesh, placement: tuple[int, ...]) -> P
         for source, target in zip(line, (*line[1:], line[0]), strict=True):
             group = context.groups.group((source, target), f"to {target}")
             if group is not None:
-                link = Link(group, source, target, context.device)
-                link.connect(context.rank)
-                links[source, target] = link
+                links[source, target] = _open_link(context, group, source, target)
     if stages is None:
         return None
     me, ranks = stages.index, stages.ranks
     after, before = ranks[(me + 1) % len(ranks)], ranks[me - 1]
     return Pipe(stages, links[ranks[me], after], links[before, ranks[me]])
+
+
+def _open_link(context: RankContext, group: dist.ProcessGroup, source: int, target: int) -> Link:
+    """A link that is connected; both ends call it."""
+    ends = tuple(sorted((source, target)))
+    if can_write_to_peers(AxisGroup(ends, group, ends.index(context.rank)), context):
+        return PeerLink(group, source, target, context.device)
+    link = CollectiveLink(group, source, target, context.device)
+    link.connect(context.rank)
+    return link
 
 
 class StagePredictor:
@@ -159,6 +174,7 @@ class StagePredictor:
         if self._lengths != lengths:
             # captured graphs go on where keys and values lay
             self._cache.clear()
+            self._pipe.clear()
             self._entered.clear()
             if self._graphs is not None:
                 self._graphs.clear()
@@ -195,12 +211,14 @@ class StagePredictor:
         own = self._own[patch]
         output = self._run(shared, patch, call)
         if output is not None:
-            self._pipe.onward.send(output.flatten(1).index_select(1, own))
+            chosen = output.flatten(1).index_select(1, own)
+            self._pipe.onward.send(("prediction", patch, call), chosen)
         if self._pipe.is_first:
             # not before the patch is on its way: what waits for the device (a kernel that is
             # loaded, an allocation) would wait for an answer to what was never sent
             batch = shared[self._family.batched_inputs[0]].shape[0]
-            arriving = self._pipe.incoming.begin((batch, len(own)), self._dtype)
+            name = ("prediction", patch, call)
+            arriving = self._pipe.incoming.begin(name, (batch, len(own)), self._dtype)
             self._awaited[patch] = (arriving, samples)
 
     def receive(self, patch: int, call: int) -> torch.Tensor:
@@ -232,9 +250,9 @@ class StagePredictor:
         output: Carried = compute(inputs, patch, call, received)
         if self._pipe.is_last:
             return output[0]
-        for tensor in output:
+        for number, tensor in enumerate(output):
             if tensor.numel():
-                self._pipe.onward.send(tensor)
+                self._pipe.onward.send((number, patch, call), tensor)
         return None
 
     def _compute(
@@ -258,8 +276,8 @@ class StagePredictor:
             self._entered[key] = [torch.empty_like(one, device="meta") for one in alike]
         link, device = self._pipe.incoming, self._device
         arriving = [
-            link.begin(tuple(one.shape), one.dtype) if one.numel() else None
-            for one in self._entered[key]
+            link.begin((number, patch, call), tuple(one.shape), one.dtype) if one.numel() else None
+            for number, one in enumerate(self._entered[key])
         ]
         return tuple(
             torch.empty_like(one, device=device) if there is None else there.wait()

@@ -18,7 +18,9 @@ from ditplan.runtime.attention import attend_with_lse, usable_kernels
 from ditplan.runtime.exchange import CollectiveExchange
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.launch import RankPool
+from ditplan.runtime.links import CollectiveLink
 from ditplan.runtime.native import parallelize
+from ditplan.runtime.peer_links import PeerLink
 from ditplan.runtime.peer_memory import PeerExchange
 from ditplan.runtime.pipelines import load_pipeline
 from tests.distributed.rank_tasks import denoise, same_start
@@ -129,6 +131,44 @@ def test_pipefusion_in_every_mode_gives_the_latents_of_its_eager_run(
     stale = run(staged, "eager", 2, "float32")
     for mode in MODES:
         assert distance(run(staged, mode, 2), stale) <= 2 * rounding, mode
+
+
+def links_bring_what_was_sent(context: RankContext, kind: type[CollectiveLink | PeerLink]) -> bool:
+    """Whether rank 1 gets rank 0's tensors, and rank 0 its answers, while both compute."""
+    rank, device = context.rank, context.device
+    there, back = (context.groups.group((0, 1), f"{kind.__name__} to {n}") for n in (1, 0))
+    assert there is not None
+    assert back is not None
+    onward, answers = kind(there, 0, 1, device), kind(back, 1, 0, device)
+    for link in (onward, answers):
+        if isinstance(link, CollectiveLink):
+            link.connect(rank)
+    large = torch.randn(4096, 4096, device=device).bfloat16()
+    shape, same = (3, 1000, 77), True
+    with torch.no_grad():
+        for step in range(12):
+            for name in ("first", "second"):
+                torch.mm(large, large)
+                sent = torch.full(shape, step + len(name), device=device, dtype=torch.bfloat16)
+                if rank == 0:
+                    onward.send(name, sent)
+                    came = answers.begin(name, shape, torch.bfloat16).wait()
+                    same = same and torch.equal(came, 2 * sent)
+                else:
+                    came = onward.begin(name, shape, torch.bfloat16).wait()
+                    torch.mm(large, large)
+                    answers.send(name, 2 * came)
+        onward.drain()
+        answers.drain()
+    onward.clear()
+    answers.clear()
+    return same
+
+
+@pytest.mark.parametrize("kind", [CollectiveLink, PeerLink])
+def test_links_bring_what_was_sent(gpus: RankPool, kind: type[CollectiveLink | PeerLink]) -> None:
+    for _ in range(2):
+        assert all(gpus.run(links_bring_what_was_sent, kind, timeout_s=60))
 
 
 def kernel_errors(context: RankContext, head_dim: int) -> dict[str, tuple[float, float]]:
