@@ -37,6 +37,9 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.launch import count_slots
 from ditplan.runtime.workers import Workers, device_kind
 
+MEASURED = Path(__file__).parent / "measured"
+"""What was measured on machines of ours, by `--save`."""
+
 PATCHES_TRIED = 3
 """Of the settings of a mesh with stages so many are run, the fastest predicted ones."""
 

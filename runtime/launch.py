@@ -348,7 +348,9 @@ def _rank_environment(ranks: int) -> dict[str, str]:
     # The parent's own search path, so that a task is found here if it was found there.
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment["PYTHONUNBUFFERED"] = "1"
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // ranks)))
+    threads = str(max(1, _cores() // ranks))
+    environment.setdefault("OMP_NUM_THREADS", threads)
+    environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", threads)
     environment.setdefault(*NO_MULTICAST)
     # gloo goes by the host's name otherwise, which on many machines leads to no usable address.
     for interface, addresses in psutil.net_if_addrs().items():
