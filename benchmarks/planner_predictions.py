@@ -160,7 +160,7 @@ def loop_bytes(task: Task, ranked: Ranked) -> int:
     """What of the predicted memory a run without text encoders holds in the allocator."""
     memory = memory_of(task.spec, task.workload, ranked.candidate, task.cluster.devices[0])
     encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
-    held = memory.weights_bytes - encoders + memory.cache_bytes
+    held = memory.weights_bytes - encoders + memory.cache_bytes + memory.graph_bytes
     return held + memory.activations_bytes + memory.buffers_bytes
 
 

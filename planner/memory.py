@@ -16,7 +16,10 @@ from ditplan.profiles.workload import Workload
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank by cause; `cache_bytes` are PipeFusion's keys and values.
+    """Bytes of one rank by cause.
+
+    `cache_bytes` are PipeFusion's keys and values, `graph_bytes` what captured graphs take beside
+    activations, `context_bytes` those of driver and libraries.
 
     Denoising and VAE decoding follow each other, so the larger one counts.
     """
@@ -27,12 +30,14 @@ class Memory:
     vae_bytes: int
     context_bytes: int
     cache_bytes: int = 0
+    graph_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The peak: what is always there and the larger of denoising and decoding."""
         peak = max(self.activations_bytes + self.buffers_bytes, self.vae_bytes)
-        return self.weights_bytes + self.cache_bytes + self.context_bytes + peak
+        kept = self.weights_bytes + self.cache_bytes + self.graph_bytes
+        return kept + self.context_bytes + peak
 
 
 def memory_of(
@@ -123,8 +128,9 @@ class MemoryModel:
             activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
             buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
             vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
-            context_bytes=_context_bytes(mesh, device, c) + _graph_bytes(candidate, c),
+            context_bytes=_context_bytes(mesh, device, c),
             cache_bytes=sum(count * cached for count, cached in kept),
+            graph_bytes=_graph_bytes(candidate, c),
         )
 
     def _cached_bytes(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
@@ -170,6 +176,7 @@ def why_too_big(memory: Memory, device: Device) -> str | None:
         ("VAE decode", memory.vae_bytes),
         ("context", memory.context_bytes),
         *((("keys and values", memory.cache_bytes),) if memory.cache_bytes else ()),
+        *((("graphs", memory.graph_bytes),) if memory.graph_bytes else ()),
     )
     named = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts)
     return f"needs {memory.total_bytes / 1e9:.1f} GB of {device.memory_bytes / 1e9:.1f} GB: {named}"

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class GraphedForward:
         self._may_fall_back = may_fall_back
         self._captured: dict[Hashable, Captured | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = capture_stream(device)
 
     def clear(self) -> None:
         """Forgets all that was captured."""
@@ -111,6 +112,12 @@ class GraphedForward:
             outputs = self._forward(*args, **kwargs)
         inputs = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
         return Captured(graph, inputs, outputs)
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which a process captures: one, as cuBLAS keeps 32 MB for each it has run on."""
+    return torch.cuda.Stream(device)
 
 
 def _signature(leaf: Any) -> Hashable:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ditplan.runtime.graphs import capture_stream
+
 TIME_FOR_A_PART_S = 0.25
 # few enough that even unfused blocks fit the queue of a GPU, so that the host isn't held up
 LAUNCHED_CALLS = 3
@@ -48,7 +50,7 @@ def time_call(call: Callable[[], Any], device: torch.device) -> Timing:
 
 def captured(call: Callable[[], Any], device: torch.device) -> Callable[[], None]:
     """The call as a CUDA graph: what is left of it is the device's work."""
-    stream = torch.cuda.Stream(device)
+    stream = capture_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         call()
