@@ -126,8 +126,13 @@ def plans_to_run(task: Task) -> list[Ranked]:
     return kept
 
 
-def measured(task: Task, workers: Workers, rounds: int, deadline: float) -> tuple[Run, ...]:
-    """Each plan run once a round, in turn; those that fail, or come too late, are said."""
+def measured(
+    task: Task, workers: Workers, rounds: int, deadline: float, fresh: bool
+) -> tuple[Run, ...]:
+    """Each plan run once a round, in turn; those that fail, or come too late, are said.
+
+    On `fresh` ranks memory is the plan's alone.
+    """
     plans = {
         str(one.candidate): build_plan(one, task.spec, task.workload, task.cluster, task.backend)
         for one in plans_to_run(task)
@@ -139,6 +144,8 @@ def measured(task: Task, workers: Workers, rounds: int, deadline: float) -> tupl
         if time.monotonic() > deadline:
             print(f"  time is up before {name}")
             break
+        if fresh:
+            workers.pool().close()
         try:
             run = workers.measure(task.spec, None, plan)
         except DitplanError as error:
@@ -311,7 +318,7 @@ def measure(asked: argparse.Namespace) -> Iterator[Runs]:
                     modes=modes,
                     cluster=cluster,
                     profile=task.profile,
-                    runs=measured(task, workers, asked.rounds, deadline),
+                    runs=measured(task, workers, asked.rounds, deadline, asked.fresh),
                 )
 
 
@@ -323,6 +330,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=get_args(Mode), help="these alone")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--fresh", action="store_true", help="new ranks for each run")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after these")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep what was measured")
     parser.add_argument("--saved", type=Path, metavar="FOLDER", help="compare what was kept")
