@@ -113,7 +113,9 @@ class ModelFamily(Noun):
     a number; so is `frames_per_token` (1 where the config has none), which counts latent frames, of
     which each stands for `frames_per_latent` frames of a video. `long_skips` is the argument by
     which a block gets what an earlier one returned. `no_pipefusion` says why a model's patches
-    can't be pipelined.
+    can't be pipelined; those that text doesn't go with have a token of it on each rank where blocks
+    can't do without any (`needs_text`), which counts for nothing. `projection` is the module that
+    makes the prediction of each image token, where it isn't the one whose output is gathered.
 
     Of a pipeline's call, `guidance_argument` takes the guidance scale, `text_length_argument` says
     to how many tokens it pads a prompt, where that is all of the text, and `call` is always given.
@@ -155,6 +157,8 @@ class ModelFamily(Noun):
     text_mask: TextMask | None = None
     long_skips: str | None = None
     no_pipefusion: str | None = None
+    needs_text: bool = False
+    projection: str | None = None
 
     @property
     def listed_inputs(self) -> frozenset[str]:

@@ -17,6 +17,8 @@ def all_gather_uneven(
     transport, since gloo and NCCL gather equal pieces only.
     """
     largest = max(sizes)
+    if not largest:
+        return tensor
     moved = tensor.movedim(dim, 0)
     if moved.shape[0] < largest:
         moved = torch.cat([moved, moved.new_zeros(largest - moved.shape[0], *moved.shape[1:])])

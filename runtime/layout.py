@@ -35,15 +35,21 @@ class SequenceGroups:
         return self.ulysses.size if self.ulysses else 1
 
 
+FILLER = -1
+"""In place of a token's number: one that is computed and counts for nothing."""
+
+
 @dataclass
 class Patches:
     """The patches that a segment is cut into; the other segments go with the first of them.
 
+    With `has_filler` the others have a token of them on each rank, which counts for nothing.
     `bounds` are set when the sequence's length is known. `current` is the patch that is computed,
     None for the whole sequence.
     """
 
     segment: str
+    has_filler: bool = False
     bounds: tuple[tuple[int, int], ...] = ()
     current: int | None = None
 
@@ -75,9 +81,8 @@ class Layout:
         Raises:
             InputError: fewer tokens than ranks.
         """
-        if self.patch is None:
-            self.lengths[segment] = tensor.shape[dim]
-        start, end = self._range(segment, self.patch)
+        self.lengths[segment] = tensor.shape[dim]
+        start, end = self.range_of(segment, self.patch)
         unit, ranks = self.units.get(segment, 1), self.groups.size
         here = (end - start) // unit
         if here < ranks and (here or self.patches is None):
@@ -94,7 +99,7 @@ class Layout:
 
     def sizes(self, segments: Sequence[str]) -> list[int]:
         """How many tokens of these segments together each rank holds of what is computed."""
-        ranges = [(segment, *self._range(segment, self.patch)) for segment in segments]
+        ranges = [(segment, *self.range_of(segment, self.patch)) for segment in segments]
         sizes = []
         for rank in range(self.groups.size):
             shares = (self._bounds(segment, end - start, rank) for segment, start, end in ranges)
@@ -102,14 +107,19 @@ class Layout:
         return sizes
 
     def tokens(self, segments: Sequence[str], patch: int | None, ranks: Sequence[int]) -> list[int]:
-        """Which tokens of the whole sequence some ranks hold of a patch, rank after rank."""
+        """Which tokens of the whole sequence some ranks hold of a patch, rank after rank; `FILLER`
+        for those that don't count.
+        """
         found: list[int] = []
         for rank in ranks:
             before = 0
             for segment in segments:
-                start, end = self._range(segment, patch)
+                start, end = self.range_of(segment, patch)
                 first, last = self._bounds(segment, end - start, rank)
-                found += range(before + start + first, before + start + last)
+                if self._fills(segment, patch):
+                    found += [FILLER] * (last - first)
+                else:
+                    found += range(before + start + first, before + start + last)
                 before += self.lengths[segment]
         return found
 
@@ -119,18 +129,25 @@ class Layout:
         self._ordered_masks.clear()
 
     def mask(self, segments: Sequence[str], ranks: Sequence[int]) -> torch.Tensor | None:
-        """(B, 1, 1, tokens): which of some ranks' tokens count, rank after rank; None for all."""
+        """(B, 1, 1, tokens): which of some ranks' tokens count, rank after rank; None for all.
+
+        While a patch is computed they come patch after patch, as they are kept.
+        """
         known = [self.masks[segment] for segment in segments if segment in self.masks]
         if not known:
             return None
         batch, device = known[0].shape[0], known[0].device
-        key = (tuple(segments), tuple(ranks), tuple(self.lengths.items()), device)
+        patches: Sequence[int | None] = (None,)
+        if self.patches and self.patches.current is not None:
+            patches = range(len(self.patches.bounds))
+        key = (tuple(segments), tuple(ranks), patches, tuple(self.lengths.items()), device)
         if key in self._ordered_masks:
             return self._ordered_masks[key]
         if key not in self._orders:
             # kept: while a graph is captured nothing can be brought to the device
-            order = self.tokens(segments, None, ranks)
-            self._orders[key] = torch.tensor(order, device=device)
+            order = [one for patch in patches for one in self.tokens(segments, patch, ranks)]
+            counting = [one for one in order if one != FILLER]
+            self._orders[key] = torch.tensor(counting, device=device)
         whole = torch.cat(
             [
                 self.masks[segment]
@@ -144,13 +161,20 @@ class Layout:
         self._ordered_masks[key] = ordered
         return ordered
 
-    def _range(self, segment: str, patch: int | None) -> tuple[int, int]:
+    def range_of(self, segment: str, patch: int | None) -> tuple[int, int]:
         """Start and end of a patch's tokens in a segment."""
         if patch is None or self.patches is None:
             return 0, self.lengths[segment]
         if segment == self.patches.segment:
             return self.patches.bounds[patch]
+        if self._fills(segment, patch):
+            return 0, self.groups.size
         return (0, self.lengths[segment]) if patch == 0 else (0, 0)
+
+    def _fills(self, segment: str, patch: int | None) -> bool:
+        """Whether a patch has nothing but filler of a segment."""
+        patches = self.patches
+        return bool(patch and patches and patches.has_filler and segment != patches.segment)
 
     def _bounds(self, segment: str, length: int, rank: int) -> tuple[int, int]:
         """A rank's share of a segment, in whole units, which may be empty for all ranks."""

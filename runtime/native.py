@@ -129,7 +129,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     pipe = make_pipe(context, mesh, plan.placement) if mesh.pipefusion > 1 else None
     patches, cache = None, None
     if pipe and plan.pipefusion:
-        patches = Patches(family.gathers[0].segments[0])
+        patches = Patches("image", has_filler=family.needs_text)
         cache = KeyCache(plan.pipefusion.patches)
     layout = None
     answers: tuple[AttentionOperator, ...] | None = None

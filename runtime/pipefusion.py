@@ -8,14 +8,16 @@ the same order on every stage.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.family import ModelFamily
+from ditplan.profiles.family import Gather, ModelFamily
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
@@ -28,6 +30,7 @@ from ditplan.runtime.modules import sample_of
 from ditplan.runtime.patches import REMEDY
 from ditplan.runtime.peer_links import PeerLink
 from ditplan.runtime.peer_memory import can_write_to_peers
+from ditplan.runtime.sequence import submodule
 from ditplan.runtime.stages import Carried, Stage
 from ditplan.runtime.stale import KeyCache
 
@@ -121,6 +124,7 @@ class StagePredictor:
         self._entered: dict[tuple[int | None, int, int], list[torch.Tensor]] = {}
         self._locating = False
         self._lengths: tuple[Any, ...] = ()
+        self._shapes: dict[int, list[torch.Size]] = {}
         self._whole: dict[int, torch.Tensor] = {}
         self._own: dict[int, torch.Tensor] = {}
         self._awaited: dict[int, tuple[Arriving, int | None]] = {}
@@ -136,14 +140,12 @@ class StagePredictor:
         `graphed` has what a stage computes captured in CUDA graphs, transport between stages apart.
         """
         for gather in self._family.gathers:
-            module = self._model.get_submodule(gather.name)
-
-            def whole(_module: nn.Module, _args: Any, output: Any, dim: int = gather.dim) -> Any:
-                if self._locating:
-                    return self._numbered(output, dim)
-                return self._in_whole(output, dim)
-
+            module = submodule(self._model, gather.name)
+            whole = partial(self._in_whole, gather)
             undo.callback(module.register_forward_hook(whole).remove)
+        name = self._family.projection or self._family.gathers[0].name
+        projection = submodule(self._model, name)
+        undo.callback(projection.register_forward_hook(self._numbered).remove)
         self._stage.apply(self._model, undo)
         self._forward = self._model.forward
         if graphed is not None:
@@ -159,7 +161,6 @@ class StagePredictor:
         """
         self._whole.clear()
         self._patches.current = None
-        self._text = self._text_tokens(inputs)
         self._locating = True
         try:
             output = sample_of(self._stage.pass_through(self._forward, inputs))
@@ -176,6 +177,7 @@ class StagePredictor:
             self._cache.clear()
             self._pipe.clear()
             self._entered.clear()
+            self._shapes.clear()
             if self._graphs is not None:
                 self._graphs.clear()
             self._lengths = lengths
@@ -184,6 +186,7 @@ class StagePredictor:
     def whole(self, inputs: dict[str, Any], call: int) -> torch.Tensor:
         """The prediction for all tokens, on every rank."""
         shared, samples = self._batch.share(inputs)
+        self._make_room(shared, call)
         output = self._run(shared, None, call)
         if output is None:
             batch = shared[self._family.batched_inputs[0]].shape[0]
@@ -193,6 +196,19 @@ class StagePredictor:
         dist.broadcast(output, stages.ranks[-1], stages.group)
         self._whole[call] = self._batch.gather(output, samples)
         return self._whole[call].clone()
+
+    def _make_room(self, inputs: dict[str, Any], call: int) -> None:
+        """Forgets what was kept of a call whose text had another length."""
+        shapes = [
+            leaf.shape for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)
+        ]
+        if self._shapes.setdefault(call, shapes) != shapes:
+            self._shapes[call] = shapes
+            self._cache.forget(call)
+            self._pipe.clear()
+            self._entered = {key: kept for key, kept in self._entered.items() if key[1] != call}
+            if self._graphs is not None:
+                self._graphs.clear()
 
     def send(self, patch: int, inputs: dict[str, Any], call: int) -> None:
         """Has a patch's prediction begun: this stage's blocks, and what goes to the next.
@@ -206,8 +222,6 @@ class StagePredictor:
                 "step, so there are no keys to start from; use a plan with more warmup steps"
             )
         shared, samples = self._batch.share(inputs)
-        if patch and self._family.splits_text:
-            shared = self._without_text(shared)
         own = self._own[patch]
         output = self._run(shared, patch, call)
         if output is not None:
@@ -284,15 +298,18 @@ class StagePredictor:
             for one, there in zip(self._entered[key], arriving, strict=True)
         )
 
-    def _numbered(self, output: torch.Tensor, dim: int) -> torch.Tensor:
-        """Each token's patch in place of the output."""
-        tokens = output.shape[dim]
+    def _numbered(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        """Each image token's patch in place of the prediction (B, tokens, C), while locating."""
+        if not self._locating:
+            return output
+        patches, lengths, ranks = self._patches, self._layout.lengths, self._layout.groups.size
         try:
-            self._patches.bounds = patch_bounds(tokens, self._text, self.patches)
+            patches.bounds = patch_bounds(
+                lengths[patches.segment], lengths.get("text", 0), self.patches
+            )
         except ValueError as error:
             raise InputError(f"{error}; use a plan with fewer patches") from error
-        sizes = [end - start for start, end in self._patches.bounds]
-        ranks = self._layout.groups.size
+        sizes = [end - start for start, end in patches.bounds]
         if min(sizes) < ranks:
             raise InputError(
                 f"a patch of {min(sizes)} tokens can't be split over {ranks} ranks; use a plan "
@@ -301,39 +318,25 @@ class StagePredictor:
             )
         numbers = torch.arange(self.patches, device=output.device, dtype=output.dtype)
         numbers = numbers.repeat_interleave(torch.tensor(sizes, device=output.device))
-        shape = [1] * output.ndim
-        shape[dim] = tokens
-        return numbers.view(shape).expand_as(output)
+        return numbers[None, :, None].expand_as(output)
 
-    def _in_whole(self, output: torch.Tensor, dim: int) -> torch.Tensor:
+    def _in_whole(
+        self, gather: Gather, _module: nn.Module, _args: Any, output: torch.Tensor
+    ) -> torch.Tensor:
         """A patch's tokens at their place in a sequence that has nothing else."""
-        patches = self._patches
-        if patches.current is None:
+        patch, layout = self._patches.current, self._layout
+        if patch is None:
             return output
-        start, end = patches.bounds[patches.current]
         shape = list(output.shape)
-        shape[dim] = patches.bounds[-1][1]
+        shape[gather.dim] = sum(layout.lengths[segment] for segment in gather.segments)
         sequence = output.new_zeros(shape)
-        sequence.narrow(dim, start, end - start).copy_(output)
+        before = taken = 0
+        for segment in gather.segments:
+            start, end = layout.range_of(segment, patch)
+            own = output.narrow(gather.dim, taken, end - start)
+            sequence.narrow(gather.dim, before + start, end - start).copy_(own)
+            before, taken = before + layout.lengths[segment], taken + end - start
         return sequence
-
-    def _text_tokens(self, inputs: dict[str, Any]) -> int:
-        """How many tokens of text go along with the first patch."""
-        if not self._family.splits_text:
-            return 0
-        for name, dims in self._family.inputs.items():
-            if "text_tokens" in dims and inputs.get(name) is not None:
-                return int(inputs[name].shape[dims.index("text_tokens")])
-        return 0
-
-    def _without_text(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a patch other than the first, which text doesn't go with."""
-        shorter = {
-            name: inputs[name].narrow(dims.index("text_tokens"), 0, 0)
-            for name, dims in self._family.inputs.items()
-            if "text_tokens" in dims and isinstance(inputs.get(name), torch.Tensor)
-        }
-        return inputs | shorter
 
 
 def require_stages(part: PipeFusion, blocks: int) -> None:

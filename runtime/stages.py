@@ -63,12 +63,11 @@ class Stage:
 
     def entered(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Carried:
         """What this rank's own model would carry into its first block: the shapes to receive."""
-        first, last = self._first, self._last
-        self._first = self._last = 0
+        last, self._last = self._last, self._first
         try:
             carried: Carried = self.run(forward, inputs, None)
         finally:
-            self._first, self._last = first, last
+            self._last = last
         return carried
 
     def pass_through(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
@@ -88,13 +87,15 @@ class Stage:
         **kwargs: Any,
     ) -> Any:
         given = named(*args, **kwargs)
-        carried: Carried = tuple(given[name] for name in self._family.carried)
+        # blocks over one sequence take one, those over two take both
+        names = [name for name in self._family.carried if given.get(name) is not None]
+        carried: Carried = tuple(given[name] for name in names)
         if not self._computes or index < self._first:
             return carried if len(carried) > 1 else carried[0]
         if self._received is not None:
             # by the first block of the stage that is called: a pipeline may skip some
             carried, self._received = self._received, None
-            given |= dict(zip(self._family.carried, carried, strict=True))
+            given |= dict(zip(names, carried, strict=True))
         if index >= self._last:
             raise StageEnd(carried)
         self._cache.layer = index

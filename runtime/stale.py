@@ -9,6 +9,8 @@ from itertools import accumulate
 
 import torch
 
+from ditplan.runtime.layout import FILLER
+
 
 @dataclass
 class KeyCache:
@@ -25,7 +27,7 @@ class KeyCache:
     _kept: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict
     )
-    _orders: dict[tuple[int, int], tuple[torch.Tensor, list[int]]] = field(default_factory=dict)
+    _orders: dict[tuple[int, int], "_Order"] = field(default_factory=dict)
 
     def renew(
         self,
@@ -39,25 +41,31 @@ class KeyCache:
 
         `attention` numbers those of a block. `patch` is whose keys they are, None for the whole
         sequence, which fills the cache. `tokens_of` says for a patch, or for None, which tokens of
-        the sequence its keys are, in the order in which they come.
+        the sequence its keys are, in the order in which they come; `FILLER` are not kept.
         """
         place = (self.call, self.layer, attention)
         if patch is None:
             if (self.call, attention) not in self._orders:
                 self._orders[self.call, attention] = self._order(tokens_of, key.device)
-            order, _ = self._orders[self.call, attention]
+            by_patches = self._orders[self.call, attention].whole
             if place not in self._kept:
                 self._kept[place] = (torch.empty_like(key), torch.empty_like(value))
             for whole, fresh in zip(self._kept[place], (key, value), strict=True):
                 # in place: a captured graph goes on reading there
-                whole.copy_(fresh.index_select(2, order))
+                whole.copy_(fresh.index_select(2, by_patches))
             return key, value
-        _, starts = self._orders[self.call, attention]
-        start = starts[patch]
+        order = self._orders[self.call, attention]
+        start, counting = order.starts[patch], order.counting[patch]
         keys, values = self._kept[place]
         for whole, fresh in ((keys, key), (values, value)):
-            whole[:, :, start : start + fresh.shape[2]].copy_(fresh)
+            own = fresh if counting is None else fresh.index_select(2, counting)
+            whole[:, :, start : start + own.shape[2]].copy_(own)
         return keys, values
+
+    def forget(self, call: int) -> None:
+        """Forgets the keys and values of a call; when its lengths become others."""
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] != call}
+        self._orders = {key: order for key, order in self._orders.items() if key[0] != call}
 
     def clear(self) -> None:
         """Forgets all keys and values; whenever batch or lengths become others."""
@@ -66,9 +74,31 @@ class KeyCache:
 
     def _order(
         self, tokens_of: Callable[[int | None], Sequence[int]], device: torch.device
-    ) -> tuple[torch.Tensor, list[int]]:
-        """Where the whole sequence has the tokens of patch after patch; where each begins."""
+    ) -> "_Order":
         at = {token: place for place, token in enumerate(tokens_of(None))}
-        parts = [[at[token] for token in tokens_of(patch)] for patch in range(self.patches)]
-        starts = list(accumulate((len(part) for part in parts), initial=0))
-        return torch.tensor([place for part in parts for place in part], device=device), starts
+        coming = [tokens_of(patch) for patch in range(self.patches)]
+        parts = [[at[token] for token in tokens if token != FILLER] for tokens in coming]
+        return _Order(
+            whole=torch.tensor([place for part in parts for place in part], device=device),
+            starts=list(accumulate((len(part) for part in parts), initial=0)),
+            counting=[_counting(tokens, device) for tokens in coming],
+        )
+
+
+def _counting(tokens: Sequence[int], device: torch.device) -> torch.Tensor | None:
+    """The places of those that aren't filler; None if none is."""
+    if FILLER not in tokens:
+        return None
+    places = [place for place, token in enumerate(tokens) if token != FILLER]
+    return torch.tensor(places, device=device)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Where the whole sequence has the tokens of patch after patch, where each patch begins, and
+    which of the tokens that come with it count, None for all.
+    """
+
+    whole: torch.Tensor
+    starts: list[int]
+    counting: list[torch.Tensor | None]

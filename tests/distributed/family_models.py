@@ -20,6 +20,25 @@ VIDEO_VAE = {
     "scale_factor_spatial": 2,
     "scale_factor_temporal": 2,
 }
+COGVIDEOX_VAE = {
+    "_class_name": "AutoencoderKLCogVideoX",
+    "down_block_types": ["CogVideoXDownBlock3D"] * 2,
+    "up_block_types": ["CogVideoXUpBlock3D"] * 2,
+    "block_out_channels": [8, 8],
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+}
+HUNYUAN_VIDEO_VAE = {
+    "_class_name": "AutoencoderKLHunyuanVideo",
+    "down_block_types": ["HunyuanVideoDownBlock3D"] * 4,
+    "up_block_types": ["HunyuanVideoUpBlock3D"] * 4,
+    "block_out_channels": [8, 8, 8, 8],
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "mid_block_add_attention": False,
+}
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "pixart": {
         "_class_name": "PixArtTransformer2DModel",
@@ -175,7 +194,12 @@ DPM = {
     "use_flow_sigmas": True,
     "prediction_type": "flow_prediction",
 }
-VIDEOS = ("cogvideox", "cogvideox-2b", "cogvideox-1.5", "hunyuan-video", "wan", "qwen-image")
+DDIM = {
+    "_class_name": "CogVideoXDDIMScheduler",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+}
+VIDEOS = ("wan", "qwen-image")
 
 
 def small(name: str) -> ModelSpec:
@@ -186,6 +210,10 @@ def small(name: str) -> ModelSpec:
         return small_flux()
     vae = VIDEO_VAE if name in VIDEOS else VAE
     scheduler = DPM if name.startswith("pixart") else SCHEDULER
+    if name == "hunyuan-video":
+        vae = HUNYUAN_VIDEO_VAE
+    if name.startswith("cogvideox"):
+        vae, scheduler = COGVIDEOX_VAE, DDIM
     return inspect_configs(f"small-{name}", TRANSFORMERS[name], vae, scheduler, 0)
 
 

@@ -20,7 +20,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline
+from ditplan.runtime.pipelines import load_pipeline, prompt_embeddings
 from tests.distributed.rank_tasks import latents_of_call
 
 GAIN = 2.0
@@ -90,6 +90,24 @@ def latents_of_calls(
     pipeline = _kept(context, spec)
     with parallelize(pipeline, plan, context):
         return [latents_of_call(pipeline, spec, work) for work in works]
+
+
+def latents_of_negatives(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, lengths: Sequence[int]
+) -> list[torch.Tensor]:
+    """Final latents of calls whose negative prompts have other lengths, under one plan."""
+    pipeline = _kept(context, spec)
+    with parallelize(pipeline, plan, context):
+        return [
+            latents_of_call(pipeline, spec, plan.workload, **negative_of(spec, plan.workload, n))
+            for n in lengths
+        ]
+
+
+def negative_of(spec: ModelSpec, work: Workload, length: int) -> dict[str, torch.Tensor]:
+    """The negative prompt's embeddings, cut to a length."""
+    words = prompt_embeddings(spec, work, torch.device("cpu"), seed=1)
+    return {"negative_prompt_embeds": words["negative_prompt_embeds"][:, :length]}
 
 
 def latents_of_interrupted_call(

@@ -72,16 +72,14 @@ def denoise(
 
 
 def latents_of_call(pipeline: Any, spec: ModelSpec, work: Workload, **more: Any) -> torch.Tensor:
-    """The final latents of one call of the pipeline, with random embeddings."""
-    device = pipeline._execution_device
+    """The final latents of one call of the pipeline, with random embeddings or those in `more`."""
+    words = prompt_embeddings(spec, work, pipeline._execution_device, seed=1)
     torch.manual_seed(5)
     with torch.no_grad():
         result = pipeline(
-            **prompt_embeddings(spec, work, device, seed=1),
-            **call_arguments(spec, work),
+            **words | call_arguments(spec, work) | more,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
-            **more,
         )
     found: torch.Tensor = pictures_of(result)
     return found

@@ -59,6 +59,11 @@ def test_linear_attention_sends_the_same_by_ring_and_ulysses_and_little() -> Non
     assert ring < step_s("sana", Mesh())
 
 
-@pytest.mark.parametrize("name", ["hunyuandit", "hunyuanvideo", "qwen-image", "sana"])
+@pytest.mark.parametrize("name", ["hunyuandit", "sana", "z-image"])
 def test_models_without_stages_say_why(name: str) -> None:
     assert "can't run with pipefusion: " in why_not(name, Mesh(pipefusion=2))
+
+
+@pytest.mark.parametrize("name", ["hunyuanvideo", "qwen-image", "cogvideox-5b", "flux2-dev"])
+def test_models_with_text_beside_the_image_have_stages(name: str) -> None:
+    assert not why_not(name, Mesh(pipefusion=2, ulysses=2))
