@@ -25,6 +25,7 @@ from ditplan.runtime.inputs import (
     pixels_per_latent,
     random_inputs,
 )
+from ditplan.runtime.modules import carried_by, handed_on, names_arguments, replace_forward
 from ditplan.runtime.operation_counter import OperationCounter
 from ditplan.runtime.sequence import (
     answer_attention,
@@ -236,8 +237,12 @@ class Counts:
 
 
 def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> Counts:
-    """Counts one forward, with self-attentions answered for nothing."""
+    """Counts one forward, with self-attentions answered for nothing.
+
+    Of blocks that are alike and follow each other one is run, and counts for all.
+    """
     device = torch.device("meta")
+    first_of = {path: paths[0] for _, paths in block_runs(model, family) for path in paths}
     shapes = family.inputs_of(model.config)
     inputs = random_inputs(shapes, sizes, model.config, device, torch.float32, family=family)
     with ExitStack() as undo:
@@ -245,21 +250,31 @@ def _count_once(model: Any, family: ModelFamily, sizes: InputShape) -> Counts:
         for declared in family.self_attentions:
             for name, module in matching_modules(model, declared.modules):
                 answer_attention(module, name, lambda query, _key, _value, _scale: query, undo)
+        for path, first in first_of.items():
+            if path != first:
+                _hand_on(submodule(model, path), family, undo)
         counter = FlopCounterMode(display=False)
         operations = OperationCounter(counter.mod_tracker)
         with torch.no_grad(), counter, operations:
             model(**inputs)
-    counts = counter.get_flop_counts()
-    names = {
-        path: f"{type(model).__name__}.{path}"
-        for _, paths in block_runs(model, family)
-        for path in paths
-    }
-    flops = {path: float(sum(counts[name].values())) for path, name in names.items()}
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    of_first = {path: float(sum(counts[f"{root}.{path}"].values())) for path in first_of.values()}
+    flops = {path: of_first[first] for path, first in first_of.items()}
+    outside = float(counter.get_total_flops()) - sum(of_first.values())
     return Counts(
-        flops=flops | {"": float(counter.get_total_flops())},
-        operations={path: operations.counts[name] for path, name in names.items()},
+        flops=flops | {"": outside + sum(flops.values())},
+        operations={path: operations.counts[f"{root}.{first}"] for path, first in first_of.items()},
     )
+
+
+def _hand_on(block: nn.Module, family: ModelFamily, undo: ExitStack) -> None:
+    """Has a block leave everything as it is."""
+    named = names_arguments(block)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return handed_on(carried_by(family.carried, named(*args, **kwargs)))
+
+    replace_forward(block, forward, undo)
 
 
 def _attentions(model: nn.Module, family: ModelFamily, block: str) -> tuple[Attention, ...]:

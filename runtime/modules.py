@@ -1,7 +1,7 @@
 """Taking a module's forward, or any object's attribute, over for a while."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,6 +24,18 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
     else:
         undo.callback(delattr, module, "forward")
     module.forward = forward
+
+
+def carried_by(names: Sequence[str], given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Those of a block's arguments that it returns for the next: blocks over one sequence take one
+    of the `names`, those over two take both.
+    """
+    return tuple(given[name] for name in names if given.get(name) is not None)
+
+
+def handed_on(carried: tuple[torch.Tensor, ...]) -> Any:
+    """What a block returns that leaves everything as it is."""
+    return carried if len(carried) > 1 else carried[0]
 
 
 def change_arguments(

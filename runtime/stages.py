@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ditplan.profiles.family import ModelFamily
-from ditplan.runtime.modules import names_arguments, replace_forward
+from ditplan.runtime.modules import carried_by, handed_on, names_arguments, replace_forward
 from ditplan.runtime.sequence import submodule
 from ditplan.runtime.stale import KeyCache
 
@@ -87,13 +87,12 @@ class Stage:
         **kwargs: Any,
     ) -> Any:
         given = named(*args, **kwargs)
-        # blocks over one sequence take one, those over two take both
-        names = [name for name in self._family.carried if given.get(name) is not None]
-        carried: Carried = tuple(given[name] for name in names)
+        carried = carried_by(self._family.carried, given)
         if not self._computes or index < self._first:
-            return carried if len(carried) > 1 else carried[0]
+            return handed_on(carried)
         if self._received is not None:
             # by the first block of the stage that is called: a pipeline may skip some
+            names = [name for name in self._family.carried if given.get(name) is not None]
             carried, self._received = self._received, None
             given |= dict(zip(names, carried, strict=True))
         if index >= self._last:
