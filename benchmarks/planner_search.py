@@ -82,6 +82,7 @@ def everything(task: Task) -> Iterator[Candidate]:
     gpus = task.gpus or len(task.cluster.devices)
     image, text = spec.image_tokens(workload), spec.text_tokens(workload)
     family = family_of(spec.transformer_class)
+    staged = not (family.no_pipefusion or family.long_skips)
     for degrees in itertools.product(range(1, gpus + 1), repeat=len(AXES)):
         if math.prod(degrees) > gpus:
             continue
@@ -90,7 +91,7 @@ def everything(task: Task) -> Iterator[Candidate]:
             mesh.dp > workload.batch
             or mesh.cfg > workload.passes
             or mesh.ulysses > spec.heads
-            or mesh.pipefusion > (1 if family.no_pipefusion else spec.block_count)
+            or mesh.pipefusion > (spec.block_count if staged else 1)
             or mesh.ring * mesh.ulysses > min(image, text or image)
         ):
             continue

@@ -70,6 +70,8 @@ def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rul
     rules = []
     if backend.staged_families is None:
         why = f": {family.no_pipefusion}" if family.no_pipefusion else ""
+        if family.long_skips:
+            why = ": its long skips need the folded schedule, which isn't priced yet"
     else:
         on_it = f" on backend {backend.name}"
         why = on_it if family.name not in backend.staged_families else ""

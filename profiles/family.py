@@ -112,7 +112,8 @@ class ModelFamily(Noun):
     of the square of latent pixels that becomes an image token: a key of the transformer's config or
     a number; so is `frames_per_token` (1 where the config has none), which counts latent frames, of
     which each stands for `frames_per_latent` frames of a video. `long_skips` is the argument by
-    which a block gets what an earlier one returned. `no_pipefusion` says why a model's patches
+    which a block gets what its mirror returned, which the folded schedule keeps on one stage; no
+    other can run with pipefusion. `no_pipefusion` says why a model's patches
     can't be pipelined; those that text doesn't go with have a token of it on each rank where blocks
     can't do without any (`needs_text`), which counts for nothing. `projection` is the module that
     makes the prediction of each image token, where it isn't the one whose output is gathered.

@@ -40,9 +40,11 @@ class PlannedModel(Noun):
 
 
 class PipeFusion(Noun):
-    """Patch-level pipelining: consecutive blocks of each stage, patches the image is cut into.
+    """Patch-level pipelining: how many blocks each stage has, patches the image is cut into.
 
-    Of the steps the first `warmup_steps` run the whole image, so that there are keys to start from.
+    With the "linear" schedule a patch comes by each stage once. With the "folded" one it goes
+    there and back: a stage has blocks and their mirrors, the last one what is in the middle. Of the
+    steps the first `warmup_steps` run the whole image, so that there are keys to start from.
     """
 
     blocks_per_stage: tuple[PositiveInt, ...] = Field(min_length=2)
@@ -50,13 +52,35 @@ class PipeFusion(Noun):
     warmup_steps: PositiveInt
     schedule: Literal["linear", "folded"] = "linear"
 
+    @model_validator(mode="after")
+    def _folds_in_the_middle(self) -> Self:
+        odd = [count for count in self.blocks_per_stage[:-1] if count % 2]
+        if self.schedule == "folded" and odd:
+            raise ValueError(
+                f"a stage of {odd[0]} blocks can't have as many on the way there as on the way "
+                "back: in a folded schedule all stages but the last need an even number"
+            )
+        return self
+
+    def visits(self, stage: int) -> tuple[range, ...]:
+        """The blocks of a stage, for each time that a patch comes by."""
+        before = sum(self.blocks_per_stage[:stage])
+        count = self.blocks_per_stage[stage]
+        if self.schedule == "linear":
+            return (range(before, before + count),)
+        first, end = before // 2, sum(self.blocks_per_stage) - before // 2
+        if stage == len(self.blocks_per_stage) - 1:
+            return (range(first, end),)
+        half = count // 2
+        return range(first, first + half), range(end - half, end)
+
     def __str__(self) -> str:
         """Such as `4 patches, 1 warm-up step, stages of 6 + 6 + 6 + 6 blocks`."""
         patches = f"{self.patches} patch{'es' if self.patches > 1 else ''}"
         warmup = f"{self.warmup_steps} warm-up step{'s' if self.warmup_steps > 1 else ''}"
-        return (
-            f"{patches}, {warmup}, stages of {' + '.join(map(str, self.blocks_per_stage))} blocks"
-        )
+        folded = "folded " if self.schedule == "folded" else ""
+        blocks = " + ".join(map(str, self.blocks_per_stage))
+        return f"{patches}, {warmup}, {folded}stages of {blocks} blocks"
 
 
 class Execution(Noun):
@@ -178,15 +202,13 @@ class ExecutionPlan(Record):
             )
         return self
 
-    def blocks_of(self, rank: int) -> range | None:
+    def blocks_of(self, rank: int) -> tuple[int, ...] | None:
         """The blocks that a rank runs; None for all of them."""
         if self.pipefusion is None or rank not in self.placement:
             return None
         coordinate = self.mesh.coordinates()[self.placement.index(rank)]
         stage = coordinate[AXES.index("pipefusion")]
-        sizes = self.pipefusion.blocks_per_stage
-        first = sum(sizes[:stage])
-        return range(first, first + sizes[stage])
+        return tuple(block for visit in self.pipefusion.visits(stage) for block in visit)
 
     def require_ranks(self, ranks: int) -> None:
         """Refuses to run on another number of ranks.

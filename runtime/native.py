@@ -27,7 +27,8 @@ from ditplan.runtime.modules import replace_forward
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.patches import REMEDY, apply_patches
 from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
-from ditplan.runtime.pipefusion import Pipe, StagePredictor, make_pipe, require_stages
+from ditplan.runtime.pipe import Pipe, make_pipe
+from ditplan.runtime.pipefusion import StagePredictor, require_stages
 from ditplan.runtime.rows import RowOperators, apply_rows
 from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
@@ -126,7 +127,8 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     ring = groups.axis_group(mesh, plan.placement, ("ring",))
     ulysses = groups.axis_group(mesh, plan.placement, ("ulysses",))
     sequence = groups.axis_group(mesh, plan.placement, ("ring", "ulysses"))
-    pipe = make_pipe(context, mesh, plan.placement) if mesh.pipefusion > 1 else None
+    part = plan.pipefusion
+    pipe = make_pipe(context, mesh, plan.placement, part) if part else None
     patches, cache = None, None
     if pipe and plan.pipefusion:
         patches = Patches("image", has_filler=family.needs_text)
@@ -181,17 +183,17 @@ def _apply_pipefusion(
         prepared.sharers,
         prepared.layout,
         prepared.cache,
-        plan.pipefusion.blocks_per_stage,
-        plan.pipefusion.warmup_steps,
+        plan.pipefusion,
     )
     graphed = None
     if "graph" in plan.execution.mode:
         # the whole sequence and each patch, for the two calls a step that some pipelines make
+        visits = len(plan.pipefusion.visits(prepared.pipe.stage))
         graphed = partial(
             GraphedForward,
             device=context.device,
             may_fall_back=plan.execution.fallback == "eager",
-            most=2 * (plan.pipefusion.patches + 1),
+            most=2 * visits * (plan.pipefusion.patches + 1),
         )
     predictor.apply(undo, graphed)
     undo.callback(prepared.cache.clear)
@@ -247,5 +249,5 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
                 f"{plan.model.name} can't run with pipefusion: {family.no_pipefusion}; {REMEDY}"
             )
         blocks = sum(len(paths) for _, paths in block_runs(model, family))
-        require_stages(plan.pipefusion, blocks)
+        require_stages(plan.pipefusion, blocks, family)
     return family

@@ -49,6 +49,9 @@ class Predictor(Protocol):
     def receive(self, patch: int, call: int) -> torch.Tensor:
         """The prediction with the patch's values, waited for; older ones where latents aren't."""
 
+    def abandon(self) -> None:
+        """Ends what is on its way, of a call that won't go on; all ranks do."""
+
     def agree(self, latents: torch.Tensor) -> torch.Tensor:
         """The final latents of the rank that owns them, on every rank."""
 
@@ -125,6 +128,7 @@ class PatchedCall:
             undo.enter_context(self._prelude.recorded(self._pipeline))
             result = self._class.__call__(self._pipeline, **self._arguments)
         if not self._merged:
+            self._predictor.abandon()
             raise InputError(
                 "the call ended before its last step (by an interrupt?): its patches were at "
                 f"different steps, so there is no picture; {REMEDY}"

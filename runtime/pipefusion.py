@@ -3,8 +3,15 @@
 Source: PipeFusion (arXiv 2405.14430). `patches.py` runs the pipeline's call for each patch, this
 file runs the transformer for it: warm-up steps on the whole sequence, then patch after patch, in
 the same order on every stage.
+
+Folded, a stage takes a patch on its way there and an earlier one on its way back in turns. With S
+stages, stage k lets S - k patches be underway behind it (no more than there are), which is how many
+fit in there while it has something to do. As that number falls along the stages, whatever a stage
+waits for comes earlier in the order of the stage that sends it, and no link ever has more than two
+visits' tensors on their way.
 """
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,85 +25,43 @@ from torch.utils import _pytree as pytree
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily
-from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
 from ditplan.runtime.cfg import BatchSplit
 from ditplan.runtime.graphs import GraphedForward
-from ditplan.runtime.groups import AxisGroup, RankContext
+from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.layout import Layout, Patches
-from ditplan.runtime.links import Arriving, CollectiveLink, Link
+from ditplan.runtime.links import Arriving
 from ditplan.runtime.modules import sample_of
 from ditplan.runtime.patches import REMEDY
-from ditplan.runtime.peer_links import PeerLink
-from ditplan.runtime.peer_memory import can_write_to_peers
+from ditplan.runtime.pipe import Pipe, Visit
 from ditplan.runtime.sequence import submodule
-from ditplan.runtime.stages import Carried, Stage
+from ditplan.runtime.stages import Carried, Skips, Stage
 from ditplan.runtime.stale import KeyCache
 
 Graphed = Callable[[Callable[..., Any]], GraphedForward]
 
 
 @dataclass(frozen=True)
-class Pipe:
-    """This rank's line of stages: all ranks of it, and the links to and from it.
+class _Underway:
+    """A call for a patch that has come by this stage and will come by again."""
 
-    `onward` leads to the next stage, from the last one to the first.
-    """
-
-    stages: AxisGroup
-    onward: Link
-    incoming: Link
-
-    @property
-    def stage(self) -> int:
-        """Which stage this rank is."""
-        return self.stages.index
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank owns latents."""
-        return self.stages.index == 0
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this rank has predictions."""
-        return self.stages.index == self.stages.size - 1
-
-    def clear(self) -> None:
-        """Gives the memory of what is sent back; all ranks of the line call it, between calls."""
-        self.onward.clear()
-        self.incoming.clear()
+    inputs: dict[str, Any]
+    patch: int | None
+    call: int
+    skips: Skips
 
 
-def make_pipe(context: RankContext, mesh: Mesh, placement: tuple[int, ...]) -> Pipe | None:
-    """This rank's pipe; None outside of the mesh. Every rank of the world calls it.
+@dataclass(frozen=True)
+class _Computed:
+    """A prediction that this rank makes when it comes by again."""
 
-    Each link has a process group of its own: NCCL carries out a group's transfers one after the
-    other, and those to and from a stage don't wait for each other.
-    """
-    stages = context.groups.axis_group(mesh, placement, ("pipefusion",))
-    links: dict[tuple[int, int], Link] = {}
-    for line in mesh.groups(placement, ("pipefusion",)):
-        for source, target in zip(line, (*line[1:], line[0]), strict=True):
-            group = context.groups.group((source, target), f"to {target}")
-            if group is not None:
-                links[source, target] = _open_link(context, group, source, target)
-    if stages is None:
-        return None
-    me, ranks = stages.index, stages.ranks
-    after, before = ranks[(me + 1) % len(ranks)], ranks[me - 1]
-    return Pipe(stages, links[ranks[me], after], links[before, ranks[me]])
+    predictor: "StagePredictor"
+    patch: int
 
-
-def _open_link(context: RankContext, group: dist.ProcessGroup, source: int, target: int) -> Link:
-    """A link that is connected; both ends call it."""
-    ends = tuple(sorted((source, target)))
-    if can_write_to_peers(AxisGroup(ends, group, ends.index(context.rank)), context):
-        return PeerLink(group, source, target, context.device)
-    link = CollectiveLink(group, source, target, context.device)
-    link.connect(context.rank)
-    return link
+    def wait(self) -> torch.Tensor:
+        """As `Arriving`."""
+        return self.predictor.finished(self.patch)
 
 
 class StagePredictor:
@@ -110,18 +75,22 @@ class StagePredictor:
         sharers: AxisGroup | None,
         layout: Layout,
         cache: KeyCache,
-        blocks_per_stage: tuple[int, ...],
-        warmup_steps: int,
+        part: PipeFusion,
     ) -> None:
         """`layout` has patches, and `cache` is the one that the model's attentions renew."""
-        self.patches, self.warmup_steps = cache.patches, warmup_steps
+        self.patches, self.warmup_steps = part.patches, part.warmup_steps
         self._model, self._family, self._pipe = model, family, pipe
         self._batch, self._layout, self._cache = BatchSplit(family, sharers), layout, cache
-        first = sum(blocks_per_stage[: pipe.stage])
-        self._stage = Stage(family, first, first + blocks_per_stage[pipe.stage], cache)
+        self._stage = Stage(family, cache)
+        self._there, *self._back = pipe.visits(part)
+        self._predicting = pipe.predicting_stage(part)
+        # with one more, patches would wait for the stages after this one to have done with them
+        self._most_underway = min(pipe.stages.size - pipe.stage, part.patches)
+        self._underway: deque[_Underway] = deque()
+        self._finished: dict[int, torch.Tensor] = {}
         self._forward: Callable[..., Any] = model.forward
         self._graphs: GraphedForward | None = None
-        self._entered: dict[tuple[int | None, int, int], list[torch.Tensor]] = {}
+        self._entered: dict[tuple[int, int | None, int, int], list[torch.Tensor]] = {}
         self._locating = False
         self._lengths: tuple[Any, ...] = ()
         self._shapes: dict[int, list[torch.Size]] = {}
@@ -160,6 +129,9 @@ class StagePredictor:
             InputError: there are fewer tokens than patches.
         """
         self._whole.clear()
+        self._underway.clear()
+        self._awaited.clear()
+        self._finished.clear()
         self._patches.current = None
         self._locating = True
         try:
@@ -187,13 +159,15 @@ class StagePredictor:
         """The prediction for all tokens, on every rank."""
         shared, samples = self._batch.share(inputs)
         self._make_room(shared, call)
-        output = self._run(shared, None, call)
+        output = self._begin(shared, None, call)
+        while self._underway:
+            output = self._finish()
         if output is None:
             batch = shared[self._family.batched_inputs[0]].shape[0]
             output = torch.empty(batch, *self._shape, dtype=self._dtype, device=self._device)
         stages = self._pipe.stages
         output = output.contiguous()
-        dist.broadcast(output, stages.ranks[-1], stages.group)
+        dist.broadcast(output, stages.ranks[self._predicting], stages.group)
         self._whole[call] = self._batch.gather(output, samples)
         return self._whole[call].clone()
 
@@ -206,7 +180,7 @@ class StagePredictor:
             self._shapes[call] = shapes
             self._cache.forget(call)
             self._pipe.clear()
-            self._entered = {key: kept for key, kept in self._entered.items() if key[1] != call}
+            self._entered = {key: kept for key, kept in self._entered.items() if key[2] != call}
             if self._graphs is not None:
                 self._graphs.clear()
 
@@ -217,23 +191,53 @@ class StagePredictor:
             InputError: no warm-up step made this call.
         """
         if call not in self._whole:
+            self.abandon()
             raise InputError(
                 f"the transformer's call number {call + 1} in a step was not made in a warm-up "
                 "step, so there are no keys to start from; use a plan with more warmup steps"
             )
         shared, samples = self._batch.share(inputs)
-        own = self._own[patch]
-        output = self._run(shared, patch, call)
-        if output is not None:
-            chosen = output.flatten(1).index_select(1, own)
-            self._pipe.onward.send(("prediction", patch, call), chosen)
-        if self._pipe.is_first:
+        batch = shared[self._family.batched_inputs[0]].shape[0]
+        if self._back:
+            self._send_on(shared, patch, call, batch)
+            if self._pipe.is_first:
+                self._awaited[patch] = (_Computed(self, patch), samples)
+            return
+        own, name = self._own[patch], ("prediction", patch, call)
+        output = self._begin(shared, patch, call)
+        home = self._pipe.links.get((self._predicting, 0))
+        if output is not None and home:
+            home.send(name, output.flatten(1).index_select(1, own))
+        if self._pipe.is_first and home:
             # not before the patch is on its way: what waits for the device (a kernel that is
             # loaded, an allocation) would wait for an answer to what was never sent
-            batch = shared[self._family.batched_inputs[0]].shape[0]
-            name = ("prediction", patch, call)
-            arriving = self._pipe.incoming.begin(name, (batch, len(own)), self._dtype)
+            arriving = home.begin(name, (batch, len(own)), self._dtype)
             self._awaited[patch] = (arriving, samples)
+
+    def _send_on(self, inputs: dict[str, Any], patch: int, call: int, batch: int) -> None:
+        """A patch's first visit, and the second one of an earlier patch whose turn it then is.
+
+        The first time a patch goes there and back before the next one comes: then the order is
+        right even where a link or the device has the host wait for the other end.
+        """
+        is_new = (self._back[0].number, patch, call, batch) not in self._entered
+        if is_new:
+            self._finish_all()
+        self._begin(inputs, patch, call)
+        if is_new:
+            self._finish_all()
+        elif len(self._underway) >= self._most_underway:
+            self._finish()
+
+    def finished(self, patch: int) -> torch.Tensor:
+        """This patch's own values of its prediction, on the stage where it ends."""
+        while patch not in self._finished:
+            self._finish()
+        return self._finished.pop(patch)
+
+    def abandon(self) -> None:
+        """Ends what is on its way, of a call that won't go on; all ranks do."""
+        self._finish_all()
 
     def receive(self, patch: int, call: int) -> torch.Tensor:
         """The prediction with the patch's values, waited for; older ones where latents aren't."""
@@ -246,9 +250,10 @@ class StagePredictor:
 
     def agree(self, latents: torch.Tensor) -> torch.Tensor:
         """The final latents of the first stage, on every rank."""
+        self._finish_all()
         latents = latents.contiguous()
         dist.broadcast(latents, self._pipe.stages.ranks[0], self._pipe.stages.group)
-        self._pipe.onward.drain()
+        self._pipe.drain()
         return latents
 
     @property
@@ -257,17 +262,38 @@ class StagePredictor:
         assert patches is not None
         return patches
 
-    def _run(self, inputs: dict[str, Any], patch: int | None, call: int) -> torch.Tensor | None:
-        """The last stage's output; the others send theirs on."""
-        received = None if self._pipe.is_first else self._receive(inputs, patch, call)
+    def _begin(self, inputs: dict[str, Any], patch: int | None, call: int) -> torch.Tensor | None:
+        """The first visit of a patch or all of the sequence; the prediction if it ends there."""
+        output, skips = self._visit(self._there, inputs, patch, call, {})
+        if self._back:
+            self._underway.append(_Underway(inputs, patch, call, skips))
+        return output
+
+    def _finish(self) -> torch.Tensor | None:
+        """The second visit of what came by first; the prediction if it ends there."""
+        of = self._underway.popleft()
+        output, _ = self._visit(self._back[0], of.inputs, of.patch, of.call, of.skips)
+        if output is not None and of.patch is not None:
+            chosen = output.flatten(1).index_select(1, self._own[of.patch])
+            self._finished[of.patch] = chosen
+        return output
+
+    def _finish_all(self) -> None:
+        while self._underway:
+            self._finish()
+
+    def _visit(
+        self, visit: Visit, inputs: dict[str, Any], patch: int | None, call: int, skips: Skips
+    ) -> tuple[torch.Tensor | None, Skips]:
+        received = self._receive(visit, inputs, patch, call) if visit.source else None
         compute = self._graphs or self._compute
-        output: Carried = compute(inputs, patch, call, received)
-        if self._pipe.is_last:
-            return output[0]
+        output, skips = compute(inputs, patch, call, received, visit.number, skips)
+        if visit.target is None:
+            return output[0], skips
         for number, tensor in enumerate(output):
             if tensor.numel():
-                self._pipe.onward.send((number, patch, call), tensor)
-        return None
+                visit.target.send((number, patch, call), tensor)
+        return None, skips
 
     def _compute(
         self,
@@ -275,20 +301,28 @@ class StagePredictor:
         patch: int | None,
         call: int,
         received: Carried | None,
-    ) -> Carried:
+        number: int,
+        skips: Skips,
+    ) -> tuple[Carried, Skips]:
         """What this rank computes for a patch or all of the sequence, between transports."""
         self._patches.current, self._cache.call = patch, call
-        output = self._stage.run(self._forward, inputs, received)
-        return (sample_of(output),) if self._pipe.is_last else output
+        visit = (self._there, *self._back)[number]
+        output, made = self._stage.run(self._forward, inputs, visit.blocks, received, skips)
+        # the one visit of the last stage, and the second one of others, have no use for them
+        kept = made if self._back and number == 0 else {}
+        return (output if visit.target else (sample_of(output),)), kept
 
-    def _receive(self, inputs: dict[str, Any], patch: int | None, call: int) -> Carried:
+    def _receive(
+        self, visit: Visit, inputs: dict[str, Any], patch: int | None, call: int
+    ) -> Carried:
         """What the stage before sends for this, of shapes that are known without being told."""
-        key = (patch, call, inputs[self._family.batched_inputs[0]].shape[0])
+        link, device = visit.source, self._device
+        assert link is not None
+        key = (visit.number, patch, call, inputs[self._family.batched_inputs[0]].shape[0])
         if key not in self._entered:
             self._patches.current = patch
-            alike = self._stage.entered(self._forward, inputs)
+            alike = self._stage.entered(self._forward, inputs, visit.blocks)
             self._entered[key] = [torch.empty_like(one, device="meta") for one in alike]
-        link, device = self._pipe.incoming, self._device
         arriving = [
             link.begin((number, patch, call), tuple(one.shape), one.dtype) if one.numel() else None
             for number, one in enumerate(self._entered[key])
@@ -339,8 +373,8 @@ class StagePredictor:
         return sequence
 
 
-def require_stages(part: PipeFusion, blocks: int) -> None:
-    """Refuses stages that don't make up the model, or a schedule that there isn't.
+def require_stages(part: PipeFusion, blocks: int, family: ModelFamily) -> None:
+    """Refuses stages that don't make up the model, or a schedule that it can't have.
 
     Raises:
         InputError: says what is there.
@@ -350,7 +384,8 @@ def require_stages(part: PipeFusion, blocks: int) -> None:
             f"the plan's stages have {' + '.join(map(str, part.blocks_per_stage))} blocks, the "
             f"model has {blocks}; tune this model, or {REMEDY}"
         )
-    if part.schedule != "linear":
+    if family.long_skips and part.schedule != "folded":
         raise InputError(
-            f"pipefusion has no {part.schedule} schedule yet; set the plan's schedule to linear"
+            f"a {family.transformer_class} has long skips, which would lead from stage to stage "
+            f"in a {part.schedule} schedule; set the plan's schedule to folded, or {REMEDY}"
         )

@@ -1,6 +1,7 @@
 """Pipelines to run: real weights from a folder, or random ones of the true architecture."""
 
 import inspect
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from ditplan.runtime.inputs import InputShape, random_inputs
 from ditplan.runtime.inspection import block_runs, diffusers_class
 from ditplan.runtime.weights import (
     Wanted,
-    blocks_between,
     empty_model,
     everything,
     fill_from_folder,
     fill_with_random,
+    only_blocks,
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,7 +31,7 @@ def load_pipeline(
     weights: Path | None,
     device: torch.device,
     dtype: str,
-    blocks: range | None = None,
+    blocks: Collection[int] | None = None,
 ) -> Any:
     """A diffusers pipeline of the model on `device`, without progress bar.
 
@@ -95,7 +96,11 @@ def pictures_of(result: Any) -> Any:
 
 
 def _saved_pipeline(
-    spec: ModelSpec, weights: Path, device: torch.device, dtype: torch.dtype, blocks: range | None
+    spec: ModelSpec,
+    weights: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    blocks: Collection[int] | None,
 ) -> Any:
     given: dict[str, Any] = {}
     if blocks is not None:
@@ -114,7 +119,7 @@ def _saved_pipeline(
 
 
 def _random_pipeline(
-    spec: ModelSpec, device: torch.device, dtype: torch.dtype, blocks: range | None
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, blocks: Collection[int] | None
 ) -> Any:
     transformer = empty_model(diffusers_class(spec.transformer_class), spec.config, dtype)
     fill_with_random(transformer, device, dtype, _wanted(spec, transformer, blocks))
@@ -130,12 +135,12 @@ def _random_pipeline(
     return pipeline_class(**(dict.fromkeys(required) | parts))
 
 
-def _wanted(spec: ModelSpec, model: nn.Module, blocks: range | None) -> Wanted:
+def _wanted(spec: ModelSpec, model: nn.Module, blocks: Collection[int] | None) -> Wanted:
     if blocks is None:
         return everything
     runs = block_runs(model, family_of(spec.transformer_class))
     paths = [path for _, of_a_kind in runs for path in of_a_kind]
-    return blocks_between(paths, blocks.start, blocks.stop)
+    return only_blocks(paths, blocks)
 
 
 def random_model(

@@ -21,6 +21,9 @@ from ditplan.runtime.stale import KeyCache
 Carried = tuple[torch.Tensor, ...]
 """What goes from block to block."""
 
+Skips = dict[int, torch.Tensor]
+"""What blocks of a stage returned, by their numbers, which others of it take later."""
+
 
 class StageEnd(BaseException):
     """Leaves a forward after the stage's last block, with what goes to the next stage."""
@@ -30,11 +33,13 @@ class StageEnd(BaseException):
 
 
 class Stage:
-    """Blocks `first` to `last` (excluded) of a model, once it is applied."""
+    """Some blocks of a model, once it is applied: those of a visit at a time."""
 
-    def __init__(self, family: ModelFamily, first: int, last: int, cache: KeyCache) -> None:
-        self._family, self._first, self._last, self._cache = family, first, last, cache
+    def __init__(self, family: ModelFamily, cache: KeyCache) -> None:
+        self._family, self._cache = family, cache
+        self._blocks = range(0)
         self._received: Carried | None = None
+        self._skips: Skips = {}
         self._computes = True
 
     def apply(self, model: nn.Module, undo: ExitStack) -> None:
@@ -47,27 +52,34 @@ class Stage:
             replace_forward(block, partial(self._block, index, named, own), undo)
 
     def run(
-        self, forward: Callable[..., Any], inputs: dict[str, Any], received: Carried | None
-    ) -> Any:
-        """The stage's part of a forward: its output for the last stage, else what is carried on.
+        self,
+        forward: Callable[..., Any],
+        inputs: dict[str, Any],
+        blocks: range,
+        received: Carried | None,
+        skips: Skips | None = None,
+    ) -> tuple[Any, Skips]:
+        """These blocks' part of a forward: its output if it ends with them, else what is carried
+        on; and what blocks returned that come before others they skip to.
 
-        `received` is what the stage before carried on, None for the first.
+        `received` is what the blocks before carried on, None for the first ones. `skips` are of an
+        earlier run for the same patch.
         """
-        self._received = received
+        self._blocks, self._received, self._skips = blocks, received, dict(skips or {})
         try:
-            return forward(**inputs)
+            output = forward(**inputs)
         except StageEnd as end:
-            return end.carried
+            output = end.carried
         finally:
-            self._received = None
+            made, self._received, self._skips = self._skips, None, {}
+        return output, made
 
-    def entered(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Carried:
-        """What this rank's own model would carry into its first block: the shapes to receive."""
-        last, self._last = self._last, self._first
-        try:
-            carried: Carried = self.run(forward, inputs, None)
-        finally:
-            self._last = last
+    def entered(
+        self, forward: Callable[..., Any], inputs: dict[str, Any], blocks: range
+    ) -> Carried:
+        """What this rank's own model would carry into the first block: the shapes to receive."""
+        carried: Carried
+        carried, _ = self.run(forward, inputs, range(blocks.start, blocks.start), None)
         return carried
 
     def pass_through(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
@@ -88,14 +100,19 @@ class Stage:
     ) -> Any:
         given = named(*args, **kwargs)
         carried = carried_by(self._family.carried, given)
-        if not self._computes or index < self._first:
+        if self._computes and index in self._skips:
+            return self._skips[index]
+        if not self._computes or index < self._blocks.start:
             return handed_on(carried)
         if self._received is not None:
             # by the first block of the stage that is called: a pipeline may skip some
             names = [name for name in self._family.carried if given.get(name) is not None]
             carried, self._received = self._received, None
             given |= dict(zip(names, carried, strict=True))
-        if index >= self._last:
+        if index >= self._blocks.stop:
             raise StageEnd(carried)
         self._cache.layer = index
-        return own(**given)
+        output = own(**given)
+        if self._family.long_skips:
+            self._skips[index] = output
+        return output

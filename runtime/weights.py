@@ -5,7 +5,7 @@ What isn't wanted has its shape and no memory (torch's meta device), and is neve
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ Wanted = Callable[[str], bool]
 """Whether a parameter or buffer, by its name, is held."""
 
 
-def blocks_between(blocks: Sequence[str], first: int, last: int) -> Wanted:
-    """Holds the blocks from `first` to `last` (excluded) of these paths, and all that isn't one."""
-    others = tuple(f"{path}." for path in (*blocks[:first], *blocks[last:]))
+def only_blocks(blocks: Sequence[str], held: Collection[int]) -> Wanted:
+    """Holds those blocks of these paths whose numbers are `held`, and all that isn't one."""
+    others = tuple(f"{path}." for number, path in enumerate(blocks) if number not in held)
     return lambda name: not name.startswith(others)
 
 

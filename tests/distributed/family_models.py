@@ -199,6 +199,7 @@ DDIM = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
 }
+NOISE = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
 VIDEOS = ("wan", "qwen-image")
 
 
@@ -210,6 +211,8 @@ def small(name: str) -> ModelSpec:
         return small_flux()
     vae = VIDEO_VAE if name in VIDEOS else VAE
     scheduler = DPM if name.startswith("pixart") else SCHEDULER
+    if name == "hunyuan-dit":
+        scheduler = NOISE
     if name == "hunyuan-video":
         vae = HUNYUAN_VIDEO_VAE
     if name.startswith("cogvideox"):

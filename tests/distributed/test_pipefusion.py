@@ -406,12 +406,6 @@ def test_stages_that_do_not_make_up_the_model_are_refused(ranks: RankPool) -> No
     assert said.startswith("the plan's stages have 1 + 2 blocks, the model has 4")
 
 
-def test_a_schedule_that_there_is_not_is_refused(ranks: RankPool) -> None:
-    folded = stages(1, 3).model_copy(update={"schedule": "folded"})
-    said = refusal(ranks, patched_latents, uneven(), [plan_with(folded)])
-    assert said == "pipefusion has no folded schedule yet; set the plan's schedule to linear"
-
-
 def test_a_call_that_only_later_steps_make_is_refused(ranks: RankPool) -> None:
     # skip-layer guidance begins in the second step
     plan = plan_with(stages(1, 3, warmup_steps=1), Mesh(pipefusion=2, ring=2))
