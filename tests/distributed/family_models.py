@@ -199,6 +199,11 @@ DDIM = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
 }
+EIGHTH_VAE = VAE | {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [8, 8, 8, 8],
+}
 NOISE = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
 VIDEOS = ("wan", "qwen-image")
 
@@ -212,7 +217,7 @@ def small(name: str) -> ModelSpec:
     vae = VIDEO_VAE if name in VIDEOS else VAE
     scheduler = DPM if name.startswith("pixart") else SCHEDULER
     if name == "hunyuan-dit":
-        scheduler = NOISE
+        vae, scheduler = EIGHTH_VAE, NOISE
     if name == "hunyuan-video":
         vae = HUNYUAN_VIDEO_VAE
     if name.startswith("cogvideox"):

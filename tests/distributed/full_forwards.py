@@ -59,7 +59,8 @@ def by_full_forwards(
     calls = 2 if family.guidance == "calls" else 1
     image = spec.image_tokens(work)
     registers = getattr(model, "register_tokens", None)
-    text = work.text_tokens + (0 if registers is None else registers.shape[1])
+    text = work.text_tokens if family.splits_text else 0
+    text += 0 if registers is None else registers.shape[1]
     (gather,) = family.gathers
     beside = text if "text" in gather.segments else 0
     text_first = family.self_attentions[0].segments[0] == "text"

@@ -21,20 +21,20 @@ from tests.distributed.rank_tasks import furthest, latents_of_call
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload
 
 EXACT = 1e-4
-STEPS = 5
+STEPS = 4
+SKIPPED_SIZE = {"height": 112, "width": 144}
 RUNS = [
     (Mesh(pipefusion=2), (2, 4), 3),
     (Mesh(pipefusion=2), (4, 2), 2),
     (Mesh(pipefusion=3), (2, 2, 2), 3),
     (Mesh(pipefusion=3), (2, 2, 2), 2),
-    (Mesh(pipefusion=3), (2, 2, 2), 7),
     (Mesh(cfg=2, pipefusion=2), (4, 2), 3),
     (Mesh(pipefusion=2, ulysses=2), (2, 4), 3),
     (Mesh(pipefusion=2, ring=2), (2, 4), 3),
 ]
 
 
-def folded(*blocks: int, patches: int, warmup_steps: int = 2) -> PipeFusion:
+def folded(*blocks: int, patches: int, warmup_steps: int = 1) -> PipeFusion:
     """A folded pipeline of stages of so many blocks."""
     return PipeFusion(
         blocks_per_stage=blocks, patches=patches, warmup_steps=warmup_steps, schedule="folded"
@@ -73,14 +73,13 @@ def check(
 
 
 def test_skips_to_mirrors_give_the_loop_of_full_forwards(ranks: RankPool) -> None:
-    check(ranks, small("hunyuan-dit"), workload(steps=STEPS), RUNS)
+    check(ranks, small("hunyuan-dit"), workload(steps=STEPS, **SKIPPED_SIZE), RUNS)
 
 
 def test_an_odd_block_in_the_middle_is_on_the_last_stage(ranks: RankPool) -> None:
     runs = [
         (Mesh(pipefusion=3), (2, 2, 1), 3),
         (Mesh(cfg=2, pipefusion=2), (4, 1), 2),
-        (Mesh(pipefusion=2, ulysses=2), (2, 3), 3),
     ]
     check(ranks, small_sd3(num_layers=5), workload(steps=STEPS), runs)
 
@@ -93,13 +92,13 @@ def test_mirrors_of_another_kind_and_guidance_by_two_calls(ranks: RankPool) -> N
 
 
 def test_an_interrupted_call_leaves_nothing_on_its_way(ranks: RankPool) -> None:
-    spec, work = small("hunyuan-dit"), workload(steps=STEPS)
-    plan = plan_for(spec, Mesh(pipefusion=3), work, None, folded(2, 2, 2, patches=4))
-    expected = by_full_forwards(lively_pipeline(spec), spec, work, folded(2, 4, patches=4))
+    spec, work, part = small_sd3(num_layers=5), workload(steps=5), folded(2, 2, 1, patches=4)
+    plan = plan_for(spec, Mesh(pipefusion=3), work, None, part)
+    expected = by_full_forwards(lively_pipeline(spec), spec, work, part)
     with pytest.raises(InputError, match="ended before its last step"):
         ranks.run(latents_of_interrupted_call, spec, plan, timeout_s=60)
-    (found, *_) = ranks.run(patched_latents, spec, [plan], timeout_s=60)
-    assert furthest(expected, found) <= EXACT * max(1.0, float(expected.std()))
+    for (found,) in ranks.run(patched_latents, spec, [plan], timeout_s=60)[:3]:
+        assert furthest(expected, [found]) <= EXACT * max(1.0, float(expected.std()))
 
 
 def test_long_skips_are_refused_where_they_would_cross_links() -> None:

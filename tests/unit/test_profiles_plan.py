@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.plan import ExecutionPlan, Quality
+from ditplan.profiles.plan import ExecutionPlan, PipeFusion, Quality
 from tests.unit.nouns import a_plan
 
 
@@ -59,6 +59,36 @@ def test_stages_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         plan_with(mesh=mesh, pipefusion=pipefusion)
+
+
+FOLDED = {**STAGES, "schedule": "folded"}
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 5))
+def test_folded_stages_hold_blocks_and_their_mirrors(halves: list[int], middle: int) -> None:
+    part = PipeFusion.model_validate(
+        {**FOLDED, "blocks_per_stage": [*(2 * half for half in halves), middle]}
+    )
+    stages = [part.visits(stage) for stage in range(len(halves) + 1)]
+    there = [block for visits in stages for block in visits[0]]
+    back = [block for visits in reversed(stages[:-1]) for block in visits[1]]
+    blocks = sum(part.blocks_per_stage)
+    assert [*there, *back] == list(range(blocks))
+    for visits, count in zip(stages, part.blocks_per_stage, strict=True):
+        held = {block for visit in visits for block in visit}
+        assert len(held) == count
+        assert held == {blocks - 1 - block for block in held}
+
+
+def test_only_the_last_of_folded_stages_has_an_odd_number_of_blocks() -> None:
+    plan = plan_with(
+        mesh={"pipefusion": 2, "cfg": 2}, pipefusion={**FOLDED, "blocks_per_stage": [2, 3]}
+    )
+    assert [plan.blocks_of(rank) for rank in range(4)] == [(0, 4), (1, 2, 3)] * 2
+    with pytest.raises(ValidationError, match="a stage of 3 blocks can't .* an even number"):
+        plan_with(
+            mesh={"pipefusion": 2, "cfg": 2}, pipefusion={**FOLDED, "blocks_per_stage": [3, 2]}
+        )
 
 
 def test_an_exact_plan_carries_no_error() -> None:
