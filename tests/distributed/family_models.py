@@ -199,12 +199,12 @@ DDIM = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
 }
-EIGHTH_VAE = VAE | {
+EIGHTH_VAE: dict[str, Any] = VAE | {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "block_out_channels": [8, 8, 8, 8],
 }
-NOISE = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+NOISE: dict[str, object] = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
 VIDEOS = ("wan", "qwen-image")
 
 
@@ -214,7 +214,7 @@ def small(name: str) -> ModelSpec:
         return small_sd3() if name == "sd3" else small_sd3(dual_attention_layers=[0, 2])
     if name == "flux":
         return small_flux()
-    vae = VIDEO_VAE if name in VIDEOS else VAE
+    vae: dict[str, Any] = VIDEO_VAE if name in VIDEOS else VAE
     scheduler = DPM if name.startswith("pixart") else SCHEDULER
     if name == "hunyuan-dit":
         vae, scheduler = EIGHTH_VAE, NOISE

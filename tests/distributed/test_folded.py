@@ -25,12 +25,9 @@ STEPS = 4
 SKIPPED_SIZE = {"height": 112, "width": 144}
 RUNS = [
     (Mesh(pipefusion=2), (2, 4), 3),
-    (Mesh(pipefusion=2), (4, 2), 2),
-    (Mesh(pipefusion=3), (2, 2, 2), 3),
     (Mesh(pipefusion=3), (2, 2, 2), 2),
     (Mesh(cfg=2, pipefusion=2), (4, 2), 3),
     (Mesh(pipefusion=2, ulysses=2), (2, 4), 3),
-    (Mesh(pipefusion=2, ring=2), (2, 4), 3),
 ]
 
 
@@ -86,18 +83,18 @@ def test_an_odd_block_in_the_middle_is_on_the_last_stage(ranks: RankPool) -> Non
 
 def test_mirrors_of_another_kind_and_guidance_by_two_calls(ranks: RankPool) -> None:
     spec, work = small("qwen-image"), workload(steps=STEPS)
-    check(ranks, spec, work, [(Mesh(pipefusion=2, ulysses=2), (2, 1), 3)])
+    check(ranks, spec, work, [(Mesh(pipefusion=2, ring=2), (2, 1), 3)])
     spec, work = small_flux(), workload(passes=1, steps=STEPS)
     check(ranks, spec, work, [(Mesh(pipefusion=2), (2, 2), 3)])
 
 
 def test_an_interrupted_call_leaves_nothing_on_its_way(ranks: RankPool) -> None:
-    spec, work, part = small_sd3(num_layers=5), workload(steps=5), folded(2, 2, 1, patches=4)
-    plan = plan_for(spec, Mesh(pipefusion=3), work, None, part)
+    spec, work, part = small_sd3(num_layers=7), workload(steps=5), folded(2, 2, 2, 1, patches=4)
+    plan = plan_for(spec, Mesh(pipefusion=4), work, None, part)
     expected = by_full_forwards(lively_pipeline(spec), spec, work, part)
     with pytest.raises(InputError, match="ended before its last step"):
         ranks.run(latents_of_interrupted_call, spec, plan, timeout_s=60)
-    for (found,) in ranks.run(patched_latents, spec, [plan], timeout_s=60)[:3]:
+    for (found,) in ranks.run(patched_latents, spec, [plan], timeout_s=60):
         assert furthest(expected, [found]) <= EXACT * max(1.0, float(expected.std()))
 
 

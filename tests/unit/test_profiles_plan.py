@@ -82,10 +82,12 @@ def test_folded_stages_hold_blocks_and_their_mirrors(halves: list[int], middle: 
 
 def test_only_the_last_of_folded_stages_has_an_odd_number_of_blocks() -> None:
     plan = plan_with(
-        mesh={"pipefusion": 2, "cfg": 2}, pipefusion={**FOLDED, "blocks_per_stage": [2, 3]}
+        mesh={"pipefusion": 2, "cfg": 2},
+        placement=range(4),
+        pipefusion={**FOLDED, "blocks_per_stage": [2, 3]},
     )
     assert [plan.blocks_of(rank) for rank in range(4)] == [(0, 4), (1, 2, 3)] * 2
-    with pytest.raises(ValidationError, match="a stage of 3 blocks can't .* an even number"):
+    with pytest.raises(ValidationError, match=r"a stage of 3 blocks can't .* an even number"):
         plan_with(
             mesh={"pipefusion": 2, "cfg": 2}, pipefusion={**FOLDED, "blocks_per_stage": [3, 2]}
         )
