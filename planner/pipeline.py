@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from ditplan.planner.compute import Timed
+from ditplan.planner.constants import COUNT_ON_ALL
 from ditplan.planner.schedule import Durations, pipeline_s
 from ditplan.planner.share import Share
 from ditplan.planner.space import Candidate
@@ -15,6 +16,12 @@ from ditplan.planner.work import Ledger, RankWork, Step, worst_source
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
+
+NETWORKS = ("ethernet", "infiniband")
+"""Kinds of link that lead to other hosts."""
+
+PRODUCTS = "blocks"
+"""The part of a block that isn't attention."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,33 @@ class Pipeline:
 
     def _device_s(self, piece: Piece, stage: Stage) -> float:
         blocks_s = sum(n * s for n, s in zip(stage.counts, piece.total_s, strict=True))
+        blocks_s += self._slowed(piece, stage).seconds
         return blocks_s + piece.outside.total + (piece.gather.total if stage.is_last else 0.0)
+
+    def _slowed(self, piece: Piece, stage: Stage) -> Timed:
+        """By how much a patch's products take longer beside transfers by kernels.
+
+        A warm-up step computes nothing beside them.
+        """
+        if piece is self._whole or not self._transfers_by_kernels:
+            return Timed(0.0, "computed")
+        products_s = sum(
+            count * seconds
+            for count, block in zip(stage.counts, piece.blocks, strict=True)
+            for (part, _), seconds in block.seconds.items()
+            if part == PRODUCTS
+        )
+        return Timed((self._work.constants.products_beside_transfers - 1) * products_s, "computed")
+
+    @cached_property
+    def _transfers_by_kernels(self) -> bool:
+        """Whether patches travel by kernels that this device's products mind.
+
+        Within a host copy engines carry them.
+        """
+        kind = self._work.topology.slowest_kind(self._lines)
+        minds = any(name in self._device.name for name in COUNT_ON_ALL)
+        return minds and kind in NETWORKS
 
     def _waits_s(self, piece: Piece, stage: Stage, device_s: float) -> float:
         """By how much the host is longer at it."""
@@ -282,6 +315,7 @@ class Pipeline:
                 ledger.include(piece.gather, times)
             if is_first or piece is self._whole:
                 ledger.include(piece.passes, times)
+            ledger.add(PRODUCTS, self._slowed(piece, stage), times)
             waits_s = self._waits_s(piece, stage, self._device_s(piece, stage))
             ledger.add("launch", Timed(waits_s, "computed"), times)
         if is_first:

@@ -17,6 +17,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.host_links import HostLink
+from ditplan.runtime.inventory import may_share_memory
 from ditplan.runtime.launch import environment
 from ditplan.runtime.links import CollectiveLink, Link
 from ditplan.runtime.peer_links import PeerLink
@@ -136,7 +137,7 @@ def transport_between(ends: AxisGroup, context: RankContext) -> Transport:
         return "collectives"
     if can_write_to_peers(ends, context):
         return "peer memory"
-    allowed = environment().get("NCCL_SHM_DISABLE", "0").strip() in {"", "0"}
+    allowed = may_share_memory(environment())
     found: list[Any] = [None, None]
     dist.all_gather_object(found, (platform.node(), allowed), group=ends.group)
     return "host memory" if allowed and found[0] == found[1] else "collectives"
