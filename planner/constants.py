@@ -79,6 +79,10 @@ class CostConstants:
     """Whether GPUs of one host write into each other's memory over NVLink, and rings gather keys
     first there."""
 
+    sends_fresh_keys: bool = True
+    """Whether a ring with PipeFusion passes on a patch's keys alone and attends to the others
+    meanwhile."""
+
     exchange_start_s: float = 0.0
     """What each exchange waits for beside the transfer: a backend that synchronizes."""
 
@@ -160,6 +164,7 @@ XDIT = CostConstants(
     vae_efficiency=0.12,
     sends_together=False,
     pushes=False,
+    sends_fresh_keys=False,
     products_beside_transfers=1.0,
     exchange_start_s=1.7e-5,
     stages_wait_to_send=True,

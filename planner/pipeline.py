@@ -240,9 +240,9 @@ class Pipeline:
 
         Within a host copy engines carry them.
         """
-        kind = self._work.topology.slowest_kind(self._lines)
-        minds = any(name in self._device.name for name in COUNT_ON_ALL)
-        return minds and kind in NETWORKS
+        if not any(name in self._device.name for name in COUNT_ON_ALL):
+            return False
+        return not self._work.topology.kinds_within(self._lines).isdisjoint(NETWORKS)
 
     def _waits_s(self, piece: Piece, stage: Stage, device_s: float) -> float:
         """By how much the host is longer at it."""
