@@ -8,7 +8,7 @@ from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.launch import RankPool
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import lively_pipeline, patched_latents
-from tests.distributed.rank_tasks import furthest, latents_of_each
+from tests.distributed.rank_tasks import furthest, latents_of_each, tokens_held
 from tests.distributed.small_models import plan_for, small_sd3, workload
 
 EXACT = 1e-4
@@ -35,6 +35,13 @@ def test_any_shares_give_the_latents_of_one_device(ranks: RankPool, spec: ModelS
     for number, plan in enumerate(plans):
         of_plan = [of_rank[number] for of_rank in results]
         assert furthest(results[0][0], of_plan) <= EXACT, (plan.mesh, plan.token_shares)
+
+
+def test_ranks_hold_tokens_in_proportion_to_their_shares(ranks: RankPool, spec: ModelSpec) -> None:
+    plan = plan_for(spec, Mesh(ring=2, ulysses=2), workload(steps=1), token_shares=(4, 2, 1, 3))
+    # 63 image tokens and 7 of text
+    expected = [(25, 3), (13, 1), (6, 1), (19, 2)]
+    assert ranks.run(tokens_held, spec, plan, timeout_s=60) == expected
 
 
 @pytest.mark.parametrize("shares", [None, (4, 2, 1, 3)])
