@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 
 def split_sizes(total: int, parts: int, shares: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Shares `total` items over `parts`: as evenly as can be, the first ones getting one more, or in
-    proportion to `shares`, at least one for each.
+    """Shares `total` items over `parts`, each getting one at least: as evenly as can be, the first
+    ones getting one more, or in proportion to `shares`.
 
     >>> split_sizes(333, 4)
     (84, 83, 83, 83)
@@ -47,8 +47,8 @@ def split_bounds(
 
 
 def head_shares(token_shares: Sequence[int] | None, ulysses: int) -> tuple[int, ...] | None:
-    """The shares of heads of a ulysses group's ranks: those of the tokens, ring first, that ranks of
-    the same place in their groups hold together. All members of a ring so have the same heads.
+    """The shares of heads of a ulysses group's ranks: those of the tokens that ranks of the same
+    place in their groups hold together. So all members of a ring have the same heads.
 
     >>> head_shares((4, 2, 2, 1), ulysses=2)
     (6, 3)

@@ -1,4 +1,4 @@
-"""Uneven shares of the tokens, for GPUs of unlike speed: whatever the shares, one device's result."""
+"""Unequal shares of the tokens, for GPUs of unlike speed: they give one device's result."""
 
 import pytest
 
