@@ -110,20 +110,23 @@ def _best_division(
     cost_of: Callable[[int, int, int], float], blocks: int, stages: int
 ) -> tuple[tuple[int, ...], float]:
     """Blocks per stage whose worst stage costs least, and what it costs; `cost_of` takes a stage,
-    its first block and the one after its last.
+    its first block and the one after its last, and grows with its blocks.
 
-    All cuts are tried: unlike stages have no order in which the best ones move.
+    As far as they can be better all cuts are tried: between unlike stages the best one may move
+    back with one more block.
     """
     worst = [math.inf] + [cost_of(0, 0, last) for last in range(1, blocks + 1)]
     cuts: list[list[int]] = []
     for stage in range(1, stages):
         made, at = [math.inf] * (blocks + 1), [stage] * (blocks + 1)
-        for last in range(stage + 1, blocks - (stages - 1 - stage) + 1):
-            for cut in range(stage, last):
+        most = blocks - (stages - 1 - stage)
+        for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
+            for cut in range(last - 1, stage - 1, -1):
+                own = cost_of(stage, cut, last)
+                if own >= made[last]:
+                    break
                 if worst[cut] < made[last]:
-                    cost = max(worst[cut], cost_of(stage, cut, last))
-                    if cost < made[last]:
-                        made[last], at[last] = cost, cut
+                    made[last], at[last] = max(worst[cut], own), cut
         worst = made
         cuts.append(at)
     counts, last = [], blocks
