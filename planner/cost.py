@@ -2,20 +2,23 @@
 before and after.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from ditplan.planner.constants import CostConstants, MemoryConstants
+from ditplan.planner.crew import ROUNDS, Crew, Load, crew_of, whole_shares
 from ditplan.planner.floors import Floors
 from ditplan.planner.groups import listed
+from ditplan.planner.ledger import Ledger, worst_source
 from ditplan.planner.memory import Memory, MemoryModel, held_parameters
 from ditplan.planner.pipeline import Pipeline
 from ditplan.planner.space import Candidate
 from ditplan.planner.staged_timeline import staged_timeline
 from ditplan.planner.timeline import Timeline, exact_timeline
 from ditplan.planner.topology import Topology
-from ditplan.planner.work import Ledger, RankWork, Step, worst_source
+from ditplan.planner.work import RankWork
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
@@ -48,10 +51,12 @@ class CostModel:
         self.memory_constants = memory_constants or MemoryConstants()
         self._all_devices = self.topology.cluster.devices
         self._are_all_alike = len(set(self._all_devices)) == 1
+        self._known_crews: dict[tuple[object, ...], Crew] = {}
+        self._one_crew: Crew = ((None, self._all_devices[0]),)
         self._work = RankWork(self.topology, spec, profile, self.constants)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
         self._around_s: dict[tuple[str, Workload], float] = {}
-        self._pipelines: dict[str, tuple[object, Pipeline]] = {}
+        self._pipelines: dict[tuple[int, ...], tuple[object, Pipeline]] = {}
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 
@@ -62,16 +67,14 @@ class CostModel:
         Raises:
             InputError: the cluster profile can't tell how long a collective of this mesh takes.
         """
-        devices = self.devices_of(candidate)
-        ledgers = [self._ledger(candidate, workload, device) for device in devices]
-        ledger = max(ledgers, key=lambda found: found.total)
+        ledger = self._ledger(candidate, workload)
         times = 1 if candidate.pipefusion else workload.steps
         parts: dict[str, float] = {}
         for (part, _), seconds in ledger.seconds.items():
             parts[part] = parts.get(part, 0.0) + seconds * times
         latency_s = math.fsum(parts.values())
         around_s = self._around(workload, self._all_devices[candidate.placement[0]])
-        memory = self.memory(candidate, workload, devices[0])
+        memory = self.memory(candidate, workload, self.devices_of(candidate)[0])
         return Prediction(
             latency_s=latency_s,
             interval_s=self._interval(ledger, latency_s, times),
@@ -89,24 +92,27 @@ class CostModel:
         Raises:
             InputError: as `price`.
         """
-        devices = self.devices_of(candidate)
-        slowest = max(devices, key=lambda one: self._ledger(candidate, workload, one).total)
         if part := candidate.pipefusion:
-            times = self._pipeline(candidate, workload, slowest).times(part)
+            times = self._pipeline(candidate, workload).times(part)
             lines = listed(candidate.groups(("pipefusion",)))
             passes = listed(candidate.groups(("dp", "cfg")))
             return staged_timeline(self.topology, lines, passes, times)
-        share = self._work.shares.of(candidate.mesh, workload)
-        place = self._work.place(candidate)
-        return exact_timeline(self._work, Step(candidate, workload, share, slowest, place))
+        return exact_timeline(
+            self._work,
+            self._work.step_of(candidate, workload, self._slowest_crew(candidate, workload)),
+        )
 
     def floors(self, workload: Workload, modes: Sequence[Mode]) -> Floors:
         """What candidates cost at least in one of these modes."""
         return Floors(self._work, self._memory, workload, modes)
 
-    def memory(self, candidate: Candidate, workload: Workload, device: Device) -> Memory:
-        """What the rank that holds most has in its memory, if it were this device."""
-        return self._memory.of(candidate, workload, device)
+    def memory(
+        self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
+    ) -> Memory:
+        """What the rank that holds most, of all or of one stage, has in its memory, if it were this
+        device.
+        """
+        return self._memory.of(candidate, workload, device, stage)
 
     def balanced(self, candidate: Candidate, workload: Workload) -> Candidate:
         """The candidate with stages that take equally long, as far as blocks and memory allow.
@@ -116,12 +122,49 @@ class CostModel:
         part = candidate.pipefusion
         if part is None:
             return candidate
-        devices = self.devices_of(candidate)
-        room = self._memory.room_for_blocks(candidate, workload, devices)
+        rooms = [
+            self._memory.room_for_blocks(candidate, workload, devices)
+            for devices in self.devices_of_stages(candidate)
+        ]
         sizes = self._memory.block_bytes(candidate, workload)
-        stages = self._pipeline(candidate, workload, devices[0]).balanced(sizes, room)
+        stages = self._pipeline(candidate, workload).balanced(sizes, rooms)
         changed = part.model_copy(update={"blocks_per_stage": stages})
         return replace(candidate, pipefusion=changed)
+
+    def shared_by_speed(self, candidate: Candidate, workload: Workload) -> Candidate:
+        """The candidate with shares of the tokens in proportion to the speeds of their ranks: for
+        each place in a sequence that of its slowest rank in any of the sequences, and stages.
+
+        As it is where these are equal.
+        """
+        places = candidate.mesh.sequence_parallel
+        if self._are_all_alike or places == 1 or len(self.devices_of(candidate)) == 1:
+            return candidate
+        at_place = [
+            list(dict.fromkeys(group[place] for group in self._sequences(candidate)))
+            for place in range(places)
+        ]
+        weights: tuple[int, ...] | None = None
+        for _ in range(ROUNDS):
+            shared = replace(candidate, token_shares=weights)
+            seconds = [
+                max(self._blocks_s(shared, workload, place, device) for device in devices)
+                for place, devices in enumerate(at_place)
+            ]
+            known = weights or (1,) * places
+            found = whole_shares([w / s for w, s in zip(known, seconds, strict=True)])
+            if found is None:
+                return candidate
+            weights = found
+        return replace(candidate, token_shares=weights)
+
+    def _blocks_s(
+        self, candidate: Candidate, workload: Workload, place: int, device: Device
+    ) -> float:
+        shares = candidate.token_shares
+        of_place = None if shares is None else place
+        share = self._work.shares.of(candidate.mesh, workload, shares, of_place)
+        return self._work.blocks_s(Load(share, device), candidate.mode, workload.dtype)
 
     def attention_kernel(self, candidate: Candidate, workload: Workload) -> AttentionKernel:
         """What should compute self-attention: measured where it was, else torch's choice."""
@@ -135,25 +178,71 @@ class CostModel:
         """How a ring's keys and values get about."""
         return self._work.ring_variant(candidate)
 
-    def _ledger(self, candidate: Candidate, workload: Workload, device: Device) -> Ledger:
-        """A step of the busiest rank, if it were this device; with PipeFusion the whole loop."""
+    def _ledger(self, candidate: Candidate, workload: Workload) -> Ledger:
+        """A step of the slowest ranks that share a sequence; with PipeFusion the whole loop."""
         if candidate.pipefusion:
-            pipeline = self._pipeline(candidate, workload, device)
-            return pipeline.loop(candidate.pipefusion)
-        share = self._work.shares.of(candidate.mesh, workload)
-        return self._work.step(candidate, workload, share, device)
+            return self._pipeline(candidate, workload).loop(candidate.pipefusion)
+        crews = self._crews(candidate)
+        ledgers = [self._work.step(self._work.step_of(candidate, workload, crew)) for crew in crews]
+        return max(ledgers, key=lambda found: found.total)
 
-    def _pipeline(self, candidate: Candidate, workload: Workload, device: Device) -> Pipeline:
-        """The candidate's pipeline on a device; the one asked for last is kept."""
+    def _slowest_crew(self, candidate: Candidate, workload: Workload) -> Crew:
+        work = self._work
+        return max(
+            self._crews(candidate),
+            key=lambda crew: work.step(work.step_of(candidate, workload, crew)).total,
+        )
+
+    def _crews(self, candidate: Candidate) -> list[Crew]:
+        """The ranks of each sequence of an exact candidate, as far as sequences differ."""
+        if self._are_all_alike and candidate.token_shares is None:
+            return [self._one_crew]
+        crews = (self._crew(candidate, [group]) for group in self._sequences(candidate))
+        return list({id(crew): crew for crew in crews}.values())
+
+    def _crews_of_stages(self, candidate: Candidate) -> tuple[Crew, ...]:
+        """The ranks of each stage, of all sequences."""
+        stages = candidate.mesh.pipefusion
+        if self._are_all_alike and candidate.token_shares is None:
+            return (self._one_crew,) * stages
+        groups = self._sequences(candidate)
+        return tuple(self._crew(candidate, groups[stage::stages]) for stage in range(stages))
+
+    def _crew(self, candidate: Candidate, groups: Sequence[Sequence[Device]]) -> Crew:
+        """The same object for the same ranks."""
+        crew = crew_of(candidate, groups)
+        key = tuple((place, device.name) for place, device in crew)
+        return self._known_crews.setdefault(key, crew)
+
+    def _sequences(self, candidate: Candidate) -> list[list[Device]]:
+        """The devices that share a sequence, or a stage's part of its blocks: dp, cfg, stages."""
+        size, ranks = candidate.mesh.sequence_parallel, candidate.placement
+        devices = [self._all_devices[rank] for rank in ranks]
+        return [devices[first : first + size] for first in range(0, len(ranks), size)]
+
+    def _pipeline(self, candidate: Candidate, workload: Workload) -> Pipeline:
+        """The candidate's pipeline; of those on such devices the one asked for last is kept."""
         part = candidate.pipefusion
         assert part is not None
-        place = (candidate.mesh, candidate.placement, candidate.mode)
+        place = (candidate.mesh, candidate.placement, candidate.mode, candidate.token_shares)
         key = (*place, part.patches, part.warmup_steps, workload)
-        kept = self._pipelines.get(device.name)
+        crews = self._crews_of_stages(candidate)
+        where = tuple(map(id, crews))
+        kept = self._pipelines.get(where)
         if kept is None or kept[0] != key:
-            kept = (key, Pipeline(self._work, candidate, workload, device))
-            self._pipelines[device.name] = kept
+            kept = (key, Pipeline(self._work, candidate, workload, crews))
+            self._pipelines[where] = kept
         return kept[1]
+
+    def devices_of_stages(self, candidate: Candidate) -> list[list[Device]]:
+        """The different devices of each stage."""
+        stages = candidate.mesh.pipefusion
+        if self._are_all_alike:
+            return [[self._all_devices[0]]] * stages
+        groups = self._sequences(candidate)
+        return [
+            list(dict.fromkeys(itertools.chain(*groups[stage::stages]))) for stage in range(stages)
+        ]
 
     def devices_of(self, candidate: Candidate) -> list[Device]:
         """The different devices that the candidate uses: each could be the slowest, or the

@@ -66,13 +66,18 @@ class MemoryModel:
         self._fullest: dict[tuple[object, ...], tuple[int, ...]] = {}
         self._cached: dict[tuple[object, ...], tuple[int, ...]] = {}
 
-    def of(self, candidate: Candidate, workload: Workload, device: Device) -> Memory:
-        """The peak of the rank that holds most, as `memory_of`."""
+    def of(
+        self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
+    ) -> Memory:
+        """The peak of the rank that holds most, as `memory_of`, of all or of one stage."""
         stages = candidate.pipefusion.blocks_per_stage if candidate.pipefusion else None
-        has_graph = "graph" in candidate.mode
-        key = (candidate.mesh.degrees, stages, has_graph, device.kind, workload)
+        has_graph, shares = "graph" in candidate.mode, candidate.token_shares
+        key = (candidate.mesh.degrees, stages, stage, shares, has_graph, device.kind, workload)
         if key not in self._found:
-            self._found[key] = self._count(candidate, workload, device)
+            counts = self.fullest_stage(candidate, workload)
+            if stages is not None and stage is not None:
+                counts = runs_of_stages(self._spec.blocks, stages)[stage]
+            self._found[key] = self._count(candidate, workload, device, counts)
         return self._found[key]
 
     def room_for_blocks(
@@ -106,7 +111,7 @@ class MemoryModel:
         part = candidate.pipefusion
         if part is None:
             return tuple(run.count for run in self._spec.blocks)
-        key = (candidate.mesh.degrees, part.blocks_per_stage, workload)
+        key = (candidate.mesh.degrees, part.blocks_per_stage, candidate.token_shares, workload)
         if key not in self._fullest:
             sizes = self.block_bytes(candidate, workload)
 
@@ -117,11 +122,12 @@ class MemoryModel:
             self._fullest[key] = max(stages, key=held)
         return self._fullest[key]
 
-    def _count(self, candidate: Candidate, workload: Workload, device: Device) -> Memory:
+    def _count(
+        self, candidate: Candidate, workload: Workload, device: Device, counts: Sequence[int]
+    ) -> Memory:
         c, spec, mesh = self._constants, self._spec, candidate.mesh
-        share = self._shares.of(mesh, workload)
+        share = self._shares.of(mesh, workload, candidate.token_shares)
         hidden_bytes = share.rows * spec.width * workload.dtype_bytes
-        counts = self.fullest_stage(candidate, workload)
         kept = zip(counts, self._cached_bytes(candidate, workload), strict=True)
         return Memory(
             weights_bytes=held_parameters(spec, counts) * workload.dtype_bytes,
@@ -139,9 +145,9 @@ class MemoryModel:
         """
         if candidate.pipefusion is None:
             return (0,) * len(self._spec.blocks)
-        key = (candidate.mesh.degrees, workload)
+        key = (candidate.mesh.degrees, candidate.token_shares, workload)
         if key not in self._cached:
-            share = self._shares.of(candidate.mesh, workload)
+            share = self._shares.of(candidate.mesh, workload, candidate.token_shares)
             self._cached[key] = tuple(
                 cached_bytes(share, run, workload) for run in self._spec.blocks
             )

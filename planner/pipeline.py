@@ -8,12 +8,17 @@ from functools import cached_property, partial
 
 from ditplan.planner.compute import Timed
 from ditplan.planner.constants import COUNT_ON_ALL
+from ditplan.planner.crew import Crew
+from ditplan.planner.ledger import Ledger, worst_source
 from ditplan.planner.schedule import Durations, pipeline_s
-from ditplan.planner.share import Share
 from ditplan.planner.space import Candidate
-from ditplan.planner.stages import balanced_stages, runs_of_stages
-from ditplan.planner.work import Ledger, RankWork, Step, worst_source
-from ditplan.profiles.cluster import Device
+from ditplan.planner.stages import (
+    StageWork,
+    balanced_stages,
+    balanced_unlike_stages,
+    runs_of_stages,
+)
+from ditplan.planner.work import RankWork, Step
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
 
@@ -38,6 +43,18 @@ class Piece:
     passes: Ledger
     onward_bytes: int
     back_bytes: int
+    is_patch: bool
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """All that the ranks of a stage run: the whole sequence, each patch, and how often patches of
+    each size come by.
+    """
+
+    whole: Piece
+    patches: tuple[Piece, ...]
+    kinds: tuple[tuple[Piece, int], ...]
 
 
 @dataclass(frozen=True)
@@ -77,51 +94,70 @@ class LoopTimes:
 
 
 class Pipeline:
-    """A PipeFusion candidate on one kind of device, priced for any division into stages."""
+    """A PipeFusion candidate on the devices of its stages, priced for any division into stages."""
 
     def __init__(
-        self, work: RankWork, candidate: Candidate, workload: Workload, device: Device
+        self, work: RankWork, candidate: Candidate, workload: Workload, crews: Sequence[Crew]
     ) -> None:
-        """`candidate` has a PipeFusion part, whose blocks per stage have no say here."""
+        """`candidate` has a PipeFusion part, whose blocks per stage have no say here. `crews` are
+        the ranks of each stage, the same object where they are alike.
+        """
         assert candidate.pipefusion is not None
         self._work, self._candidate, self._workload = work, candidate, workload
-        self._device, self._part = device, candidate.pipefusion
-        self._stages = candidate.mesh.pipefusion
+        self._part, self._stages = candidate.pipefusion, candidate.mesh.pipefusion
         self._tasks_s: dict[tuple[int, Stage], float] = {}
-        mesh = candidate.mesh
-        self._place = work.place(candidate)
-        self._lines = self._place.groups(("pipefusion",))
-        shares = work.shares.of_patches(mesh, workload, self._part.patches)
-        counts = Counter(map(id, shares))  # patches of one size have the same one
-        distinct = {id(share): share for share in shares}
-        pieces = {key: self._piece(share) for key, share in distinct.items()}
-        self._patches = [pieces[id(share)] for share in shares]
-        self._kinds = [(pieces[key], times) for key, times in counts.items()]
-        self._whole = self._piece(work.shares.of(mesh, workload))
+        self._lines = work.place(candidate).groups(("pipefusion",))
+        distinct = {id(crew): crew for crew in crews}
+        found = {key: self._pieces(crew) for key, crew in distinct.items()}
+        self._of_stage = tuple(found[id(crew)] for crew in crews)
+        self._first = self._of_stage[0]
+        self._are_alike = len(found) == 1
+        self._is_on_cpu = self._first.whole.step.device.kind == "cpu"
 
-    def balanced(self, sizes: Sequence[float], room: float) -> tuple[int, ...]:
-        """Blocks per stage so that the slowest stage is fastest and none holds more than `room`.
+    def balanced(self, sizes: Sequence[float], rooms: Sequence[float]) -> tuple[int, ...]:
+        """Blocks per stage so that the slowest stage is fastest and none holds more than its room.
 
         `sizes` are those of one block of each run.
         """
         runs = self._work.spec.blocks
-        kinds = self._kinds if self._patched_steps else [(self._whole, 1)]
-        seconds, block_sizes = [], []
+        block_sizes = [
+            size for size, run in zip(sizes, runs, strict=True) for _ in range(run.count)
+        ]
+        found = {id(pieces): self._stage_work(pieces) for pieces in self._of_stage}
+        stages = [
+            StageWork(*found[id(pieces)], room)
+            for pieces, room in zip(self._of_stage, rooms, strict=True)
+        ]
+        between_s = sum(self._between_s) if self._patched_steps else 0.0
+        last = self._of_stage[-1]
+        gather_s = sum(times * piece.gather.total for piece, times in self._kinds_of(last))
+        extra_s = (between_s, gather_s)
+        if not self._are_alike:
+            return balanced_unlike_stages(stages, block_sizes, extra_s)
+        (first, *_) = stages
+        return balanced_stages(
+            first.seconds,
+            block_sizes,
+            self._stages,
+            extra_s=extra_s,
+            least_s=first.least_s,
+            room=min(rooms),
+        )
+
+    def _kinds_of(self, pieces: Pieces) -> Sequence[tuple[Piece, int]]:
+        """What a stage runs most of the time."""
+        return pieces.kinds if self._patched_steps else [(pieces.whole, 1)]
+
+    def _stage_work(self, pieces: Pieces) -> tuple[list[float], float]:
+        """The seconds of each block on a stage's ranks, and the least that any number takes."""
+        kinds, runs = self._kinds_of(pieces), self._work.spec.blocks
+        seconds: list[float] = []
         for number, run in enumerate(runs):
             one = [int(number == other) for other in range(len(runs))]
             block_s = sum(times * self._block_s(piece, number, one) for piece, times in kinds)
             seconds += [block_s] * run.count
-            block_sizes += [sizes[number]] * run.count
-        between_s = sum(self._between_s) if self._patched_steps else 0.0
-        gather_s = sum(times * piece.gather.total for piece, times in kinds)
-        return balanced_stages(
-            seconds,
-            block_sizes,
-            self._stages,
-            extra_s=(between_s, gather_s),
-            least_s=sum(times * self._replay_s(piece) for piece, times in kinds),
-            room=room,
-        )
+        least_s = sum(times * self._replay_s(piece) for piece, times in kinds)
+        return seconds, least_s
 
     def loop(self, part: PipeFusion) -> Ledger:
         """All steps with these blocks per stage: seconds of the busiest stage by cause, and beside
@@ -137,7 +173,7 @@ class Pipeline:
         ]
         busy_s[0] += warmup * times.warm_scheduler_s
         busiest = max(range(self._stages), key=lambda index: busy_s[index])
-        ledger = self._busy(stages[busiest], is_first=busiest == 0)
+        ledger = self._busy(self._of_stage[busiest], stages[busiest], is_first=busiest == 0)
 
         one_warm_s = sum(times.warm_s) + times.warm_passes_s + times.warm_scheduler_s
         free_s = pipeline_s(durations.with_free_links, steps)
@@ -145,30 +181,36 @@ class Pipeline:
         sends_s += warmup * times.warm_sends_s + times.agreement_s
         bubbles_s = warmup * one_warm_s + free_s - ledger.total
         ledger.add("bubbles", Timed(max(0.0, bubbles_s), worst_source(ledger)))
-        ledger.add("sends", Timed(max(0.0, sends_s), self._hop(self._whole, 0).source))
+        ledger.add("sends", Timed(max(0.0, sends_s), self._hop(self._first.whole, 0).source))
         self._book_bytes(ledger)
         return ledger
 
     def times(self, part: PipeFusion) -> LoopTimes:
         """How long everything in the loop takes with these blocks per stage."""
-        stages = self._stages_of(part)
+        stages = list(zip(self._of_stage, self._stages_of(part), strict=True))
+        whole = self._first.whole
         return LoopTimes(
             warmup_steps=part.warmup_steps,
-            warm_s=[self._task_s(self._whole, stage) for stage in stages],
-            warm_hop_s=[self._hop_s(self._whole, position) for position in self._hops[:-1]],
-            told_s=self._told_s(self._whole.back_bytes),
-            warm_passes_s=self._whole.passes.total,
+            warm_s=[self._task_s(pieces.whole, stage) for pieces, stage in stages],
+            warm_hop_s=[self._hop_s(whole, position) for position in self._hops[:-1]],
+            told_s=self._told_s(whole.back_bytes),
+            warm_passes_s=whole.passes.total,
             warm_scheduler_s=self._warm_between_s,
             steps=self._patched_steps,
             patched=Durations(
-                stage_s=[self._row(partial(self._task_s, stage=stage)) for stage in stages],
-                hop_s=[self._row(partial(self._hop_s, position=at)) for at in self._hops],
+                stage_s=[
+                    self._row(pieces, partial(self._task_s, stage=stage))
+                    for pieces, stage in stages
+                ],
+                hop_s=[
+                    self._row(self._first, partial(self._hop_s, position=at)) for at in self._hops
+                ],
                 between_s=self._between_s,
             ),
             scheduler_s=self._scheduler.seconds,
             agreement_s=self._agreement_s,
             # on a CPU sending takes the cores that compute
-            sending_computes=self._device.kind == "cpu" or self._work.constants.stages_wait_to_send,
+            sending_computes=self._is_on_cpu or self._work.constants.stages_wait_to_send,
         )
 
     def _stages_of(self, part: PipeFusion) -> list[Stage]:
@@ -183,9 +225,28 @@ class Pipeline:
     def _hops(self) -> range:
         return range(self._stages)
 
-    def _piece(self, share: Share) -> Piece:
-        work = self._work
-        step = Step(self._candidate, self._workload, share, self._device, self._place)
+    def _pieces(self, crew: Crew) -> Pieces:
+        """What a stage of such ranks runs."""
+        work, candidate, workload = self._work, self._candidate, self._workload
+        patches = range(self._part.patches)
+        shares = work.shares.of_patches(
+            candidate.mesh, workload, len(patches), candidate.token_shares
+        )
+        found: dict[int, Piece] = {}
+        for patch, share in zip(patches, shares, strict=True):
+            # patches of one size have the same share
+            if id(share) not in found:
+                step = work.step_of(candidate, workload, crew, patch)
+                found[id(share)] = self._piece(step, is_patch=True)
+        counts = Counter(map(id, shares))
+        return Pieces(
+            whole=self._piece(work.step_of(candidate, workload, crew), is_patch=False),
+            patches=tuple(found[id(share)] for share in shares),
+            kinds=tuple((found[key], times) for key, times in counts.items()),
+        )
+
+    def _piece(self, step: Step, *, is_patch: bool) -> Piece:
+        work, share = self._work, step.share
         blocks = tuple(work.of_block(step, run) for run in work.spec.blocks)
         return Piece(
             step=step,
@@ -196,12 +257,13 @@ class Pipeline:
             passes=work.of_cfg(step),
             onward_bytes=share.rows * work.spec.width * self._workload.dtype_bytes,
             back_bytes=work.predicted_bytes(step, share.predicted),
+            is_patch=is_patch,
         )
 
-    def _row(self, seconds_of: Callable[[Piece], float]) -> list[float]:
+    def _row(self, pieces: Pieces, seconds_of: Callable[[Piece], float]) -> list[float]:
         """The seconds of each patch, found once for those of one size."""
-        found = {id(piece): seconds_of(piece) for piece, _ in self._kinds}
-        return [found[id(piece)] for piece in self._patches]
+        found = {id(piece): seconds_of(piece) for piece, _ in pieces.kinds}
+        return [found[id(piece)] for piece in pieces.patches]
 
     def _hop_s(self, piece: Piece, position: int) -> float:
         return self._hop(piece, position).seconds
@@ -224,7 +286,7 @@ class Pipeline:
 
         A warm-up step computes nothing beside them.
         """
-        if piece is self._whole or not self._transfers_by_kernels:
+        if not (piece.is_patch and self._transfers_by_kernels(piece)):
             return Timed(0.0, "computed")
         products_s = sum(
             count * seconds
@@ -234,19 +296,22 @@ class Pipeline:
         )
         return Timed((self._work.constants.products_beside_transfers - 1) * products_s, "computed")
 
-    @cached_property
-    def _transfers_by_kernels(self) -> bool:
-        """Whether patches travel by kernels that this device's products mind.
+    def _transfers_by_kernels(self, piece: Piece) -> bool:
+        """Whether patches travel by kernels that the products of its device mind.
 
         Within a host copy engines carry them.
         """
-        if not any(name in self._device.name for name in COUNT_ON_ALL):
-            return False
+        return self._crosses_network and any(
+            name in piece.step.device.name for name in COUNT_ON_ALL
+        )
+
+    @cached_property
+    def _crosses_network(self) -> bool:
         return not self._work.topology.kinds_within(self._lines).isdisjoint(NETWORKS)
 
     def _waits_s(self, piece: Piece, stage: Stage, device_s: float) -> float:
         """By how much the host is longer at it."""
-        if self._device.kind == "cpu":
+        if self._is_on_cpu:
             return 0.0
         gathers = int(stage.is_last and self._candidate.mesh.sequence_parallel > 1)
         host_s = self._work.host_s(piece.step, stage.counts, gathers)
@@ -255,7 +320,7 @@ class Pipeline:
     def _block_s(self, piece: Piece, number: int, counts: Sequence[int]) -> float:
         """Seconds of one block, launches included."""
         device_s = piece.total_s[number]
-        if self._device.kind == "cpu" or "graph" in self._candidate.mode:
+        if self._is_on_cpu or "graph" in self._candidate.mode:
             return device_s
         nothing_s = self._work.host_s(piece.step, [0] * len(counts), 0)
         host_s = self._work.host_s(piece.step, counts, 0) - nothing_s
@@ -263,7 +328,7 @@ class Pipeline:
 
     def _replay_s(self, piece: Piece) -> float:
         """What a graph of any blocks takes at least, beside what is outside of them."""
-        if self._device.kind == "cpu" or "graph" not in self._candidate.mode:
+        if self._is_on_cpu or "graph" not in self._candidate.mode:
             return 0.0
         none = [0] * len(self._work.spec.blocks)
         return max(0.0, self._work.host_s(piece.step, none, 0) - piece.outside.total)
@@ -271,12 +336,12 @@ class Pipeline:
     @cached_property
     def _scheduler(self) -> Timed:
         """What a patch's own call of the pipeline does between two of the transformer's."""
-        found = self._work.scheduler(self._workload, self._device)
+        found = self._work.scheduler(self._workload, self._first.whole.step.device)
         return Timed(found.seconds + self._work.constants.patch_switch_s, found.source)
 
     @cached_property
     def _between_s(self) -> list[float]:
-        return self._row(lambda piece: piece.passes.total + self._scheduler.seconds)
+        return self._row(self._first, lambda piece: piece.passes.total + self._scheduler.seconds)
 
     @property
     def _warm_between_s(self) -> float:
@@ -295,7 +360,8 @@ class Pipeline:
     @cached_property
     def _agreement_s(self) -> float:
         """The first stage tells all others the final latents, of all pictures."""
-        one_bytes = self._whole.back_bytes / self._whole.step.share.batch
+        whole = self._first.whole
+        one_bytes = whole.back_bytes / whole.step.share.batch
         return self._told_s(one_bytes * self._workload.batch)
 
     def _told_s(self, count: float) -> float:
@@ -303,17 +369,17 @@ class Pipeline:
         piece_bytes = count / (self._stages - 1)
         return self._work.topology.collective_s("all_gather", piece_bytes, self._lines).seconds
 
-    def _busy(self, stage: Stage, is_first: bool) -> Ledger:
+    def _busy(self, pieces: Pieces, stage: Stage, is_first: bool) -> Ledger:
         """What a stage does in the loop, by cause."""
         ledger = Ledger()
         warmup, steps = self._part.warmup_steps, self._patched_steps
-        for piece, times in ((self._whole, warmup), *((p, n * steps) for p, n in self._kinds)):
+        for piece, times in ((pieces.whole, warmup), *((p, n * steps) for p, n in pieces.kinds)):
             for count, block in zip(stage.counts, piece.blocks, strict=True):
                 ledger.include(block, count * times)
             ledger.include(piece.outside, times)
             if stage.is_last:
                 ledger.include(piece.gather, times)
-            if is_first or piece is self._whole:
+            if is_first or piece is pieces.whole:
                 ledger.include(piece.passes, times)
             ledger.add(PRODUCTS, self._slowed(piece, stage), times)
             waits_s = self._waits_s(piece, stage, self._device_s(piece, stage))
@@ -329,23 +395,24 @@ class Pipeline:
         A block runs on one stage, so only that one's part of the groups that are priced exchange.
         """
         warmup, steps, stages = self._part.warmup_steps, self._patched_steps, self._stages
-        for piece, times in ((self._whole, warmup), *((p, n * steps) for p, n in self._kinds)):
+        whole, kinds = self._first.whole, self._first.kinds
+        pieces = ((whole, warmup), *((p, n * steps) for p, n in kinds))
+        for piece, times in pieces:
             moved = [
                 *(
                     (b, times * r.count / stages)
                     for b, r in zip(piece.blocks, self._work.spec.blocks, strict=True)
                 ),
                 (piece.gather, times / stages),
-                (piece.passes, times if piece is self._whole else times / stages),
+                (piece.passes, times if piece is whole else times / stages),
             ]
             for booked, share in moved:
                 for kind, count in booked.link_bytes.items():
                     ledger.link_bytes[kind] += count * share
-        pieces = ((self._whole, warmup), *((p, n * steps) for p, n in self._kinds))
         onward = sum(piece.onward_bytes * times for piece, times in pieces)
         for position in self._hops[:-1]:
-            self._book_hop(ledger, onward + warmup * self._whole.back_bytes, position)
-        back = sum(piece.back_bytes * times * steps for piece, times in self._kinds)
+            self._book_hop(ledger, onward + warmup * whole.back_bytes, position)
+        back = sum(piece.back_bytes * times * steps for piece, times in kinds)
         self._book_hop(ledger, back, stages - 1)
 
     def _book_hop(self, ledger: Ledger, count: float, position: int) -> None:

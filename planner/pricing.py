@@ -2,7 +2,7 @@
 
 import gc
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +12,7 @@ from ditplan.planner.cost import CostModel
 from ditplan.planner.floors import Floors, Front
 from ditplan.planner.memory import why_swapping, why_too_big
 from ditplan.planner.objectives import FASTEST, Objective
+from ditplan.planner.placing import placement_of
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.space import (
     EXHAUSTIVE_RANKS,
@@ -21,7 +22,6 @@ from ditplan.planner.space import (
     enumerate_space,
     evenly_staged,
     patching_violation,
-    placement_of,
     rule_of_thumb,
     why_illegal,
     why_no_setting,
@@ -29,7 +29,7 @@ from ditplan.planner.space import (
 from ditplan.planner.timeline import Timeline
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS, Backend, require_mode
-from ditplan.profiles.cluster import ClusterProfile, DeviceKind
+from ditplan.profiles.cluster import ClusterProfile, Device, DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
@@ -296,9 +296,19 @@ def cost_model_of(task: Task, topology: Topology) -> CostModel:
 
 
 def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
-    if task.backend.balances_stages:
-        candidate = model.balanced(candidate, task.workload)
-    return priced_as_is(task, model, candidate)
+    """With blocks and tokens shared out as is best: by speed, or equally if that is faster or what
+    fits.
+    """
+    if not task.backend.balances:
+        return priced_as_is(task, model, candidate)
+    equal = priced_as_is(task, model, model.balanced(candidate, task.workload))
+    shared = model.shared_by_speed(candidate, task.workload)
+    if shared.token_shares is None:
+        return equal
+    by_speed = priced_as_is(task, model, model.balanced(shared, task.workload))
+    return min(
+        (by_speed, equal), key=lambda one: (one.too_big is not None, one.prediction.latency_s)
+    )
 
 
 def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
@@ -324,15 +334,23 @@ def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
 
 
 def _why_too_big(task: Task, model: CostModel, candidate: Candidate) -> str | None:
-    """Why the GPU with the least memory doesn't hold a candidate.
+    """Why the GPU with the least memory of a stage doesn't hold its part of a candidate.
 
-    None if it does, or there is no GPU.
+    None if all do, or there is no GPU.
     """
-    gpus = [device for device in model.devices_of(candidate) if device.kind != "cpu"]
-    if not gpus:
-        return None
-    smallest = min(gpus, key=lambda device: device.memory_bytes)
-    return why_too_big(model.memory(candidate, task.workload, smallest), smallest)
+    devices = model.devices_of(candidate)
+    places: Iterable[tuple[int | None, list[Device]]] = [(None, devices)]
+    if len(devices) > 1:
+        places = enumerate(model.devices_of_stages(candidate))
+    for stage, there in places:
+        gpus = [device for device in there if device.kind != "cpu"]
+        if not gpus:
+            continue
+        smallest = min(gpus, key=lambda device: device.memory_bytes)
+        memory = model.memory(candidate, task.workload, smallest, stage)
+        if why := why_too_big(memory, smallest):
+            return why
+    return None
 
 
 def _why_swapping(task: Task, model: CostModel, candidate: Candidate) -> str | None:

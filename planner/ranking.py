@@ -160,6 +160,7 @@ def build_plan(
         backend=backend.name,
         mesh=candidate.mesh,
         placement=candidate.placement,
+        token_shares=candidate.token_shares,
         pipefusion=candidate.pipefusion,
         execution=ranked.execution,
         quality=ranked.quality,

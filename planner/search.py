@@ -26,6 +26,7 @@ from ditplan.planner.choosing import (
     untried,
 )
 from ditplan.planner.objectives import FASTEST
+from ditplan.planner.placing import axis_orders
 from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.ranking import (
     Ranked,
@@ -37,7 +38,7 @@ from ditplan.planner.ranking import (
 )
 from ditplan.planner.replicas import with_replicas
 from ditplan.planner.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
-from ditplan.planner.space import Candidate, axis_orders
+from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import (
     cause_in,

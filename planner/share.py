@@ -1,4 +1,6 @@
-"""What the busiest rank of a mesh gets of a workload: samples, tokens, heads."""
+"""What a rank of a mesh gets of a workload, the busiest if not said otherwise: samples, tokens,
+heads.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,18 +9,20 @@ from functools import cached_property
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
-from ditplan.profiles.splits import patch_bounds, split_sizes
+from ditplan.profiles.splits import head_shares, patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
 
 @dataclass(frozen=True)
 class Share:
-    """The work of the rank that has most of everything, which is the first one of each axis.
+    """The work of the rank that has most of everything, which with equal parts is the first one of
+    each axis, or of the rank at a place of its sequence.
 
     `batch` counts samples in each transformer call. `tokens` are those of one sample that the rank
     holds, by segment; `queries` those that it has in self-attention, after ulysses' exchange;
     `keys` those that it attends to in all. `predicted` are the image tokens that all ranks with a
-    share of them predict together.
+    share of them predict together. `heads_by` are in what proportion a ulysses group shares heads,
+    None for equal parts.
     """
 
     batch: int
@@ -28,6 +32,8 @@ class Share:
     ring: int = 1
     ulysses: int = 1
     predicted: int = 0
+    heads_by: tuple[int, ...] | None = None
+    place: int | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -36,7 +42,10 @@ class Share:
 
     def heads(self, attention: Attention) -> int:
         """Heads that the rank computes in an attention."""
-        return math.ceil(attention.heads / self.ulysses)
+        if self.heads_by is None:
+            return math.ceil(attention.heads / self.ulysses)
+        heads = split_sizes(attention.heads, self.ulysses, self.heads_by)
+        return max(heads) if self.place is None else heads[self.place % self.ulysses]
 
     def pairs(self, attention: Attention) -> float:
         """Query-key pairs of all samples, in units of all the heads: half the heads count half.
@@ -70,19 +79,33 @@ def _calls_apart(mesh: Mesh, spec: ModelSpec) -> bool:
     return by_calls and mesh.pipefusion == 1
 
 
-def share_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> Share:
-    """The busiest rank's share.
+def share_of(
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    token_shares: tuple[int, ...] | None = None,
+    place: int | None = None,
+) -> Share:
+    """The busiest rank's share, or that of the rank at a place of its sequence.
 
     Samples split over dp x cfg, tokens over ring x ulysses.
     """
     whole = {"image": spec.image_tokens(workload), "text": spec.text_tokens(workload)}
-    return _share_of_tokens(mesh, samples_of(mesh, spec, workload), whole, whole)
+    samples = samples_of(mesh, spec, workload)
+    return _share_of_tokens(mesh, samples, whole, whole, token_shares, place)
 
 
 def patch_shares(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, patches: int, *, repeat_text: bool = False
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    patches: int,
+    token_shares: tuple[int, ...] | None = None,
+    place: int | None = None,
+    *,
+    repeat_text: bool = False,
 ) -> tuple[Share, ...]:
-    """The busiest rank's share of each patch, whose tokens attend to those of the whole sequence.
+    """A rank's share of each patch, as `share_of`. Its tokens attend to the whole sequence.
 
     All of the text goes with the first patch, or with `repeat_text` with each of patches that then
     are of about one size. Patches of one size have the very same share.
@@ -94,7 +117,9 @@ def patch_shares(
         with_text = repeat_text or patch == 0
         sizes.append((end - start, whole["text"] if with_text else 0))
     shares = {
-        size: _share_of_tokens(mesh, samples, {"image": size[0], "text": size[1]}, whole)
+        size: _share_of_tokens(
+            mesh, samples, {"image": size[0], "text": size[1]}, whole, token_shares, place
+        )
         for size in set(sizes)
     }
     return tuple(shares[size] for size in sizes)
@@ -110,41 +135,80 @@ class Shares:
         self._whole: dict[tuple[object, ...], Share] = {}
         self._patches: dict[tuple[object, ...], tuple[Share, ...]] = {}
 
-    def of(self, mesh: Mesh, workload: Workload) -> Share:
-        """The busiest rank's share of the whole sequence, as `share_of`."""
-        key = (samples_of(mesh, self._spec, workload), mesh.ring, mesh.ulysses, workload)
+    def of(
+        self,
+        mesh: Mesh,
+        workload: Workload,
+        token_shares: tuple[int, ...] | None = None,
+        place: int | None = None,
+    ) -> Share:
+        """A rank's share of the whole sequence, as `share_of`."""
+        samples = samples_of(mesh, self._spec, workload)
+        key = (samples, mesh.ring, mesh.ulysses, workload, token_shares, place)
         if key not in self._whole:
-            self._whole[key] = share_of(mesh, self._spec, workload)
+            self._whole[key] = share_of(mesh, self._spec, workload, token_shares, place)
         return self._whole[key]
 
-    def of_patches(self, mesh: Mesh, workload: Workload, patches: int) -> tuple[Share, ...]:
+    def of_patches(
+        self,
+        mesh: Mesh,
+        workload: Workload,
+        patches: int,
+        token_shares: tuple[int, ...] | None = None,
+        place: int | None = None,
+    ) -> tuple[Share, ...]:
         """Its share of each patch, as `patch_shares`."""
         samples = samples_of(mesh, self._spec, workload)
-        key = (samples, mesh.ring, mesh.ulysses, patches, workload)
+        key = (samples, mesh.ring, mesh.ulysses, patches, workload, token_shares, place)
         if key not in self._patches:
             self._patches[key] = patch_shares(
-                mesh, self._spec, workload, patches, repeat_text=self._repeat_text
+                mesh,
+                self._spec,
+                workload,
+                patches,
+                token_shares,
+                place,
+                repeat_text=self._repeat_text,
             )
         return self._patches[key]
 
 
 def _share_of_tokens(
-    mesh: Mesh, samples: int, tokens: dict[str, int], keys: dict[str, int]
+    mesh: Mesh,
+    samples: int,
+    tokens: dict[str, int],
+    keys: dict[str, int],
+    token_shares: tuple[int, ...] | None,
+    place: int | None,
 ) -> Share:
+    parts, ulysses = mesh.sequence_parallel, mesh.ulysses
     sizes = {
-        segment: split_sizes(count, mesh.sequence_parallel)
-        if count
-        else (0,) * mesh.sequence_parallel
+        segment: split_sizes(count, parts, token_shares) if count else (0,) * parts
         for segment, count in tokens.items()
     }
+    if token_shares is None:
+        held = {segment: split[0] for segment, split in sizes.items()}
+        queries = {segment: sum(split[:ulysses]) for segment, split in sizes.items()}
+    elif place is None:
+        held = {segment: max(split) for segment, split in sizes.items()}
+        queries = {
+            segment: max(sum(split[i : i + ulysses]) for i in range(0, parts, ulysses))
+            for segment, split in sizes.items()
+        }
+    else:
+        first = place // ulysses * ulysses
+        held = {segment: split[place] for segment, split in sizes.items()}
+        queries = {segment: sum(split[first : first + ulysses]) for segment, split in sizes.items()}
     return Share(
         batch=samples,
-        tokens={segment: split[0] for segment, split in sizes.items()},
-        queries={segment: sum(split[: mesh.ulysses]) for segment, split in sizes.items()},
+        tokens=held,
+        queries=queries,
         keys=keys,
         ring=mesh.ring,
-        ulysses=mesh.ulysses,
+        ulysses=ulysses,
         predicted=tokens["image"],
+        heads_by=head_shares(token_shares, ulysses),
+        place=place,
     )
 
 

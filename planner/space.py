@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ditplan.planner.allowed import Allowed, warmup_excess
-from ditplan.planner.groups import Groups, groups_along, strides_of, wanted
+from ditplan.planner.groups import Groups, groups_along, wanted
+from ditplan.planner.placing import axis_orders, placement_of, placements
 from ditplan.planner.rules import (
     CFG_REASON,
     Violation,
@@ -39,7 +40,7 @@ class Candidate:
 
     `order` lists the axes from the one whose neighbours are farthest apart in rank to the one whose
     are next to each other; `placement` is what follows from it, the rank of each mesh coordinate.
-    A mesh with pipefusion stages has a `pipefusion` part.
+    A mesh with pipefusion stages has a `pipefusion` part. `token_shares` are those of a plan.
     """
 
     mesh: Mesh
@@ -47,14 +48,16 @@ class Candidate:
     mode: Mode = "eager"
     order: tuple[str, ...] = AXES
     pipefusion: PipeFusion | None = None
+    token_shares: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual
-        one, and PipeFusion's settings.
+        one, PipeFusion's settings and unequal shares of the tokens.
         """
         placed = "" if self.order == AXES else f", {self.order_text}"
         patched = f", {self.pipefusion}" if self.pipefusion else ""
-        return f"{self.mesh}, {self.mode}{placed}{patched}"
+        shared = f", {self.shares_text}" if self.token_shares else ""
+        return f"{self.mesh}, {self.mode}{placed}{patched}{shared}"
 
     @cached_property
     def follows_order(self) -> bool:
@@ -66,6 +69,11 @@ class Candidate:
         if self.follows_order:
             return groups_along(self.mesh, self.order, axes)
         return wanted(self.mesh.groups(self.placement, axes))
+
+    @property
+    def shares_text(self) -> str:
+        """Such as `tokens 2:1`, by place in the sequence; empty for equal shares."""
+        return f"tokens {':'.join(map(str, self.token_shares))}" if self.token_shares else ""
 
     @property
     def order_text(self) -> str:
@@ -188,43 +196,6 @@ def legal_meshes(
             legal.append(mesh)
     legal.sort(key=lambda mesh: (mesh.size, mesh.degrees))
     return tuple(legal), dict(dropped)
-
-
-def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
-    """Ranks by mesh coordinate when the last axis of `order` has neighbouring ranks, the one
-    before the next, ...
-    """
-    strides, ranks = strides_of(mesh, order), [0]
-    for axis, degree in zip(AXES, mesh.degrees, strict=True):
-        stride = strides[axis]
-        ranks = [rank + stride * index for rank in ranks for index in range(degree)]
-    return tuple(ranks)
-
-
-def axis_orders(mesh: Mesh) -> Iterator[tuple[str, ...]]:
-    """The orders of a mesh's split axes, the usual one first.
-
-    Axes of degree 1 stay where they are.
-    """
-    places = [i for i, degree in enumerate(mesh.degrees) if degree > 1]
-    for permutation in itertools.permutations(places):
-        order = list(AXES)
-        for place, source in zip(places, permutation, strict=True):
-            order[place] = AXES[source]
-        yield tuple(order)
-
-
-def placements(
-    mesh: Mesh, topology: Topology, orders: Sequence[tuple[str, ...]] = ()
-) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Orders of the axes (all if none are given) with their placements, without those that this
-    topology can't tell apart.
-    """
-    found: dict[tuple[object, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
-    for order in orders or axis_orders(mesh):
-        placement = placement_of(mesh, order)
-        found.setdefault(_seen_by(topology, mesh, order, placement), (order, placement))
-    return list(found.values())
 
 
 def enumerate_space(
@@ -362,21 +333,6 @@ def why_no_setting(
 def _has_passes_to_split(spec: ModelSpec) -> bool:
     """Whether guidance, when it is on, makes more than one pass a step."""
     return family_of(spec.transformer_class).guidance != "embedded"
-
-
-def _seen_by(
-    topology: Topology, mesh: Mesh, order: tuple[str, ...], placement: tuple[int, ...]
-) -> tuple[object, ...]:
-    """What the topology sees of a placement: each axis' speed, and which device holds which
-    coordinate.
-    """
-    names: tuple[str, ...] = ()
-    if topology.has_different_devices:
-        names = tuple(topology.device_names[rank] for rank in placement)
-    devices = names if len(set(names)) > 1 else ()
-    split = [axis for axis, degree in zip(AXES, mesh.degrees, strict=True) if degree > 1]
-    speeds = (topology.signature(groups_along(mesh, order, (axis,))) for axis in split)
-    return (devices, *speeds)
 
 
 def _example(spec: ModelSpec, workload: Workload, gpus: int, backend: Backend) -> str:

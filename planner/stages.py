@@ -1,7 +1,7 @@
 """Which blocks a stage of PipeFusion gets: consecutive ones, so that the slowest is fastest."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -52,6 +52,88 @@ def balanced_stages(
     if math.isinf(slowest_s):
         return _least_worst(held, taken, math.inf, stages)[0]
     return _least_worst(held, taken, AS_FAST * slowest_s, stages)[0]
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What blocks cost on a stage's ranks: the seconds of each, the least that any number of them
+    takes, and the room that there is, in the unit of the blocks' sizes.
+    """
+
+    seconds: Sequence[float]
+    least_s: float
+    room: float
+
+
+def balanced_unlike_stages(
+    stages: Sequence[StageWork],
+    sizes: Sequence[float],
+    extra_s: tuple[float, float] = (0.0, 0.0),
+) -> tuple[int, ...]:
+    """The same as `balanced_stages` for stages of unlike ranks, each with a room of its own: where
+    blocks can't be within all of them, the most that one exceeds it is made as small as can be.
+
+    Raises:
+        ValueError: fewer blocks than stages.
+    """
+    if not 1 <= len(stages) <= len(sizes):
+        raise ValueError(f"{len(sizes)} blocks can't make {len(stages)} stages")
+    until = [list(accumulate(stage.seconds, initial=0.0)) for stage in stages]
+    held = list(accumulate(sizes, initial=0.0))
+
+    def seconds_of(stage: int, first: int, last: int) -> float:
+        beside_s = (extra_s[0] if stage == 0 else 0.0) + (
+            extra_s[1] if stage == len(stages) - 1 else 0.0
+        )
+        own_s = until[stage][last] - until[stage][first]
+        return max(stages[stage].least_s, own_s) + beside_s
+
+    def excess(stage: int, first: int, last: int) -> float:
+        return held[last] - held[first] - stages[stage].room
+
+    def fitting_s(stage: int, first: int, last: int) -> float:
+        fits = excess(stage, first, last) <= 0
+        return seconds_of(stage, first, last) if fits else math.inf
+
+    _, slowest_s = _best_division(fitting_s, len(sizes), len(stages))
+    if math.isinf(slowest_s):
+        return _best_division(excess, len(sizes), len(stages))[0]
+
+    def fast_size(stage: int, first: int, last: int) -> float:
+        is_fast = fitting_s(stage, first, last) <= AS_FAST * slowest_s
+        return held[last] - held[first] if is_fast else math.inf
+
+    return _best_division(fast_size, len(sizes), len(stages))[0]
+
+
+def _best_division(
+    cost_of: Callable[[int, int, int], float], blocks: int, stages: int
+) -> tuple[tuple[int, ...], float]:
+    """Blocks per stage whose worst stage costs least, and what it costs; `cost_of` takes a stage,
+    its first block and the one after its last, and grows with its blocks.
+
+    As far as they can be better all cuts are tried: between unlike stages the best one may move
+    back with one more block.
+    """
+    worst = [math.inf] + [cost_of(0, 0, last) for last in range(1, blocks + 1)]
+    cuts: list[list[int]] = []
+    for stage in range(1, stages):
+        made, at = [math.inf] * (blocks + 1), [stage] * (blocks + 1)
+        most = blocks - (stages - 1 - stage)
+        for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
+            for cut in range(last - 1, stage - 1, -1):
+                own = cost_of(stage, cut, last)
+                if own >= made[last]:
+                    break
+                if worst[cut] < made[last]:
+                    made[last], at[last] = max(worst[cut], own), cut
+        worst = made
+        cuts.append(at)
+    counts, last = [], blocks
+    for at in reversed(cuts):
+        counts.append(last - at[last])
+        last = at[last]
+    return (last, *reversed(counts)), worst[blocks]
 
 
 def runs_of_stages(

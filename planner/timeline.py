@@ -6,11 +6,12 @@ durations are the price's.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import Timed
 from ditplan.planner.groups import listed
+from ditplan.planner.ledger import Ledger
 from ditplan.planner.share import calls_of
 from ditplan.planner.simulator import Row, Span, Task, simulate
 from ditplan.planner.topology import Topology
@@ -109,10 +110,9 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
 def _activities(work: RankWork, step: Step) -> Iterator[tuple[str, Activity]]:
     """What a rank does in a step, with the name of each."""
     calls = calls_of(step.candidate.mesh, work.spec, step.workload)
-    booked = work.step(step.candidate, step.workload, step.share, step.device)
+    booked = work.step(replace(step, ledger=Ledger()))
     launch_s = sum(seconds for (part, _), seconds in booked.seconds.items() if part == "launch")
-    times = work.times_on(step.device)
-    outside = times.outside(step.share, step.workload.dtype, step.candidate.mode)
+    outside = work.computed(step, None)
     for _ in range(calls):
         yield "outside of blocks", Computation("outside", outside)
         for run in work.spec.blocks:

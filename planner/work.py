@@ -1,55 +1,23 @@
 """What one rank does in a call of the transformer: its blocks, their exchanges, what is around."""
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import DeviceTimes, Timed
 from ditplan.planner.constants import CostConstants, ModeConstants
+from ditplan.planner.crew import Crew, Load, Loads
 from ditplan.planner.groups import Groups
+from ditplan.planner.ledger import SOURCES, Ledger
 from ditplan.planner.share import Share, Shares, calls_of, values_per_token
 from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import Attention, BlockRun, ModelProfile, ModelSpec, Source
+from ditplan.profiles.model import Attention, BlockRun, Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import RingVariant
-from ditplan.profiles.workload import Workload
-
-SOURCES: tuple[Source, ...] = ("measured", "interpolated", "computed")
-
-
-@dataclass
-class Ledger:
-    """Seconds by part and source, and bytes by kind of link, of a denoising step or a loop."""
-
-    seconds: defaultdict[tuple[str, Source], float] = field(
-        default_factory=lambda: defaultdict(float)
-    )
-    link_bytes: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    def add(self, part: str, timed: Timed, times: float = 1.0) -> None:
-        """Books a duration that occurs `times` times."""
-        self.seconds[part, timed.source] += timed.seconds * times
-
-    def include(self, other: "Ledger", times: float = 1.0) -> None:
-        """Books the seconds of another ledger `times` times; bytes are left out."""
-        for key, seconds in other.seconds.items():
-            self.seconds[key] += seconds * times
-
-    def include_all(self, other: "Ledger", times: float = 1.0) -> None:
-        """Books the seconds and the bytes of another ledger `times` times."""
-        self.include(other, times)
-        for kind, moved_bytes in other.link_bytes.items():
-            self.link_bytes[kind] += moved_bytes * times
-
-    @property
-    def total(self) -> float:
-        """All seconds."""
-        return math.fsum(self.seconds.values())
+from ditplan.profiles.workload import Dtype, Workload
 
 
 class Place:
@@ -72,7 +40,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """A denoising step that is being priced: who does it where, the busiest rank's share, costs."""
+    """A denoising step that is being priced: who does it where, the busiest rank's share, costs.
+
+    Where ranks that wait for each other have unlike shares or devices, `loads` are theirs, `share`
+    is the most that any of them has, and `device` the slowest.
+    """
 
     candidate: Candidate
     workload: Workload
@@ -80,6 +52,7 @@ class Step:
     device: Device
     place: Place
     ledger: Ledger = field(default_factory=Ledger)
+    loads: tuple[Load, ...] = ()
 
 
 class RankWork:
@@ -98,6 +71,7 @@ class RankWork:
         self.topology, self.spec, self.constants = topology, spec, constants
         self.profile = profile
         self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
+        self._loads = Loads(self.shares)
         self._times: dict[str, DeviceTimes] = {}
         self._places: dict[tuple[object, ...], Place] = {}
         self._computed: dict[tuple[object, ...], Timed] = {}
@@ -135,27 +109,47 @@ class RankWork:
         kind = self.topology.slowest_kind(place.groups(("ring",)))
         return "gather" if kind == "nvlink" else "pass"
 
-    def step(
-        self, candidate: Candidate, workload: Workload, share: Share, device: Device
-    ) -> Ledger:
-        """One denoising step of the busiest rank, with all blocks, if it were this device."""
-        calls = calls_of(candidate.mesh, self.spec, workload)
+    def step_of(
+        self, candidate: Candidate, workload: Workload, crew: Crew, patch: int | None = None
+    ) -> Step:
+        """A step of some ranks that wait for each other, on the whole sequence or a patch of it."""
+        mesh, shares, place = candidate.mesh, candidate.token_shares, self.place(candidate)
+        part = candidate.pipefusion
+        if part and patch is not None:
+            share = self.shares.of_patches(mesh, workload, part.patches, shares)[patch]
+        else:
+            share = self.shares.of(mesh, workload, shares)
+        if len(crew) == 1 and shares is None:
+            return Step(candidate, workload, share, crew[0][1], place)
+        loads = self._loads.of(candidate, workload, crew, patch)
+        slowest = max(loads, key=lambda one: self.blocks_s(one, candidate.mode, workload.dtype))
+        return Step(candidate, workload, share, slowest.device, place, loads=loads)
+
+    def blocks_s(self, load: Load, mode: Mode, dtype: Dtype) -> float:
+        """Seconds that computing all blocks takes."""
+        runs = self.spec.blocks
+        return sum(
+            run.count * self._computed_by(load.share, load.device, run, mode, dtype).seconds
+            for run in runs
+        )
+
+    def step(self, step: Step) -> Ledger:
+        """One denoising step of the busiest rank, with all blocks."""
+        calls = calls_of(step.candidate.mesh, self.spec, step.workload)
         ledger = Ledger()
-        ledger.include_all(self._call(candidate, workload, share, device), calls)
-        ledger.add("scheduler", self.scheduler(workload, device))
+        ledger.include_all(self._call(step), calls)
+        ledger.add("scheduler", self.scheduler(step.workload, step.device))
         return ledger
 
-    def _call(
-        self, candidate: Candidate, workload: Workload, share: Share, device: Device
-    ) -> Ledger:
-        step = Step(candidate, workload, share, device, self.place(candidate))
+    def _call(self, step: Step) -> Ledger:
+        candidate = step.candidate
         for run in self.spec.blocks:
             step.ledger.include_all(self.of_block(step, run), run.count)
         for what in (self.of_outside, self.of_gather, self.of_cfg):
             step.ledger.include_all(what(step))
         gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.batch_parallel > 1)
         host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
-        if device.kind != "cpu":
+        if step.device.kind != "cpu":
             waits_s = self.launch_waits_s(step, host_s, step.ledger.total)
             step.ledger.add("launch", Timed(waits_s, "computed"))
         return step.ledger
@@ -179,7 +173,7 @@ class RankWork:
     def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
         """What some activities take, found once for such a step at its place; not to be changed."""
         how = (step.device.name, step.candidate.mode, step.candidate.pipefusion is None)
-        key, known = (what, id(step.share), *how), step.place.booked
+        key, known = (what, id(step.share), id(step.loads), *how), step.place.booked
         if key not in known:
             known[key] = Ledger()
             for activity in activities:
@@ -202,11 +196,26 @@ class RankWork:
             yield from self._ulysses(step, attention, 1)
 
     def computed(self, step: Step, run: BlockRun | None) -> Timed:
-        """What a block of a run computes, or what is in no block (None), wherever its rank is."""
-        share, mode, dtype = step.share, step.candidate.mode, step.workload.dtype
-        key = (id(share), id(run), step.device.name, dtype, mode)
+        """What a block of a run computes, or what is in no block (None), wherever its rank is.
+
+        Of unlike loads the slowest counts, in attention and in what is beside it, as ranks meet
+        before and after each attention.
+        """
+        how = (run, step.candidate.mode, step.workload.dtype)
+        if not step.loads:
+            return self._computed_by(step.share, step.device, *how)
+        found = [self._computed_by(load.share, load.device, *how) for load in step.loads]
+        attention_s = max(one.attention_s for one in found)
+        beside_s = max(one.seconds - one.attention_s for one in found)
+        source = max((one.source for one in found), key=SOURCES.index)
+        return Timed(beside_s + attention_s, source, attention_s)
+
+    def _computed_by(
+        self, share: Share, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
+    ) -> Timed:
+        key = (id(share), id(run), device.name, dtype, mode)
         if key not in self._computed:
-            on = self.times_on(step.device)
+            on = self.times_on(device)
             found = on.block(run, share, dtype, mode) if run else on.outside(share, dtype, mode)
             self._computed[key] = found
         return self._computed[key]
@@ -240,7 +249,7 @@ class RankWork:
         if operation == "all_to_all":
             pushed = self.constants.pushes and self.topology.slowest_kind(groups) == "nvlink"
             passes = self.constants.push_passes if pushed else self.constants.exchange_passes
-            packing_s = self._passes_s(step.device, passes * one_bytes * tensors / 4)
+            packing_s = self._passes_s(step, passes * one_bytes * tensors / 4)
             yield Computation("ulysses", Timed(packing_s, "computed"))
         yield self._over(step, "ulysses", operation, tensors * one_bytes, ("ulysses",))
 
@@ -262,7 +271,7 @@ class RankWork:
             yield self._over(step, "ring", operation, sent_bytes, ("ring",))
             yield Computation("attention", own)
             return
-        merge_s = self._passes_s(step.device, self.constants.merge_passes * numbers * 4)
+        merge_s = self._passes_s(step, self.constants.merge_passes * numbers * 4)
         fresh = 1.0
         if step.candidate.pipefusion and self.constants.sends_fresh_keys:
             keys = sum(step.share.keys[segment] for segment in attention.segments)
@@ -287,9 +296,15 @@ class RankWork:
             return collective
         return by_writes if self.topology.is_measured(by_writes, groups) else collective
 
-    def _passes_s(self, device: Device, moved_bytes: float) -> float:
-        """Seconds to read and write so many bytes of the device's memory."""
-        return moved_bytes / (device.memory_bytes_per_s * self.constants.bandwidth_efficiency)
+    def _passes_s(self, step: Step, moved_bytes: float) -> float:
+        """Seconds to read and write so many bytes of a device's memory, by who has most to move;
+        of unlike loads each moves as much less as it has fewer tokens.
+        """
+        rates = [step.device.memory_bytes_per_s]
+        if step.loads:
+            most = step.share.rows
+            rates = [one.device.memory_bytes_per_s * most / one.share.rows for one in step.loads]
+        return moved_bytes / (min(rates) * self.constants.bandwidth_efficiency)
 
     def gather(self, step: Step) -> Iterator[Exchange]:
         """The output's tokens are put together again over ring x ulysses."""
@@ -392,12 +407,3 @@ def _overlapped_s(host_s: float, device_s: float, exponent: float) -> float:
     longer_s = max(host_s, device_s)
     shorter = min(host_s, device_s) / longer_s
     return float(longer_s * (1 + shorter**exponent) ** (1 / exponent))
-
-
-def worst_source(ledger: Ledger) -> Source:
-    """The least certain source of those that make up more than a twentieth of it."""
-    by_source: defaultdict[Source, float] = defaultdict(float)
-    for (_, source), seconds in ledger.seconds.items():
-        by_source[source] += seconds
-    large = [source for source in SOURCES if by_source[source] > 0.05 * ledger.total]
-    return large[-1] if large else "computed"

@@ -12,9 +12,9 @@ class Backend(Noun):
 
     Those of `approximate_axes` give another result than one device.
     `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
-    `staged_families` have pipefusion; None leaves it to the families themselves. `balances_stages`
-    says whether stages may have any number of blocks, `runs_here` whether this package runs its
-    plans or only prices them.
+    `staged_families` have pipefusion; None leaves it to the families themselves. `balances` says
+    whether stages may have any number of blocks, and ranks any number of tokens, `runs_here`
+    whether this package runs its plans or only prices them.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Backend(Noun):
     modes: tuple[Mode, ...]
     cpu_modes: tuple[Mode, ...]
     staged_families: tuple[str, ...] | None = None
-    balances_stages: bool = True
+    balances: bool = True
     runs_here: bool = True
 
     @property
@@ -55,7 +55,7 @@ BACKENDS = {
         modes=("eager", "compile"),
         cpu_modes=(),
         staged_families=("flux", "hunyuan-dit", "pixart", "sana", "sd3"),
-        balances_stages=False,
+        balances=False,
         runs_here=False,
     ),
 }

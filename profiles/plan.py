@@ -168,7 +168,11 @@ class Fingerprint(Noun):
 
 
 class ExecutionPlan(Record):
-    """One plan; `placement` lists the global rank of each mesh coordinate, last axis fastest."""
+    """One plan; `placement` lists the global rank of each mesh coordinate, last axis fastest.
+
+    `token_shares` are in what proportion the ranks of a sequence share its tokens, one for each
+    coordinate (ring, ulysses), last axis fastest; None for equal shares. Heads follow them.
+    """
 
     kind: ClassVar[str] = "plan"
     made_by: ClassVar[str] = "ditplan tune"
@@ -178,6 +182,7 @@ class ExecutionPlan(Record):
     backend: str
     mesh: Mesh
     placement: tuple[NonNegativeInt, ...]
+    token_shares: tuple[PositiveInt, ...] | None = None
     pipefusion: PipeFusion | None
     execution: Execution
     quality: Quality
@@ -193,6 +198,13 @@ class ExecutionPlan(Record):
             raise ValueError(
                 f"the placement must name the ranks 0 to {self.mesh.size - 1} of mesh {self.mesh} "
                 f"once each, it is {shortened(list(self.placement))}"
+            )
+        shares, ranks = self.token_shares, self.mesh.sequence_parallel
+        if shares is not None and len(shares) != ranks:
+            raise ValueError(
+                f"the token shares must be {ranks}, one for each rank of a sequence (ring x "
+                f"ulysses of mesh {self.mesh}), they are {shortened(list(shares))}; leave them out "
+                "for equal ones"
             )
         stages = len(self.pipefusion.blocks_per_stage) if self.pipefusion else 1
         if stages != self.mesh.pipefusion:
@@ -285,9 +297,10 @@ def bare_plan(
     execution: Execution | None = None,
     pipefusion: PipeFusion | None = None,
     placement: tuple[int, ...] | None = None,
+    token_shares: tuple[int, ...] | None = None,
 ) -> ExecutionPlan:
     """A plan that no search has made, without numbers, for any devices; ranks in the usual order
-    without a `placement`.
+    without a `placement`, equal parts of the sequence without `token_shares`.
     """
     return ExecutionPlan(
         model=model,
@@ -295,6 +308,7 @@ def bare_plan(
         backend="native",
         mesh=mesh,
         placement=placement or tuple(range(mesh.size)),
+        token_shares=token_shares,
         pipefusion=pipefusion,
         execution=execution or Execution(),
         quality=Quality(exact=pipefusion is None),

@@ -1,11 +1,16 @@
 """How whole things are shared out over ranks: the one rule that planner and runtime agree on."""
 
+from collections.abc import Sequence
 
-def split_sizes(total: int, parts: int) -> tuple[int, ...]:
-    """Shares `total` items over `parts`, as evenly as can be, the first ones getting one more.
+
+def split_sizes(total: int, parts: int, shares: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Shares `total` items over `parts`, each getting one at least: as evenly as can be, the first
+    ones getting one more, or in proportion to `shares`.
 
     >>> split_sizes(333, 4)
     (84, 83, 83, 83)
+    >>> split_sizes(333, 3, (3, 1, 2))
+    (166, 56, 111)
 
     Raises:
         ValueError: fewer than one part, or fewer items than parts.
@@ -14,15 +19,43 @@ def split_sizes(total: int, parts: int) -> tuple[int, ...]:
         raise ValueError(
             f"{total} items can't be split over {parts} ranks: each needs at least one"
         )
-    size, more = divmod(total, parts)
-    return (size + 1,) * more + (size,) * (parts - more)
+    if shares is None:
+        size, more = divmod(total, parts)
+        return (size + 1,) * more + (size,) * (parts - more)
+    if len(shares) != parts or min(shares) < 1:
+        raise ValueError(f"{parts} ranks can't have the shares {tuple(shares)}")
+    whole = sum(shares)
+    sizes = [max(1, total * share // whole) for share in shares]
+    while (missing := total - sum(sizes)) != 0:
+        # what each has less than its share, exactly; the first ones count first
+        lacks = [total * share - size * whole for share, size in zip(shares, sizes, strict=True)]
+        if missing > 0:
+            sizes[lacks.index(max(lacks))] += 1
+        else:
+            able = [part for part in range(parts) if sizes[part] > 1]
+            sizes[min(able, key=lacks.__getitem__)] -= 1
+    return tuple(sizes)
 
 
-def split_bounds(total: int, parts: int, part: int) -> tuple[int, int]:
-    """Start and end of the `part`-th share of `split_sizes(total, parts)`."""
-    sizes = split_sizes(total, parts)
+def split_bounds(
+    total: int, parts: int, part: int, shares: Sequence[int] | None = None
+) -> tuple[int, int]:
+    """Start and end of the `part`-th share of `split_sizes(total, parts, shares)`."""
+    sizes = split_sizes(total, parts, shares)
     start = sum(sizes[:part])
     return start, start + sizes[part]
+
+
+def head_shares(token_shares: Sequence[int] | None, ulysses: int) -> tuple[int, ...] | None:
+    """The shares of heads of a ulysses group's ranks: those of the tokens that ranks of the same
+    place in their groups hold together. So all members of a ring have the same heads.
+
+    >>> head_shares((4, 2, 2, 1), ulysses=2)
+    (6, 3)
+    """
+    if token_shares is None:
+        return None
+    return tuple(sum(token_shares[place::ulysses]) for place in range(ulysses))
 
 
 def patch_bounds(image_tokens: int, text_tokens: int, patches: int) -> tuple[tuple[int, int], ...]:

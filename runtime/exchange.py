@@ -52,9 +52,10 @@ class CollectiveExchange:
     sequence and need no unpacking.
     """
 
-    def __init__(self, group: AxisGroup) -> None:
-        self._group = group
-        # everything here goes by the process group's own numbering of its ranks
+    def __init__(self, group: AxisGroup, head_shares: Sequence[int] | None = None) -> None:
+        """`head_shares` are in what proportion the group's ranks share heads, None for equal."""
+        self._group, self._head_shares = group, head_shares
+        # tokens and messages go by the process group's own numbering of its ranks
         self._me = group.order.index(group.index)
 
     def gather_tokens(
@@ -66,11 +67,11 @@ class CollectiveExchange:
         """One all_to_all for all `tensors`: (B, H, S here, D) each -> (B, H here, S, D) each."""
         batch, heads_in_all, mine, width = tensors[0].shape
         count = len(tensors)
-        heads = split_sizes(heads_in_all, self._group.size)
+        heads, starts = heads_by_rank(heads_in_all, self._group, self._head_shares)
         rows = [tokens[i] for i in self._group.order]
         outgoing = tensors[0].new_empty(mine * count * batch * heads_in_all * width)
         sizes = [mine * count * batch * h * width for h in heads]
-        pieces = zip(outgoing.split(sizes), _starts(heads), heads, strict=True)
+        pieces = zip(outgoing.split(sizes), starts, heads, strict=True)
         for piece, first, number in pieces:
             packed = piece.view(mine, count, batch, number, width)
             for i, tensor in enumerate(tensors):
@@ -90,7 +91,7 @@ class CollectiveExchange:
     ) -> torch.Tensor:
         """One all_to_all: (B, H here, S, D) -> (B, H, S here, D)."""
         batch, here, _, width = tensor.shape
-        shares = split_sizes(heads, self._group.size)
+        shares, _ = heads_by_rank(heads, self._group, self._head_shares)
         rows = [tokens[i] for i in self._group.order]
         mine = rows[self._me]
         outgoing = tensor.permute(2, 0, 1, 3).contiguous()
@@ -98,11 +99,14 @@ class CollectiveExchange:
         incoming = outgoing.new_empty(sum(sizes))
         sent = [size * batch * here * width for size in rows]
         self._trade(incoming, outgoing.view(-1), sizes, sent, meanwhile)
-        pieces = [
-            piece.view(mine, batch, share, width).transpose(0, 1)
-            for piece, share in zip(incoming.split(sizes), shares, strict=True)
-        ]
-        return torch.cat(pieces, dim=2).transpose(1, 2)
+        pieces = {
+            place: piece.view(mine, batch, share, width).transpose(0, 1)
+            for place, piece, share in zip(
+                self._group.order, incoming.split(sizes), shares, strict=True
+            )
+        }
+        in_order = [pieces[place] for place in range(self._group.size)]
+        return torch.cat(in_order, dim=2).transpose(1, 2)
 
     def _trade(
         self,
@@ -125,5 +129,13 @@ class CollectiveExchange:
             travelling.wait()
 
 
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return list(accumulate(sizes, initial=0))[:-1]
+def heads_by_rank(
+    heads: int, group: AxisGroup, shares: Sequence[int] | None
+) -> tuple[list[int], list[int]]:
+    """How many heads each rank of the process group gets, and the first of them.
+
+    They go by mesh coordinate, as members of a ring must have the same ones.
+    """
+    sizes = split_sizes(heads, group.size, shares)
+    starts = list(accumulate(sizes, initial=0))
+    return [sizes[place] for place in group.order], [starts[place] for place in group.order]

@@ -30,6 +30,21 @@ class SequenceGroups:
         return self.all.index if self.all else 0
 
     @property
+    def arrivals(self) -> tuple[int, ...]:
+        """The places of all ranks in the order in which gathered tokens stand: ring member after
+        ring member, each one's by the numbering of its own ulysses process group.
+        """
+        if self.all is None:
+            return (0,)
+        ranks, degree = self.all.ranks, self.ulysses_size
+        starts = range(0, self.size, degree)
+        return tuple(
+            place
+            for start in starts
+            for place in sorted(range(start, start + degree), key=ranks.__getitem__)
+        )
+
+    @property
     def ulysses_size(self) -> int:
         """How many ranks share the heads."""
         return self.ulysses.size if self.ulysses else 1
@@ -59,10 +74,12 @@ class Layout:
     """How long each whole segment of the current call is, as every rank sees from its inputs.
 
     `masks` are (B, tokens) of whole segments, false for tokens that nobody attends to. `units` are
-    how many tokens of a segment stay together, 1 where it has none.
+    how many tokens of a segment stay together, 1 where it has none. In proportion to `shares` the
+    ranks get tokens, None for equal parts.
     """
 
     groups: SequenceGroups
+    shares: tuple[int, ...] | None = None
     patches: Patches | None = None
     lengths: dict[str, int] = field(default_factory=dict)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -181,5 +198,5 @@ class Layout:
         if not length:
             return 0, 0
         unit = self.units.get(segment, 1)
-        first, last = split_bounds(length // unit, self.groups.size, rank)
+        first, last = split_bounds(length // unit, self.groups.size, rank, self.shares)
         return first * unit, last * unit

@@ -13,6 +13,7 @@ from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.splits import head_shares
 from ditplan.runtime.attention import attend
 from ditplan.runtime.calls import apply_calls
 from ditplan.runtime.cfg import apply_cfg
@@ -111,7 +112,7 @@ def _parallelize(
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
     family = _checked_family(model, plan, context)
     kept = context.kept.setdefault("prepared plans", WeakKeyDictionary()).setdefault(model, {})
-    key = (plan.mesh, plan.placement, plan.pipefusion, plan.execution)
+    key = (plan.mesh, plan.placement, plan.token_shares, plan.pipefusion, plan.execution)
     if key not in kept:
         kept[key] = _prepare(family, plan, context)
     found: Prepared = kept[key]
@@ -136,8 +137,10 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     layout = None
     answers: tuple[AttentionOperator, ...] | None = None
     if sequence or pipe:
-        layout = Layout(SequenceGroups(all=sequence, ring=ring, ulysses=ulysses), patches)
-        exchange = _exchange(ulysses, context) if ulysses else None
+        groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
+        layout = Layout(groups_of_sequence, plan.token_shares, patches)
+        shares = head_shares(plan.token_shares, mesh.ulysses)
+        exchange = _exchange(ulysses, context, shares) if ulysses else None
         gather_keys = None
         # masks and filler are of all keys at once
         whole = family.text_mask or (cache and family.needs_text)
@@ -202,10 +205,12 @@ def _apply_pipefusion(
     apply_patches(pipeline, predictor, undo)
 
 
-def _exchange(group: AxisGroup, context: RankContext) -> Exchange:
+def _exchange(
+    group: AxisGroup, context: RankContext, head_shares: tuple[int, ...] | None
+) -> Exchange:
     if can_write_to_peers(group, context):
-        return PeerExchange(group, context.device)
-    return CollectiveExchange(group)
+        return PeerExchange(group, context.device, head_shares)
+    return CollectiveExchange(group, head_shares)
 
 
 def _key_gatherer(group: AxisGroup, context: RankContext) -> GatherKeys:

@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symmetric_memory
 
-from ditplan.profiles.splits import split_sizes
 from ditplan.runtime.copy_engine import Rows, copy_rows
-from ditplan.runtime.exchange import Work
+from ditplan.runtime.exchange import Work, heads_by_rank
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.inventory import common_link_kind, link_kind
 from ditplan.runtime.launch import environment
@@ -149,10 +148,13 @@ class PeerExchange:
     by all layers: a rank writes to one again only after it has met all others since they read it.
     """
 
-    def __init__(self, group: AxisGroup, device: torch.device) -> None:
-        self._group = group
+    def __init__(
+        self, group: AxisGroup, device: torch.device, head_shares: Sequence[int] | None = None
+    ) -> None:
+        """`head_shares` are in what proportion the group's ranks share heads, None for equal."""
+        self._group, self._head_shares = group, head_shares
         self._device = device
-        # everything here goes by the process group's own numbering of its ranks
+        # tokens and messages go by the process group's own numbering of its ranks
         self._me = group.order.index(group.index)
         self._mailboxes: dict[tuple[Any, ...], Mailbox] = {}
 
@@ -166,14 +168,14 @@ class PeerExchange:
         count, first = len(tensors), tensors[0]
         batch, heads, mine, width = first.shape
         rows = [tokens[i] for i in self._group.order]
-        shares = split_sizes(heads, self._group.size)
+        shares, starts = heads_by_rank(heads, self._group, self._head_shares)
         total, before = sum(rows), sum(rows[: self._me])
         key = ("gather", count, first.shape, first.dtype, tuple(rows))
         if key not in self._mailboxes:
             whole = batch * total
             boxes = [
                 Box(0, mine, start, share, before * share, whole * share, total * share, share)
-                for start, share in zip(_starts(shares), shares, strict=True)
+                for start, share in zip(starts, shares, strict=True)
             ]
             numbers = count * whole * max(shares) * width
             self._make(key, numbers, first.dtype, boxes)
@@ -193,7 +195,8 @@ class PeerExchange:
         """(B, H here, S, D) -> (B, H, S here, D); with `meanwhile` a view of this rank's inbox."""
         batch, here, _, width = tensor.shape
         rows = [tokens[i] for i in self._group.order]
-        first_head = sum(split_sizes(heads, self._group.size)[: self._me])
+        _, first_heads = heads_by_rank(heads, self._group, self._head_shares)
+        first_head = first_heads[self._me]
         key = ("scatter", tensor.shape, tensor.dtype, heads, tuple(rows))
         if key not in self._mailboxes:
             boxes = [

@@ -110,7 +110,7 @@ class SequenceAttention:
             if self.cache is not None:
                 patch = self.layout.patch
                 key, value = self.cache.renew(self.number, patch, key, value, self._tokens_of)
-            mask = self.layout.mask(self.declared.segments, self._key_ranks())
+            mask = self.layout.mask(self.declared.segments, self.layout.groups.arrivals)
             return attend(query, key, value, scale, self.kernel, mask)
 
         def block(
@@ -127,16 +127,9 @@ class SequenceAttention:
         self.cache.renew(self.number, patch, keys, values, self._tokens_of)
         return attended
 
-    def _key_ranks(self) -> list[int]:
-        """Whose tokens the gathered keys are, in their order."""
-        groups = self.layout.groups
-        inner = groups.ulysses.order if groups.ulysses else (0,)
-        outer = range(groups.ring.size) if groups.ring else (0,)
-        return [member * groups.ulysses_size + i for member in outer for i in inner]
-
     def _tokens_of(self, patch: int | None) -> list[int]:
         """Which tokens of the sequence the gathered keys of a patch are, in their order."""
-        return self.layout.tokens(self.declared.segments, patch, self._key_ranks())
+        return self.layout.tokens(self.declared.segments, patch, self.layout.groups.arrivals)
 
     def _check_length(self, query: torch.Tensor, key: torch.Tensor, expected: int) -> None:
         if query.shape[2] != expected or key.shape[2] != expected:

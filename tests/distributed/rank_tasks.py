@@ -284,3 +284,19 @@ def merge_error(_context: RankContext, sizes: tuple[int, ...]) -> float:
         merged.add(*attend_with_lse(query, keys, values, None))
     whole = functional.scaled_dot_product_attention(query, key, value)
     return float((merged.result(query.dtype) - whole).abs().max())
+
+
+def tokens_held(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> tuple[int, int]:
+    """How many image and text tokens enter the first block of an SD3 on this rank."""
+    pipeline, seen = pipeline_of(context, spec), []
+
+    def note(_module: Any, _args: Any, given: dict[str, torch.Tensor]) -> None:
+        seen.append((given["hidden_states"].shape[1], given["encoder_hidden_states"].shape[1]))
+
+    block = pipeline.transformer.transformer_blocks[0]
+    noting = block.register_forward_pre_hook(note, with_kwargs=True)
+    with parallelize(pipeline, plan, context):
+        latents_of_call(pipeline, spec, plan.workload)
+    noting.remove()
+    found: tuple[int, int] = seen[-1]
+    return found

@@ -74,9 +74,17 @@ def plan_for(
     work: Workload,
     placement: tuple[int, ...] | None = None,
     pipefusion: PipeFusion | None = None,
+    token_shares: tuple[int, ...] | None = None,
 ) -> ExecutionPlan:
     """A plan as `tune` writes it, without numbers."""
     model = PlannedModel.of(
         spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
     )
-    return bare_plan(model, work, mesh, placement=placement, pipefusion=pipefusion)
+    return bare_plan(
+        model,
+        work,
+        mesh,
+        placement=placement,
+        pipefusion=pipefusion,
+        token_shares=token_shares,
+    )

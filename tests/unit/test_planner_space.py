@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ditplan.planner.placing import placement_of, placements
 from ditplan.planner.space import (
     Candidate,
     enumerate_space,
     legal_meshes,
-    placement_of,
-    placements,
     rule_of_thumb,
     why_illegal,
 )

@@ -15,14 +15,10 @@ from ditplan.planner.allowed import Allowed
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.groups import AxisGroups, groups_along
+from ditplan.planner.placing import axis_orders, placement_of
 from ditplan.planner.pricing import Task, price_all, space_of
 from ditplan.planner.ranking import Ranked
-from ditplan.planner.space import (
-    Candidate,
-    axis_orders,
-    evenly_staged,
-    placement_of,
-)
+from ditplan.planner.space import Candidate, evenly_staged
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import key_of
 from ditplan.profiles.backends import find_backend

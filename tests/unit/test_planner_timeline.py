@@ -12,11 +12,12 @@ from ditplan.planner.allowed import Allowed
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost import CostModel
 from ditplan.planner.pipeline import LoopTimes
+from ditplan.planner.placing import placement_of
 from ditplan.planner.pricing import Task, space_of
 from ditplan.planner.schedule import Durations
 from ditplan.planner.share import share_of
 from ditplan.planner.simulator import Row
-from ditplan.planner.space import Candidate, evenly_staged, placement_of
+from ditplan.planner.space import Candidate, evenly_staged
 from ditplan.planner.staged_timeline import staged_timeline
 from ditplan.planner.timeline import Timeline
 from ditplan.planner.topology import Topology
