@@ -136,6 +136,28 @@ def test_bytes_on_the_link_are_those_of_a_count() -> None:
     assert found.link_bytes["nvlink"] == 20 * onward + 20 * back
 
 
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_folded_stages_compute_the_same_and_send_there_and_back(stages: int) -> None:
+    mesh, model = Mesh(pipefusion=stages), CostModel(a_cluster(devices=4), SPEC)
+    linear, folded = (
+        model.price(Candidate(mesh, ranks(mesh), "graph", pipefusion=part), WORKLOAD)
+        for part in (
+            evenly_staged(mesh, SPEC, 6, 2),
+            evenly_staged(mesh, SPEC, 6, 2, "folded"),
+        )
+    )
+    assert math.fsum(folded.parts.values()) == pytest.approx(folded.latency_s)
+    for part in ("blocks", "attention"):
+        assert folded.parts[part] == pytest.approx(linear.parts[part])
+    # a stage's forward begins anew each time that a patch comes by
+    assert folded.parts["outside"] == pytest.approx(2 * linear.parts["outside"], rel=1e-6)
+    samples, width, values, hops = 2, 24 * 64, 64, stages - 1
+    onward, back = samples * (4096 + 333) * width * 2, samples * 4096 * values * 2
+    assert linear.link_bytes["nvlink"] == 20 * hops * onward + (2 * hops + 18) * back
+    assert folded.link_bytes["nvlink"] == 20 * hops * 2 * onward + 2 * hops * back
+    assert folded.memory_bytes == linear.memory_bytes
+
+
 def test_links_that_are_slower_than_stages_show_as_sends() -> None:
     mesh = Mesh(pipefusion=4)
     slow, fast = (
