@@ -30,8 +30,8 @@ from ditplan.planner.memory import memory_of, why_too_big
 from ditplan.planner.placing import placement_of
 from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.ranking import Ranked
-from ditplan.planner.search import Trialrun, Trials, measured, search
 from ditplan.planner.rules import schedule_of
+from ditplan.planner.search import Trialrun, Trials, measured, search
 from ditplan.planner.space import Candidate, evenly_staged
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import parameters_of
