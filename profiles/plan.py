@@ -40,6 +40,7 @@ class PlannedModel(Noun):
 
 
 Schedule = Literal["linear", "folded"]
+Weights = Literal["replicated", "sharded"]
 
 
 class PipeFusion(Noun):
@@ -91,14 +92,15 @@ class Execution(Noun):
 
     What can't be compiled or captured falls back to eager with a warning, or with `fallback`
     "refuse" ends the run with the reason. `ring` says how a ring's keys and values get about:
-    passed on from rank to rank, or gathered from all ranks first.
+    passed on from rank to rank, or gathered from all ranks first. With "sharded" weights ranks that
+    run the same blocks have a piece of each, which they gather when it runs.
     """
 
     mode: Mode = "eager"
     fallback: Fallback = "eager"
     attention: AttentionKernel = "auto"
     ring: RingVariant = "pass"
-    weights: Literal["replicated"] = "replicated"
+    weights: Weights = "replicated"
     quantization: None = None
     offload: None = None
     vae: Literal["first-rank"] = "first-rank"
@@ -214,6 +216,22 @@ class ExecutionPlan(Record):
             raise ValueError(
                 f"the mesh has {self.mesh.pipefusion} pipefusion stages, the pipefusion part has "
                 f"{stages}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_shared_out(self) -> Self:
+        if self.execution.weights == "replicated":
+            return self
+        if self.mesh.size == self.mesh.pipefusion:
+            raise ValueError(
+                f"weights are shared out over dp, cfg, ring and ulysses, of which mesh {self.mesh} "
+                'has none; leave weights at "replicated"'
+            )
+        if "graph" in self.execution.mode:
+            raise ValueError(
+                f"weights that are shared out can't be gathered in mode {self.execution.mode}; use "
+                "eager or compile"
             )
         return self
 

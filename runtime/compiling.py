@@ -40,12 +40,17 @@ class CompiledBlocks:
     """The compiled code of a plan's blocks by kind; kept while a process goes from plan to plan.
 
     `attentions` are those that the blocks call. With `dynamic` one compile serves all shapes, at
-    some cost in speed.
+    some cost in speed. Weights that are not `movable` stay where they lie.
     """
 
-    def __init__(self, attentions: Sequence[AttentionOperator] = (), dynamic: bool = False) -> None:
+    def __init__(
+        self,
+        attentions: Sequence[AttentionOperator] = (),
+        dynamic: bool = False,
+        movable: bool = True,
+    ) -> None:
         self._attentions = attentions
-        self._dynamic = dynamic
+        self._dynamic, self._movable = dynamic, movable
         self._kinds: dict[str, Kind] = {}
 
     def apply(
@@ -65,9 +70,11 @@ class CompiledBlocks:
             if name not in self._kinds:
                 self._kinds[name] = self._kind_of(blocks[0])
             kind = self._kinds[name]
-            _pack(kind, blocks)
+            if self._movable:
+                _pack(kind, blocks)
+            movable = blocks if self._movable else []
             for block in blocks:
-                forward = partial(_run, name, kind, blocks, block, block.forward, may_fall_back)
+                forward = partial(_run, name, kind, movable, block, block.forward, may_fall_back)
                 replace_forward(block, forward, undo)
 
     def _kind_of(self, block: nn.Module) -> Kind:
@@ -91,7 +98,7 @@ class CompiledBlocks:
 def _run(
     name: str,
     kind: Kind,
-    blocks: list[nn.Module],
+    movable: list[nn.Module],
     block: nn.Module,
     plain: Callable[..., Any],
     may_fall_back: bool,
@@ -117,7 +124,7 @@ def _run(
         kind.failed = True
         return plain(*args, **kwargs)
     if len(kind.backend.packed) > kind.packed:
-        _pack(kind, blocks)
+        _pack(kind, movable)
     return result
 
 

@@ -17,7 +17,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
 from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.native import parallelize
+from ditplan.runtime.native import parallelize, sharers_of
 from ditplan.runtime.pipelines import (
     call_arguments,
     load_pipeline,
@@ -128,14 +128,14 @@ def _kept_pipeline(
 
     One that was loaded whole serves plans with stages as well.
     """
-    blocks = plan.blocks_of(context.rank)
-    key = (spec.config_hash, weights, plan.workload.dtype)
+    blocks, sharers = plan.blocks_of(context.rank), sharers_of(plan, context)
+    key = (spec.config_hash, weights, plan.workload.dtype, sharers and sharers.ranks)
     if context.kept.get("pipeline key") not in ((*key, None), (*key, blocks)):
         if context.kept.pop("pipeline", None) is not None:
             # modules and their hooks refer to each other, so they don't go by themselves
             gc.collect()
         context.kept["pipeline"] = load_pipeline(
-            spec, weights, context.device, plan.workload.dtype, blocks
+            spec, weights, context.device, plan.workload.dtype, blocks, sharers
         )
         context.kept["pipeline key"] = (*key, blocks)
     return context.kept["pipeline"]

@@ -12,6 +12,7 @@ from ditplan.profiles.backends import find_backend, require_mode, require_runtim
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
+from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
 from ditplan.runtime.attention import attend
@@ -33,6 +34,7 @@ from ditplan.runtime.pipefusion import StagePredictor, require_stages
 from ditplan.runtime.rows import RowOperators, apply_rows
 from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
+from ditplan.runtime.sharded_weights import ShardedWeights, shard, shards_of
 from ditplan.runtime.stale import KeyCache
 
 
@@ -41,13 +43,14 @@ class Prepared:
     """What a process keeps of a plan while another one is in force: compiled code stays valid.
 
     `sharers` are the ranks that share a call's samples, `callers` those that share a step's calls.
-    `answers` are those to the family's
-    self-attentions, None where they are left to the model.
+    `weight_sharers` are those that share out the weights of their blocks. `answers` are those to
+    the family's self-attentions, None where they are left to the model.
     """
 
     family: ModelFamily
     sharers: AxisGroup | None
     callers: AxisGroup | None
+    weight_sharers: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
     rows: RowOperators | None
@@ -96,8 +99,11 @@ def _parallelize(
         apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
     elif prepared.answers:
         answer_attentions(model, prepared.family, prepared.answers, undo)
+    shards = _shards(model, plan, prepared, context, undo)
     if "compile" in execution.mode:
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
+    if shards:
+        shards.apply(undo)
     if prepared.pipe:
         _apply_pipefusion(pipeline, plan, prepared, context, undo)
     elif prepared.sharers:
@@ -107,6 +113,44 @@ def _parallelize(
         replace_forward(model, graphed, undo)
     if prepared.callers:
         apply_calls(pipeline, model, prepared.family, prepared.callers, undo)
+
+
+def sharers_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
+    """The ranks among which the weights of this rank's blocks are shared out; None where they
+    aren't. Every rank of the world asks.
+    """
+    if plan.execution.weights == "replicated":
+        return None
+    axes = tuple(axis for axis in AXES if axis != "pipefusion")
+    mine = None
+    for ranks in plan.mesh.groups(plan.placement, axes):
+        # of its own: what is gathered waits for no other exchange
+        group = context.groups.group(ranks, "weights")
+        if group is not None:
+            mine = AxisGroup(ranks, group, ranks.index(context.rank))
+    return mine
+
+
+def _shards(
+    model: nn.Module,
+    plan: ExecutionPlan,
+    prepared: Prepared,
+    context: RankContext,
+    undo: ExitStack,
+) -> ShardedWeights | None:
+    if prepared.weight_sharers is None:
+        return None
+    if (loaded := shards_of(model)) is not None:
+        return loaded
+    held = plan.blocks_of(context.rank)
+    runs = block_runs(model, prepared.family)
+    paths = [path for _, of_a_kind in runs for path in of_a_kind]
+    blocks = [
+        model.get_submodule(path)
+        for number, path in enumerate(paths)
+        if held is None or number in held
+    ]
+    return shard(blocks, prepared.weight_sharers, context.device, undo)
 
 
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
@@ -160,9 +204,12 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
-    blocks = CompiledBlocks(answers or ())
+    weight_sharers = sharers_of(plan, context)
+    blocks = CompiledBlocks(answers or (), movable=weight_sharers is None)
     rows = RowOperators(sequence) if sequence and family.rows else None
-    return Prepared(family, sharers, callers, layout, answers, rows, blocks, pipe, cache)
+    return Prepared(
+        family, sharers, callers, weight_sharers, layout, answers, rows, blocks, pipe, cache
+    )
 
 
 def _distributed(attention: SequenceAttention) -> AttentionOperator:

@@ -1,7 +1,7 @@
 """Pipelines to run: real weights from a folder, or random ones of the true architecture."""
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,19 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
+from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.inputs import InputShape, random_inputs
 from ditplan.runtime.inspection import block_runs, diffusers_class
+from ditplan.runtime.sharded_weights import loaded_in_pieces
 from ditplan.runtime.weights import (
+    Put,
     Wanted,
+    dtypes_of,
     empty_model,
     everything,
     fill_from_folder,
     fill_with_random,
+    nothing_put,
     only_blocks,
 )
 
@@ -32,22 +37,24 @@ def load_pipeline(
     device: torch.device,
     dtype: str,
     blocks: Collection[int] | None = None,
+    sharers: AxisGroup | None = None,
 ) -> Any:
     """A diffusers pipeline of the model on `device`, without progress bar.
 
     Without `weights` it has random ones (the same on every rank) and no text encoders: it takes
     prompt embeddings, and its pictures are noise. With `blocks` its transformer has only those and
-    what isn't in blocks.
+    what isn't in blocks. With `sharers` each of these ranks has a piece of its blocks' weights
+    alone: `shards_of` its transformer.
 
     Raises:
         InputError: the folder holds no such pipeline.
     """
     kind = DTYPES[dtype]
     if weights is None:
-        pipeline = _random_pipeline(spec, device, kind, blocks)
+        pipeline = _random_pipeline(spec, device, kind, blocks, sharers)
     else:
         try:
-            pipeline = _saved_pipeline(spec, weights, device, kind, blocks)
+            pipeline = _saved_pipeline(spec, weights, device, kind, blocks, sharers)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{weights}: can't be loaded as a {spec.pipeline_class}: {error}"
@@ -101,13 +108,15 @@ def _saved_pipeline(
     device: torch.device,
     dtype: torch.dtype,
     blocks: Collection[int] | None,
+    sharers: AxisGroup | None,
 ) -> Any:
     given: dict[str, Any] = {}
-    if blocks is not None:
+    if blocks is not None or sharers is not None:
         folder = weights / "transformer"
         model_class = diffusers_class(spec.transformer_class)
         model = empty_model(model_class, model_class.load_config(str(folder)), dtype)
-        fill_from_folder(model, folder, device, dtype, _wanted(spec, model, blocks))
+        put = _put(spec, model, blocks, sharers, device, dtypes_of(model, dtype))
+        fill_from_folder(model, folder, device, dtype, _wanted(spec, model, blocks), put)
         given = {"transformer": model}
     pipeline: Any = diffusers_class(spec.pipeline_class).from_pretrained(
         str(weights), torch_dtype=dtype, local_files_only=True, **given
@@ -119,10 +128,15 @@ def _saved_pipeline(
 
 
 def _random_pipeline(
-    spec: ModelSpec, device: torch.device, dtype: torch.dtype, blocks: Collection[int] | None
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    blocks: Collection[int] | None,
+    sharers: AxisGroup | None,
 ) -> Any:
     transformer = empty_model(diffusers_class(spec.transformer_class), spec.config, dtype)
-    fill_with_random(transformer, device, dtype, _wanted(spec, transformer, blocks))
+    put = _put(spec, transformer, blocks, sharers, device, lambda _name: dtype)
+    fill_with_random(transformer, device, dtype, _wanted(spec, transformer, blocks), put)
     vae = random_model(spec.vae_class, spec.vae_config, device, dtype)
     scheduler = diffusers_class(spec.scheduler_class).from_config(spec.scheduler_config)
     pipeline_class = diffusers_class(spec.pipeline_class)
@@ -136,11 +150,27 @@ def _random_pipeline(
 
 
 def _wanted(spec: ModelSpec, model: nn.Module, blocks: Collection[int] | None) -> Wanted:
-    if blocks is None:
-        return everything
+    return everything if blocks is None else only_blocks(_block_paths(spec, model), blocks)
+
+
+def _put(
+    spec: ModelSpec,
+    model: nn.Module,
+    blocks: Collection[int] | None,
+    sharers: AxisGroup | None,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+) -> Put:
+    if sharers is None:
+        return nothing_put
+    paths = _block_paths(spec, model)
+    held = [path for number, path in enumerate(paths) if blocks is None or number in blocks]
+    return loaded_in_pieces(model, held, sharers, device, dtype_of)
+
+
+def _block_paths(spec: ModelSpec, model: nn.Module) -> list[str]:
     runs = block_runs(model, family_of(spec.transformer_class))
-    paths = [path for _, of_a_kind in runs for path in of_a_kind]
-    return only_blocks(paths, blocks)
+    return [path for _, of_a_kind in runs for path in of_a_kind]
 
 
 def random_model(

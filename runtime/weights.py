@@ -24,6 +24,10 @@ Wanted = Callable[[str], bool]
 """Whether a parameter or buffer, by its name, is held."""
 
 
+Put = Callable[[str, torch.Tensor], bool]
+"""Takes a parameter in, by its name; says whether it did, else it is the model's own."""
+
+
 def only_blocks(blocks: Sequence[str], held: Collection[int]) -> Wanted:
     """Holds those blocks of these paths whose numbers are `held`, and all that isn't one."""
     others = tuple(f"{path}." for number, path in enumerate(blocks) if number not in held)
@@ -43,8 +47,17 @@ def empty_model(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
     return nn.Module.to(model, dtype=dtype).eval()
 
 
+def nothing_put(_name: str, _value: torch.Tensor) -> bool:
+    """Leaves all to the model."""
+    return False
+
+
 def fill_with_random(
-    model: nn.Module, device: torch.device, dtype: torch.dtype, wanted: Wanted
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: Wanted,
+    put: Put = nothing_put,
 ) -> None:
     """Gives the wanted parameters random values, which depend on nothing but their names.
 
@@ -53,30 +66,41 @@ def fill_with_random(
     for name, parameter in list(model.named_parameters()):
         if wanted(name):
             value = _random(name, parameter.shape, device, dtype)
-            set_module_tensor_to_device(model, name, device, value=value)
+            if not put(name, value):
+                set_module_tensor_to_device(model, name, device, value=value)
     _move_buffers(model, device)
 
 
+def dtypes_of(model: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of a parameter by its name: some have to stay in float32."""
+    exact = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return lambda name: dtype if exact.isdisjoint(name.split(".")) else torch.float32
+
+
 def fill_from_folder(
-    model: nn.Module, folder: Path, device: torch.device, dtype: torch.dtype, wanted: Wanted
+    model: nn.Module,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: Wanted,
+    put: Put = nothing_put,
 ) -> None:
     """Reads the wanted parameters and buffers of a model that diffusers saved in a folder.
 
     Raises:
         InputError: the folder has no safetensors, or lacks a parameter.
     """
-    exact = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+    dtype_of = dtypes_of(model, dtype)
     kinds = dict(model.named_parameters()) | dict(model.named_buffers())
     missing = {name for name, _ in model.named_parameters() if wanted(name)}
     for file in _files(folder):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it isn't a mapping)
                 if name in kinds and wanted(name):
-                    full = any(part in exact for part in name.split("."))
                     value = tensors.get_tensor(name)
-                    cast_to = torch.float32 if full else dtype
-                    kind = cast_to if value.is_floating_point() else value.dtype
-                    set_module_tensor_to_device(model, name, device, value=value, dtype=kind)
+                    kind = dtype_of(name) if value.is_floating_point() else value.dtype
+                    if not put(name, value):
+                        set_module_tensor_to_device(model, name, device, value=value, dtype=kind)
                     missing.discard(name)
     if missing:
         raise InputError(
