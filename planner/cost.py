@@ -4,6 +4,7 @@ before and after.
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -135,27 +136,24 @@ class CostModel:
         """The candidate with shares of the tokens in proportion to the speeds of their ranks: for
         each place in a sequence that of its slowest rank in any of the sequences, and stages.
 
-        As it is where these are equal.
+        As it is where these are equal. Places with the same devices have the same share.
         """
         places = candidate.mesh.sequence_parallel
         if self._are_all_alike or places == 1 or len(self.devices_of(candidate)) == 1:
             return candidate
-        at_place = [
-            list(dict.fromkeys(group[place] for group in self._sequences(candidate)))
-            for place in range(places)
-        ]
+        at_place = list(zip(*self._sequences(candidate), strict=True))
+        kinds = [frozenset(device.name for device in devices) for devices in at_place]
         weights: tuple[int, ...] | None = None
         for _ in range(ROUNDS):
             shared = replace(candidate, token_shares=weights)
-            seconds = [
-                max(self._blocks_s(shared, workload, place, device) for device in devices)
-                for place, devices in enumerate(at_place)
-            ]
+            taken_s: defaultdict[frozenset[str], float] = defaultdict(float)
+            for place, (kind, devices) in enumerate(zip(kinds, at_place, strict=True)):
+                seconds = (self._blocks_s(shared, workload, place, one) for one in set(devices))
+                taken_s[kind] = max(taken_s[kind], *seconds)
             known = weights or (1,) * places
-            found = whole_shares([w / s for w, s in zip(known, seconds, strict=True)])
-            if found is None:
+            weights = whole_shares([w / taken_s[k] for w, k in zip(known, kinds, strict=True)])
+            if weights is None:
                 return candidate
-            weights = found
         return replace(candidate, token_shares=weights)
 
     def _blocks_s(
