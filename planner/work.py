@@ -1,7 +1,7 @@
 """What one rank does in a call of the transformer: its blocks, their exchanges, what is around."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import DeviceTimes, Timed
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """A denoising step that is being priced: who does it where, the busiest rank's share, costs.
+    """A denoising step that is being priced: who does it where, and the busiest rank's share.
 
     Where ranks that wait for each other have unlike shares or devices, `loads` are theirs, `share`
     is the most that any of them has, and `device` the slowest.
@@ -51,7 +51,6 @@ class Step:
     share: Share
     device: Device
     place: Place
-    ledger: Ledger = field(default_factory=Ledger)
     loads: tuple[Load, ...] = ()
 
 
@@ -143,17 +142,17 @@ class RankWork:
         return ledger
 
     def _call(self, step: Step) -> Ledger:
-        candidate = step.candidate
+        ledger, mesh = Ledger(), step.candidate.mesh
         for run in self.spec.blocks:
-            step.ledger.include_all(self.of_block(step, run), run.count)
+            ledger.include_all(self.of_block(step, run), run.count)
         for what in (self.of_outside, self.of_gather, self.of_cfg):
-            step.ledger.include_all(what(step))
-        gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.batch_parallel > 1)
+            ledger.include_all(what(step))
+        gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
         host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
         if step.device.kind != "cpu":
-            waits_s = self.launch_waits_s(step, host_s, step.ledger.total)
-            step.ledger.add("launch", Timed(waits_s, "computed"))
-        return step.ledger
+            waits_s = self.launch_waits_s(step, host_s, ledger.total)
+            ledger.add("launch", Timed(waits_s, "computed"))
+        return ledger
 
     def of_block(self, step: Step, run: BlockRun) -> Ledger:
         """One block of a run with its exchanges."""
