@@ -19,7 +19,7 @@ from ditplan.planner.space import Candidate
 from ditplan.planner.staged_timeline import staged_timeline
 from ditplan.planner.timeline import Timeline, exact_timeline
 from ditplan.planner.topology import Topology
-from ditplan.planner.work import RankWork
+from ditplan.planner.work import RankWork, Step
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
@@ -98,10 +98,7 @@ class CostModel:
             lines = listed(candidate.groups(("pipefusion",)))
             passes = listed(candidate.groups(("dp", "cfg")))
             return staged_timeline(self.topology, lines, passes, times)
-        return exact_timeline(
-            self._work,
-            self._work.step_of(candidate, workload, self._slowest_crew(candidate, workload)),
-        )
+        return exact_timeline(self._work, self._slowest_step(candidate, workload))
 
     def floors(self, workload: Workload, modes: Sequence[Mode]) -> Floors:
         """What candidates cost at least in one of these modes."""
@@ -123,10 +120,13 @@ class CostModel:
         part = candidate.pipefusion
         if part is None:
             return candidate
-        rooms = [
-            self._memory.room_for_blocks(candidate, workload, devices)
-            for devices in self.devices_of_stages(candidate)
-        ]
+        found = self.devices_of_stages(candidate)
+        distinct = {id(devices): devices for devices in found}
+        room_of = {
+            key: self._memory.room_for_blocks(candidate, workload, devices)
+            for key, devices in distinct.items()
+        }
+        rooms = [room_of[id(devices)] for devices in found]
         sizes = self._memory.block_bytes(candidate, workload)
         stages = self._pipeline(candidate, workload).balanced(sizes, rooms)
         changed = part.model_copy(update={"blocks_per_stage": stages})
@@ -180,16 +180,16 @@ class CostModel:
         """A step of the slowest ranks that share a sequence; with PipeFusion the whole loop."""
         if candidate.pipefusion:
             return self._pipeline(candidate, workload).loop(candidate.pipefusion)
-        crews = self._crews(candidate)
-        ledgers = [self._work.step(self._work.step_of(candidate, workload, crew)) for crew in crews]
-        return max(ledgers, key=lambda found: found.total)
+        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+        return max(map(self._work.step, steps), key=lambda found: found.total)
 
-    def _slowest_crew(self, candidate: Candidate, workload: Workload) -> Crew:
-        work = self._work
-        return max(
-            self._crews(candidate),
-            key=lambda crew: work.step(work.step_of(candidate, workload, crew)).total,
-        )
+    def _slowest_step(self, candidate: Candidate, workload: Workload) -> Step:
+        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+        return max(steps, key=lambda step: self._work.step(step).total)
+
+    def _step(self, candidate: Candidate, workload: Workload, crew: Crew) -> Step:
+        share = self._work.shares.of(candidate.mesh, workload, candidate.token_shares)
+        return self._work.step_of(candidate, workload, crew, share)
 
     def _crews(self, candidate: Candidate) -> list[Crew]:
         """The ranks of each sequence of an exact candidate, as far as sequences differ."""

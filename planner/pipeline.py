@@ -220,18 +220,18 @@ class Pipeline:
     def _pieces(self, crew: Crew) -> Pieces:
         """What a stage of such ranks runs."""
         work, candidate, workload = self._work, self._candidate, self._workload
-        patches = range(self._part.patches)
-        shares = work.shares.of_patches(
-            candidate.mesh, workload, len(patches), candidate.token_shares
-        )
+        mesh, uneven = candidate.mesh, candidate.token_shares
+        shares = work.shares.of_patches(mesh, workload, self._part.patches, uneven)
         found: dict[int, Piece] = {}
-        for patch, share in zip(patches, shares, strict=True):
+        for patch, share in enumerate(shares):
             # patches of one size have the same share
             if id(share) not in found:
-                found[id(share)] = self._piece(work.step_of(candidate, workload, crew, patch))
+                step = work.step_of(candidate, workload, crew, share, patch)
+                found[id(share)] = self._piece(step)
         counts = Counter(map(id, shares))
+        whole = work.shares.of(mesh, workload, uneven)
         return Pieces(
-            whole=self._piece(work.step_of(candidate, workload, crew)),
+            whole=self._piece(work.step_of(candidate, workload, crew, whole)),
             patches=tuple(found[id(share)] for share in shares),
             kinds=tuple((found[key], times) for key, times in counts.items()),
         )

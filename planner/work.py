@@ -110,16 +110,18 @@ class RankWork:
         return "gather" if kind == "nvlink" else "pass"
 
     def step_of(
-        self, candidate: Candidate, workload: Workload, crew: Crew, patch: int | None = None
+        self,
+        candidate: Candidate,
+        workload: Workload,
+        crew: Crew,
+        share: Share,
+        patch: int | None = None,
     ) -> Step:
-        """A step of some ranks that wait for each other, on the whole sequence or a patch of it."""
-        mesh, shares, place = candidate.mesh, candidate.token_shares, self.place(candidate)
-        part = candidate.pipefusion
-        if part and patch is not None:
-            share = self.shares.of_patches(mesh, workload, part.patches, shares)[patch]
-        else:
-            share = self.shares.of(mesh, workload, shares)
-        if len(crew) == 1 and shares is None:
+        """A step of some ranks that wait for each other, on the whole sequence or a patch of it, of
+        which none has more than `share`.
+        """
+        place = self.place(candidate)
+        if len(crew) == 1 and candidate.token_shares is None:
             return Step(candidate, workload, share, crew[0][1], place)
         loads = self._loads.of(candidate, workload, crew, patch)
         slowest = max(loads, key=lambda one: self.blocks_s(one, candidate.mode, workload.dtype))
