@@ -115,7 +115,8 @@ class Pipeline:
         block_sizes = [
             size for size, run in zip(sizes, runs, strict=True) for _ in range(run.count)
         ]
-        found = {id(pieces): self._stage_work(pieces) for pieces in self._of_stage}
+        distinct = {id(pieces): pieces for pieces in self._of_stage}
+        found = {key: self._stage_work(pieces) for key, pieces in distinct.items()}
         stages = [
             StageWork(*found[id(pieces)], room)
             for pieces, room in zip(self._of_stage, rooms, strict=True)
