@@ -17,9 +17,10 @@ from ditplan.planner.memory import Memory, MemoryModel, held_parameters
 from ditplan.planner.pipeline import Pipeline
 from ditplan.planner.space import Candidate
 from ditplan.planner.staged_timeline import staged_timeline
+from ditplan.planner.step import Step
 from ditplan.planner.timeline import Timeline, exact_timeline
 from ditplan.planner.topology import Topology
-from ditplan.planner.work import RankWork, Step
+from ditplan.planner.work import RankWork
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec

@@ -17,7 +17,8 @@ from ditplan.planner.stages import (
     balanced_unlike_stages,
     runs_of_stages,
 )
-from ditplan.planner.work import RankWork, Step
+from ditplan.planner.step import Step
+from ditplan.planner.work import RankWork
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
 

@@ -13,9 +13,10 @@ from ditplan.planner.compute import Timed
 from ditplan.planner.groups import listed
 from ditplan.planner.share import calls_of
 from ditplan.planner.simulator import Row, Span, Task, simulate
+from ditplan.planner.step import Step
 from ditplan.planner.topology import Topology
 from ditplan.planner.traffic import messages
-from ditplan.planner.work import RankWork, Step
+from ditplan.planner.work import RankWork
 
 SHOWN_STEPS = 3
 """So many steps are worth looking at, beside PipeFusion's warm-up: all later ones are alike."""

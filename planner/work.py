@@ -1,7 +1,6 @@
 """What one rank does in a call of the transformer: its blocks, their exchanges, what is around."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import DeviceTimes, Timed
@@ -11,6 +10,7 @@ from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import SOURCES, Ledger
 from ditplan.planner.share import Share, Shares, calls_of, values_per_token
 from ditplan.planner.space import Candidate
+from ditplan.planner.step import Place, Step
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
 from ditplan.profiles.family import family_of
@@ -18,40 +18,6 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import RingVariant
 from ditplan.profiles.workload import Dtype, Workload
-
-
-class Place:
-    """Where a mesh's axes lie on ranks: its groups, and what was booked there already."""
-
-    def __init__(
-        self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
-    ) -> None:
-        self.placement, self._groups_of = placement, groups_of
-        self._groups: dict[tuple[str, ...], Groups] = {}
-        self.booked: dict[tuple[object, ...], Ledger] = {}
-        self.exchanges: dict[tuple[object, ...], Exchange] = {}
-
-    def groups(self, axes: tuple[str, ...]) -> Groups:
-        """The groups of ranks along axes."""
-        if (found := self._groups.get(axes)) is None:
-            found = self._groups[axes] = self._groups_of(axes)
-        return found
-
-
-@dataclass(frozen=True)
-class Step:
-    """A denoising step that is being priced: who does it where, and the busiest rank's share.
-
-    Where ranks that wait for each other have unlike shares or devices, `loads` are theirs, `share`
-    is the most that any of them has, and `device` the slowest.
-    """
-
-    candidate: Candidate
-    workload: Workload
-    share: Share
-    device: Device
-    place: Place
-    loads: tuple[Load, ...] = ()
 
 
 class RankWork:
