@@ -10,7 +10,14 @@ from ditplan.planner.allowed import Allowed
 from ditplan.planner.cost import CostModel
 from ditplan.planner.crew import whole_shares
 from ditplan.planner.placing import placement_of, placements, seatings
-from ditplan.planner.pricing import Task, price_all, price_one, priced_as_is, timeline_of
+from ditplan.planner.pricing import (
+    Task,
+    price_all,
+    price_one,
+    priced_as_is,
+    space_of,
+    timeline_of,
+)
 from ditplan.planner.ranking import Ranked, build_plan
 from ditplan.planner.report import shares_json, shares_text
 from ditplan.planner.search import search
@@ -229,3 +236,18 @@ def test_a_plan_and_the_report_say_the_shares() -> None:
     tokens = [int(word) for word in line.partition(": ")[2].split(" + ")]
     assert sum(tokens) == 4096 and tokens[0] > 1.8 * tokens[1]
     assert shares_text(priced(unlike(1, 1), Mesh(ulysses=2)), FLUX, task.workload) == ""
+
+
+def test_floors_are_never_above_the_price() -> None:
+    cluster = unlike(1, 2, 2, 1, 3, 1)
+    task = Task(FLUX, FLUX.defaults, cluster, modes=("compile+graph",), allowed=Allowed())
+    topology = Topology(cluster)
+    model = CostModel(topology, FLUX)
+    floors = model.floors(task.workload, task.searched_modes)
+    space = space_of(task, topology)
+    for candidate in itertools.islice(space.candidates, 0, None, 11):
+        shared = model.balanced(model.shared_by_speed(candidate, task.workload), task.workload)
+        for planned in (shared, model.balanced(candidate, task.workload)):
+            price = model.price(planned, task.workload)
+            assert floors.least_s(candidate) <= price.latency_s, str(planned)
+            assert floors.least_bytes(candidate) <= price.memory_bytes, str(planned)
