@@ -122,12 +122,12 @@ def test_the_price_is_the_slowest_rank_s() -> None:
     """Of two ranks counted by hand: what each computes by its own share on its own device."""
     cluster, mesh = unlike(1, 3), Mesh(ulysses=2)
     model = CostModel(cluster, FLUX)
-    candidate = Candidate(mesh, (0, 1), token_shares=(3, 1))
+    candidate = Candidate(mesh, (0, 1), token_shares=(2, 1))
     parts = model.price(candidate, FLUX.defaults).parts
     attention_s = []
     for place, device in enumerate(cluster.devices):
-        share = share_of(mesh, FLUX, FLUX.defaults, (3, 1), place)
-        assert [share.heads(a) for a in FLUX.blocks[0].attentions] == [(18, 6)[place]]
+        share = share_of(mesh, FLUX, FLUX.defaults, (2, 1), place)
+        assert [share.heads(a) for a in FLUX.blocks[0].attentions] == [(16, 8)[place]]
         alone = CostModel(of_devices(device), FLUX)
         times = alone._work.times_on(device)
         runs = ((run, times.block(run, share, "bfloat16", "eager")) for run in FLUX.blocks)
