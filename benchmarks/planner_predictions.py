@@ -11,6 +11,7 @@ What `--save` leaves is compared again by `--saved`, without a GPU, with the cos
 
 import argparse
 import itertools
+import math
 import os
 import platform
 import statistics
@@ -54,11 +55,14 @@ LINKS = {
 
 
 class Run(Noun):
-    """What each of its rounds measured of a plan; `candidate` as the planner writes it."""
+    """What each of its rounds measured of a plan; `candidate` as the planner writes it.
+
+    No `memory_bytes` where other plans had left theirs.
+    """
 
     candidate: str
     latency_s: tuple[float, ...]
-    memory_bytes: int
+    memory_bytes: int | None
 
 
 class Runs(Record):
@@ -178,7 +182,7 @@ class Compared:
     ranked: Ranked
     computed_s: float
     measured_s: float
-    measured_bytes: int
+    measured_bytes: int | None
     predicted_bytes: int
 
     @property
@@ -198,8 +202,8 @@ class Compared:
 
     @property
     def memory_error(self) -> float:
-        """Predicted over measured bytes, less one."""
-        return self.predicted_bytes / self.measured_bytes - 1
+        """Predicted over measured bytes, less one; NaN if they weren't measured."""
+        return self.predicted_bytes / self.measured_bytes - 1 if self.measured_bytes else math.nan
 
 
 def compared(runs: Runs) -> list[Compared]:
@@ -214,7 +218,7 @@ def compared(runs: Runs) -> list[Compared]:
     return [
         Compared(
             ranked[run.candidate],
-            computed.get(run.candidate, float("nan")),
+            computed.get(run.candidate, math.nan),
             statistics.median(run.latency_s),
             run.memory_bytes,
             loop_bytes(task, ranked[run.candidate]),
@@ -251,7 +255,8 @@ def show(runs: Runs) -> list[Compared]:
             f"  {one.ranked.candidate!s:<88} measured {one.measured_s:8.4f} s"
             f"  predicted {one.predicted_s:8.4f} ({100 * one.error:+.0f}%)"
             f"  computed {one.computed_s:8.4f} ({100 * one.guess:+.0f}%)"
-            f"  {one.measured_bytes / 1e9:5.1f} GB, predicted {one.predicted_bytes / 1e9:5.1f}"
+            f"  {(one.measured_bytes or math.nan) / 1e9:5.1f} GB, predicted "
+            f"{one.predicted_bytes / 1e9:5.1f}"
         )
     say([found])
     return found
@@ -261,7 +266,7 @@ def say(models: Sequence[Sequence[Compared]]) -> None:
     """Errors over all models' plans, order within each, and the largest regrets, in a line."""
     every = [one for found in models for one in found]
     error, guess, memory = (
-        100 * statistics.median(abs(number) for number in numbers)
+        100 * statistics.median([abs(n) for n in numbers if not math.isnan(n)] or [math.nan])
         for numbers in zip(*((x.error, x.guess, x.memory_error) for x in every), strict=True)
     )
     right, pairs = (sum(counts) for counts in zip(*map(order, models), strict=True))

@@ -30,6 +30,7 @@ from ditplan.planner.memory import memory_of, why_too_big
 from ditplan.planner.placing import placement_of
 from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.ranking import Ranked
+from ditplan.planner.rules import schedule_of
 from ditplan.planner.search import Trialrun, Trials, measured, search
 from ditplan.planner.space import Candidate, evenly_staged
 from ditplan.planner.topology import Topology
@@ -83,7 +84,8 @@ def everything(task: Task) -> Iterator[Candidate]:
     gpus = task.gpus or len(task.cluster.devices)
     image, text = spec.image_tokens(workload), spec.text_tokens(workload)
     family = family_of(spec.transformer_class)
-    staged = not (family.no_pipefusion or family.long_skips)
+    schedule = schedule_of(spec, task.backend)
+    blocks = math.ceil(spec.block_count / 2) if schedule == "folded" else spec.block_count
     for degrees in itertools.product(range(1, gpus + 1), repeat=len(AXES)):
         if math.prod(degrees) > gpus:
             continue
@@ -92,7 +94,7 @@ def everything(task: Task) -> Iterator[Candidate]:
             mesh.dp > workload.batch
             or mesh.cfg > workload.passes
             or mesh.ulysses > spec.heads
-            or mesh.pipefusion > (spec.block_count if staged else 1)
+            or mesh.pipefusion > (1 if family.no_pipefusion else blocks)
             or mesh.ring * mesh.ulysses > min(image, text or image)
         ):
             continue
@@ -104,7 +106,7 @@ def everything(task: Task) -> Iterator[Candidate]:
             others = (image - first) // (patches - 1) if patches > 1 else image
             if min(first, others) < mesh.ring * mesh.ulysses:
                 continue
-            part = evenly_staged(mesh, spec, patches, 1)
+            part = evenly_staged(mesh, spec, patches, 1, schedule)
             for mode in task.searched_modes:
                 yield Candidate(mesh, placement, mode, order, part)
 

@@ -1,10 +1,12 @@
 """What ranks do for the benchmarks: functions that a pool sends."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -15,12 +17,14 @@ from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime import pipe
 from ditplan.runtime.attention import attend, usable_kernels
 from ditplan.runtime.exchange import CollectiveExchange, Exchange
-from ditplan.runtime.generation import measure_plan
+from ditplan.runtime.generation import RankRun, measure_plan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.peer_memory import PeerExchange
+from ditplan.runtime.pipe import Transport
 from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.timing import captured, time_call
 
@@ -201,3 +205,16 @@ def _us(context: RankContext, call: Callable[[], Any]) -> float:
     several()
     dist.barrier()
     return time_call(captured(several, context.device), context.device).median_s / CALLS * 1e6
+
+
+def with_transport(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, transport: Transport
+) -> RankRun | None:
+    """A run of a plan whose stages send that way; compiled code is kept from run to run."""
+    assert plan.pipefusion is not None
+    with mock.patch.object(pipe, "transport_between", lambda _ends, _context: transport):
+        for plans in context.kept.get("prepared plans", {}).values():
+            for key, prepared in plans.items():
+                made = pipe.make_pipe(context, plan.mesh, plan.placement, plan.pipefusion)
+                plans[key] = dataclasses.replace(prepared, pipe=made)
+        return measure_plan(context, spec, None, plan)

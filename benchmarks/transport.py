@@ -1,4 +1,4 @@
-"""PipeFusion on two GPUs of one host with either transport: copy engines, or NCCL's kernels.
+"""PipeFusion on two GPUs of one host by each transport: peer memory, host memory, collectives.
 
     python -m benchmarks.transport --model sd3 --patches 2 3
 
@@ -9,39 +9,16 @@ import argparse
 import statistics
 import sys
 from datetime import UTC, datetime
+from typing import get_args
 
 import torch
 
 from benchmarks.engines import plan_of
 from benchmarks.jobs import MODELS, MODES, Job, patches_of, with_patches
 from benchmarks.processes import Variant
-from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime import pipefusion
-from ditplan.runtime.generation import RankRun, measure_plan
-from ditplan.runtime.groups import AxisGroup, RankContext
+from benchmarks.rank_measurements import with_transport
 from ditplan.runtime.launch import RankPool
-
-TRANSPORTS = ("copy engines", "NCCL")
-
-
-def with_transport(
-    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, transport: str
-) -> RankRun | None:
-    """A run of the plan; stages are connected when it is put in force."""
-    context.kept.pop("prepared plans", None)
-    can_write_to_peers = pipefusion.can_write_to_peers
-    if transport == "NCCL":
-        pipefusion.can_write_to_peers = no_peers
-    try:
-        return measure_plan(context, spec, None, plan)
-    finally:
-        pipefusion.can_write_to_peers = can_write_to_peers
-
-
-def no_peers(_group: AxisGroup, _context: RankContext) -> bool:
-    """As if no GPU could write into another's memory."""
-    return False
+from ditplan.runtime.pipe import Transport
 
 
 def main() -> None:
@@ -63,7 +40,7 @@ def main() -> None:
             variant = Variant(mesh, asked.mode, "cudnn")
             job = Job("ours", asked.model, asked.pixels, asked.steps, (variant,))
             plan = plan_of(job.spec, job.workload, variant)
-            found: dict[str, list[float]] = {transport: [] for transport in TRANSPORTS}
+            found: dict[Transport, list[float]] = {name: [] for name in get_args(Transport)}
             for _ in range(asked.rounds):
                 for transport, seconds in found.items():
                     runs = pool.run(with_transport, job.spec, plan, transport, timeout_s=400.0)

@@ -31,7 +31,8 @@ class RingAttention:
     """Attention over a ring's blocks of keys, of which each travels while the one before is
     attended to and merged by lse; the first block needs no merging.
 
-    Where nothing `is_hidden`, ranks send first.
+    `stale` is the attention to PipeFusion's older keys, behind which the first block travels too;
+    they lie in so many pieces on average. Where nothing `is_hidden`, ranks send first.
     """
 
     blocks: int
@@ -39,11 +40,19 @@ class RingAttention:
     merge: Timed
     sent: Exchange
     is_hidden: bool
+    stale: Timed
+    stale_pieces: float
+
+    @property
+    def merges(self) -> float:
+        """How often something is merged into what came before, on average."""
+        return self.blocks + self.stale_pieces - 1
 
     @property
     def first_sent_s(self) -> float:
         """Seconds of the first transfer that are waited for."""
-        return self._seen_s(self.attend.seconds)
+        merged_s = self.stale_pieces * self.merge.seconds
+        return self._seen_s(self.attend.seconds + self.stale.seconds + merged_s)
 
     @property
     def later_sent_s(self) -> float:
@@ -61,7 +70,7 @@ def seconds_of(activity: Activity) -> float:
     """What an activity takes of a rank's time."""
     if not isinstance(activity, RingAttention):
         return activity.timed.seconds
-    attended_s = activity.blocks * activity.attend.seconds
-    merged_s = (activity.blocks - 1) * activity.merge.seconds
+    attended_s = activity.blocks * activity.attend.seconds + activity.stale.seconds
+    merged_s = activity.merges * activity.merge.seconds
     sent_s = activity.first_sent_s + (activity.blocks - 2) * activity.later_sent_s
     return attended_s + merged_s + sent_s

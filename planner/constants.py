@@ -79,11 +79,21 @@ class CostConstants:
     """Whether GPUs of one host write into each other's memory over NVLink, and rings gather keys
     first there."""
 
+    sends_fresh_keys: bool = True
+    """Whether a ring with PipeFusion passes on a patch's keys alone and attends to the others
+    meanwhile."""
+
     exchange_start_s: float = 0.0
     """What each exchange waits for beside the transfer: a backend that synchronizes."""
 
     stages_wait_to_send: bool = False
     """Whether a stage of PipeFusion waits until what it sends has arrived."""
+
+    products_beside_transfers: float = 1.4
+    """What PipeFusion's matrix products take beside a collective library's kernels, which hold
+    multiprocessors while they wait, on GPUs whose products count on all of them. SD3's kernels take
+    1.3, 1.5 and 1.9 times as long (benchmarks/results/transport-2026-11-23.txt), loops over sockets
+    point to 1.25 (FLUX), 1.5 (SD3) and 1.6 (Wan)."""
 
     text_with_every_patch: bool = False
     """Whether the text is computed again with each patch."""
@@ -154,6 +164,8 @@ XDIT = CostConstants(
     vae_efficiency=0.12,
     sends_together=False,
     pushes=False,
+    sends_fresh_keys=False,
+    products_beside_transfers=1.0,
     exchange_start_s=1.7e-5,
     stages_wait_to_send=True,
     text_with_every_patch=True,
@@ -172,6 +184,10 @@ efficiencies to those on H100: devices with shares of their own have them in the
 def constants_of(backend: str) -> CostConstants:
     """The constants of a backend's runtime."""
     return XDIT if backend == "xdit" else CostConstants()
+
+
+COUNT_ON_ALL = ("H100", "H200", "H800", "H20", "GH200")
+"""In the names of GPUs (Hopper) whose matrix products count on having all multiprocessors."""
 
 
 @dataclass(frozen=True)

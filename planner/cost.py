@@ -224,7 +224,7 @@ class CostModel:
         part = candidate.pipefusion
         assert part is not None
         place = (candidate.mesh, candidate.placement, candidate.mode, candidate.token_shares)
-        key = (*place, part.patches, part.warmup_steps, workload)
+        key = (*place, part.patches, part.warmup_steps, part.schedule, workload)
         crews = self._crews_of_stages(candidate)
         where = tuple(map(id, crews))
         kept = self._pipelines.get(where)

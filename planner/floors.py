@@ -228,8 +228,7 @@ class Floors:
         behind it, so that they differ by mode.
         """
         is_staged = step.candidate.pipefusion is not None
-        passes_on = not is_staged or not self._work.constants.pushes
-        hiding_s = block.attention_s if step.share.ring > 1 and passes_on else 0.0
+        hiding_s = block.attention_s if step.share.ring > 1 else 0.0
         key = (id(step.share), id(run), id(step.place), step.device.name, is_staged, hiding_s)
         if key not in self._exchanged_s:
             block_s = sum(map(seconds_of, self._work.block(step, run)))

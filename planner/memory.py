@@ -70,13 +70,14 @@ class MemoryModel:
         self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
     ) -> Memory:
         """The peak of the rank that holds most, as `memory_of`, of all or of one stage."""
-        stages = candidate.pipefusion.blocks_per_stage if candidate.pipefusion else None
+        part = candidate.pipefusion
+        stages = (part.blocks_per_stage, part.schedule) if part else None
         has_graph, shares = "graph" in candidate.mode, candidate.token_shares
         key = (candidate.mesh.degrees, stages, stage, shares, has_graph, device.kind, workload)
         if key not in self._found:
             counts = self.fullest_stage(candidate, workload)
-            if stages is not None and stage is not None:
-                counts = runs_of_stages(self._spec.blocks, stages)[stage]
+            if part is not None and stage is not None:
+                counts = runs_of_stages(self._spec.blocks, part)[stage]
             self._found[key] = self._count(candidate, workload, device, counts)
         return self._found[key]
 
@@ -111,15 +112,15 @@ class MemoryModel:
         part = candidate.pipefusion
         if part is None:
             return tuple(run.count for run in self._spec.blocks)
-        key = (candidate.mesh.degrees, part.blocks_per_stage, candidate.token_shares, workload)
+        stages = (part.blocks_per_stage, part.schedule)
+        key = (candidate.mesh.degrees, stages, candidate.token_shares, workload)
         if key not in self._fullest:
             sizes = self.block_bytes(candidate, workload)
 
             def held(counts: tuple[int, ...]) -> int:
                 return sum(count * size for count, size in zip(counts, sizes, strict=True))
 
-            stages = runs_of_stages(self._spec.blocks, part.blocks_per_stage)
-            self._fullest[key] = max(stages, key=held)
+            self._fullest[key] = max(runs_of_stages(self._spec.blocks, part), key=held)
         return self._fullest[key]
 
     def _count(

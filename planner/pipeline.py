@@ -1,89 +1,34 @@
 """What PipeFusion costs: the loop's warm-up on the whole sequence, then patches through stages."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 
 from ditplan.planner.compute import Timed
+from ditplan.planner.constants import COUNT_ON_ALL
 from ditplan.planner.crew import Crew
 from ditplan.planner.ledger import Ledger, worst_source
 from ditplan.planner.schedule import Durations, pipeline_s
 from ditplan.planner.space import Candidate
+from ditplan.planner.staged_work import LoopTimes, Piece, Pieces, Stage
 from ditplan.planner.stages import (
     StageWork,
     balanced_stages,
     balanced_unlike_stages,
-    runs_of_stages,
+    folded,
+    runs_of_visits,
+    unfolded,
 )
 from ditplan.planner.step import Step
 from ditplan.planner.work import RankWork
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
 
+NETWORKS = ("ethernet", "infiniband")
+"""Kinds of link that lead to other hosts."""
 
-@dataclass(frozen=True)
-class Piece:
-    """What it costs to run a patch, or the whole sequence, whatever the stages: one block of each
-    run, what is around them, putting the output together. `total_s` are a block's seconds.
-    """
-
-    step: Step
-    blocks: tuple[Ledger, ...]
-    total_s: tuple[float, ...]
-    outside: Ledger
-    gather: Ledger
-    passes: Ledger
-    onward_bytes: int
-    back_bytes: int
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """All that the ranks of a stage run: the whole sequence, each patch, and how often patches of
-    each size come by.
-    """
-
-    whole: Piece
-    patches: tuple[Piece, ...]
-    kinds: tuple[tuple[Piece, int], ...]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage's blocks of each run and its place in the pipeline."""
-
-    counts: tuple[int, ...]
-    is_last: bool
-
-
-@dataclass(frozen=True)
-class LoopTimes:
-    """Seconds of all that happens in a loop.
-
-    A warm-up step is the whole sequence in each stage (`warm_s`) with a transfer to the next one
-    (`warm_hop_s`), its prediction told to all stages, the exchange of passes, and the scheduler's
-    `warm_scheduler_s` on the first stage. Then `steps` of patches follow. `between_s` of a patch is
-    the exchange of its passes and the scheduler's step. `agreement_s` ends the loop.
-    """
-
-    warmup_steps: int
-    warm_s: Sequence[float]
-    warm_hop_s: Sequence[float]
-    told_s: float
-    warm_passes_s: float
-    warm_scheduler_s: float
-    steps: int
-    patched: Durations
-    scheduler_s: float
-    agreement_s: float
-    sending_computes: bool
-
-    @property
-    def warm_sends_s(self) -> float:
-        """The transfers of a warm-up step, in which nothing else happens."""
-        return math.fsum((*self.warm_hop_s, self.told_s))
+PRODUCTS = "blocks"
+"""The part of a block that isn't attention."""
 
 
 class Pipeline:
@@ -98,7 +43,7 @@ class Pipeline:
         assert candidate.pipefusion is not None
         self._work, self._candidate, self._workload = work, candidate, workload
         self._part, self._stages = candidate.pipefusion, candidate.mesh.pipefusion
-        self._tasks_s: dict[tuple[int, Stage], float] = {}
+        self._tasks_s: dict[tuple[int, Stage, int], float] = {}
         self._lines = work.place(candidate).groups(("pipefusion",))
         distinct = {id(crew): crew for crew in crews}
         found = {key: self._pieces(crew) for key, crew in distinct.items()}
@@ -106,6 +51,7 @@ class Pipeline:
         self._first = self._of_stage[0]
         self._are_alike = len(found) == 1
         self._is_on_cpu = self._first.whole.step.device.kind == "cpu"
+        self._is_folded = self._part.schedule == "folded"
 
     def balanced(self, sizes: Sequence[float], rooms: Sequence[float]) -> tuple[int, ...]:
         """Blocks per stage so that the slowest stage is fastest and none holds more than its room.
@@ -123,19 +69,29 @@ class Pipeline:
             for pieces, room in zip(self._of_stage, rooms, strict=True)
         ]
         between_s = sum(self._between_s) if self._patched_steps else 0.0
-        last = self._of_stage[-1]
-        gather_s = sum(times * piece.gather.total for piece, times in self._kinds_of(last))
-        extra_s = (between_s, gather_s)
+        predicting = self._of_stage[0 if self._is_folded else -1]
+        gather_s = sum(times * piece.gather.total for piece, times in self._kinds_of(predicting))
+        extra_s = (between_s + gather_s, 0.0) if self._is_folded else (between_s, gather_s)
+        if self._is_folded:
+            block_sizes = folded(block_sizes)
+            stages = [
+                StageWork(folded(stage.seconds), 2 * stage.least_s, stage.room) for stage in stages
+            ]
+        divided = self._divided(stages, block_sizes, extra_s)
+        return unfolded(divided, self._work.spec.block_count) if self._is_folded else divided
+
+    def _divided(
+        self, stages: Sequence[StageWork], sizes: Sequence[float], extra_s: tuple[float, float]
+    ) -> tuple[int, ...]:
         if not self._are_alike:
-            return balanced_unlike_stages(stages, block_sizes, extra_s)
-        (first, *_) = stages
+            return balanced_unlike_stages(stages, sizes, extra_s)
         return balanced_stages(
-            first.seconds,
-            block_sizes,
-            self._stages,
+            stages[0].seconds,
+            sizes,
+            len(stages),
             extra_s=extra_s,
-            least_s=first.least_s,
-            room=min(rooms),
+            least_s=stages[0].least_s,
+            room=min(stage.room for stage in stages),
         )
 
     def _kinds_of(self, pieces: Pieces) -> Sequence[tuple[Piece, int]]:
@@ -160,16 +116,17 @@ class Pipeline:
         """
         stages, times = self._stages_of(part), self.times(part)
         durations, warmup, steps = times.patched, times.warmup_steps, times.steps
-        patched_s = [sum(row) for row in durations.stage_s]
+        warm_of_stages_s, patched_s = times.warm_of_stages_s, durations.of_stages_s
         patched_s[0] += sum(durations.between_s)
         busy_s = [
-            warmup * warm_s + steps * s for warm_s, s in zip(times.warm_s, patched_s, strict=True)
+            warmup * warm_s + steps * s
+            for warm_s, s in zip(warm_of_stages_s, patched_s, strict=True)
         ]
         busy_s[0] += warmup * times.warm_scheduler_s
         busiest = max(range(self._stages), key=lambda index: busy_s[index])
         ledger = self._busy(self._of_stage[busiest], stages[busiest], is_first=busiest == 0)
 
-        one_warm_s = sum(times.warm_s) + times.warm_passes_s + times.warm_scheduler_s
+        one_warm_s = sum(warm_of_stages_s) + times.warm_passes_s + times.warm_scheduler_s
         free_s = pipeline_s(durations.with_free_links, steps)
         sends_s = pipeline_s(durations, steps, sending_computes=times.sending_computes) - free_s
         sends_s += warmup * times.warm_sends_s + times.agreement_s
@@ -182,10 +139,12 @@ class Pipeline:
     def times(self, part: PipeFusion) -> LoopTimes:
         """How long everything in the loop takes with these blocks per stage."""
         stages = list(zip(self._of_stage, self._stages_of(part), strict=True))
+        coming_back = stages[:-1] if self._is_folded else []
         whole = self._first.whole
         return LoopTimes(
             warmup_steps=part.warmup_steps,
-            warm_s=[self._task_s(pieces.whole, stage) for pieces, stage in stages],
+            warm_s=[self._task_s(pieces.whole, stage, 0) for pieces, stage in stages],
+            warm_back_s=[self._task_s(pieces.whole, stage, 1) for pieces, stage in coming_back],
             warm_hop_s=[self._hop_s(whole, position) for position in self._hops[:-1]],
             told_s=self._told_s(whole.back_bytes),
             warm_passes_s=whole.passes.total,
@@ -193,11 +152,16 @@ class Pipeline:
             steps=self._patched_steps,
             patched=Durations(
                 stage_s=[
-                    self._row(pieces, partial(self._task_s, stage=stage))
+                    self._row(pieces, partial(self._task_s, stage=stage, visit=0))
                     for pieces, stage in stages
                 ],
+                back_s=[
+                    self._row(pieces, partial(self._task_s, stage=stage, visit=1))
+                    for pieces, stage in coming_back
+                ],
                 hop_s=[
-                    self._row(self._first, partial(self._hop_s, position=at)) for at in self._hops
+                    self._row(self._first, partial(self._hop_s, position=at))
+                    for at in (self._hops[:-1] if self._is_folded else self._hops)
                 ],
                 between_s=self._between_s,
             ),
@@ -208,8 +172,9 @@ class Pipeline:
         )
 
     def _stages_of(self, part: PipeFusion) -> list[Stage]:
-        counts = runs_of_stages(self._work.spec.blocks, part.blocks_per_stage)
-        return [Stage(c, index == self._stages - 1) for index, c in enumerate(counts)]
+        visits = runs_of_visits(self._work.spec.blocks, part)
+        predicting = 0 if self._is_folded else self._stages - 1
+        return [Stage(tuple(of), stage == predicting) for stage, of in enumerate(visits)]
 
     @property
     def _patched_steps(self) -> int:
@@ -229,16 +194,16 @@ class Pipeline:
             # patches of one size have the same share
             if id(share) not in found:
                 step = work.step_of(candidate, workload, crew, share, patch)
-                found[id(share)] = self._piece(step)
+                found[id(share)] = self._piece(step, is_patch=True)
         counts = Counter(map(id, shares))
         whole = work.shares.of(mesh, workload, uneven)
         return Pieces(
-            whole=self._piece(work.step_of(candidate, workload, crew, whole)),
+            whole=self._piece(work.step_of(candidate, workload, crew, whole), is_patch=False),
             patches=tuple(found[id(share)] for share in shares),
             kinds=tuple((found[key], times) for key, times in counts.items()),
         )
 
-    def _piece(self, step: Step) -> Piece:
+    def _piece(self, step: Step, *, is_patch: bool) -> Piece:
         work, share = self._work, step.share
         blocks = tuple(work.of_block(step, run) for run in work.spec.blocks)
         return Piece(
@@ -250,6 +215,7 @@ class Pipeline:
             passes=work.of_cfg(step),
             onward_bytes=share.rows * work.spec.width * self._workload.dtype_bytes,
             back_bytes=work.predicted_bytes(step, share.predicted),
+            is_patch=is_patch,
         )
 
     def _row(self, pieces: Pieces, seconds_of: Callable[[Piece], float]) -> list[float]:
@@ -260,24 +226,55 @@ class Pipeline:
     def _hop_s(self, piece: Piece, position: int) -> float:
         return self._hop(piece, position).seconds
 
-    def _task_s(self, piece: Piece, stage: Stage) -> float:
-        """Seconds in which a stage computes a piece."""
-        key = (id(piece), stage)
+    def _task_s(self, piece: Piece, stage: Stage, visit: int) -> float:
+        """Seconds in which a stage computes a piece when it comes by."""
+        key = (id(piece), stage, visit)
         if key not in self._tasks_s:
-            device_s = self._device_s(piece, stage)
-            self._tasks_s[key] = device_s + self._waits_s(piece, stage, device_s)
+            device_s = self._device_s(piece, stage, visit)
+            self._tasks_s[key] = device_s + self._waits_s(piece, stage, visit, device_s)
         return self._tasks_s[key]
 
-    def _device_s(self, piece: Piece, stage: Stage) -> float:
-        blocks_s = sum(n * s for n, s in zip(stage.counts, piece.total_s, strict=True))
-        return blocks_s + piece.outside.total + (piece.gather.total if stage.is_last else 0.0)
+    def _device_s(self, piece: Piece, stage: Stage, visit: int) -> float:
+        counts = stage.visits[visit]
+        blocks_s = sum(n * s for n, s in zip(counts, piece.total_s, strict=True))
+        blocks_s += self._slowed(piece, counts).seconds
+        gather_s = piece.gather.total if stage.predicts_at(visit) else 0.0
+        return blocks_s + piece.outside.total + gather_s
 
-    def _waits_s(self, piece: Piece, stage: Stage, device_s: float) -> float:
+    def _slowed(self, piece: Piece, counts: Sequence[int]) -> Timed:
+        """By how much a patch's products take longer beside transfers by kernels.
+
+        A warm-up step computes nothing beside them.
+        """
+        if not (piece.is_patch and self._transfers_by_kernels(piece)):
+            return Timed(0.0, "computed")
+        products_s = sum(
+            count * seconds
+            for count, block in zip(counts, piece.blocks, strict=True)
+            for (part, _), seconds in block.seconds.items()
+            if part == PRODUCTS
+        )
+        return Timed((self._work.constants.products_beside_transfers - 1) * products_s, "computed")
+
+    def _transfers_by_kernels(self, piece: Piece) -> bool:
+        """Whether patches travel by kernels that the products of its device mind.
+
+        Within a host copy engines carry them.
+        """
+        return self._crosses_network and any(
+            name in piece.step.device.name for name in COUNT_ON_ALL
+        )
+
+    @cached_property
+    def _crosses_network(self) -> bool:
+        return not self._work.topology.kinds_within(self._lines).isdisjoint(NETWORKS)
+
+    def _waits_s(self, piece: Piece, stage: Stage, visit: int, device_s: float) -> float:
         """By how much the host is longer at it."""
         if self._is_on_cpu:
             return 0.0
-        gathers = int(stage.is_last and self._candidate.mesh.sequence_parallel > 1)
-        host_s = self._work.host_s(piece.step, stage.counts, gathers)
+        gathers = stage.predicts_at(visit) and self._candidate.mesh.sequence_parallel > 1
+        host_s = self._work.host_s(piece.step, stage.visits[visit], int(gathers))
         return self._work.launch_waits_s(piece.step, host_s, device_s)
 
     def _block_s(self, piece: Piece, number: int, counts: Sequence[int]) -> float:
@@ -337,15 +334,18 @@ class Pipeline:
         ledger = Ledger()
         warmup, steps = self._part.warmup_steps, self._patched_steps
         for piece, times in ((pieces.whole, warmup), *((p, n * steps) for p, n in pieces.kinds)):
-            for count, block in zip(stage.counts, piece.blocks, strict=True):
-                ledger.include(block, count * times)
-            ledger.include(piece.outside, times)
-            if stage.is_last:
+            for visit, counts in enumerate(stage.visits):
+                for count, block in zip(counts, piece.blocks, strict=True):
+                    ledger.include(block, count * times)
+                ledger.include(piece.outside, times)
+                ledger.add(PRODUCTS, self._slowed(piece, counts), times)
+                device_s = self._device_s(piece, stage, visit)
+                waits_s = self._waits_s(piece, stage, visit, device_s)
+                ledger.add("launch", Timed(waits_s, "computed"), times)
+            if stage.predicts:
                 ledger.include(piece.gather, times)
             if is_first or piece is pieces.whole:
                 ledger.include(piece.passes, times)
-            waits_s = self._waits_s(piece, stage, self._device_s(piece, stage))
-            ledger.add("launch", Timed(waits_s, "computed"), times)
         if is_first:
             patches = self._part.patches
             ledger.add("scheduler", self._scheduler, warmup * (patches + 1) + steps * patches)
@@ -371,11 +371,13 @@ class Pipeline:
             for booked, share in moved:
                 for kind, count in booked.link_bytes.items():
                     ledger.link_bytes[kind] += count * share
-        onward = sum(piece.onward_bytes * times for piece, times in pieces)
+        ways = 2 if self._is_folded else 1
+        onward = ways * sum(piece.onward_bytes * times for piece, times in pieces)
         for position in self._hops[:-1]:
             self._book_hop(ledger, onward + warmup * whole.back_bytes, position)
-        back = sum(piece.back_bytes * times * steps for piece, times in kinds)
-        self._book_hop(ledger, back, stages - 1)
+        if not self._is_folded:
+            back = sum(piece.back_bytes * times * steps for piece, times in kinds)
+            self._book_hop(ledger, back, stages - 1)
 
     def _book_hop(self, ledger: Ledger, count: float, position: int) -> None:
         hop = self._work.topology.hop_bytes(count, self._lines, position)

@@ -14,6 +14,7 @@ from ditplan.planner.memory import why_swapping, why_too_big
 from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.placing import placement_of
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
+from ditplan.planner.rules import schedule_of
 from ditplan.planner.space import (
     EXHAUSTIVE_RANKS,
     Candidate,
@@ -239,7 +240,7 @@ def space_of(task: Task, topology: Topology) -> Space:
         approximate = task.allowed is not None
         why = why_illegal(
             pinned, task.spec, task.workload, None, task.backend, approximate=approximate
-        ) or why_no_setting(pinned, task.spec, task.workload, task.allowed)
+        ) or why_no_setting(pinned, task.spec, task.workload, task.allowed, task.backend)
         raise InputError(why or f"no mesh of at most {gpus} GPUs is legal: {space.dropped}")
     return space
 
@@ -280,7 +281,7 @@ def price_one(
         )
     patches = mesh.pipefusion if patches is None else patches
     warmup_steps = 1 if warmup_steps is None else warmup_steps
-    part = evenly_staged(mesh, spec, patches, warmup_steps)
+    part = evenly_staged(mesh, spec, patches, warmup_steps, schedule_of(spec, task.backend))
     if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
         raise InputError(found.sentence)
     model = cost_model_of(task, topology)

@@ -8,6 +8,7 @@ from ditplan.profiles.backends import Backend
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import Schedule
 from ditplan.profiles.workload import Workload
 
 CFG_REASON = "cfg > passes"
@@ -56,6 +57,12 @@ class Rule:
         )
 
 
+def schedule_of(spec: ModelSpec, backend: Backend) -> Schedule:
+    """PipeFusion's schedule for a model: folded where a block needs what its mirror returned."""
+    has_skips = family_of(spec.transformer_class).long_skips is not None
+    return "folded" if has_skips and backend.folds_skips else "linear"
+
+
 def first_broken(rules: Sequence[Rule], degrees: Sequence[int]) -> Rule | None:
     """The first rule that degrees, in the order of `AXES`, break."""
     return next((rule for rule in rules if rule.is_broken_by(degrees)), None)
@@ -70,8 +77,6 @@ def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rul
     rules = []
     if backend.staged_families is None:
         why = f": {family.no_pipefusion}" if family.no_pipefusion else ""
-        if family.long_skips:
-            why = ": its long skips need the folded schedule, which isn't priced yet"
     else:
         on_it = f" on backend {backend.name}"
         why = on_it if family.name not in backend.staged_families else ""
@@ -90,11 +95,14 @@ def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rul
         if spec.is_linear
         else (image, "image tokens")
     )
+    stage_limit = (spec.block_count, "blocks")
+    if schedule_of(spec, backend) == "folded":
+        stage_limit = (math.ceil(spec.block_count / 2), "blocks with mirrors")
     rules += [
         Rule("dp > pictures", "dp", (dp,), workload.batch, "pictures a batch"),
         Rule(CFG_REASON, "cfg", (cfg,), workload.passes, "passes a step"),
         Rule("ulysses > heads", "ulysses", (ulysses,), spec.heads, "attention heads"),
-        Rule("pipefusion > blocks", "pipefusion", (pipefusion,), spec.block_count, "blocks"),
+        Rule("pipefusion > blocks", "pipefusion", (pipefusion,), *stage_limit),
         Rule("ranks > image tokens", sequence, both, *image_limit),
     ]
     if text := spec.text_tokens(workload):

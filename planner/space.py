@@ -18,15 +18,17 @@ from ditplan.planner.rules import (
     degrees_within,
     first_broken,
     rules_of,
+    schedule_of,
     violation,
 )
+from ditplan.planner.stages import unfolded
 from ditplan.planner.topology import Topology
 from ditplan.planner.traffic import is_even
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import PipeFusion
+from ditplan.profiles.plan import PipeFusion, Schedule
 from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
@@ -226,7 +228,7 @@ def enumerate_space(
     choices: list[Choice] = []
     uneven: list[tuple[str, Choice]] = []
     for mesh in meshes:
-        parts = _pipefusion_parts(mesh, spec, workload, allowed)
+        parts = _pipefusion_parts(mesh, spec, workload, allowed, backend)
         if isinstance(parts, Violation):
             dropped[parts.reason] = dropped.get(parts.reason, 0) + 1
             continue
@@ -264,13 +266,19 @@ def _is_even(mesh: Mesh, order: tuple[str, ...], topology: Topology) -> bool:
 
 
 def evenly_staged(
-    mesh: Mesh, spec: ModelSpec, patches: int, warmup_steps: int
+    mesh: Mesh, spec: ModelSpec, patches: int, warmup_steps: int, schedule: Schedule = "linear"
 ) -> PipeFusion | None:
     """A mesh's PipeFusion part with about as many blocks in each stage, if it has stages."""
     if mesh.pipefusion == 1:
         return None
-    stages = split_sizes(spec.block_count, mesh.pipefusion)
-    return PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=warmup_steps)
+    blocks = spec.block_count
+    if schedule == "folded":
+        stages = unfolded(split_sizes(math.ceil(blocks / 2), mesh.pipefusion), blocks)
+    else:
+        stages = split_sizes(blocks, mesh.pipefusion)
+    return PipeFusion(
+        blocks_per_stage=stages, patches=patches, warmup_steps=warmup_steps, schedule=schedule
+    )
 
 
 def rule_of_thumb(
@@ -302,7 +310,7 @@ def rule_of_thumb(
 
 
 def _pipefusion_parts(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None
+    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None, backend: Backend
 ) -> list[PipeFusion | None] | Violation:
     """The settings of PipeFusion to try on a mesh, or why there are none."""
     if mesh.pipefusion == 1 or allowed is None:
@@ -313,20 +321,21 @@ def _pipefusion_parts(
         f"no setting of PipeFusion that was measured on {spec.name} keeps --quality "
         f"{allowed.bound}; leave pipefusion at 1, or allow more",
     )
+    schedule = schedule_of(spec, backend)
     for patches, warmup_steps in allowed.settings(mesh.pipefusion):
         found = patching_violation(mesh, spec, workload, patches, warmup_steps)
         if found:
             why = found
         else:
-            parts.append(evenly_staged(mesh, spec, patches, warmup_steps))
+            parts.append(evenly_staged(mesh, spec, patches, warmup_steps, schedule))
     return parts or why
 
 
 def why_no_setting(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None
+    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None, backend: Backend
 ) -> str | None:
     """Why no allowed setting of PipeFusion can run on a legal mesh; None if one can."""
-    found = _pipefusion_parts(mesh, spec, workload, allowed)
+    found = _pipefusion_parts(mesh, spec, workload, allowed, backend)
     return found.sentence if isinstance(found, Violation) else None
 
 

@@ -185,6 +185,12 @@ class Topology:
             self._kinds[group] = None if slowest is None else str(slowest["kind"])
         return self._kinds[group]
 
+    def kinds_within(self, groups: Sequence[Group] | AxisGroups) -> frozenset[str]:
+        """The kinds of all links between members of the first of the groups."""
+        talking = wanted(groups)
+        edges = self._hops_within(first_of(talking)) if talking else ()
+        return frozenset(str(self._graph.edges[hop]["kind"]) for hop in edges)
+
     def links_between(self, source: int, target: int) -> list[tuple[Hop, str]]:
         """The links from one rank to another in order with their kinds; none if unknown."""
         path = self.path(source, target)

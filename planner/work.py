@@ -61,16 +61,15 @@ class RankWork:
     def ring_variant(self, candidate: Candidate) -> RingVariant:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
-        Elsewhere they are passed on behind the attention, which hides a slow link. With PipeFusion,
-        and where padded text is masked, they are gathered everywhere. A backend that doesn't push
-        passes on always.
+        Elsewhere they are passed on behind the attention, which hides a slow link. Where padded
+        text is masked, they are gathered everywhere. A backend that doesn't push passes on always.
         """
         return self._ring_variant(candidate, self.place(candidate))
 
     def _ring_variant(self, candidate: Candidate, place: Place) -> RingVariant:
         if not self.constants.pushes:
             return "pass"
-        if candidate.pipefusion or family_of(self.spec.transformer_class).text_mask:
+        if family_of(self.spec.transformer_class).text_mask:
             return "gather"
         kind = self.topology.slowest_kind(place.groups(("ring",)))
         return "gather" if kind == "nvlink" else "pass"
@@ -240,9 +239,16 @@ class RankWork:
             yield Computation("attention", own)
             return
         merge_s = self._passes_s(step, self.constants.merge_passes * numbers * 4)
+        fresh = 1.0
+        if step.candidate.pipefusion and self.constants.sends_fresh_keys:
+            keys = sum(step.share.keys[segment] for segment in attention.segments)
+            fresh = min(1.0, ring * tokens / keys)
         yield RingAttention(
             blocks=ring,
-            attend=Timed(own.seconds / ring, own.source),
+            attend=Timed(fresh * own.seconds / ring, own.source),
+            stale=Timed((1 - fresh) * own.seconds, own.source),
+            # before and after the patch; the first and the last one have it on one side alone
+            stale_pieces=2 * (1 - fresh),
             merge=Timed(merge_s, "computed"),
             sent=self._over(step, "ring", "send_recv", sent_bytes, ("ring",)),
             is_hidden=step.device.kind == "cuda",
@@ -341,7 +347,8 @@ class RankWork:
         if isinstance(activity, RingAttention):
             sent, passes = activity.sent, activity.blocks - 1
             ledger.add("attention", activity.attend, activity.blocks)
-            ledger.add("ring", activity.merge, passes)
+            ledger.add("attention", activity.stale)
+            ledger.add("ring", activity.merge, activity.merges)
             ledger.add("ring", Timed(activity.first_sent_s, sent.timed.source))
             ledger.add("ring", Timed(activity.later_sent_s, sent.timed.source), passes - 1)
             self._book_bytes(ledger, sent, passes)

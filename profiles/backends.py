@@ -13,8 +13,9 @@ class Backend(Noun):
     Those of `approximate_axes` give another result than one device.
     `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
     `staged_families` have pipefusion; None leaves it to the families themselves. `balances` says
-    whether stages may have any number of blocks, and ranks any number of tokens, `runs_here`
-    whether this package runs its plans or only prices them.
+    whether stages may have any number of blocks, and ranks any number of tokens, `folds_skips`
+    whether models with long skips have the folded schedule, `runs_here` whether this package runs
+    its plans or only prices them.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Backend(Noun):
     cpu_modes: tuple[Mode, ...]
     staged_families: tuple[str, ...] | None = None
     balances: bool = True
+    folds_skips: bool = True
     runs_here: bool = True
 
     @property
@@ -56,6 +58,7 @@ BACKENDS = {
         cpu_modes=(),
         staged_families=("flux", "hunyuan-dit", "pixart", "sana", "sd3"),
         balances=False,
+        folds_skips=False,
         runs_here=False,
     ),
 }

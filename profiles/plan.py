@@ -39,6 +39,9 @@ class PlannedModel(Noun):
         return cls(name=name, pipeline_class=pipeline_class, transformers=(transformer,))
 
 
+Schedule = Literal["linear", "folded"]
+
+
 class PipeFusion(Noun):
     """Patch-level pipelining: how many blocks each stage has, patches the image is cut into.
 
@@ -50,7 +53,7 @@ class PipeFusion(Noun):
     blocks_per_stage: tuple[PositiveInt, ...] = Field(min_length=2)
     patches: PositiveInt
     warmup_steps: PositiveInt
-    schedule: Literal["linear", "folded"] = "linear"
+    schedule: Schedule = "linear"
 
     @model_validator(mode="after")
     def _folds_in_the_middle(self) -> Self:

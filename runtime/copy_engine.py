@@ -10,6 +10,9 @@ import torch
 DEVICE_MEMORY = 2
 """CU_MEMORYTYPE_DEVICE of the CUDA driver API."""
 
+PORTABLE_AND_MAPPED = 3
+"""CU_MEMHOSTREGISTER_PORTABLE and CU_MEMHOSTREGISTER_DEVICEMAP of the same."""
+
 AT_LEAST = 0
 """CU_STREAM_WAIT_VALUE_GEQ of the same."""
 
@@ -69,7 +72,7 @@ def copy_rows(
 
 
 def set_flag(address: int, value: int, stream: torch.cuda.Stream) -> None:
-    """Writes 32 bits, of a peer's memory too, after all that is before it on a stream.
+    """Writes 32 bits, of a peer's or pinned memory too, after all that is before it on a stream.
 
     Raises:
         RuntimeError: the driver refuses.
@@ -78,12 +81,44 @@ def set_flag(address: int, value: int, stream: torch.cuda.Stream) -> None:
 
 
 def wait_for_flag(address: int, value: int, stream: torch.cuda.Stream) -> None:
-    """Has what follows on a stream wait until 32 bits of this GPU's memory are `value` or more.
+    """Has what follows on a stream wait until 32 bits of this GPU's or pinned memory are `value` or
+    more.
 
     Raises:
         RuntimeError: the driver refuses.
     """
     _call("cuStreamWaitValue32_v2", *_flag(address, value, stream), ctypes.c_uint(AT_LEAST))
+
+
+def pin(address: int, size: int) -> int:
+    """Lets copy engines reach memory of the host; gives its address for GPUs.
+
+    Raises:
+        RuntimeError: the driver refuses, as where too much is pinned.
+    """
+    _call(
+        "cuMemHostRegister_v2",
+        ctypes.c_void_p(address),
+        ctypes.c_size_t(size),
+        ctypes.c_uint(PORTABLE_AND_MAPPED),
+    )
+    found = ctypes.c_uint64()
+    _call(
+        "cuMemHostGetDevicePointer_v2",
+        ctypes.byref(found),
+        ctypes.c_void_p(address),
+        ctypes.c_uint(0),
+    )
+    return found.value
+
+
+def unpin(address: int) -> None:
+    """Undoes `pin`.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
+    _call("cuMemHostUnregister", ctypes.c_void_p(address))
 
 
 def _flag(address: int, value: int, stream: torch.cuda.Stream) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """What ranks do with a plan: time its denoising loop, or make a picture with it."""
 
+import gc
 import hashlib
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 
+from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import Noun, replacing
@@ -22,6 +24,7 @@ from ditplan.runtime.pipelines import (
     pictures_of,
     prompt_embeddings,
 )
+from ditplan.runtime.sequence import submodule
 
 WARMUP_STEPS = 2
 
@@ -57,7 +60,9 @@ def measure_plan(
         if key not in warm or "graph" in plan.execution.mode:
             _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
-        return _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
+        run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
+        unused = _bytes_of_other_blocks(pipeline, plan.blocks_of(context.rank))
+        return run.model_copy(update={"memory_bytes": run.memory_bytes - unused})
 
 
 def generate(
@@ -126,12 +131,30 @@ def _kept_pipeline(
     blocks = plan.blocks_of(context.rank)
     key = (spec.config_hash, weights, plan.workload.dtype)
     if context.kept.get("pipeline key") not in ((*key, None), (*key, blocks)):
-        context.kept.pop("pipeline", None)
+        if context.kept.pop("pipeline", None) is not None:
+            # modules and their hooks refer to each other, so they don't go by themselves
+            gc.collect()
         context.kept["pipeline"] = load_pipeline(
             spec, weights, context.device, plan.workload.dtype, blocks
         )
         context.kept["pipeline key"] = (*key, blocks)
     return context.kept["pipeline"]
+
+
+def _bytes_of_other_blocks(pipeline: Any, held: tuple[int, ...] | None) -> int:
+    """What blocks occupy that a rank wouldn't have if the pipeline had been loaded for its plan."""
+    if held is None:
+        return 0
+    model = pipeline.transformer
+    family = family_of(type(model).__name__)
+    blocks = [block for path in family.blocks for block in submodule(model, path).children()]
+    others = [block for number, block in enumerate(blocks) if number not in held]
+    return sum(
+        parameter.nbytes
+        for block in others
+        for parameter in block.parameters()
+        if not parameter.is_meta
+    )
 
 
 def _timed(

@@ -91,7 +91,7 @@ def environment_warnings(environment: Mapping[str, str]) -> list[str]:
     return [
         f"{name}={environment[name]} is set in the environment: {effect}; unset it"
         for name, effect in NCCL_SWITCHES.items()
-        if environment.get(name, "0").strip() not in {"", "0"}
+        if _is_set(name, environment)
     ]
 
 
@@ -151,10 +151,23 @@ def link_kind(context: RankContext) -> LinkKind:
 
 
 def common_link_kind(kinds: Sequence[LinkKind], environment: Mapping[str, str]) -> LinkKind:
-    """The kind that holds for all: NVLink only where every device has it and NCCL may use it."""
+    """The kind that holds for all: NVLink only where every device has it and NCCL may use it.
+
+    GPUs that may use neither it nor memory of the host talk as over a network.
+    """
     kind: LinkKind = next((kind for kind in kinds if kind != "nvlink"), "nvlink")
-    peer_access = environment.get("NCCL_P2P_DISABLE", "0").strip() in {"", "0"}
-    return "pcie" if kind == "nvlink" and not peer_access else kind
+    if kind == "memory" or not _is_set("NCCL_P2P_DISABLE", environment):
+        return kind
+    return "pcie" if may_share_memory(environment) else "ethernet"
+
+
+def may_share_memory(environment: Mapping[str, str]) -> bool:
+    """Whether ranks of a host may share its memory."""
+    return not _is_set("NCCL_SHM_DISABLE", environment)
+
+
+def _is_set(name: str, environment: Mapping[str, str]) -> bool:
+    return environment.get(name, "0").strip() not in {"", "0"}
 
 
 def _link_kind(facts: GpuFacts | None, device: str) -> LinkKind:

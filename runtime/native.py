@@ -142,8 +142,9 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         shares = head_shares(plan.token_shares, mesh.ulysses)
         exchange = _exchange(ulysses, context, shares) if ulysses else None
         gather_keys = None
-        # masks and stale keys are of all keys at once
-        if ring and (plan.execution.ring == "gather" or cache or family.text_mask):
+        # masks and filler are of all keys at once
+        whole = family.text_mask or (cache and family.needs_text)
+        if ring and (plan.execution.ring == "gather" or whole):
             gather_keys = _key_gatherer(ring, context)
         kernel = plan.execution.attention
         answers = tuple(

@@ -5,17 +5,26 @@ first. With the folded one it goes to the last and back again, through the mirro
 that it came by, so that it ends where it began.
 """
 
+import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch.distributed as dist
 
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.groups import AxisGroup, RankContext
+from ditplan.runtime.host_links import HostLink
+from ditplan.runtime.inventory import may_share_memory
+from ditplan.runtime.launch import environment
 from ditplan.runtime.links import CollectiveLink, Link
 from ditplan.runtime.peer_links import PeerLink
 from ditplan.runtime.peer_memory import can_write_to_peers
+
+Transport = Literal["peer memory", "host memory", "collectives"]
+"""How ranks send to each other."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +117,27 @@ def _linked_stages(stages: int, folded: bool) -> list[tuple[int, int]]:
 def _open_link(context: RankContext, group: dist.ProcessGroup, source: int, target: int) -> Link:
     """A link that is connected; both ends call it."""
     ends = tuple(sorted((source, target)))
-    if can_write_to_peers(AxisGroup(ends, group, ends.index(context.rank)), context):
+    transport = transport_between(AxisGroup(ends, group, ends.index(context.rank)), context)
+    if transport == "peer memory":
         return PeerLink(group, source, target, context.device)
+    if transport == "host memory":
+        with suppress(OSError):
+            return HostLink(group, source, target, context.device)
     link = CollectiveLink(group, source, target, context.device)
     link.connect(context.rank)
     return link
+
+
+def transport_between(ends: AxisGroup, context: RankContext) -> Transport:
+    """How two ranks send to each other; both ask.
+
+    `NCCL_SHM_DISABLE` means that processes may not share memory of the host.
+    """
+    if context.device.type != "cuda":
+        return "collectives"
+    if can_write_to_peers(ends, context):
+        return "peer memory"
+    allowed = may_share_memory(environment())
+    found: list[Any] = [None, None]
+    dist.all_gather_object(found, (platform.node(), allowed), group=ends.group)
+    return "host memory" if allowed and found[0] == found[1] else "collectives"

@@ -4,7 +4,7 @@ Source: Liu et al., Ring Attention (arXiv 2310.01889). Blocks of any sizes: ever
 them, so that no shape is ever exchanged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ AttendWithLse = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 ]
 
+KeysAndValues = tuple[torch.Tensor, torch.Tensor]
+
 
 def ring_attention(
     query: torch.Tensor,
@@ -24,22 +26,31 @@ def ring_attention(
     group: AxisGroup,
     key_sizes: Sequence[int],
     attend: AttendWithLse,
+    beside: Iterable[KeysAndValues] = (),
+    kept: dict[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Attention of this rank's queries over the keys of all ranks, passed on from rank to rank.
 
     (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the
-    group. The next block is in flight while `attend` is at work on this one.
+    group. The next block is in flight while `attend` is at work on this one, and the first of them
+    also while it is at work on what is `beside`: further keys and values, which this rank has.
+    `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index.
     """
     ranks = group.size
     batch, heads, _, width = key.shape
     block = torch.stack((key, value))
     merged = PartialAttention()
     for step in range(ranks):
+        owner = (group.index - step) % ranks
+        if kept is not None:
+            kept[owner] = block
         arriving, transfers = block, []
         if step + 1 < ranks:
-            owner = (group.index - step - 1) % ranks
-            arriving = block.new_empty(2, batch, heads, key_sizes[owner], width)
+            arriving = block.new_empty(2, batch, heads, key_sizes[owner - 1], width)
             transfers = _pass_on(block, arriving, group)
+        if step == 0:
+            for keys, values in beside:
+                merged.add(*attend(query, keys, values))
         merged.add(*attend(query, block[0], block[1]))
         for transfer in transfers:
             transfer.wait()

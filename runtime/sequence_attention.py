@@ -118,7 +118,14 @@ class SequenceAttention:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             return attend_with_lse(q, k, v, scale, self.kernel)
 
-        return ring_attention(query, key, value, ring, key_sizes, block)
+        if self.cache is None:
+            return ring_attention(query, key, value, ring, key_sizes, block)
+        patch, fresh = self.layout.patch, dict[int, torch.Tensor]()
+        stale = self.cache.others(self.number, patch) if patch is not None else ()
+        attended = ring_attention(query, key, value, ring, key_sizes, block, stale, fresh)
+        keys, values = torch.cat([fresh[member] for member in range(ring.size)], 3)
+        self.cache.renew(self.number, patch, keys, values, self._tokens_of)
+        return attended
 
     def _tokens_of(self, patch: int | None) -> list[int]:
         """Which tokens of the sequence the gathered keys of a patch are, in their order."""

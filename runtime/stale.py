@@ -62,6 +62,17 @@ class KeyCache:
             whole[:, :, start : start + own.shape[2]].copy_(own)
         return keys, values
 
+    def others(self, attention: int, patch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The keys and values of the patches before this one and of those after it, where there
+        are any.
+        """
+        starts = self._orders[self.call, attention].starts
+        keys, values = self._kept[self.call, self.layer, attention]
+        ranges = [(0, starts[patch]), (starts[patch + 1], starts[-1])]
+        return [
+            (keys[:, :, start:end], values[:, :, start:end]) for start, end in ranges if end > start
+        ]
+
     def forget(self, call: int) -> None:
         """Forgets the keys and values of a call; when its lengths become others."""
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] != call}

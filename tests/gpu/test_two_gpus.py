@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
 from ditplan.runtime.attention import attend_with_lse, usable_kernels
 from ditplan.runtime.exchange import CollectiveExchange
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.host_links import HostLink
 from ditplan.runtime.launch import RankPool
 from ditplan.runtime.links import CollectiveLink
 from ditplan.runtime.native import parallelize
@@ -103,9 +104,9 @@ def test_bf16_in_every_mode_is_as_close_to_float32_as_on_one_gpu(
     assert all(float(line.split(", ")[-1].split()[0]) <= NOT_WORSE for line in report[1:]), report
 
 
-@pytest.mark.parametrize("patches", [2, 3])
+@pytest.mark.parametrize(("patches", "schedule"), [(2, "linear"), (3, "linear"), (3, "folded")])
 def test_pipefusion_in_every_mode_gives_the_latents_of_its_eager_run(
-    gpus: RankPool, patches: int
+    gpus: RankPool, patches: int, schedule: Literal["linear", "folded"]
 ) -> None:
     spec, weights = find_model("sd3-tiny"), shipped_weights("sd3-tiny")
     work = spec.defaults.model_copy(update={"steps": 8, "dtype": "bfloat16"})
@@ -113,7 +114,9 @@ def test_pipefusion_in_every_mode_gives_the_latents_of_its_eager_run(
     stages = (half, spec.block_count - half)
 
     def run(mesh: Mesh, mode: str, warmup: int, dtype: str = "bfloat16") -> torch.Tensor:
-        part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=warmup)
+        part = PipeFusion(
+            blocks_per_stage=stages, patches=patches, warmup_steps=warmup, schedule=schedule
+        )
         asked = work.model_copy(update={"dtype": dtype})
         plan = plan_for(spec, mesh, asked, None, part if mesh.pipefusion > 1 else None)
         task = (spec, weights, in_mode(plan, mode=mode))
@@ -133,7 +136,9 @@ def test_pipefusion_in_every_mode_gives_the_latents_of_its_eager_run(
         assert distance(run(staged, mode, 2), stale) <= 2 * rounding, mode
 
 
-def links_bring_what_was_sent(context: RankContext, kind: type[CollectiveLink | PeerLink]) -> bool:
+def links_bring_what_was_sent(
+    context: RankContext, kind: type[CollectiveLink | HostLink | PeerLink]
+) -> bool:
     """Whether rank 1 gets rank 0's tensors, and rank 0 its answers, while both compute."""
     rank, device = context.rank, context.device
     there, back = (context.groups.group((0, 1), f"{kind.__name__} to {n}") for n in (1, 0))
@@ -165,8 +170,10 @@ def links_bring_what_was_sent(context: RankContext, kind: type[CollectiveLink | 
     return same
 
 
-@pytest.mark.parametrize("kind", [CollectiveLink, PeerLink])
-def test_links_bring_what_was_sent(gpus: RankPool, kind: type[CollectiveLink | PeerLink]) -> None:
+@pytest.mark.parametrize("kind", [CollectiveLink, HostLink, PeerLink])
+def test_links_bring_what_was_sent(
+    gpus: RankPool, kind: type[CollectiveLink | HostLink | PeerLink]
+) -> None:
     for _ in range(2):
         assert all(gpus.run(links_bring_what_was_sent, kind, timeout_s=60))
 

@@ -2,10 +2,13 @@
 
 import pytest
 
+from ditplan.planner.allowed import Allowed
 from ditplan.planner.cost import CostModel
+from ditplan.planner.pricing import Task, price_all
 from ditplan.planner.rules import violation
 from ditplan.planner.share import calls_of, samples_of, share_of
 from ditplan.planner.space import Candidate
+from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.mesh import Mesh
@@ -59,9 +62,30 @@ def test_linear_attention_sends_the_same_by_ring_and_ulysses_and_little() -> Non
     assert ring < step_s("sana", Mesh())
 
 
-@pytest.mark.parametrize("name", ["hunyuandit", "sana", "z-image"])
+@pytest.mark.parametrize("name", ["sana", "z-image"])
 def test_models_without_stages_say_why(name: str) -> None:
     assert "can't run with pipefusion: " in why_not(name, Mesh(pipefusion=2))
+
+
+def test_long_skips_are_folded_unless_the_backend_sends_them() -> None:
+    spec = find_model("hunyuandit")
+    for backend, schedule in (("native", "folded"), ("xdit", "linear")):
+        task = Task(
+            spec,
+            spec.defaults,
+            find_cluster("8xl20-pcie"),
+            backend=find_backend(backend),
+            modes=("eager",),
+            allowed=Allowed(),
+        )
+        found = price_all(task, Topology(task.cluster))[0]
+        parts = [one.candidate.pipefusion for one in found if one.candidate.pipefusion]
+        assert {part.schedule for part in parts} == {schedule}
+        assert all(sum(part.blocks_per_stage) == 40 for part in parts)
+    assert not why_not("hunyuandit", Mesh(pipefusion=20))
+    assert "has 20 blocks with mirrors: use at most 20" in why_not(
+        "hunyuandit", Mesh(pipefusion=21)
+    )
 
 
 @pytest.mark.parametrize("name", ["hunyuanvideo", "qwen-image", "cogvideox-5b", "flux2-dev"])

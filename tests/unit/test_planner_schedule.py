@@ -3,14 +3,16 @@
 import heapq
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditplan.planner.schedule import Durations, pipeline_s
-from ditplan.planner.stages import AS_FAST, balanced_stages, runs_of_stages
+from ditplan.planner.stages import AS_FAST, balanced_stages, folded, runs_of_stages, unfolded
 from ditplan.profiles.catalog import find_model
+from ditplan.profiles.plan import PipeFusion
 
 SECONDS = st.integers(0, 12).map(float)
 
@@ -33,21 +35,51 @@ Task = tuple[str, int, int, int]
 Place = tuple[str, int]
 
 
-def by_events(durations: Durations, steps: int) -> float:
+class Events:
     """An independent count: tasks that wait for others, worked off from an event queue.
 
     Every stage and link has a list of its tasks in order; a task starts when it is the first of its
     list and all that it needs has ended.
     """
+
+    def __init__(self) -> None:
+        self._needs: dict[Task, list[Task]] = {}
+        self._takes: dict[Task, float] = {}
+        self._queues: dict[Place, list[Task]] = {}
+
+    def add(self, task: Task, on: Place, seconds: float, *after: Task) -> None:
+        self._takes[task], self._needs[task] = seconds, list(after)
+        self._queues.setdefault(on, []).append(task)
+
+    def end(self) -> float:
+        """When all have ended."""
+        queues, ended = self._queues, set[Task]()
+        idle, now = set(queues), 0.0
+        events: list[tuple[float, int, Task, Place]] = []
+        count = itertools.count()
+
+        def start_what_can() -> None:
+            for on in sorted(idle):
+                if queues[on] and ended.issuperset(self._needs[queues[on][0]]):
+                    first = queues[on].pop(0)
+                    idle.discard(on)
+                    heapq.heappush(events, (now + self._takes[first], next(count), first, on))
+
+        start_what_can()
+        while events:
+            now, _, done, place = heapq.heappop(events)
+            ended.add(done)
+            idle.add(place)
+            start_what_can()
+        assert not any(queues.values())
+        return now
+
+
+def by_events(durations: Durations, steps: int) -> float:
+    """The linear schedule's end."""
     stages, patches = len(durations.stage_s), len(durations.between_s)
-    needs: dict[Task, list[Task]] = {}
-    takes: dict[Task, float] = {}
-    queues: dict[Place, list[Task]] = {}
-
-    def add(task: Task, on: Place, seconds: float, *after: Task) -> None:
-        takes[task], needs[task] = seconds, list(after)
-        queues.setdefault(on, []).append(task)
-
+    events = Events()
+    add = events.add
     for step, patch in itertools.product(range(steps + 1), range(patches)):
         if step:
             sent_back = ("send", step - 1, patch, stages - 1)
@@ -60,26 +92,77 @@ def by_events(durations: Durations, steps: int) -> float:
             add(task, ("stage", stage), durations.stage_s[stage][patch], *before)
             send_s = durations.hop_s[stage][patch]
             add(("send", step, patch, stage), ("link", stage), send_s, task)
-    ended: set[Task] = set()
-    idle, now = set(queues), 0.0
-    events: list[tuple[float, int, Task, Place]] = []
-    count = itertools.count()
+    return events.end()
 
-    def start_what_can() -> None:
-        for on in sorted(idle):
-            if queues[on] and ended.issuperset(needs[queues[on][0]]):
-                first = queues[on].pop(0)
-                idle.discard(on)
-                heapq.heappush(events, (now + takes[first], next(count), first, on))
 
-    start_what_can()
-    while events:
-        now, _, done, place = heapq.heappop(events)
-        ended.add(done)
-        idle.add(place)
-        start_what_can()
-    assert not any(queues.values())
-    return now
+def folded_by_events(durations: Durations, steps: int) -> float:
+    """The folded schedule's end: a stage takes a visit there, and when as many patches are behind
+    it as there are stages from it on, the visit back of the one that came by first.
+    """
+    stages, patches = len(durations.stage_s), len(durations.between_s)
+    last, events = stages - 1, Events()
+    for stage in range(stages):
+        behind: list[tuple[int, int]] = []
+
+        def come_back(stage: int = stage, behind: list[tuple[int, int]] = behind) -> None:
+            step, patch = behind.pop(0)
+            back: Task = ("back", step, patch, stage)
+            came = ("back link", step, patch, stage)
+            events.add(back, ("stage", stage), durations.back_s[stage][patch], came)
+            if stage:
+                sent = ("back link", step, patch, stage - 1)
+                seconds = durations.hop_s[stage - 1][patch]
+                events.add(sent, ("back link", stage - 1), seconds, back)
+
+        for step, patch in itertools.product(range(steps), range(patches)):
+            if step and not stage:
+                own = ("back", step - 1, patch, 0)
+                events.add(
+                    ("between", step, patch, 0), ("stage", 0), durations.between_s[patch], own
+                )
+            before = [("link", step, patch, stage - 1)] if stage else []
+            there: Task = ("there", step, patch, stage)
+            events.add(there, ("stage", stage), durations.stage_s[stage][patch], *before)
+            way, at = ("link", stage) if stage < last else ("back link", last - 1)
+            events.add((way, step, patch, at), (way, at), durations.hop_s[at][patch], there)
+            if stage < last:
+                behind.append((step, patch))
+                if len(behind) >= min(stages - stage, patches):
+                    come_back()
+        while behind:
+            come_back()
+    for patch in range(patches):
+        own = ("back", steps - 1, patch, 0)
+        events.add(("between", steps, patch, 0), ("stage", 0), durations.between_s[patch], own)
+    return events.end()
+
+
+@st.composite
+def folds(draw: st.DrawFn) -> Durations:
+    """The same with the folded schedule."""
+    linear = draw(pipelines())
+    patches, stages = len(linear.between_s), len(linear.stage_s)
+    row = st.lists(SECONDS, min_size=patches, max_size=patches)
+    back = draw(st.lists(row, min_size=stages - 1, max_size=stages - 1))
+    return replace(linear, hop_s=linear.hop_s[:-1], back_s=back)
+
+
+@settings(max_examples=150, deadline=None)
+@given(durations=folds(), steps=st.integers(1, 9))
+def test_the_folded_schedule_ends_when_an_event_queue_ends(
+    durations: Durations, steps: int
+) -> None:
+    expected = folded_by_events(durations, steps)
+    assert pipeline_s(durations, steps) == pytest.approx(expected)
+
+
+def test_a_folded_pipeline_keeps_all_stages_busy() -> None:
+    """Half a second each way, a second on the last stage: a fill of half seconds, and at the end
+    the way back.
+    """
+    row = [0.5] * 8
+    durations = Durations([row, row, row, [1.0] * 8], [[0.0] * 8] * 3, [0.0] * 8, [row] * 3)
+    assert pipeline_s(durations, 20) == pytest.approx(20 * 8 + 3 * 0.5 + 3 * 0.5)
 
 
 @settings(max_examples=150, deadline=None)
@@ -199,6 +282,21 @@ def test_stages_equal_the_best_of_all_divisions(
         assert largest(found) == min(map(largest, every))
 
 
+@given(st.lists(SECONDS, min_size=3, max_size=12), st.data())
+def test_blocks_are_divided_with_their_mirrors(seconds: list[float], data: st.DataObject) -> None:
+    pairs = folded(seconds)
+    assert sum(pairs) == sum(seconds)
+    stages = data.draw(st.integers(2, len(pairs)))
+    counts = balanced_stages(pairs, pairs, stages)
+    blocks = unfolded(counts, len(seconds))
+    part = PipeFusion(blocks_per_stage=blocks, patches=1, warmup_steps=1, schedule="folded")
+    first = 0
+    for stage, count in enumerate(counts):
+        held = [block for visit in part.visits(stage) for block in visit]
+        assert sum(seconds[block] for block in held) == sum(pairs[first : first + count])
+        first += count
+
+
 def test_more_stages_than_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="2 blocks can't make 3 stages"):
         balanced_stages([1.0, 1.0], [1.0, 1.0], 3)
@@ -214,5 +312,6 @@ def test_runs_of_stages_are_those_of_a_list_of_blocks(stages: int) -> None:
         own = kinds[first : first + count]
         expected.append(tuple(own.count(number) for number in range(len(blocks))))
         first += count
-    assert runs_of_stages(blocks, counts) == expected
+    part = PipeFusion(blocks_per_stage=counts, patches=1, warmup_steps=1)
+    assert runs_of_stages(blocks, part) == expected
     assert math.ceil(57 / stages) == max(counts)

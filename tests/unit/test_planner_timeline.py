@@ -11,7 +11,6 @@ from ditplan.planner.activities import RingAttention
 from ditplan.planner.allowed import Allowed
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost import CostModel
-from ditplan.planner.pipeline import LoopTimes
 from ditplan.planner.placing import placement_of
 from ditplan.planner.pricing import Task, space_of
 from ditplan.planner.schedule import Durations
@@ -19,6 +18,7 @@ from ditplan.planner.share import share_of
 from ditplan.planner.simulator import Row
 from ditplan.planner.space import Candidate, evenly_staged
 from ditplan.planner.staged_timeline import staged_timeline
+from ditplan.planner.staged_work import LoopTimes
 from ditplan.planner.step import Step
 from ditplan.planner.timeline import Timeline
 from ditplan.planner.topology import Topology
@@ -63,9 +63,11 @@ def assert_equals_the_price(model: CostModel, candidate: Candidate) -> None:
 
 
 @pytest.mark.parametrize("cluster", ["8xa100-nvlink", "2x8xl40-pcie-eth100"])
-@pytest.mark.parametrize("model", ["sd3.5-medium", "wan2.1-1.3b"])
+@pytest.mark.parametrize("model", ["sd3.5-medium", "wan2.1-1.3b", "hunyuandit"])
 def test_the_simulated_loop_takes_what_the_price_says(model: str, cluster: str) -> None:
-    """Two attentions in a block, calls for each pass: every kind of axis, mode and placement."""
+    """Two attentions in a block, calls for each pass, the folded schedule: every kind of axis, mode
+    and placement.
+    """
     spec, profile = find_model(model), find_cluster(cluster)
     task = Task(spec, spec.defaults, profile, modes=MODES, allowed=Allowed())
     topology = Topology(profile)
@@ -159,6 +161,7 @@ def equal_stages(stages: int, patches: int, steps: int) -> Timeline:
     times = LoopTimes(
         warmup_steps=1,
         warm_s=[float(patches)] * stages,
+        warm_back_s=[],
         warm_hop_s=[0.0] * (stages - 1),
         told_s=0.0,
         warm_passes_s=0.0,
