@@ -24,8 +24,9 @@ from ditplan.planner.report import (
     mix_json,
     mix_table,
     mix_text,
-    patching_json,
     ranking_table,
+    shares_json,
+    shares_text,
     simulate_json,
     tune_json,
 )
@@ -353,6 +354,8 @@ def simulate(
         terminal.show(
             f"  {part:<12} {seconds:8.4f} s  {100 * seconds / prediction.latency_s:5.1f}%"
         )
+    if shared := shares_text(priced, spec, workload):
+        terminal.show(shared)
     terminal.show(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU; {prediction.source}")
     if shortage := priced.too_big or priced.warning:
         terminal.say(f"warning: it does not fit: {shortage}")
@@ -364,7 +367,7 @@ def simulate(
         shown = f"steps 1 to {timeline.shown_steps} of {timeline.steps}"
         terminal.show(f"{trace}: {shown}; open it in https://ui.perfetto.dev")
         written["trace"] = str(trace)
-    terminal.finish(simulate_json(prediction) | patching_json(priced) | written)
+    terminal.finish(simulate_json(prediction) | shares_json(priced) | written)
 
 
 @app.command(

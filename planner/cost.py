@@ -4,6 +4,7 @@ before and after.
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from ditplan.planner.memory import Memory, MemoryModel, held_parameters
 from ditplan.planner.pipeline import Pipeline
 from ditplan.planner.space import Candidate
 from ditplan.planner.staged_timeline import staged_timeline
+from ditplan.planner.step import Step
 from ditplan.planner.timeline import Timeline, exact_timeline
 from ditplan.planner.topology import Topology
 from ditplan.planner.work import RankWork
@@ -97,10 +99,7 @@ class CostModel:
             lines = listed(candidate.groups(("pipefusion",)))
             passes = listed(candidate.groups(("dp", "cfg")))
             return staged_timeline(self.topology, lines, passes, times)
-        return exact_timeline(
-            self._work,
-            self._work.step_of(candidate, workload, self._slowest_crew(candidate, workload)),
-        )
+        return exact_timeline(self._work, self._slowest_step(candidate, workload))
 
     def floors(self, workload: Workload, modes: Sequence[Mode]) -> Floors:
         """What candidates cost at least in one of these modes."""
@@ -122,10 +121,13 @@ class CostModel:
         part = candidate.pipefusion
         if part is None:
             return candidate
-        rooms = [
-            self._memory.room_for_blocks(candidate, workload, devices)
-            for devices in self.devices_of_stages(candidate)
-        ]
+        found = self.devices_of_stages(candidate)
+        distinct = {id(devices): devices for devices in found}
+        room_of = {
+            key: self._memory.room_for_blocks(candidate, workload, devices)
+            for key, devices in distinct.items()
+        }
+        rooms = [room_of[id(devices)] for devices in found]
         sizes = self._memory.block_bytes(candidate, workload)
         stages = self._pipeline(candidate, workload).balanced(sizes, rooms)
         changed = part.model_copy(update={"blocks_per_stage": stages})
@@ -135,27 +137,24 @@ class CostModel:
         """The candidate with shares of the tokens in proportion to the speeds of their ranks: for
         each place in a sequence that of its slowest rank in any of the sequences, and stages.
 
-        As it is where these are equal.
+        As it is where these are equal. Places with the same devices have the same share.
         """
         places = candidate.mesh.sequence_parallel
         if self._are_all_alike or places == 1 or len(self.devices_of(candidate)) == 1:
             return candidate
-        at_place = [
-            list(dict.fromkeys(group[place] for group in self._sequences(candidate)))
-            for place in range(places)
-        ]
+        at_place = list(zip(*self._sequences(candidate), strict=True))
+        kinds = [frozenset(device.name for device in devices) for devices in at_place]
         weights: tuple[int, ...] | None = None
         for _ in range(ROUNDS):
             shared = replace(candidate, token_shares=weights)
-            seconds = [
-                max(self._blocks_s(shared, workload, place, device) for device in devices)
-                for place, devices in enumerate(at_place)
-            ]
+            taken_s: defaultdict[frozenset[str], float] = defaultdict(float)
+            for place, (kind, devices) in enumerate(zip(kinds, at_place, strict=True)):
+                seconds = (self._blocks_s(shared, workload, place, one) for one in set(devices))
+                taken_s[kind] = max(taken_s[kind], *seconds)
             known = weights or (1,) * places
-            found = whole_shares([w / s for w, s in zip(known, seconds, strict=True)])
-            if found is None:
+            weights = whole_shares([w / taken_s[k] for w, k in zip(known, kinds, strict=True)])
+            if weights is None:
                 return candidate
-            weights = found
         return replace(candidate, token_shares=weights)
 
     def _blocks_s(
@@ -182,16 +181,16 @@ class CostModel:
         """A step of the slowest ranks that share a sequence; with PipeFusion the whole loop."""
         if candidate.pipefusion:
             return self._pipeline(candidate, workload).loop(candidate.pipefusion)
-        crews = self._crews(candidate)
-        ledgers = [self._work.step(self._work.step_of(candidate, workload, crew)) for crew in crews]
-        return max(ledgers, key=lambda found: found.total)
+        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+        return max(map(self._work.step, steps), key=lambda found: found.total)
 
-    def _slowest_crew(self, candidate: Candidate, workload: Workload) -> Crew:
-        work = self._work
-        return max(
-            self._crews(candidate),
-            key=lambda crew: work.step(work.step_of(candidate, workload, crew)).total,
-        )
+    def _slowest_step(self, candidate: Candidate, workload: Workload) -> Step:
+        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+        return max(steps, key=lambda step: self._work.step(step).total)
+
+    def _step(self, candidate: Candidate, workload: Workload, crew: Crew) -> Step:
+        share = self._work.shares.of(candidate.mesh, workload, candidate.token_shares)
+        return self._work.step_of(candidate, workload, crew, share)
 
     def _crews(self, candidate: Candidate) -> list[Crew]:
         """The ranks of each sequence of an exact candidate, as far as sequences differ."""

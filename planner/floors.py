@@ -12,8 +12,9 @@ from ditplan.planner.groups import AxisGroups, Groups, groups_along
 from ditplan.planner.memory import MemoryModel
 from ditplan.planner.share import Share, calls_of
 from ditplan.planner.space import Candidate
+from ditplan.planner.step import Place, Step
 from ditplan.planner.traffic import is_even
-from ditplan.planner.work import Place, RankWork, Step
+from ditplan.planner.work import RankWork
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, Mode

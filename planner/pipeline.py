@@ -19,7 +19,8 @@ from ditplan.planner.stages import (
     runs_of_visits,
     unfolded,
 )
-from ditplan.planner.work import RankWork, Step
+from ditplan.planner.step import Step
+from ditplan.planner.work import RankWork
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
 
@@ -61,7 +62,8 @@ class Pipeline:
         block_sizes = [
             size for size, run in zip(sizes, runs, strict=True) for _ in range(run.count)
         ]
-        found = {id(pieces): self._stage_work(pieces) for pieces in self._of_stage}
+        distinct = {id(pieces): pieces for pieces in self._of_stage}
+        found = {key: self._stage_work(pieces) for key, pieces in distinct.items()}
         stages = [
             StageWork(*found[id(pieces)], room)
             for pieces, room in zip(self._of_stage, rooms, strict=True)
@@ -185,19 +187,18 @@ class Pipeline:
     def _pieces(self, crew: Crew) -> Pieces:
         """What a stage of such ranks runs."""
         work, candidate, workload = self._work, self._candidate, self._workload
-        patches = range(self._part.patches)
-        shares = work.shares.of_patches(
-            candidate.mesh, workload, len(patches), candidate.token_shares
-        )
+        mesh, uneven = candidate.mesh, candidate.token_shares
+        shares = work.shares.of_patches(mesh, workload, self._part.patches, uneven)
         found: dict[int, Piece] = {}
-        for patch, share in zip(patches, shares, strict=True):
+        for patch, share in enumerate(shares):
             # patches of one size have the same share
             if id(share) not in found:
-                step = work.step_of(candidate, workload, crew, patch)
+                step = work.step_of(candidate, workload, crew, share, patch)
                 found[id(share)] = self._piece(step, is_patch=True)
         counts = Counter(map(id, shares))
+        whole = work.shares.of(mesh, workload, uneven)
         return Pieces(
-            whole=self._piece(work.step_of(candidate, workload, crew), is_patch=False),
+            whole=self._piece(work.step_of(candidate, workload, crew, whole), is_patch=False),
             patches=tuple(found[id(share)] for share in shares),
             kinds=tuple((found[key], times) for key, times in counts.items()),
         )

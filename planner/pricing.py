@@ -152,13 +152,29 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranke
         if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
             tried = list(_unbeaten(task, front, floors, choice))
         unpriced += not tried
-        for candidate in itertools.chain(*map(space.placed, tried)):
-            ranked = _price(task, model, candidate)
+        found = [_price(task, model, one) for one in itertools.chain(*map(space.placed, tried))]
+        for ranked in _best_seated(found) if space.topology.has_different_devices else found:
             priced.append(ranked)
             if not ranked.too_big:
                 prediction = ranked.prediction
                 front.add(prediction.latency_s, prediction.memory_bytes, ranked.quality)
     return priced, unpriced
+
+
+def _best_seated(found: Iterable[Ranked]) -> list[Ranked]:
+    """Of candidates that differ only in which devices sit where, the fastest that fits."""
+    best: dict[tuple[object, ...], Ranked] = {}
+    for ranked in found:
+        one = ranked.candidate
+        part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
+        key = (one.mesh.degrees, one.order, one.mode, part)
+        best[key] = min(best.get(key, ranked), ranked, key=_worth)
+    return list(best.values())
+
+
+def _worth(ranked: Ranked) -> tuple[bool, float]:
+    """What fits comes first, then what is fast."""
+    return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
 
 
 def _unbeaten(task: Task, front: Front, floors: Floors, choice: Choice) -> Iterator[Choice]:
@@ -307,9 +323,7 @@ def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     if shared.token_shares is None:
         return equal
     by_speed = priced_as_is(task, model, model.balanced(shared, task.workload))
-    return min(
-        (by_speed, equal), key=lambda one: (one.too_big is not None, one.prediction.latency_s)
-    )
+    return min(by_speed, equal, key=_worth)
 
 
 def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:

@@ -10,7 +10,10 @@ from ditplan.planner.mix import Mixed
 from ditplan.planner.objectives import Objective
 from ditplan.planner.ranking import Ranked, Ranking
 from ditplan.profiles.mesh import AXES
+from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import Prediction
+from ditplan.profiles.splits import split_sizes
+from ditplan.profiles.workload import Workload
 
 RIGHT = ("#", "GPUs", "copies", "per s", "measured", "GB", "weight", "best s", "one mesh s")
 """Columns whose cells stand on the right."""
@@ -83,7 +86,7 @@ def table_cells(place: int, ranked: Ranked, batch: int = 1) -> dict[str, str]:
 
 def mesh_text(ranked: Ranked) -> str:
     """The mesh, a star at the rule of thumb, and below it the order of its axes where that isn't
-    the usual one, and PipeFusion's settings.
+    the usual one, PipeFusion's settings, and the least and the largest share of the tokens.
     """
     candidate = ranked.candidate
     lines = [f"{candidate.mesh}{' *' if ranked.control else ''}"]
@@ -92,6 +95,8 @@ def mesh_text(ranked: Ranked) -> str:
         fewest, most = min(part.blocks_per_stage), max(part.blocks_per_stage)
         blocks = f"{fewest}" if fewest == most else f"{fewest}-{most}"
         lines.append(f"{part.patches}p {part.warmup_steps}w {blocks}b")
+    if shares := candidate.token_shares:
+        lines.append(f"{min(shares)}:{max(shares)}t")
     return "\n".join(lines)
 
 
@@ -110,6 +115,8 @@ def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
     parts += ["(a > b): ranks far apart along a, next to each other along b"] if orders else []
     words = "p, w, b: PipeFusion's patches, warm-up steps, blocks a stage; not exact"
     parts += [words] if patched else []
+    shared = any(ranked.candidate.token_shares for _, ranked in shown)
+    parts += ["t: the least and the largest share of a sequence's tokens"] if shared else []
     return parts + ([f"{hidden} more not shown"] if hidden else [])
 
 
@@ -139,7 +146,7 @@ def candidate_json(ranked: Ranked, backend: str, batch: int = 1) -> dict[str, ob
     return {
         "gpus": mesh.size,
         **dict(zip(AXES, mesh.degrees, strict=True)),
-        **patching_json(ranked),
+        **shares_json(ranked),
         "mode": ranked.candidate.mode,
         "backend": backend,
         "placement": list(ranked.candidate.placement),
@@ -248,15 +255,26 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.{digits_after_point(seconds)}f}"
 
 
-def patching_json(ranked: Ranked) -> dict[str, object]:
-    """PipeFusion's settings and what they do to the result: `quality` is the relative L2 distance
-    of the final latents from one device's, null where it isn't known.
+def shares_text(ranked: Ranked, spec: ModelSpec, workload: Workload) -> str:
+    """How unlike ranks share the image's tokens, in a line; empty where they have equal parts."""
+    shares = ranked.candidate.token_shares
+    if shares is None:
+        return ""
+    tokens = split_sizes(spec.image_tokens(workload), len(shares), shares)
+    return f"image tokens by rank of a sequence: {' + '.join(map(str, tokens))}"
+
+
+def shares_json(ranked: Ranked) -> dict[str, object]:
+    """PipeFusion's settings, the shares of the tokens (null for equal ones), and what the result
+    is: `quality` is the relative L2 distance of the final latents from one device's, null where it
+    isn't known.
     """
-    part = ranked.candidate.pipefusion
+    part, shares = ranked.candidate.pipefusion, ranked.candidate.token_shares
     return {
         "patches": part.patches if part else 1,
         "warmup": part.warmup_steps if part else 0,
         "blocks_per_stage": list(part.blocks_per_stage) if part else None,
+        "token_shares": list(shares) if shares else None,
         "exact": ranked.quality.exact,
         "quality": ranked.quality.relative_l2,
     }

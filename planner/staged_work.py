@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ditplan.planner.ledger import Ledger
 from ditplan.planner.schedule import Durations
-from ditplan.planner.work import Step
+from ditplan.planner.step import Step
 
 
 @dataclass(frozen=True)

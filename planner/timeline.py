@@ -6,17 +6,17 @@ durations are the price's.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import Timed
 from ditplan.planner.groups import listed
-from ditplan.planner.ledger import Ledger
 from ditplan.planner.share import calls_of
 from ditplan.planner.simulator import Row, Span, Task, simulate
+from ditplan.planner.step import Step
 from ditplan.planner.topology import Topology
 from ditplan.planner.traffic import messages
-from ditplan.planner.work import RankWork, Step
+from ditplan.planner.work import RankWork
 
 SHOWN_STEPS = 3
 """So many steps are worth looking at, beside PipeFusion's warm-up: all later ones are alike."""
@@ -110,7 +110,7 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
 def _activities(work: RankWork, step: Step) -> Iterator[tuple[str, Activity]]:
     """What a rank does in a step, with the name of each."""
     calls = calls_of(step.candidate.mesh, work.spec, step.workload)
-    booked = work.step(replace(step, ledger=Ledger()))
+    booked = work.step(step)
     launch_s = sum(seconds for (part, _), seconds in booked.seconds.items() if part == "launch")
     outside = work.computed(step, None)
     for _ in range(calls):

@@ -19,6 +19,10 @@ def key_of(candidate: Candidate) -> str:
         f"{axis}{degree}" for axis, degree in zip(AXES, candidate.mesh.degrees, strict=True)
     )
     key = f"{degrees} {'>'.join(candidate.order)} {candidate.mode}"
+    if not candidate.follows_order:
+        key += f" ranks{'+'.join(map(str, candidate.placement))}"
+    if candidate.token_shares:
+        key += f" tokens{':'.join(map(str, candidate.token_shares))}"
     part = candidate.pipefusion
     if part is None:
         return key

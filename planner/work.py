@@ -1,7 +1,6 @@
 """What one rank does in a call of the transformer: its blocks, their exchanges, what is around."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 
 from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
 from ditplan.planner.compute import DeviceTimes, Timed
@@ -11,6 +10,7 @@ from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import SOURCES, Ledger
 from ditplan.planner.share import Share, Shares, calls_of, values_per_token
 from ditplan.planner.space import Candidate
+from ditplan.planner.step import Place, Step
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
 from ditplan.profiles.family import family_of
@@ -18,41 +18,6 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import RingVariant
 from ditplan.profiles.workload import Dtype, Workload
-
-
-class Place:
-    """Where a mesh's axes lie on ranks: its groups, and what was booked there already."""
-
-    def __init__(
-        self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
-    ) -> None:
-        self.placement, self._groups_of = placement, groups_of
-        self._groups: dict[tuple[str, ...], Groups] = {}
-        self.booked: dict[tuple[object, ...], Ledger] = {}
-        self.exchanges: dict[tuple[object, ...], Exchange] = {}
-
-    def groups(self, axes: tuple[str, ...]) -> Groups:
-        """The groups of ranks along axes."""
-        if (found := self._groups.get(axes)) is None:
-            found = self._groups[axes] = self._groups_of(axes)
-        return found
-
-
-@dataclass(frozen=True)
-class Step:
-    """A denoising step that is being priced: who does it where, the busiest rank's share, costs.
-
-    Where ranks that wait for each other have unlike shares or devices, `loads` are theirs, `share`
-    is the most that any of them has, and `device` the slowest.
-    """
-
-    candidate: Candidate
-    workload: Workload
-    share: Share
-    device: Device
-    place: Place
-    ledger: Ledger = field(default_factory=Ledger)
-    loads: tuple[Load, ...] = ()
 
 
 class RankWork:
@@ -110,16 +75,18 @@ class RankWork:
         return "gather" if kind == "nvlink" else "pass"
 
     def step_of(
-        self, candidate: Candidate, workload: Workload, crew: Crew, patch: int | None = None
+        self,
+        candidate: Candidate,
+        workload: Workload,
+        crew: Crew,
+        share: Share,
+        patch: int | None = None,
     ) -> Step:
-        """A step of some ranks that wait for each other, on the whole sequence or a patch of it."""
-        mesh, shares, place = candidate.mesh, candidate.token_shares, self.place(candidate)
-        part = candidate.pipefusion
-        if part and patch is not None:
-            share = self.shares.of_patches(mesh, workload, part.patches, shares)[patch]
-        else:
-            share = self.shares.of(mesh, workload, shares)
-        if len(crew) == 1 and shares is None:
+        """A step of some ranks that wait for each other, on the whole sequence or a patch of it, of
+        which none has more than `share`.
+        """
+        place = self.place(candidate)
+        if len(crew) == 1 and candidate.token_shares is None:
             return Step(candidate, workload, share, crew[0][1], place)
         loads = self._loads.of(candidate, workload, crew, patch)
         slowest = max(loads, key=lambda one: self.blocks_s(one, candidate.mode, workload.dtype))
@@ -142,17 +109,17 @@ class RankWork:
         return ledger
 
     def _call(self, step: Step) -> Ledger:
-        candidate = step.candidate
+        ledger, mesh = Ledger(), step.candidate.mesh
         for run in self.spec.blocks:
-            step.ledger.include_all(self.of_block(step, run), run.count)
+            ledger.include_all(self.of_block(step, run), run.count)
         for what in (self.of_outside, self.of_gather, self.of_cfg):
-            step.ledger.include_all(what(step))
-        gathers = (candidate.mesh.sequence_parallel > 1) + (candidate.mesh.batch_parallel > 1)
+            ledger.include_all(what(step))
+        gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
         host_s = self.host_s(step, [run.count for run in self.spec.blocks], gathers)
         if step.device.kind != "cpu":
-            waits_s = self.launch_waits_s(step, host_s, step.ledger.total)
-            step.ledger.add("launch", Timed(waits_s, "computed"))
-        return step.ledger
+            waits_s = self.launch_waits_s(step, host_s, ledger.total)
+            ledger.add("launch", Timed(waits_s, "computed"))
+        return ledger
 
     def of_block(self, step: Step, run: BlockRun) -> Ledger:
         """One block of a run with its exchanges."""

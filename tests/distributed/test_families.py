@@ -61,7 +61,8 @@ def test_every_mesh_gives_the_prediction_of_one_device(ranks: RankPool, name: st
     work = workload(passes=1 if embedded else 2)
     plans = [plan_for(spec, mesh, work) for mesh in meshes]
     meshes.append(Mesh(ring=2, ulysses=2))
-    plans.append(plan_for(spec, meshes[-1], work, token_shares=(4, 2, 1, 3)))
+    # ulysses groups that number their ranks differently
+    plans.append(plan_for(spec, meshes[-1], work, (0, 1, 3, 2), token_shares=(4, 2, 1, 3)))
     results = ranks.run(step_outputs, spec, plans, inputs, timeout_s=120)
     for number, mesh in enumerate(meshes):
         of_mesh = [of_rank[number] for of_rank in results]

@@ -19,10 +19,11 @@ from ditplan.planner.simulator import Row
 from ditplan.planner.space import Candidate, evenly_staged
 from ditplan.planner.staged_timeline import staged_timeline
 from ditplan.planner.staged_work import LoopTimes
+from ditplan.planner.step import Step
 from ditplan.planner.timeline import Timeline
 from ditplan.planner.topology import Topology
 from ditplan.planner.trace import chrome_trace
-from ditplan.planner.work import RankWork, Step
+from ditplan.planner.work import RankWork
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.mesh import Mesh

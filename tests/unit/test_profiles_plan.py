@@ -140,3 +140,28 @@ def test_other_devices_are_refused_with_the_first_rank_that_differs() -> None:
     plan.require_devices(("A100",) * 4)
     with pytest.raises(InputError, match="made for A100 on rank 2, there is L40; tune"):
         plan.require_devices(("A100", "A100", "L40", "L20"))
+
+
+def test_shares_of_the_tokens_are_kept_and_none_means_equal_ones() -> None:
+    assert a_plan().token_shares is None
+    plan = plan_with(token_shares=[2, 1])
+    assert plan.token_shares == (2, 1)
+    assert ExecutionPlan.from_json(plan.model_dump_json(), "a test") == plan
+    older = {key: value for key, value in a_plan().model_dump().items() if key != "token_shares"}
+    assert ExecutionPlan.model_validate(older) == a_plan()
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([1], r"token shares must be 2, one for each rank of a sequence .* they are \[1\]"),
+        ([1, 2, 1, 2], r"must be 2, .* they are \[1, 2, 1, 2\]; leave them out for equal ones"),
+        ([1, 0], "token_shares.*greater than 0"),
+        ([1.5, 1], "token_shares.*valid integer"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused_in_one_line(shares: list[float], message: str) -> None:
+    text = a_plan().model_dump_json().replace('"token_shares":null', f'"token_shares":{shares}')
+    with pytest.raises(InputError, match=message) as refused:
+        ExecutionPlan.from_json(text, "plan.json")
+    assert "\n" not in str(refused.value)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditplan.profiles.splits import patch_bounds, split_bounds, split_sizes
+from ditplan.profiles.splits import head_shares, patch_bounds, split_bounds, split_sizes
 
 
 @st.composite
@@ -100,3 +100,41 @@ def test_patches_of_small_pictures(
 def test_a_patch_of_nothing_is_refused(image: int, patches: int) -> None:
     with pytest.raises(ValueError, match=f"{image} tokens can't be cut into {patches} patches"):
         patch_bounds(image, 2, patches)
+
+
+@st.composite
+def totals_and_shares(draw: st.DrawFn) -> tuple[int, tuple[int, ...]]:
+    shares = tuple(draw(st.lists(st.integers(1, 400), min_size=1, max_size=16)))
+    return draw(st.integers(len(shares), 10_000)), shares
+
+
+@given(totals_and_shares())
+def test_sizes_are_nearest_to_their_shares_and_nobody_has_none(
+    case: tuple[int, tuple[int, ...]],
+) -> None:
+    total, shares = case
+    sizes = split_sizes(total, len(shares), shares)
+    assert sum(sizes) == total
+    assert min(sizes) >= 1
+    exact = [total * share / sum(shares) for share in shares]
+    if min(exact) >= 1:
+        assert all(abs(size - own) < 1 for size, own in zip(sizes, exact, strict=True))
+
+
+@given(totals_and_parts(), st.integers(1, 5))
+def test_equal_shares_are_as_none_at_all(case: tuple[int, int], share: int) -> None:
+    total, parts = case
+    assert split_sizes(total, parts, (share,) * parts) == split_sizes(total, parts)
+
+
+@pytest.mark.parametrize("shares", [(1,), (1, 2, 3), (1, 0), (2, -1)])
+def test_shares_of_other_ranks_or_of_nothing_are_refused(shares: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="2 ranks can't have the shares"):
+        split_sizes(10, 2, shares)
+
+
+def test_heads_follow_the_tokens_that_a_place_has_in_all_groups() -> None:
+    assert head_shares((4, 2, 2, 1), ulysses=2) == (6, 3)
+    assert head_shares((3, 1, 2), ulysses=3) == (3, 1, 2)
+    assert head_shares((3, 1, 2), ulysses=1) == (6,)
+    assert head_shares(None, ulysses=4) is None
