@@ -13,6 +13,10 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, ModelSpec
 from ditplan.profiles.workload import Workload
 
+ROOMS = 2
+"""Blocks that are whole at once where ranks share their weights out: the one that runs and the one
+that is being put together."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -101,9 +105,12 @@ class MemoryModel:
 
     def block_bytes(self, candidate: Candidate, workload: Workload) -> list[int]:
         """One block's weights and what it keeps on a rank from patch to patch, for each run."""
-        kept = self._cached_bytes(candidate, workload)
+        kept, sharers = self._cached_bytes(candidate, workload), candidate.weight_sharers
         runs = zip(self._spec.blocks, kept, strict=True)
-        return [run.parameters * workload.dtype_bytes + cached for run, cached in runs]
+        return [
+            math.ceil(run.parameters * workload.dtype_bytes / sharers) + cached
+            for run, cached in runs
+        ]
 
     def fullest_stage(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
         """How many blocks of each run the rank that holds most has; all of them without
@@ -113,7 +120,7 @@ class MemoryModel:
         if part is None:
             return tuple(run.count for run in self._spec.blocks)
         stages = (part.blocks_per_stage, part.schedule)
-        key = (candidate.mesh.degrees, stages, candidate.token_shares, workload)
+        key = (candidate.mesh.degrees, stages, candidate.token_shares, candidate.weights, workload)
         if key not in self._fullest:
             sizes = self.block_bytes(candidate, workload)
 
@@ -131,7 +138,7 @@ class MemoryModel:
         hidden_bytes = share.rows * spec.width * workload.dtype_bytes
         kept = zip(counts, self._cached_bytes(candidate, workload), strict=True)
         return Memory(
-            weights_bytes=held_parameters(spec, counts) * workload.dtype_bytes,
+            weights_bytes=_weights_bytes(spec, counts, workload, candidate.weight_sharers),
             activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
             buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
             vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
@@ -170,6 +177,19 @@ def held_parameters(spec: ModelSpec, counts: Sequence[int]) -> int:
     """Parameters on a rank with so many blocks of each run; all else is on every rank."""
     blocks = sum(count * run.parameters for run, count in zip(spec.blocks, counts, strict=True))
     return blocks + spec.outside_parameters + spec.encoder_parameters + spec.vae_parameters
+
+
+def _weights_bytes(
+    spec: ModelSpec, counts: Sequence[int], workload: Workload, sharers: int
+) -> int:
+    """Those of a rank; where blocks are shared out, its pieces and room for two of the largest."""
+    held = held_parameters(spec, counts)
+    if sharers > 1:
+        runs = list(zip(spec.blocks, counts, strict=True))
+        blocks = sum(count * run.parameters for run, count in runs)
+        largest = max(run.parameters for run, count in runs if count)
+        held += math.ceil(blocks / sharers) - blocks + ROOMS * largest
+    return held * workload.dtype_bytes
 
 
 def why_too_big(memory: Memory, device: Device) -> str | None:

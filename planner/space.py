@@ -28,7 +28,7 @@ from ditplan.profiles.backends import Backend
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import PipeFusion, Schedule
+from ditplan.profiles.plan import PipeFusion, Schedule, Weights
 from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
@@ -42,7 +42,8 @@ class Candidate:
 
     `order` lists the axes from the one whose neighbours are farthest apart in rank to the one whose
     are next to each other; `placement` is what follows from it, the rank of each mesh coordinate.
-    A mesh with pipefusion stages has a `pipefusion` part. `token_shares` are those of a plan.
+    A mesh with pipefusion stages has a `pipefusion` part. `token_shares` and `weights` are those
+    of a plan.
     """
 
     mesh: Mesh
@@ -51,15 +52,17 @@ class Candidate:
     order: tuple[str, ...] = AXES
     pipefusion: PipeFusion | None = None
     token_shares: tuple[int, ...] | None = None
+    weights: Weights = "replicated"
 
     def __str__(self) -> str:
         """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual
-        one, PipeFusion's settings and unequal shares of the tokens.
+        one, PipeFusion's settings, unequal shares of the tokens and weights that are shared out.
         """
         placed = "" if self.order == AXES else f", {self.order_text}"
         patched = f", {self.pipefusion}" if self.pipefusion else ""
         shared = f", {self.shares_text}" if self.token_shares else ""
-        return f"{self.mesh}, {self.mode}{placed}{patched}{shared}"
+        pieces = ", sharded weights" if self.weights == "sharded" else ""
+        return f"{self.mesh}, {self.mode}{placed}{patched}{shared}{pieces}"
 
     @cached_property
     def follows_order(self) -> bool:
@@ -71,6 +74,11 @@ class Candidate:
         if self.follows_order:
             return groups_along(self.mesh, self.order, axes)
         return wanted(self.mesh.groups(self.placement, axes))
+
+    @property
+    def weight_sharers(self) -> int:
+        """How many ranks share out the weights of a block that they all run."""
+        return self.mesh.size // self.mesh.pipefusion if self.weights == "sharded" else 1
 
     @property
     def shares_text(self) -> str:

@@ -14,8 +14,8 @@ class Backend(Noun):
     `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
     `staged_families` have pipefusion; None leaves it to the families themselves. `balances` says
     whether stages may have any number of blocks, and ranks any number of tokens, `folds_skips`
-    whether models with long skips have the folded schedule, `runs_here` whether this package runs
-    its plans or only prices them.
+    whether models with long skips have the folded schedule, `shards_weights` whether ranks can
+    share weights out, `runs_here` whether this package runs its plans or only prices them.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Backend(Noun):
     staged_families: tuple[str, ...] | None = None
     balances: bool = True
     folds_skips: bool = True
+    shards_weights: bool = True
     runs_here: bool = True
 
     @property
@@ -59,6 +60,7 @@ BACKENDS = {
         staged_families=("flux", "hunyuan-dit", "pixart", "sana", "sd3"),
         balances=False,
         folds_skips=False,
+        shards_weights=False,
         runs_here=False,
     ),
 }
