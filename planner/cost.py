@@ -224,7 +224,8 @@ class CostModel:
         part = candidate.pipefusion
         assert part is not None
         place = (candidate.mesh, candidate.placement, candidate.mode, candidate.token_shares)
-        key = (*place, part.patches, part.warmup_steps, part.schedule, workload)
+        settings = (part.patches, part.warmup_steps, part.schedule, candidate.weights)
+        key = (*place, *settings, workload)
         crews = self._crews_of_stages(candidate)
         where = tuple(map(id, crews))
         kept = self._pipelines.get(where)

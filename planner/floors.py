@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ditplan.planner.activities import seconds_of
@@ -65,7 +65,14 @@ class Floors:
         yield self._loop_s(candidate, self._modes, exactly=True)
 
     def least_bytes(self, candidate: Candidate) -> int:
-        """Bytes of the rank that holds most."""
+        """Bytes of the rank that holds most; with its weights in pieces where only that can fit."""
+        least = self._bytes(candidate)
+        room = max(device.memory_bytes for device in self._devices)
+        if least > room and candidate.can_share_weights:
+            return self._bytes(replace(candidate, weights="sharded"))
+        return least
+
+    def _bytes(self, candidate: Candidate) -> int:
         sizes = [self._memory.of(candidate, self._workload, device) for device in self._devices]
         least = min(memory.total_bytes for memory in sizes)
         if candidate.pipefusion is None:

@@ -77,7 +77,8 @@ class MemoryModel:
         part = candidate.pipefusion
         stages = (part.blocks_per_stage, part.schedule) if part else None
         has_graph, shares = "graph" in candidate.mode, candidate.token_shares
-        key = (candidate.mesh.degrees, stages, stage, shares, has_graph, device.kind, workload)
+        held = (stages, stage, shares, candidate.weights)
+        key = (candidate.mesh.degrees, held, has_graph, device.kind, workload)
         if key not in self._found:
             counts = self.fullest_stage(candidate, workload)
             if part is not None and stage is not None:
@@ -179,9 +180,7 @@ def held_parameters(spec: ModelSpec, counts: Sequence[int]) -> int:
     return blocks + spec.outside_parameters + spec.encoder_parameters + spec.vae_parameters
 
 
-def _weights_bytes(
-    spec: ModelSpec, counts: Sequence[int], workload: Workload, sharers: int
-) -> int:
+def _weights_bytes(spec: ModelSpec, counts: Sequence[int], workload: Workload, sharers: int) -> int:
     """Those of a rank; where blocks are shared out, its pieces and room for two of the largest."""
     held = held_parameters(spec, counts)
     if sharers > 1:

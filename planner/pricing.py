@@ -313,6 +313,14 @@ def cost_model_of(task: Task, topology: Topology) -> CostModel:
 
 
 def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+    """With weights on every rank, or in pieces on all of them where these don't fit."""
+    found = _price_shares(task, model, candidate)
+    if found.too_big and task.backend.shards_weights and candidate.can_share_weights:
+        return _price_shares(task, model, replace(candidate, weights="sharded"))
+    return found
+
+
+def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     """With blocks and tokens shared out as is best: by speed, or equally if that is faster or what
     fits.
     """
@@ -337,6 +345,7 @@ def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
         fallback=task.fallback,
         attention=model.attention_kernel(candidate, task.workload),
         ring=model.ring_variant(candidate),
+        weights=candidate.weights,
     )
     return Ranked(
         candidate,

@@ -35,6 +35,7 @@ LINKED_PARTS = {
     "ring": ("ring's send and receive", ("ring",)),
     "gather": ("gathering the output", ("ring", "ulysses")),
     "cfg": ("exchanging the samples' outputs", ("dp", "cfg")),
+    "weights": ("gathering the weights of blocks", ("dp", "cfg", "ring", "ulysses")),
     "sends": ("waiting for what other stages send", ("pipefusion",)),
 }
 COMPUTED_PARTS = {

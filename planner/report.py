@@ -97,6 +97,8 @@ def mesh_text(ranked: Ranked) -> str:
         lines.append(f"{part.patches}p {part.warmup_steps}w {blocks}b")
     if shares := candidate.token_shares:
         lines.append(f"{min(shares)}:{max(shares)}t")
+    if candidate.weights == "sharded":
+        lines.append("weights in pieces")
     return "\n".join(lines)
 
 
@@ -275,6 +277,7 @@ def shares_json(ranked: Ranked) -> dict[str, object]:
         "warmup": part.warmup_steps if part else 0,
         "blocks_per_stage": list(part.blocks_per_stage) if part else None,
         "token_shares": list(shares) if shares else None,
+        "weights": ranked.candidate.weights,
         "exact": ranked.quality.exact,
         "quality": ranked.quality.relative_l2,
     }

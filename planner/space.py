@@ -81,6 +81,11 @@ class Candidate:
         return self.mesh.size // self.mesh.pipefusion if self.weights == "sharded" else 1
 
     @property
+    def can_share_weights(self) -> bool:
+        """Whether several ranks run the same blocks, and can gather them: not within graphs."""
+        return self.mesh.size > self.mesh.pipefusion and "graph" not in self.mode
+
+    @property
     def shares_text(self) -> str:
         """Such as `tokens 2:1`, by place in the sequence; empty for equal shares."""
         return f"tokens {':'.join(map(str, self.token_shares))}" if self.token_shares else ""

@@ -23,6 +23,8 @@ def key_of(candidate: Candidate) -> str:
         key += f" ranks{'+'.join(map(str, candidate.placement))}"
     if candidate.token_shares:
         key += f" tokens{':'.join(map(str, candidate.token_shares))}"
+    if candidate.weights == "sharded":
+        key += " sharded"
     part = candidate.pipefusion
     if part is None:
         return key

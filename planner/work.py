@@ -1,8 +1,15 @@
 """What one rank does in a call of the transformer: its blocks, their exchanges, what is around."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention
+from ditplan.planner.activities import (
+    Activity,
+    Computation,
+    Exchange,
+    RingAttention,
+    seconds_of,
+)
 from ditplan.planner.compute import DeviceTimes, Timed
 from ditplan.planner.constants import CostConstants, ModeConstants
 from ditplan.planner.crew import Crew, Load, Loads
@@ -139,7 +146,8 @@ class RankWork:
 
     def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
         """What some activities take, found once for such a step at its place; not to be changed."""
-        how = (step.device.name, step.candidate.mode, step.candidate.pipefusion is None)
+        of = step.candidate
+        how = (step.device.name, of.mode, of.weights, of.pipefusion is None)
         key, known = (what, id(step.share), id(step.loads), *how), step.place.booked
         if key not in known:
             known[key] = Ledger()
@@ -149,6 +157,26 @@ class RankWork:
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         """What a rank does in one block of a run, in this order."""
+        if step.candidate.weights == "replicated":
+            yield from self._block(step, run)
+            return
+        activities = list(self._block(step, run))
+        yield from activities
+        yield self._weights(step, run, sum(map(seconds_of, activities)))
+
+    def _weights(self, step: Step, run: BlockRun, block_s: float) -> Exchange:
+        """By how much a block's weights are put together later than the block before is done.
+
+        On a CPU gathering takes the cores that compute.
+        """
+        sharers, axes = step.candidate.weight_sharers, ("dp", "cfg", "ring", "ulysses")
+        piece_bytes = run.parameters * step.workload.dtype_bytes / sharers
+        gathered = self._over(step, "weights", "all_gather", piece_bytes, axes)
+        hidden_s = block_s if step.device.kind == "cuda" else 0.0
+        waited_s = max(0.0, gathered.timed.seconds - hidden_s)
+        return replace(gathered, timed=Timed(waited_s, gathered.timed.source))
+
+    def _block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         share, block = step.share, self.computed(step, run)
         yield Computation("blocks", Timed(block.seconds - block.attention_s, block.source))
         pairs = sum(share.pairs(attention) for attention in run.attentions)
