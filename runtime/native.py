@@ -31,6 +31,7 @@ from ditplan.runtime.patches import REMEDY, apply_patches
 from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
 from ditplan.runtime.pipe import Pipe, make_pipe
 from ditplan.runtime.pipefusion import StagePredictor, require_stages
+from ditplan.runtime.ring import RingRoom
 from ditplan.runtime.rows import RowOperators, apply_rows
 from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
@@ -55,6 +56,7 @@ class Prepared:
     answers: tuple[AttentionOperator, ...] | None
     rows: RowOperators | None
     blocks: CompiledBlocks
+    room: RingRoom
     pipe: Pipe | None
     cache: KeyCache | None
 
@@ -93,6 +95,7 @@ def _parallelize(
     execution = plan.execution
     prepared = _prepared(model, plan, context)
     may_fall_back = execution.fallback == "eager"
+    undo.callback(prepared.room.clear)
     if prepared.layout and prepared.answers is not None:
         if prepared.rows:
             apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
@@ -178,7 +181,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     if pipe and plan.pipefusion:
         patches = Patches("image", has_filler=family.needs_text)
         cache = KeyCache(plan.pipefusion.patches)
-    layout = None
+    layout, room = None, RingRoom()
     answers: tuple[AttentionOperator, ...] | None = None
     if sequence or pipe:
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
@@ -193,7 +196,9 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         kernel = plan.execution.attention
         answers = tuple(
             _distributed(
-                SequenceAttention(declared, layout, kernel, exchange, gather_keys, cache, number)
+                SequenceAttention(
+                    declared, layout, kernel, exchange, gather_keys, room, cache, number
+                )
             )
             for number, declared in enumerate(family.self_attentions)
         )
@@ -208,7 +213,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     blocks = CompiledBlocks(answers or (), movable=weight_sharers is None)
     rows = RowOperators(sequence) if sequence and family.rows else None
     return Prepared(
-        family, sharers, callers, weight_sharers, layout, answers, rows, blocks, pipe, cache
+        family, sharers, callers, weight_sharers, layout, answers, rows, blocks, room, pipe, cache
     )
 
 

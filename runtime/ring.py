@@ -19,6 +19,28 @@ AttendWithLse = Callable[
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
+class RingRoom:
+    """Memory for what is sent and received, the same for all attentions of one shape.
+
+    What is new each time is held until a graph's capture ends, as transports use it on a stream of
+    their own: as much as all blocks of a model send.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def of(self, slot: int, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """The slot's memory for a shape; what was there before must not be wanted any more."""
+        key = (slot, shape, like.dtype, like.device)
+        if key not in self._kept:
+            self._kept[key] = like.new_empty(shape)
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self._kept.clear()
+
+
 def ring_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -26,6 +48,7 @@ def ring_attention(
     group: AxisGroup,
     key_sizes: Sequence[int],
     attend: AttendWithLse,
+    room: RingRoom,
     beside: Iterable[KeysAndValues] = (),
     kept: dict[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -37,8 +60,9 @@ def ring_attention(
     `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index.
     """
     ranks = group.size
-    batch, heads, _, width = key.shape
-    block = torch.stack((key, value))
+    batch, heads, own, width = key.shape
+    block = room.of(0, (2, batch, heads, own, width), key)
+    torch.stack((key, value), out=block)
     merged = PartialAttention()
     for step in range(ranks):
         owner = (group.index - step) % ranks
@@ -46,7 +70,9 @@ def ring_attention(
             kept[owner] = block
         arriving, transfers = block, []
         if step + 1 < ranks:
-            arriving = block.new_empty(2, batch, heads, key_sizes[owner - 1], width)
+            # one that was attended to is written to again, unless all are wanted at the end
+            slot = 1 + (step if kept is not None else step % 2)
+            arriving = room.of(slot, (2, batch, heads, key_sizes[owner - 1], width), key)
             transfers = _pass_on(block, arriving, group)
         if step == 0:
             for keys, values in beside:

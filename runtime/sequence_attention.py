@@ -15,7 +15,7 @@ from ditplan.profiles.model import AttentionKernel
 from ditplan.runtime.attention import attend, attend_with_lse
 from ditplan.runtime.exchange import Exchange, Work
 from ditplan.runtime.layout import Layout
-from ditplan.runtime.ring import ring_attention
+from ditplan.runtime.ring import RingRoom, ring_attention
 from ditplan.runtime.stale import KeyCache
 
 GatherKeys = Callable[
@@ -35,6 +35,7 @@ class SequenceAttention:
     kernel: AttentionKernel
     exchange: Exchange | None
     gather_keys: GatherKeys | None
+    room: RingRoom
     cache: KeyCache | None = None
     number: int = 0
 
@@ -119,10 +120,12 @@ class SequenceAttention:
             return attend_with_lse(q, k, v, scale, self.kernel)
 
         if self.cache is None:
-            return ring_attention(query, key, value, ring, key_sizes, block)
+            return ring_attention(query, key, value, ring, key_sizes, block, self.room)
         patch, fresh = self.layout.patch, dict[int, torch.Tensor]()
         stale = self.cache.others(self.number, patch) if patch is not None else ()
-        attended = ring_attention(query, key, value, ring, key_sizes, block, stale, fresh)
+        attended = ring_attention(
+            query, key, value, ring, key_sizes, block, self.room, stale, fresh
+        )
         keys, values = torch.cat([fresh[member] for member in range(ring.size)], 3)
         self.cache.renew(self.number, patch, keys, values, self._tokens_of)
         return attended
