@@ -216,5 +216,9 @@ class MemoryConstants:
     """A CUDA graph's nodes and its pool's fragments: SD3 takes 0.2 to 0.5 GB more so than eagerly
     (two H100, 1024px)."""
 
+    patch_graph_bytes: int = 150_000_000
+    """The same of each further graph, of which PipeFusion has one for each patch: SD3 and Wan with
+    stages hold 0.4 to 1.1 GB more than one graph's (two H100, 2 to 4 patches)."""
+
     allocator_slack: float = 1.05
     """Fragmentation of the caching allocator, on what is not weights."""

@@ -76,9 +76,9 @@ class MemoryModel:
         """The peak of the rank that holds most, as `memory_of`, of all or of one stage."""
         part = candidate.pipefusion
         stages = (part.blocks_per_stage, part.schedule) if part else None
-        has_graph, shares = "graph" in candidate.mode, candidate.token_shares
-        held = (stages, stage, shares, candidate.weights)
-        key = (candidate.mesh.degrees, held, has_graph, device.kind, workload)
+        graphs = _graphs(candidate)
+        held = (stages, stage, candidate.token_shares, candidate.weights, graphs)
+        key = (candidate.mesh.degrees, held, device.kind, workload)
         if key not in self._found:
             counts = self.fullest_stage(candidate, workload)
             if part is not None and stage is not None:
@@ -145,7 +145,7 @@ class MemoryModel:
             vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
             context_bytes=_context_bytes(mesh, device, c),
             cache_bytes=sum(count * cached for count, cached in kept),
-            graph_bytes=_graph_bytes(candidate, c),
+            graph_bytes=_graph_bytes(_graphs(candidate), c),
         )
 
     def _cached_bytes(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
@@ -248,9 +248,16 @@ def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
     return math.ceil(c.vae_live_tensors * pixels * widest * workload.dtype_bytes)
 
 
-def _graph_bytes(candidate: Candidate, c: MemoryConstants) -> int:
-    """What a captured graph takes beside the activations, which are its own and no second copy."""
-    return c.graph_bytes if "graph" in candidate.mode else 0
+def _graphs(candidate: Candidate) -> int:
+    """How many CUDA graphs a rank has: of the whole sequence, and of each patch."""
+    if "graph" not in candidate.mode:
+        return 0
+    return 1 + (candidate.pipefusion.patches if candidate.pipefusion else 0)
+
+
+def _graph_bytes(graphs: int, c: MemoryConstants) -> int:
+    """What captured graphs take beside the activations, which are their own and no second copy."""
+    return c.graph_bytes + (graphs - 1) * c.patch_graph_bytes if graphs else 0
 
 
 def _context_bytes(mesh: Mesh, device: Device, c: MemoryConstants) -> int:

@@ -49,4 +49,4 @@ def test_stages_without_a_network_between_them_are_predicted_within_16_percent()
     ]
     assert len(staged) >= 5
     assert max(abs(one.error) for one in staged) <= 0.16
-    assert max(abs(one.memory_error) for one in staged) <= 0.25
+    assert max(abs(one.memory_error) for one in staged) <= 0.12
