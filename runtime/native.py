@@ -34,6 +34,7 @@ from ditplan.runtime.rows import RowOperators, apply_rows
 from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
 from ditplan.runtime.stale import KeyCache
+from ditplan.runtime.step_cache import apply_step_cache
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def _parallelize(
     if "graph" in execution.mode and not prepared.pipe:
         graphed = GraphedForward(model.forward, context.device, may_fall_back)
         replace_forward(model, graphed, undo)
+    if plan.step_cache:
+        apply_step_cache(pipeline, model, plan.step_cache, undo)
     if prepared.callers:
         apply_calls(pipeline, model, prepared.family, prepared.callers, undo)
 
@@ -238,6 +241,11 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     plan.require_model(name, config_digest(config))
     family = family_of(name)
     parts = plan.mesh.sequence_parallel * plan.mesh.pipefusion
+    if plan.step_cache and getattr(model, "is_cache_enabled", False):
+        raise InputError(
+            f"{name} has a step cache enabled and the plan has its own ({plan.step_cache}): call "
+            "disable_cache() or use a plan without one"
+        )
     if parts > 1 and getattr(model, "is_cache_enabled", False):
         raise InputError(
             f"{name} has a step cache enabled, by which each rank would decide for itself which "
