@@ -2,9 +2,9 @@
 
     python -m benchmarks.pipefusion_quality --captions 64
 
-For each number of patches and warm-up steps: how many pictures of unseen captions show what their captions say, and
-how far latents and pictures are from those of one device with the same noise. Stages only say where
-blocks run: results don't depend on how many there are, which `--stages 2 4` shows.
+For each number of patches and warm-up steps: how many pictures of unseen captions show what these
+say, and how far latents and pictures are from those of one device with the same noise. Stages only
+say where blocks run: results don't depend on how many there are, which `--stages 2 4` shows.
 `--cache 2 3 --order 0 1` shows step caches of these intervals and orders instead.
 """
 
