@@ -21,6 +21,7 @@ from ditplan.profiles.plan import (
     ExecutionPlan,
     PipeFusion,
     PlannedModel,
+    TaylorSeer,
     bare_plan,
 )
 from ditplan.profiles.splits import split_sizes
@@ -227,12 +228,20 @@ def plan_for(
     mesh: Mesh,
     execution: Execution | None = None,
     pipefusion: PipeFusion | None = None,
+    step_cache: TaylorSeer | None = None,
 ) -> ExecutionPlan:
     """A plan without numbers, for ranks in the usual order."""
     model = PlannedModel.of(
         spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
     )
-    return bare_plan(model, workload, mesh, execution=execution, pipefusion=pipefusion)
+    return bare_plan(
+        model,
+        workload,
+        mesh,
+        execution=execution,
+        pipefusion=pipefusion,
+        step_cache=step_cache,
+    )
 
 
 def xdit_config(job: Job, compiled: bool) -> Any:

@@ -1,10 +1,11 @@
-"""What PipeFusion costs in quality on sd3-tiny: unseen captions, against one device.
+"""What PipeFusion and step caches cost in quality on sd3-tiny, against one device without.
 
     python -m benchmarks.pipefusion_quality --captions 64
 
-For each number of patches and warm-up steps: how many pictures show what their captions say, and
-how far latents and pictures are from those of one device with the same noise. Stages only say where
-blocks run: results don't depend on how many there are, which `--stages 2 4` shows.
+For each number of patches and warm-up steps: how many pictures of unseen captions show what these
+say, and how far latents and pictures are from those of one device with the same noise. Stages only
+say where blocks run: results don't depend on how many there are, which `--stages 2 4` shows.
+`--cache 2 3 --order 0 1` shows step caches of these intervals and orders instead.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from benchmarks.engines import plan_for
 from benchmarks.rank_measurements import Drawn, draw
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion
+from ditplan.profiles.plan import ExecutionPlan, PipeFusion, TaylorSeer
 from ditplan.profiles.splits import split_sizes
 from ditplan.runtime.launch import RankPool
 
@@ -71,11 +72,21 @@ class Drawing:
             warmup_steps=warmup,
         )
         mesh = Mesh(pipefusion=stages)
-        drawn, seconds = self._draw(plan_for(self._spec, self._work, mesh, pipefusion=part))
+        plan = plan_for(self._spec, self._work, mesh, pipefusion=part)
+        self._show(plan, stages, patches, warmup)
+
+    def compare_cache(self, cache: TaylorSeer) -> None:
+        """Prints the line of a step cache, on one device."""
+        plan = plan_for(self._spec, self._work, Mesh(), step_cache=cache)
+        computed = f"{cache.computed_steps(self._asked.steps)} computed"
+        self._show(plan, f"interval {cache.interval}", f"order {cache.order}", computed)
+
+    def _show(self, plan: ExecutionPlan, *setting: object) -> None:
+        drawn, seconds = self._draw(plan)
         distance = relative_l2(drawn.latents, self._alone.latents)
         ratio = psnr(drawn.pictures, self._alone.pictures)
         numbers = (f"{distance:.4f}", f"{ratio:.1f}", f"{seconds:.0f}")
-        say(stages, patches, warmup, self._right(drawn), *numbers)
+        say(*setting, self._right(drawn), *numbers)
 
     def _draw(self, plan: ExecutionPlan) -> tuple[Drawn, float]:
         asked, begin = self._asked, time.perf_counter()
@@ -105,13 +116,19 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[2])
     parser.add_argument("--patches", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--warmup", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--cache", type=int, nargs="+", help="intervals of step caches")
+    parser.add_argument("--order", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     asked = parser.parse_args()
-    with RankPool(None, max(asked.stages), asked.device) as pool:
+    with RankPool(None, 1 if asked.cache else max(asked.stages), asked.device) as pool:
         drawing = Drawing(pool, asked)
+        if asked.cache:
+            for interval, order in itertools.product(asked.cache, asked.order):
+                drawing.compare_cache(TaylorSeer(interval=interval, order=order))
+            return
         for setting in itertools.product(asked.stages, asked.patches, asked.warmup):
             drawing.compare(*setting)
 

@@ -87,6 +87,32 @@ class PipeFusion(Noun):
         return f"{patches}, {warmup}, {folded}stages of {blocks} blocks"
 
 
+class TaylorSeer(Noun):
+    """A step cache: most steps extrapolate the transformer's prediction instead of computing it.
+
+    The first `full_steps` compute, later ones as diffusers' `TaylorSeerCacheConfig` has it: step
+    `full_steps` + 1 and each `interval`-th from there. `order` is that of the extrapolation: 0
+    repeats the last prediction. Source: arXiv 2503.06923.
+    """
+
+    name: Literal["taylorseer"] = "taylorseer"
+    interval: PositiveInt
+    full_steps: PositiveInt = 3
+    order: NonNegativeInt = 1
+
+    def computes(self, step: int) -> bool:
+        """Whether a step, counted from 0, runs the transformer."""
+        return step < self.full_steps or (step - self.full_steps - 1) % self.interval == 0
+
+    def computed_steps(self, steps: int) -> int:
+        """How many of so many steps run the transformer."""
+        return sum(self.computes(step) for step in range(steps))
+
+    def __str__(self) -> str:
+        """Such as `taylorseer interval 3 after 3, order 1`."""
+        return f"{self.name} interval {self.interval} after {self.full_steps}, order {self.order}"
+
+
 class Execution(Noun):
     """How each rank runs its share.
 
@@ -176,7 +202,8 @@ class ExecutionPlan(Record):
     """One plan; `placement` lists the global rank of each mesh coordinate, last axis fastest.
 
     `token_shares` are in what proportion the ranks of a sequence share its tokens, one for each
-    coordinate (ring, ulysses), last axis fastest; None for equal shares. Heads follow them.
+    coordinate (ring, ulysses), last axis fastest; None for equal shares. Heads follow them. A plan
+    with a `step_cache` isn't exact.
     """
 
     kind: ClassVar[str] = "plan"
@@ -189,6 +216,7 @@ class ExecutionPlan(Record):
     placement: tuple[NonNegativeInt, ...]
     token_shares: tuple[PositiveInt, ...] | None = None
     pipefusion: PipeFusion | None
+    step_cache: TaylorSeer | None = None
     execution: Execution
     quality: Quality
     prediction: Prediction | None
@@ -232,6 +260,20 @@ class ExecutionPlan(Record):
             raise ValueError(
                 f"weights that are shared out can't be gathered in mode {self.execution.mode}; use "
                 "eager or compile"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _step_cache_fits(self) -> Self:
+        if self.step_cache and self.pipefusion:
+            raise ValueError(
+                "a step cache can't be combined with pipefusion: stages hold stale keys of the "
+                "last step, and a step that is left out renews none; leave one of them out"
+            )
+        if self.step_cache and self.quality.exact:
+            raise ValueError(
+                f"the plan has a step cache ({self.step_cache}), which is an approximation, and "
+                "its quality says exact; set `exact` to false"
             )
         return self
 
@@ -319,6 +361,7 @@ def bare_plan(
     pipefusion: PipeFusion | None = None,
     placement: tuple[int, ...] | None = None,
     token_shares: tuple[int, ...] | None = None,
+    step_cache: TaylorSeer | None = None,
 ) -> ExecutionPlan:
     """A plan that no search has made, without numbers, for any devices; ranks in the usual order
     without a `placement`, equal parts of the sequence without `token_shares`.
@@ -331,8 +374,9 @@ def bare_plan(
         placement=placement or tuple(range(mesh.size)),
         token_shares=token_shares,
         pipefusion=pipefusion,
+        step_cache=step_cache,
         execution=execution or Execution(),
-        quality=Quality(exact=pipefusion is None),
+        quality=Quality(exact=pipefusion is None and step_cache is None),
         prediction=None,
         measurement=None,
         runner_ups=(),

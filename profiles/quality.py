@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
+from ditplan.profiles.plan import TaylorSeer
 from ditplan.profiles.record import Noun, Record
 from ditplan.profiles.workload import Workload
 
@@ -20,6 +21,14 @@ class QualityPoint(Noun):
     relative_l2: float = Field(ge=0)
 
 
+class StepCachePoint(Noun):
+    """An otherwise exact plan with a step cache; the mesh doesn't matter. Distances as above."""
+
+    step_cache: TaylorSeer
+    relative_l2: float = Field(ge=0)
+    measured_with: str
+
+
 class MeasuredQuality(Record):
     """Distances of one model with its own weights at one workload.
 
@@ -33,6 +42,7 @@ class MeasuredQuality(Record):
     config_hash: str
     workload: Workload
     points: tuple[QualityPoint, ...] = Field(min_length=1)
+    step_caches: tuple[StepCachePoint, ...] = ()
     measured_with: str
 
     def holds_for(self, config_hash: str, workload: Workload) -> bool:

@@ -37,6 +37,7 @@ from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
 from ditplan.runtime.sharded_weights import ShardedWeights, shard, shards_of
 from ditplan.runtime.stale import KeyCache
+from ditplan.runtime.step_cache import apply_step_cache
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,7 @@ def _parallelize(
     prepared = _prepared(model, plan, context)
     may_fall_back = execution.fallback == "eager"
     undo.callback(prepared.room.clear)
-    if prepared.layout and prepared.answers is not None:
-        if prepared.rows:
-            apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
-        apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
-    elif prepared.answers:
-        answer_attentions(model, prepared.family, prepared.answers, undo)
+    _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, undo)
     if "compile" in execution.mode:
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
@@ -114,8 +110,19 @@ def _parallelize(
     if "graph" in execution.mode and not prepared.pipe:
         graphed = GraphedForward(model.forward, context.device, may_fall_back)
         replace_forward(model, graphed, undo)
+    if plan.step_cache:
+        apply_step_cache(pipeline, model, plan.step_cache, undo)
     if prepared.callers:
         apply_calls(pipeline, model, prepared.family, prepared.callers, undo)
+
+
+def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:
+    if prepared.layout and prepared.answers is not None:
+        if prepared.rows:
+            apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
+        apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
+    elif prepared.answers:
+        answer_attentions(model, prepared.family, prepared.answers, undo)
 
 
 def sharers_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
@@ -290,6 +297,11 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     plan.require_model(name, config_digest(config))
     family = family_of(name)
     parts = plan.mesh.sequence_parallel * plan.mesh.pipefusion
+    if plan.step_cache and getattr(model, "is_cache_enabled", False):
+        raise InputError(
+            f"{name} has a step cache enabled and the plan has its own ({plan.step_cache}): call "
+            "disable_cache() or use a plan without one"
+        )
     if parts > 1 and getattr(model, "is_cache_enabled", False):
         raise InputError(
             f"{name} has a step cache enabled, by which each rank would decide for itself which "

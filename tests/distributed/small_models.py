@@ -2,7 +2,7 @@
 
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion, PlannedModel, bare_plan
+from ditplan.profiles.plan import ExecutionPlan, PipeFusion, PlannedModel, TaylorSeer, bare_plan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.inspection import inspect_configs
 
@@ -75,6 +75,7 @@ def plan_for(
     placement: tuple[int, ...] | None = None,
     pipefusion: PipeFusion | None = None,
     token_shares: tuple[int, ...] | None = None,
+    step_cache: TaylorSeer | None = None,
 ) -> ExecutionPlan:
     """A plan as `tune` writes it, without numbers."""
     model = PlannedModel.of(
@@ -87,4 +88,5 @@ def plan_for(
         placement=placement,
         pipefusion=pipefusion,
         token_shares=token_shares,
+        step_cache=step_cache,
     )

@@ -1,14 +1,17 @@
 """What makes a plan legal, and what makes a job refuse it."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
+from diffusers.hooks.hooks import CacheContext, StateManager
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheHook, TaylorSeerState
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion, Quality
+from ditplan.profiles.plan import ExecutionPlan, PipeFusion, Quality, TaylorSeer
 from tests.unit.nouns import a_plan
 
 
@@ -97,6 +100,32 @@ def test_an_exact_plan_carries_no_error() -> None:
     assert Quality(exact=False, relative_l2=0.1).relative_l2 == 0.1
     with pytest.raises(ValidationError, match="an exact plan carries no error"):
         Quality(exact=True, relative_l2=0.1)
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3, 5])
+@pytest.mark.parametrize("full_steps", [1, 3])
+def test_a_step_cache_computes_in_the_steps_of_diffusers(interval: int, full_steps: int) -> None:
+    cache = TaylorSeer(interval=interval, full_steps=full_steps)
+    states: Any = StateManager(cast("Any", TaylorSeerState))
+    states.set_context(CacheContext("step"))
+    hook = TaylorSeerCacheHook(interval, full_steps, torch.float32, states)
+    theirs = [bool(hook._measure_should_compute()[0]) for _ in range(20)]
+    assert [cache.computes(step) for step in range(20)] == theirs
+    assert cache.computed_steps(20) == sum(theirs)
+
+
+def test_a_step_cache_is_approximate_and_not_for_stages() -> None:
+    cache, near = {"interval": 2}, {"exact": False, "relative_l2": 0.1}
+    assert plan_with(step_cache=cache, quality=near).step_cache == TaylorSeer(interval=2)
+    with pytest.raises(ValidationError, match="which is an approximation, and its quality says"):
+        plan_with(step_cache=cache, quality={"exact": True})
+    with pytest.raises(ValidationError, match="a step cache can't be combined with pipefusion"):
+        plan_with(
+            mesh={"pipefusion": 2, "cfg": 2},
+            pipefusion={**FOLDED, "blocks_per_stage": [2, 3]},
+            step_cache=cache,
+            quality=near,
+        )
 
 
 def test_another_number_of_ranks_is_refused_with_both_ways_out() -> None:
