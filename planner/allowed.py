@@ -1,8 +1,8 @@
-"""Which approximate plans a search may choose from: settings of PipeFusion."""
+"""Which approximate plans a search may choose from: settings of PipeFusion, and step caches."""
 
 from dataclasses import dataclass
 
-from ditplan.profiles.plan import Quality
+from ditplan.profiles.plan import Quality, TaylorSeer
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
@@ -12,10 +12,14 @@ PATCHES_A_STAGE = (1, 2, 4)
 One patch more than stages is tried as well: it hides what is waited for between two stages.
 """
 
+STEP_CACHES = tuple(TaylorSeer(interval=interval) for interval in (2, 3, 5))
+"""What is tried where any quality will do."""
+
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which settings of PipeFusion may be used, and what was measured of their quality.
+    """Which settings of PipeFusion and which step caches may be used, and what was measured of
+    their quality.
 
     `patches` and `warmup_steps` are those that the user fixed. With a `bound` only settings are
     allowed whose measured distance from one device keeps it.
@@ -25,6 +29,7 @@ class Allowed:
     warmup_steps: int | None = None
     bound: float | None = None
     known: MeasuredQuality | None = None
+    step_caches: tuple[TaylorSeer, ...] = ()
 
     def settings(self, stages: int) -> tuple[tuple[int, int], ...]:
         """Patches and warm-up steps to try with so many stages.
@@ -52,6 +57,22 @@ def warmup_excess(warmup_steps: int, workload: Workload) -> str | None:
     if 1 <= warmup_steps <= workload.steps:
         return None
     return f"--warmup {warmup_steps}: there are {workload.steps} steps; use 1 to {workload.steps}"
+
+
+def step_caches_within(bound: float, known: MeasuredQuality | None) -> tuple[TaylorSeer, ...]:
+    """The step caches whose measured distance from one device keeps a bound."""
+    points = known.step_caches if known else ()
+    return tuple(point.step_cache for point in points if point.relative_l2 <= bound)
+
+
+def quality_with_cache(known: MeasuredQuality | None, step_cache: TaylorSeer) -> Quality:
+    """What a plan with a step cache says of its quality."""
+    for point in known.step_caches if known else ():
+        if point.step_cache == step_cache:
+            return Quality(
+                exact=False, relative_l2=point.relative_l2, measured_with=point.measured_with
+            )
+    return Quality(exact=False)
 
 
 def quality_of(known: MeasuredQuality | None, patches: int, warmup_steps: int) -> Quality:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ditplan.planner.allowed import Allowed, warmup_excess
+from ditplan.planner.allowed import STEP_CACHES, Allowed, step_caches_within, warmup_excess
 from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.pricing import Task
 from ditplan.profiles.backends import BACKENDS, Backend
@@ -75,16 +75,19 @@ def allowed_for(
     """Which approximate plans the user allows; None if only exact ones.
 
     `known` is what was measured of the model with the user's weights at this workload. PipeFusion
-    always has a warm-up step and there are no caches yet, so `any` allows what `safe` does.
+    always has a warm-up step; step caches are allowed by `any`, and by a bound that theirs keeps.
 
     Raises:
         InputError: settings of PipeFusion where there can be none, more warm-up steps than steps,
             or a bound and nothing measured to compare with it.
     """
     bound = check_quality(quality)
+    caches = STEP_CACHES if quality == "any" else ()
+    if bound is not None:
+        caches = step_caches_within(bound, known)
     if quality == "exact" or pipefusion == 1:
         if patches is None and warmup_steps is None:
-            return None
+            return Allowed(bound=bound, known=known, step_caches=caches) if caches else None
         remedy = "--pipefusion 2 or more" if pipefusion == 1 else "--quality safe"
         raise InputError(
             f"--patches and --warmup are PipeFusion's, which is ruled out: give {remedy}, or leave "
@@ -94,13 +97,13 @@ def allowed_for(
         raise InputError(wrong)
     if bound is not None and known is None:
         raise InputError(
-            f"--quality {quality}: how far PipeFusion's latents are from one device's is not known "
+            f"--quality {quality}: how far approximate latents are from one device's is not known "
             f"for these weights of {spec.name} at {workload.width}x{workload.height}, "
             f"{workload.steps} steps, and neither random weights nor another model can tell; it "
             f"takes a measurement, recorded in profiles/distances/{spec.name}.json; till then use "
             "--quality exact, or safe"
         )
-    return Allowed(patches, warmup_steps, bound, known)
+    return Allowed(patches, warmup_steps, bound, known, caches)
 
 
 @dataclass(frozen=True)

@@ -69,22 +69,28 @@ class CostModel:
         Raises:
             InputError: the cluster profile can't tell how long a collective of this mesh takes.
         """
-        ledger = self._ledger(candidate, workload)
-        times = 1 if candidate.pipefusion else workload.steps
+        step = self._ledger(candidate, workload)
+        computed = 1 if candidate.pipefusion else workload.steps
+        if candidate.step_cache:
+            computed = candidate.step_cache.computed_steps(workload.steps)
+        ledger = Ledger()
+        ledger.include_all(step, computed)
+        if candidate.step_cache:
+            ledger.include_part("scheduler", step, workload.steps - computed)
         parts: dict[str, float] = {}
         for (part, _), seconds in ledger.seconds.items():
-            parts[part] = parts.get(part, 0.0) + seconds * times
+            parts[part] = parts.get(part, 0.0) + seconds
         latency_s = math.fsum(parts.values())
         around_s = self._around(workload, self._all_devices[candidate.placement[0]])
         memory = self.memory(candidate, workload, self.devices_of(candidate)[0])
         return Prediction(
             latency_s=latency_s,
-            interval_s=self._interval(ledger, latency_s, times),
+            interval_s=self._interval(ledger, latency_s),
             end_to_end_s=latency_s + around_s,
             setup_s=self._setup_s(candidate, workload),
             memory_bytes=memory.total_bytes,
             parts=parts,
-            link_bytes={kind: count * times for kind, count in ledger.link_bytes.items()},
+            link_bytes=dict(ledger.link_bytes),
             source=worst_source(ledger),
         )
 
@@ -291,12 +297,12 @@ class CostModel:
         compile_s = kinds * shapes * c.compile_s if "compile" in candidate.mode else 0.0
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
 
-    def _interval(self, ledger: Ledger, latency_s: float, times: int) -> tuple[float, float]:
+    def _interval(self, ledger: Ledger, latency_s: float) -> tuple[float, float]:
         """The 90% interval: each part as uncertain as its source, all erring in the same
         direction.
         """
         shares = self.constants.interval_share
-        half_s = times * math.fsum(s * shares[source] for (_, source), s in ledger.seconds.items())
+        half_s = math.fsum(s * shares[source] for (_, source), s in ledger.seconds.items())
         return (latency_s - half_s, latency_s + half_s)
 
 

@@ -34,6 +34,12 @@ class Ledger:
         for kind, moved_bytes in other.link_bytes.items():
             self.link_bytes[kind] += moved_bytes * times
 
+    def include_part(self, part: str, other: "Ledger", times: float) -> None:
+        """Books the seconds of one part of another ledger `times` times."""
+        for (name, source), seconds in other.seconds.items():
+            if name == part:
+                self.seconds[name, source] += seconds * times
+
     @property
     def total(self) -> float:
         """All seconds."""

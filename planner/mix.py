@@ -193,7 +193,8 @@ def configuration_of(ranked: Ranked) -> Configuration:
     candidate = ranked.candidate
     part = candidate.pipefusion
     patching = (part.patches, part.warmup_steps) if part else ()
-    return (candidate.mesh.degrees, candidate.placement, candidate.mode, patching)
+    held = (candidate.weights, candidate.step_cache)
+    return (candidate.mesh.degrees, candidate.placement, candidate.mode, patching, held)
 
 
 def _with_part(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from ditplan.planner.allowed import Allowed, quality_of
+from ditplan.planner.allowed import Allowed, quality_of, quality_with_cache
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.floors import Floors, Front
@@ -115,14 +115,27 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
             "batch"
         )
     candidates = [ranked.candidate for ranked in fitting]
+    priced += _with_step_caches(task, model, fitting)
     control = rule_of_thumb(candidates, task.spec, task.workload, topology)
     marked = [replace(r, control=True) if r.candidate is control else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
         dropped["can't be among the best"] = unpriced
-    if len(fitting) < len(priced):
-        dropped["does not fit in memory"] = len(priced) - len(fitting)
+    if too_big := sum(ranked.too_big is not None for ranked in priced):
+        dropped["does not fit in memory"] = too_big
     return sorted(marked, key=_by_latency), dropped
+
+
+def _with_step_caches(task: Task, model: CostModel, fitting: Iterable[Ranked]) -> list[Ranked]:
+    """Exact plans with each step cache that is allowed."""
+    if task.allowed is None or not task.backend.caches_steps:
+        return []
+    exact = [ranked.candidate for ranked in fitting if ranked.candidate.pipefusion is None]
+    return [
+        priced_as_is(task, model, replace(candidate, step_cache=cache))
+        for candidate in exact
+        for cache in task.allowed.step_caches
+    ]
 
 
 @contextmanager
@@ -208,6 +221,8 @@ def _advised(task: Task, space: Space) -> Mesh:
 
 
 def _quality_of(task: Task, candidate: Candidate) -> Quality:
+    if candidate.step_cache:
+        return quality_with_cache(task.known, candidate.step_cache)
     part = candidate.pipefusion
     return quality_of(task.known, part.patches, part.warmup_steps) if part else EXACT
 

@@ -99,6 +99,8 @@ def mesh_text(ranked: Ranked) -> str:
         lines.append(f"{min(shares)}:{max(shares)}t")
     if candidate.weights == "sharded":
         lines.append("weights in pieces")
+    if candidate.step_cache:
+        lines.append(f"{candidate.step_cache.name} {candidate.step_cache.interval}")
     return "\n".join(lines)
 
 
@@ -117,6 +119,10 @@ def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
     parts += ["(a > b): ranks far apart along a, next to each other along b"] if orders else []
     words = "p, w, b: PipeFusion's patches, warm-up steps, blocks a stage; not exact"
     parts += [words] if patched else []
+    cached = any(ranked.candidate.step_cache for _, ranked in shown)
+    parts += (
+        ["taylorseer n: every n-th step computes, as the plan says; not exact"] if cached else []
+    )
     shared = any(ranked.candidate.token_shares for _, ranked in shown)
     parts += ["t: the least and the largest share of a sequence's tokens"] if shared else []
     return parts + ([f"{hidden} more not shown"] if hidden else [])
@@ -168,12 +174,17 @@ def candidate_json(ranked: Ranked, backend: str, batch: int = 1) -> dict[str, ob
 
 
 def best_text(ranking: Ranking) -> str:
-    """What is best, in a line: mesh, mode, PipeFusion's settings, and where throughput is asked for
-    what the copies make.
+    """What is best, in a line: mesh, mode, PipeFusion's settings or a step cache, and where
+    throughput is asked for what the copies make.
     """
     best = ranking.best
-    part = best.candidate.pipefusion
-    words = [str(best.candidate.mesh), best.execution.mode, *([str(part)] if part else [])]
+    part, cache = best.candidate.pipefusion, best.candidate.step_cache
+    words = [
+        str(best.candidate.mesh),
+        best.execution.mode,
+        *(str(one) for one in (part, cache) if one),
+    ]
+    words += ["weights in pieces"] if best.candidate.weights == "sharded" else []
     if ranking.objective.name == "throughput":
         figures = best.figures(ranking.workload.batch)
         copies = f"{best.replicas} cop{'y' if best.replicas == 1 else 'ies'}"
@@ -272,12 +283,14 @@ def shares_json(ranked: Ranked) -> dict[str, object]:
     isn't known.
     """
     part, shares = ranked.candidate.pipefusion, ranked.candidate.token_shares
+    cache = ranked.candidate.step_cache
     return {
         "patches": part.patches if part else 1,
         "warmup": part.warmup_steps if part else 0,
         "blocks_per_stage": list(part.blocks_per_stage) if part else None,
         "token_shares": list(shares) if shares else None,
         "weights": ranked.candidate.weights,
+        "step_cache": cache.model_dump() if cache else None,
         "exact": ranked.quality.exact,
         "quality": ranked.quality.relative_l2,
     }

@@ -28,7 +28,7 @@ from ditplan.profiles.backends import Backend
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import PipeFusion, Schedule, Weights
+from ditplan.profiles.plan import PipeFusion, Schedule, TaylorSeer, Weights
 from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
@@ -42,8 +42,8 @@ class Candidate:
 
     `order` lists the axes from the one whose neighbours are farthest apart in rank to the one whose
     are next to each other; `placement` is what follows from it, the rank of each mesh coordinate.
-    A mesh with pipefusion stages has a `pipefusion` part. `token_shares` and `weights` are those
-    of a plan.
+    A mesh with pipefusion stages has a `pipefusion` part. `token_shares`, `weights` and
+    `step_cache` are those of a plan.
     """
 
     mesh: Mesh
@@ -53,16 +53,19 @@ class Candidate:
     pipefusion: PipeFusion | None = None
     token_shares: tuple[int, ...] | None = None
     weights: Weights = "replicated"
+    step_cache: TaylorSeer | None = None
 
     def __str__(self) -> str:
         """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual
-        one, PipeFusion's settings, unequal shares of the tokens and weights that are shared out.
+        one, PipeFusion's settings, unequal shares of the tokens, weights that are shared out and a
+        step cache.
         """
         placed = "" if self.order == AXES else f", {self.order_text}"
         patched = f", {self.pipefusion}" if self.pipefusion else ""
         shared = f", {self.shares_text}" if self.token_shares else ""
+        cached = f", {self.step_cache}" if self.step_cache else ""
         pieces = ", sharded weights" if self.weights == "sharded" else ""
-        return f"{self.mesh}, {self.mode}{placed}{patched}{shared}{pieces}"
+        return f"{self.mesh}, {self.mode}{placed}{patched}{shared}{pieces}{cached}"
 
     @cached_property
     def follows_order(self) -> bool:

@@ -25,6 +25,8 @@ def key_of(candidate: Candidate) -> str:
         key += f" tokens{':'.join(map(str, candidate.token_shares))}"
     if candidate.weights == "sharded":
         key += " sharded"
+    if candidate.step_cache:
+        key += f" {candidate.step_cache}"
     part = candidate.pipefusion
     if part is None:
         return key

@@ -15,7 +15,8 @@ class Backend(Noun):
     `staged_families` have pipefusion; None leaves it to the families themselves. `balances` says
     whether stages may have any number of blocks, and ranks any number of tokens, `folds_skips`
     whether models with long skips have the folded schedule, `shards_weights` whether ranks can
-    share weights out, `runs_here` whether this package runs its plans or only prices them.
+    share weights out, `caches_steps` whether there are step caches, `runs_here` whether this
+    package runs its plans or only prices them.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Backend(Noun):
     balances: bool = True
     folds_skips: bool = True
     shards_weights: bool = True
+    caches_steps: bool = True
     runs_here: bool = True
 
     @property
@@ -61,6 +63,7 @@ BACKENDS = {
         balances=False,
         folds_skips=False,
         shards_weights=False,
+        caches_steps=False,
         runs_here=False,
     ),
 }

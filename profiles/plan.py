@@ -183,6 +183,7 @@ class RunnerUp(Noun):
     placement: tuple[int, ...]
     mode: Mode
     pipefusion: PipeFusion | None = None
+    step_cache: TaylorSeer | None = None
     predicted_s: float
     measured_s: float | None
     memory_bytes: PositiveInt
