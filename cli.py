@@ -211,8 +211,8 @@ def tune(
     quality: Annotated[
         str,
         typer.Option(
-            help="safe (exact plans, and PipeFusion with a warm-up step), exact, any, or the "
-            "largest relative L2 distance of the final latents from one device's.",
+            help="safe (exact plans, and PipeFusion with a warm-up step), exact, any (step caches "
+            "too), or the largest relative L2 distance of the final latents from one device's.",
         ),
     ] = "safe",
     measure: Annotated[

@@ -12,7 +12,7 @@ from ditplan.profiles.record import Noun, Record, shortened
 from ditplan.profiles.workload import Workload
 
 Fallback = Literal["eager", "refuse"]
-RingVariant = Literal["pass", "gather"]
+RingVariant = Literal["pass", "both-ways", "gather"]
 
 
 class PlannedTransformer(Noun):
@@ -118,7 +118,7 @@ class Execution(Noun):
 
     What can't be compiled or captured falls back to eager with a warning, or with `fallback`
     "refuse" ends the run with the reason. `ring` says how a ring's keys and values get about:
-    passed on from rank to rank, or gathered from all ranks first. With "sharded" weights ranks that
+    passed on from rank to rank, one way or both ways at once, or gathered from all ranks first. With "sharded" weights ranks that
     run the same blocks have a piece of each, which they gather when it runs.
     """
 

@@ -204,7 +204,15 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         answers = tuple(
             _distributed(
                 SequenceAttention(
-                    declared, layout, kernel, exchange, gather_keys, room, cache, number
+                    declared,
+                    layout,
+                    kernel,
+                    exchange,
+                    gather_keys,
+                    room,
+                    cache,
+                    number,
+                    both_ways=plan.execution.ring == "both-ways",
                 )
             )
             for number, declared in enumerate(family.self_attentions)

@@ -51,47 +51,63 @@ def ring_attention(
     room: RingRoom,
     beside: Iterable[KeysAndValues] = (),
     kept: dict[int, torch.Tensor] | None = None,
+    *,
+    both_ways: bool = False,
 ) -> torch.Tensor:
     """Attention of this rank's queries over the keys of all ranks, passed on from rank to rank.
 
     (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the
     group. The next block is in flight while `attend` is at work on this one, and the first of them
     also while it is at work on what is `beside`: further keys and values, which this rank has.
-    `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index.
+    `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index. With `both_ways`
+    a block comes from each side at once, in half as many steps, as TokenRing (arXiv 2412.20501) does
+    with queries and outputs.
     """
     ranks = group.size
     batch, heads, own, width = key.shape
     block = room.of(0, (2, batch, heads, own, width), key)
     torch.stack((key, value), out=block)
+    here, last = {group.index: block}, dict.fromkeys((1, -1), block)
     merged = PartialAttention()
-    for step in range(ranks):
-        owner = (group.index - step) % ranks
+    for step, ways in enumerate(_ways(ranks, both_ways), start=1):
         if kept is not None:
-            kept[owner] = block
-        arriving, transfers = block, []
-        if step + 1 < ranks:
+            kept.update(here)
+        arriving: dict[int, torch.Tensor] = {}
+        operations: list[dist.P2POp] = []
+        for way in ways:
+            owner = (group.index - way * step) % ranks
             # one that was attended to is written to again, unless all are wanted at the end
-            slot = 1 + (step if kept is not None else step % 2)
-            arriving = room.of(slot, (2, batch, heads, key_sizes[owner - 1], width), key)
-            transfers = _pass_on(block, arriving, group)
-        if step == 0:
+            slot = way * (step if kept is not None else 1 + step % 2)
+            into = room.of(slot, (2, batch, heads, key_sizes[owner], width), key)
+            operations += _pass_on(last[way], into, group, way)
+            arriving[owner] = last[way] = into
+        transfers = dist.batch_isend_irecv(operations) if operations else []
+        if step == 1:
             for keys, values in beside:
                 merged.add(*attend(query, keys, values))
-        merged.add(*attend(query, block[0], block[1]))
+        for keys, values in here.values():
+            merged.add(*attend(query, keys, values))
         for transfer in transfers:
             transfer.wait()
-        block = arriving
+        here = arriving
     return merged.result(query.dtype)
 
 
-def _pass_on(block: torch.Tensor, arriving: torch.Tensor, group: AxisGroup) -> list[dist.Work]:
-    """Starts sending this block to the next rank of the ring and receiving the previous rank's."""
-    following = group.ranks[(group.index + 1) % group.size]
-    preceding = group.ranks[(group.index - 1) % group.size]
-    works: list[dist.Work] = dist.batch_isend_irecv(
-        [
-            dist.P2POp(dist.isend, block, following, group.group),
-            dist.P2POp(dist.irecv, arriving, preceding, group.group),
-        ]
-    )
-    return works
+def _ways(ranks: int, both_ways: bool) -> list[tuple[int, ...]]:
+    """Which ways blocks go in each step, 1 being the next rank's; none in the last one."""
+    if not both_ways:
+        return [*[(1,)] * (ranks - 1), ()]
+    others = ranks - 1
+    return [*[(1, -1)] * (others // 2), *[(1,)] * (others % 2), ()]
+
+
+def _pass_on(
+    block: torch.Tensor, arriving: torch.Tensor, group: AxisGroup, way: int
+) -> list[dist.P2POp]:
+    """Sending this block to the rank on one side while that on the other side sends its own."""
+    following = group.ranks[(group.index + way) % group.size]
+    preceding = group.ranks[(group.index - way) % group.size]
+    return [
+        dist.P2POp(dist.isend, block, following, group.group),
+        dist.P2POp(dist.irecv, arriving, preceding, group.group),
+    ]

@@ -6,6 +6,7 @@ Source: USP (arXiv 2405.07719); Ulysses is that of Jacobs et al., DeepSpeed-Ulys
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -38,6 +39,7 @@ class SequenceAttention:
     room: RingRoom
     cache: KeyCache | None = None
     number: int = 0
+    both_ways: bool = False
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -119,13 +121,12 @@ class SequenceAttention:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             return attend_with_lse(q, k, v, scale, self.kernel)
 
+        pass_around = partial(ring_attention, both_ways=self.both_ways)
         if self.cache is None:
-            return ring_attention(query, key, value, ring, key_sizes, block, self.room)
+            return pass_around(query, key, value, ring, key_sizes, block, self.room)
         patch, fresh = self.layout.patch, dict[int, torch.Tensor]()
         stale = self.cache.others(self.number, patch) if patch is not None else ()
-        attended = ring_attention(
-            query, key, value, ring, key_sizes, block, self.room, stale, fresh
-        )
+        attended = pass_around(query, key, value, ring, key_sizes, block, self.room, stale, fresh)
         keys, values = torch.cat([fresh[member] for member in range(ring.size)], 3)
         self.cache.renew(self.number, patch, keys, values, self._tokens_of)
         return attended

@@ -61,6 +61,21 @@ def test_uneven_text_tokens_on_2_3_and_4_ranks(
         assert furthest(results[0][0], [of_rank[number] for of_rank in results]) <= EXACT
 
 
+@pytest.mark.parametrize("variant", ["both-ways", "gather"])
+def test_other_ways_around_a_ring_give_the_latents_of_one_device(
+    ranks: RankPool, spec: ModelSpec, variant: str
+) -> None:
+    work = workload(steps=2)
+    plans = [plan_for(spec, Mesh(), work)]
+    for mesh in (Mesh(ring=2), Mesh(ring=3), Mesh(ring=4), Mesh(ring=2, ulysses=2)):
+        plan = plan_for(spec, mesh, work)
+        execution = plan.execution.model_copy(update={"ring": variant})
+        plans.append(plan.model_copy(update={"execution": execution}))
+    alone, *results = zip(*ranks.run(latents_of_each, spec, plans, timeout_s=60), strict=True)
+    for found in results:
+        assert furthest(alone[0], list(found)) <= EXACT
+
+
 @pytest.mark.parametrize("placement", [(3, 2, 1, 0), (2, 0, 3, 1), (1, 3, 0, 2)])
 @pytest.mark.parametrize("mesh", [Mesh(cfg=2, ulysses=2), Mesh(ring=2, ulysses=2), Mesh(ulysses=4)])
 def test_any_placement_gives_the_latents_of_one_device(

@@ -182,12 +182,13 @@ def test_flux_gives_the_latents_of_the_loop_by_hand(
     assert furthest(references.by_hand(spec, work, part), run(ranks, spec, [plan])[0]) <= EXACT
 
 
-def test_a_ring_that_gathers_fresh_keys_first_gives_the_latents_of_the_loop_by_hand(
-    ranks: RankPool, references: References
+@pytest.mark.parametrize("variant", ["gather", "both-ways"])
+def test_every_ring_of_fresh_keys_gives_the_latents_of_the_loop_by_hand(
+    ranks: RankPool, references: References, variant: str
 ) -> None:
     spec, work, part = uneven(), workload(steps=STEPS), stages(1, 3)
     passes_on = plan_for(spec, Mesh(pipefusion=2, ring=2), work, None, part)
-    execution = passes_on.execution.model_copy(update={"ring": "gather"})
+    execution = passes_on.execution.model_copy(update={"ring": variant})
     plan = passes_on.model_copy(update={"execution": execution})
     assert furthest(references.by_hand(spec, work, part), run(ranks, spec, [plan])[0]) <= EXACT
 
