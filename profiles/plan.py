@@ -118,8 +118,9 @@ class Execution(Noun):
 
     What can't be compiled or captured falls back to eager with a warning, or with `fallback`
     "refuse" ends the run with the reason. `ring` says how a ring's keys and values get about:
-    passed on from rank to rank, one way or both ways at once, or gathered from all ranks first. With "sharded" weights ranks that
-    run the same blocks have a piece of each, which they gather when it runs.
+    passed on from rank to rank, one way or both ways at once, or gathered from all ranks first.
+    With "sharded" weights ranks that run the same blocks have a piece of each, which they gather
+    when it runs.
     """
 
     mode: Mode = "eager"

