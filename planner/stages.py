@@ -130,11 +130,16 @@ def _best_division(
                     made[last], at[last] = max(worst[cut], own), cut
         worst = made
         cuts.append(at)
+    return _divided_at(cuts, blocks), worst[blocks]
+
+
+def _divided_at(cuts: Sequence[Sequence[int]], blocks: int) -> tuple[int, ...]:
+    """Blocks per stage; `cuts[s][b]` is where stage s + 1 begins if it ends with the b-th block."""
     counts, last = [], blocks
     for at in reversed(cuts):
         counts.append(last - at[last])
         last = at[last]
-    return (last, *reversed(counts)), worst[blocks]
+    return (last, *reversed(counts))
 
 
 def folded(values: Sequence[float]) -> list[float]:
@@ -224,11 +229,7 @@ def _least_worst(
                     made[last], at[last] = earlier, cut - 1
         worst = made
         cuts.append(at)
-    counts, last = [], blocks
-    for at in reversed(cuts):
-        counts.append(last - at[last])
-        last = at[last]
-    return (last, *reversed(counts)), worst[blocks]
+    return _divided_at(cuts, blocks), worst[blocks]
 
 
 def _extras(cost: StageCost, stage: int, stages: int) -> float:

@@ -70,9 +70,8 @@ class CompiledBlocks:
             if name not in self._kinds:
                 self._kinds[name] = self._kind_of(blocks[0])
             kind = self._kinds[name]
-            if self._movable:
-                _pack(kind, blocks)
             movable = blocks if self._movable else []
+            _pack(kind, movable)
             for block in blocks:
                 forward = partial(_run, name, kind, movable, block, block.forward, may_fall_back)
                 replace_forward(block, forward, undo)

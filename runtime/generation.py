@@ -17,6 +17,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
 from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.inspection import block_paths
 from ditplan.runtime.native import parallelize, sharers_of
 from ditplan.runtime.pipelines import (
     call_arguments,
@@ -24,7 +25,6 @@ from ditplan.runtime.pipelines import (
     pictures_of,
     prompt_embeddings,
 )
-from ditplan.runtime.sequence import submodule
 
 WARMUP_STEPS = 2
 
@@ -146,13 +146,12 @@ def _bytes_of_other_blocks(pipeline: Any, held: tuple[int, ...] | None) -> int:
     if held is None:
         return 0
     model = pipeline.transformer
-    family = family_of(type(model).__name__)
-    blocks = [block for path in family.blocks for block in submodule(model, path).children()]
-    others = [block for number, block in enumerate(blocks) if number not in held]
+    paths = block_paths(model, family_of(type(model).__name__))
+    others = [path for number, path in enumerate(paths) if number not in held]
     return sum(
         parameter.nbytes
-        for block in others
-        for parameter in block.parameters()
+        for path in others
+        for parameter in model.get_submodule(path).parameters()
         if not parameter.is_meta
     )
 

@@ -63,9 +63,10 @@ class GroupCache:
     )
 
     def axis_group(
-        self, mesh: Mesh, placement: tuple[int, ...], axes: Sequence[str]
+        self, mesh: Mesh, placement: tuple[int, ...], axes: Sequence[str], purpose: str = ""
     ) -> AxisGroup | None:
-        """This rank's group along `axes`; None when it is alone there or not in the mesh.
+        """This rank's group along `axes`; None when it is alone there or not in the mesh. With a
+        `purpose` it is one of its own, as `group` makes them.
 
         Every rank of the world calls this, also those that the mesh doesn't use.
 
@@ -80,7 +81,7 @@ class GroupCache:
         for ranks in mesh.groups(placement, tuple(axes)):
             if len(ranks) == 1:
                 continue
-            group = self.group(ranks)
+            group = self.group(ranks, purpose)
             if group is not None:
                 mine = AxisGroup(ranks, group, ranks.index(self.rank))
         return mine

@@ -82,6 +82,11 @@ def block_runs(model: nn.Module, family: ModelFamily) -> list[tuple[str, list[st
     return runs
 
 
+def block_paths(model: nn.Module, family: ModelFamily) -> list[str]:
+    """The module paths of the model's blocks in order of execution."""
+    return [path for _, of_a_kind in block_runs(model, family) for path in of_a_kind]
+
+
 def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) -> ModelSpec:
     """The spec of a diffusers pipeline saved in a folder; reads configs only, no weights.
 

@@ -23,7 +23,7 @@ from ditplan.runtime.compiling import CompiledBlocks
 from ditplan.runtime.exchange import CollectiveExchange, Exchange
 from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.inspection import block_runs, config_digest
+from ditplan.runtime.inspection import block_paths, config_digest
 from ditplan.runtime.layout import Layout, Patches, SequenceGroups
 from ditplan.runtime.modules import replace_forward
 from ditplan.runtime.operators import AttentionOperator
@@ -132,13 +132,8 @@ def sharers_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
     if plan.execution.weights == "replicated":
         return None
     axes = tuple(axis for axis in AXES if axis != "pipefusion")
-    mine = None
-    for ranks in plan.mesh.groups(plan.placement, axes):
-        # of its own: what is gathered waits for no other exchange
-        group = context.groups.group(ranks, "weights")
-        if group is not None:
-            mine = AxisGroup(ranks, group, ranks.index(context.rank))
-    return mine
+    # a group of its own: what is gathered waits for no other exchange
+    return context.groups.axis_group(plan.mesh, plan.placement, axes, "weights")
 
 
 def _shards(
@@ -153,11 +148,9 @@ def _shards(
     if (loaded := shards_of(model)) is not None:
         return loaded
     held = plan.blocks_of(context.rank)
-    runs = block_runs(model, prepared.family)
-    paths = [path for _, of_a_kind in runs for path in of_a_kind]
     blocks = [
         model.get_submodule(path)
-        for number, path in enumerate(paths)
+        for number, path in enumerate(block_paths(model, prepared.family))
         if held is None or number in held
     ]
     return shard(blocks, prepared.weight_sharers, context.device, undo)
@@ -326,6 +319,6 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
             raise InputError(
                 f"{plan.model.name} can't run with pipefusion: {family.no_pipefusion}; {REMEDY}"
             )
-        blocks = sum(len(paths) for _, paths in block_runs(model, family))
+        blocks = len(block_paths(model, family))
         require_stages(plan.pipefusion, blocks, family)
     return family

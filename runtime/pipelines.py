@@ -14,7 +14,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import block_runs, diffusers_class
+from ditplan.runtime.inspection import block_paths, diffusers_class
 from ditplan.runtime.sharded_weights import loaded_in_pieces
 from ditplan.runtime.weights import (
     Put,
@@ -150,7 +150,9 @@ def _random_pipeline(
 
 
 def _wanted(spec: ModelSpec, model: nn.Module, blocks: Collection[int] | None) -> Wanted:
-    return everything if blocks is None else only_blocks(_block_paths(spec, model), blocks)
+    if blocks is None:
+        return everything
+    return only_blocks(block_paths(model, family_of(spec.transformer_class)), blocks)
 
 
 def _put(
@@ -163,14 +165,9 @@ def _put(
 ) -> Put:
     if sharers is None:
         return nothing_put
-    paths = _block_paths(spec, model)
+    paths = block_paths(model, family_of(spec.transformer_class))
     held = [path for number, path in enumerate(paths) if blocks is None or number in blocks]
     return loaded_in_pieces(model, held, sharers, device, dtype_of)
-
-
-def _block_paths(spec: ModelSpec, model: nn.Module) -> list[str]:
-    runs = block_runs(model, family_of(spec.transformer_class))
-    return [path for _, of_a_kind in runs for path in of_a_kind]
 
 
 def random_model(

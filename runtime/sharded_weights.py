@@ -141,11 +141,8 @@ class ShardedWeights:
         """Starts to put a block together, when what is enqueued by now has left its room."""
         block = self._blocks[number]
         whole = self._room(number)[: block.size]
-        if self._stream is None:
-            work = dist.all_gather_into_tensor(whole, block.piece, self._group, async_op=True)
-            self._coming = number, work
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             work = dist.all_gather_into_tensor(whole, block.piece, self._group, async_op=True)
         self._coming = number, work
@@ -156,12 +153,10 @@ class ShardedWeights:
             return
         _, work = self._coming
         self._coming = None
-        if self._stream is None:
-            work.wait()
-            return
         with torch.cuda.stream(self._stream):
             work.wait()
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
 def loaded_in_pieces(
