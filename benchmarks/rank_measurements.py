@@ -29,6 +29,7 @@ from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embe
 from ditplan.runtime.timing import captured, time_call
 
 CALLS = 5
+MOST_GAPS = 12
 KINDS = {
     "attention": ("sdpa", "flash", "fmha"),
     "matrix products": ("nvjet", "gemm", "cutlass", "splitk"),
@@ -140,13 +141,15 @@ def exchange_us(context: RankContext, shape: tuple[int, int, int, int]) -> dict[
 class WhereTimeGoes:
     """Seconds of a denoising loop on one rank; kernels are named with seconds and number of calls.
 
-    `computing_s` is the time in which a kernel other than an exchange ran.
+    `computing_s` is the time in which a kernel other than an exchange ran. `gaps` are the times in
+    which none did, by the kernels around them: what ended, what began, seconds, how often.
     """
 
     latency_s: float
     computing_s: float
     kinds: dict[str, float]
     kernels: list[tuple[str, float, int]]
+    gaps: list[tuple[str, str, float, int]]
 
 
 def where_time_goes(
@@ -174,20 +177,29 @@ def where_time_goes(
         kernels.append((event.key, seconds, event.count))
     kernels.sort(key=lambda kernel: -kernel[1])
     computing = [
-        (event.time_range.start, event.time_range.end)
+        (event.time_range.start, event.time_range.end, event.name)
         for event in watched.events() or ()
         if event.device_type == DeviceType.CUDA and _kind_of(event.name) != "exchange"
     ]
-    return WhereTimeGoes(run.latency_s, _covered(computing) / 1e6, dict(kinds), kernels[:25])
+    gaps = _gaps(computing)
+    between_s = sum(seconds for _, _, seconds, _ in gaps)
+    span_s = (max(end for _, end, _ in computing) - min(computing)[0]) / 1e6
+    return WhereTimeGoes(
+        run.latency_s, span_s - between_s, dict(kinds), kernels[:25], gaps[:MOST_GAPS]
+    )
 
 
-def _covered(ranges: Iterable[tuple[float, float]]) -> float:
-    """How much of the time some ranges cover together."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(ranges):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
+def _gaps(ranges: Iterable[tuple[float, float, str]]) -> list[tuple[str, str, float, int]]:
+    """The seconds that no range (from, to, in microseconds, of what) covers, longest first."""
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    reached, last = float("inf"), ""
+    for start, end, name in sorted(ranges):
+        if start > reached:
+            found[last, name].append((start - reached) / 1e6)
+        if last == "" or end > reached:
+            reached, last = end, name
+    gaps = [(*around, sum(seconds), len(seconds)) for around, seconds in found.items()]
+    return sorted(gaps, key=lambda gap: -gap[2])
 
 
 def _kind_of(kernel: str) -> str:

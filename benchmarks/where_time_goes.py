@@ -50,6 +50,9 @@ def show(rank: int, found: WhereTimeGoes) -> None:
         sys.stdout.write(f"{seconds:8.4f} s {seconds / found.latency_s:6.1%}  {kind}\n")
     for kernel, seconds, count in found.kernels:
         sys.stdout.write(f"{seconds:8.4f} s {count:6d} x  {kernel[:90]}\n")
+    sys.stdout.write("nothing ran between\n")
+    for ended, began, seconds, count in found.gaps:
+        sys.stdout.write(f"{seconds:8.4f} s {count:6d} x  {ended[:50]:50} {began[:50]}\n")
 
 
 if __name__ == "__main__":

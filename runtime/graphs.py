@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ditplan.profiles.errors import InputError, PlanWarning
+from ditplan.runtime.modules import signature_of_leaf
 
 WARM_UP_CALLS = 2
 """Before a capture: the first compiles, loads kernels and makes groups, the second has all that."""
@@ -59,7 +60,7 @@ class GraphedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = pytree.tree_flatten((args, kwargs))
-        key = (structure, tuple(_signature(leaf) for leaf in leaves))
+        key = (structure, tuple(signature_of_leaf(leaf) for leaf in leaves))
         if key not in self._captured:
             self._make_room()
             self._captured[key] = self._try_capture(leaves, structure)
@@ -118,9 +119,3 @@ class GraphedForward:
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which a process captures: one, as cuBLAS keeps 32 MB for each it has run on."""
     return torch.cuda.Stream(device)
-
-
-def _signature(leaf: Any) -> Hashable:
-    if isinstance(leaf, torch.Tensor):
-        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
-    return (type(leaf), leaf)

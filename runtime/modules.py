@@ -1,12 +1,13 @@
 """Taking a module's forward, or any object's attribute, over for a while."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ditplan.profiles.errors import InputError
 
@@ -24,6 +25,19 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
     else:
         undo.callback(delattr, module, "forward")
     module.forward = forward
+
+
+def signature_of(arguments: Any) -> Hashable:
+    """What calls have in common that differ in the numbers in their tensors alone."""
+    leaves, structure = pytree.tree_flatten(arguments)
+    return structure, tuple(map(signature_of_leaf, leaves))
+
+
+def signature_of_leaf(leaf: Any) -> Hashable:
+    """Of a tensor what it looks like, of all else its value."""
+    if isinstance(leaf, torch.Tensor):
+        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
+    return (type(leaf), leaf)
 
 
 def carried_by(names: Sequence[str], given: dict[str, Any]) -> tuple[torch.Tensor, ...]:

@@ -232,11 +232,9 @@ class PatchedCall:
         if residuals := [n for n in inputs if "controlnet" in n and inputs[n] is not None]:
             raise InputError(f"{residuals[0]} can't be given with pipefusion; {REMEDY}")
         call, self._calls = self._calls, self._calls + 1
-        if not self._workers and not self._steps[0]:
-            self._numbers = self._predictor.numbers(inputs)
-            for number in (*self._mine, self._witness):
-                self._start(number)
         if call == 0:
+            if not self._steps[0]:
+                self._numbers = self._predictor.numbers(inputs)
             self._check_that_tokens_are_apart()
         if self._steps[0] < self._predictor.warmup_steps:
             return self._warm_up(inputs, call)
@@ -252,6 +250,10 @@ class PatchedCall:
 
     def _warm_up(self, inputs: dict[str, Any], call: int) -> torch.Tensor:
         prediction = self._predictor.whole(inputs, call)
+        if not self._workers:
+            # now, while the device has something to do
+            for number in (*self._mine, self._witness):
+                self._start(number)
         for patch in self._mine:
             self._resume(patch, prediction.clone())
         generator = torch.Generator(prediction.device).manual_seed(0)

@@ -12,7 +12,7 @@ visits' tensors on their way.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.layout import Layout, Patches
 from ditplan.runtime.links import Arriving
-from ditplan.runtime.modules import sample_of
+from ditplan.runtime.modules import sample_of, signature_of
 from ditplan.runtime.patches import REMEDY
 from ditplan.runtime.pipe import Pipe, Visit
 from ditplan.runtime.sequence import submodule
@@ -92,6 +92,7 @@ class StagePredictor:
         self._graphs: GraphedForward | None = None
         self._entered: dict[tuple[int, int | None, int, int], list[torch.Tensor]] = {}
         self._locating = False
+        self._located: tuple[Hashable, torch.Tensor] | None = None
         self._lengths: tuple[Any, ...] = ()
         self._shapes: dict[int, list[torch.Size]] = {}
         self._whole: dict[int, torch.Tensor] = {}
@@ -123,7 +124,8 @@ class StagePredictor:
     def numbers(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Which patch each number of a prediction belongs to: a prediction's shape, batch 1.
 
-        The model's own way from tokens to latents is asked, with the numbers in place of tokens.
+        The model's own way from tokens to latents is asked, with the numbers in place of tokens;
+        once for calls that are alike, as the device is waited for.
 
         Raises:
             InputError: there are fewer tokens than patches.
@@ -133,6 +135,12 @@ class StagePredictor:
         self._awaited.clear()
         self._finished.clear()
         self._patches.current = None
+        signature = signature_of(inputs)
+        if self._located is None or self._located[0] != signature:
+            self._located = signature, self._locate(inputs)
+        return self._located[1]
+
+    def _locate(self, inputs: dict[str, Any]) -> torch.Tensor:
         self._locating = True
         try:
             output = sample_of(self._stage.pass_through(self._forward, inputs))
