@@ -10,7 +10,9 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import get_args
 
 import torch
 
@@ -19,40 +21,39 @@ from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.plan import Execution, ExecutionPlan
 from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.launch import RankError, RankPool
 
-MODES = ("eager", "compile+graph")
-TIMEOUT_S = 240.0
+MODES: tuple[Mode, ...] = ("eager", "compile+graph")
 
 
-def plans_of(spec: ModelSpec, gpus: int, steps: int) -> list[ExecutionPlan]:
-    """One GPU in both modes, and where there are two what they can do together."""
+def plans_of(spec: ModelSpec, gpus: int, steps: int, modes: Sequence[Mode]) -> list[ExecutionPlan]:
+    """One GPU in these modes, and where there are two what they can do together."""
     work = spec.defaults.model_copy(update={"steps": steps, "dtype": "bfloat16"})
-    plans = [
-        plan_for(spec, work, Mesh(), Execution.model_validate({"mode": mode})) for mode in MODES
-    ]
+    meshes = [Mesh()]
     if gpus == 2:
         split = family_of(spec.transformer_class).guidance != "embedded" and work.passes > 1
-        meshes = [Mesh(ulysses=2), *([Mesh(cfg=2)] if split else [])]
-        plans += [
-            plan_for(spec, work, mesh, Execution.model_validate({"mode": mode}))
-            for mesh in meshes
-            for mode in MODES
-        ]
-    return plans
+        meshes += [Mesh(ulysses=2), *([Mesh(cfg=2)] if split else [])]
+    return [plan_for(spec, work, mesh, Execution(mode=mode)) for mesh in meshes for mode in modes]
 
 
-def measure(pool: RankPool, spec: ModelSpec, plans: list[ExecutionPlan], rounds: int) -> None:
+def measure(
+    pool: RankPool, spec: ModelSpec, plans: list[ExecutionPlan], rounds: int, timeout_s: float
+) -> None:
     """Prints a line for each plan."""
     found: dict[int, list[tuple[float, int]]] = {}
+    begin = time.monotonic()
     for _ in range(rounds):
         for number, plan in enumerate(plans):
-            runs = pool.run(measure_plan, spec, None, plan, timeout_s=TIMEOUT_S)
+            runs = pool.run(measure_plan, spec, None, plan, timeout_s=timeout_s)
             used = [run for run in runs if run is not None]
             slowest = max(run.latency_s for run in used)
+            took_s, begin = time.monotonic() - begin, time.monotonic()
+            sys.stderr.write(
+                f"{took_s:6.1f} s: {plan.mesh}, {plan.execution.mode}, {slowest:.3f} s\n"
+            )
             found.setdefault(number, []).append((slowest, max(run.memory_bytes for run in used)))
     medians = {n: statistics.median(s for s, _ in runs) for n, runs in found.items()}
     for number, plan in enumerate(plans):
@@ -69,8 +70,10 @@ def main() -> None:
     """Measures the models asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=model_names(), required=True)
+    parser.add_argument("--modes", nargs="+", choices=get_args(Mode), default=MODES)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=240.0, help="seconds for a run")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no model after these")
     asked = parser.parse_args()
     started = time.monotonic()
@@ -88,9 +91,10 @@ def main() -> None:
         # a process of its own for each model: weights of the one before are gone
         try:
             with RankPool(None, gpus, "cuda") as pool:
-                measure(pool, spec, plans_of(spec, gpus, asked.steps), asked.rounds)
+                plans = plans_of(spec, gpus, asked.steps, asked.modes)
+                measure(pool, spec, plans, asked.rounds, asked.timeout)
         except (InputError, RankError) as error:
-            sys.stdout.write(f"{name}: {str(error)[-1500:]}\n")
+            sys.stdout.write(f"{name}: {error}\n")
             sys.stdout.flush()
 
 
