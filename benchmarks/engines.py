@@ -24,6 +24,7 @@ from ditplan.profiles.plan import (
     TaylorSeer,
     bare_plan,
 )
+from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.native import parallelize
@@ -33,9 +34,6 @@ Pipeline = Callable[..., Any]
 
 WARMUP_STEPS = 1
 """Of PipeFusion, ours and xDiT's."""
-
-FIRST_STAGE_BLOCKS = {"flux-dev": 27}
-"""Of our two stages, as `tune` divides blocks that it has measured; half of them elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +216,8 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
     execution = Execution.model_validate(asked | {"ring": "gather"})
     part = None
     if patches:
-        first = FIRST_STAGE_BLOCKS.get(spec.name, spec.block_count // 2)
-        stages = (first, spec.block_count - first)
+        # the first stage has the embeddings besides
+        stages = split_sizes(spec.block_count, mesh.pipefusion)[::-1]
         part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
     return plan_for(spec, workload, mesh, execution, part)
 

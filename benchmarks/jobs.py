@@ -1,6 +1,7 @@
 """Who takes part in the two-GPU benchmark, and what they are asked to do."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -147,9 +148,12 @@ def _configurations(
             if model == "flux":
                 yield "xdit-runner", _variants(mesh, ("compile+graph",), (attention,))
             yield "xdit", _variants(mesh, ("eager", "compile"), (attention,))
-    for mesh in (mesh for mesh in meshes if patches_of(mesh)):
-        for attention in (kernel for kernel in kernels if kernel in XDIT_ATTENTION):
-            yield "xdit", _variants(mesh, ("eager",), (attention,))
+    # xDiT's PipeFusion as it comes, too
+    with_default = [
+        kernel for kernel in dict.fromkeys(("auto", *kernels)) if kernel in XDIT_ATTENTION
+    ]
+    for mesh, attention in itertools.product(filter(patches_of, meshes), with_default):
+        yield "xdit", _variants(mesh, ("eager",), (attention,))
 
 
 def _variants(mesh: str, modes: Iterable[str], attentions: Iterable[str]) -> list[Variant]:

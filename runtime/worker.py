@@ -248,6 +248,14 @@ class Rank:
         lines = self.log_text().rstrip().splitlines()[-LOG_TAIL_LINES:]
         return "\n".join(["The end of its log:", *lines]) if lines else "It wrote nothing."
 
+    def state(self) -> str:
+        """What there is to say of a process that gives no stack."""
+        status = "gone"
+        with contextlib.suppress(psutil.NoSuchProcess):
+            status = psutil.Process(self.process.pid).status()
+        where = ", in the kernel or a driver" if status == psutil.STATUS_DISK_SLEEP else ""
+        return f"It gave no stack; its process's state is {status}{where}. {self.log_tail()}"
+
     def is_stopped(self) -> bool:
         """Whether the process was stopped by a signal or a debugger."""
         stopped = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
@@ -298,7 +306,7 @@ class Rank:
 
 
 def stacks(ranks: Sequence[Rank]) -> dict[int, str]:
-    """The Python stack of each rank's main thread."""
+    """The Python stack of each rank's main thread, or why there is none."""
     starts = {rank.number: rank.log.stat().st_size for rank in ranks}
     for rank in ranks:
         rank.process.send_signal(STACK_SIGNAL)
@@ -308,8 +316,7 @@ def stacks(ranks: Sequence[Rank]) -> dict[int, str]:
         time.sleep(0.1)
         texts = {rank.number: rank.log_text(starts[rank.number]) for rank in ranks}
         found = {number: text.rstrip() for number, text in texts.items() if text.strip()}
-    unknown = "It gave no stack: it is stopped, or the machine is too busy."
-    return {rank.number: found.get(rank.number, unknown) for rank in ranks}
+    return {rank.number: found.get(rank.number) or rank.state() for rank in ranks}
 
 
 @dataclass

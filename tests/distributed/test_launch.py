@@ -178,6 +178,7 @@ def test_a_stopped_rank_is_noticed_by_its_silence(pair: RankPool) -> None:
     error = failure_of(pair, stop_on, 1)
     assert error.ranks == (1,)
     assert "rank 1 gave no sign of life for 3 s (its process is stopped)" in str(error)
+    assert "It gave no stack; its process's state is stopped" in str(error)
 
 
 def test_a_stopped_rank_is_to_blame_when_time_is_up_before_its_silence_shows(
