@@ -83,7 +83,10 @@ AskedMode = Annotated[
     typer.Option(help="Demand this way of executing each rank's share (graph: CUDA graph)."),
 ]
 BackendName = Annotated[
-    str, typer.Option(help="Whose runtime is priced: native, or xdit, which can only be priced.")
+    str,
+    typer.Option(
+        help="Whose runtime is priced: native (the one that runs), dry-run, xdit or diffusers."
+    ),
 ]
 
 

@@ -83,6 +83,12 @@ def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rul
     if why:
         why = f"{spec.name} can't run with pipefusion{why}; leave it at 1"
         rules.append(Rule("no stages for this model", "", (pipefusion,), 1, sentence=why))
+    if backend.split_families is not None and family.name not in backend.split_families:
+        for place in (ring, ulysses):
+            why = (
+                f"{spec.name} can't run with {AXES[place]} on backend {backend.name}; leave it at 1"
+            )
+            rules.append(Rule(f"no {AXES[place]} for this model", "", (place,), 1, sentence=why))
     if family.guidance == "calls":
         why = (
             f"{spec.name} makes a call for each pass, which can't be split over cfg together with "

@@ -69,11 +69,14 @@ class RankWork:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
         Elsewhere they are passed on behind the attention, which hides a slow link. Where padded
-        text is masked, they are gathered everywhere. A backend that doesn't push passes on always.
+        text is masked, they are gathered everywhere. Of the backends that don't push, some always
+        gather and the others always pass on.
         """
         return self._ring_variant(candidate, self.place(candidate))
 
     def _ring_variant(self, candidate: Candidate, place: Place) -> RingVariant:
+        if self.constants.gathers_keys:
+            return "gather"
         if not self.constants.pushes:
             return "pass"
         if family_of(self.spec.transformer_class).text_mask:

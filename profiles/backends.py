@@ -12,7 +12,8 @@ class Backend(Noun):
 
     Those of `approximate_axes` give another result than one device.
     `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
-    `staged_families` have pipefusion; None leaves it to the families themselves. `balances` says
+    `staged_families` have pipefusion; None leaves it to the families themselves. `split_families`
+    have ring and ulysses, None for all. `balances` says
     whether stages may have any number of blocks, and ranks any number of tokens, `folds_skips`
     whether models with long skips have the folded schedule, `shards_weights` whether ranks can
     share weights out, `caches_steps` whether there are step caches, `runs_here` whether this
@@ -25,6 +26,7 @@ class Backend(Noun):
     modes: tuple[Mode, ...]
     cpu_modes: tuple[Mode, ...]
     staged_families: tuple[str, ...] | None = None
+    split_families: tuple[str, ...] | None = None
     balances: bool = True
     folds_skips: bool = True
     shards_weights: bool = True
@@ -45,14 +47,17 @@ class Backend(Noun):
         return ("eager",) if device == "cpu" else self.modes
 
 
+NATIVE = Backend(
+    name="native",
+    axes=AXES,
+    approximate_axes=("pipefusion",),
+    modes=("eager", "compile", "graph", "compile+graph"),
+    cpu_modes=("eager", "compile"),
+)
+
 BACKENDS = {
-    "native": Backend(
-        name="native",
-        axes=AXES,
-        approximate_axes=("pipefusion",),
-        modes=("eager", "compile", "graph", "compile+graph"),
-        cpu_modes=("eager", "compile"),
-    ),
+    "native": NATIVE,
+    "dry-run": NATIVE.model_copy(update={"name": "dry-run", "runs_here": False}),
     "xdit": Backend(
         name="xdit",
         axes=AXES,
@@ -60,6 +65,19 @@ BACKENDS = {
         modes=("eager", "compile"),
         cpu_modes=(),
         staged_families=("flux", "hunyuan-dit", "pixart", "sana", "sd3"),
+        balances=False,
+        folds_skips=False,
+        shards_weights=False,
+        caches_steps=False,
+        runs_here=False,
+    ),
+    # its context parallelism; the families are those of its transformers that have a `_cp_plan`
+    "diffusers": Backend(
+        name="diffusers",
+        axes=("ring", "ulysses"),
+        modes=("eager", "compile"),
+        cpu_modes=(),
+        split_families=("flux", "flux2", "qwen-image", "wan"),
         balances=False,
         folds_skips=False,
         shards_weights=False,
