@@ -338,3 +338,12 @@ class DeviceTimes:
                 triples.append((*block_size(run, share), point.median_s / guess_s))
             self._lines[key] = lines_through(triples)
         return self._lines[key]
+
+
+def overlapped_s(host_s: float, device_s: float, exponent: float) -> float:
+    """Seconds of a step that is launched and worked off at the same time, more or less."""
+    longer_s = max(host_s, device_s)
+    if math.isinf(exponent):
+        return longer_s
+    shorter = min(host_s, device_s) / longer_s
+    return float(longer_s * (1 + shorter**exponent) ** (1 / exponent))

@@ -206,6 +206,14 @@ def constants_of(backend: str) -> CostConstants:
 COUNT_ON_ALL = ("H100", "H200", "H800", "H20", "GH200")
 """In the names of GPUs (Hopper) whose matrix products count on having all multiprocessors."""
 
+NETWORKS = ("ethernet", "infiniband")
+"""Links over which patches travel by kernels; within a host copy engines carry them."""
+
+
+def minds_transfers(device: str, kinds: frozenset[str]) -> bool:
+    """Whether a device's products take longer while patches travel over such kinds of links."""
+    return not kinds.isdisjoint(NETWORKS) and any(name in device for name in COUNT_ON_ALL)
+
 
 @dataclass(frozen=True)
 class MemoryConstants:

@@ -2,12 +2,13 @@
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from ditplan.planner.activities import seconds_of
-from ditplan.planner.compute import Timed
+from ditplan.planner.compute import Timed, overlapped_s
+from ditplan.planner.constants import minds_transfers
 from ditplan.planner.groups import AxisGroups, Groups, groups_along
 from ditplan.planner.memory import MemoryModel
 from ditplan.planner.share import Share, calls_of
@@ -26,7 +27,8 @@ ROUNDING = 1 - 1e-9
 
 PlaceKey = tuple[tuple[tuple[str, ...], tuple[int, int]], ...]
 
-PieceOf = Callable[[Share], "_Piece"]
+PieceOf = Callable[[Share, bool], "_Piece"]
+"""What a share costs, its products slowed by transfers or not."""
 
 
 class Floors:
@@ -48,21 +50,28 @@ class Floors:
         self._keys: dict[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = {}
         self._exchanged_s: dict[tuple[object, ...], float] = {}
         self._pieces: dict[tuple[object, ...], _Piece] = {}
+        self._kinds: dict[int, Sequence[tuple[Share, int]]] = {}
+        self._slowed: dict[tuple[object, ...], bool] = {}
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
     def least_s(self, candidate: Candidate) -> float:
         """Seconds of the denoising loop in the candidate's mode, with its order of axes but on any
         ranks.
         """
-        return self._loop_s(candidate, (candidate.mode,), exactly=True)
+        return self._loop_s(candidate, (candidate.mode,))
 
-    def of_modes(self, candidate: Candidate) -> Iterator[float]:
-        """The same in any mode, first a lower one that is found sooner, by what the whole sequence
-        takes: patches together take no less, as far as that is computed and not measured.
+    def of_modes(self, candidates: Sequence[Candidate]) -> float:
+        """The same of candidates that differ in their mode alone."""
+        return self._loop_s(candidates[0], [candidate.mode for candidate in candidates])
+
+    def of_settings(self, candidate: Candidate, patches: Sequence[int]) -> float:
+        """The same in any mode and with any of these numbers of patches, found sooner: by what the
+        whole sequence takes. Patches together take no less, as far as that is computed; where it
+        was measured nothing is known.
         """
-        if candidate.pipefusion and not self._is_measured:
-            yield self._loop_s(candidate, self._modes, exactly=False)
-        yield self._loop_s(candidate, self._modes, exactly=True)
+        if self._is_measured:
+            return 0.0
+        return self._loop_s(candidate, self._modes, (min(patches), max(patches)))
 
     def least_bytes(self, candidate: Candidate) -> int:
         """Bytes of the rank that holds most; with its weights in pieces where only that can fit."""
@@ -86,7 +95,12 @@ class Floors:
         fair = max(math.ceil(in_all / stages), math.ceil(number / stages) * min(blocks))
         return least - held + fair
 
-    def place_key(self, mesh: Mesh, order: tuple[str, ...]) -> PlaceKey | None:
+    def order_key(self, mesh: Mesh, order: tuple[str, ...]) -> object:
+        """Orders of a mesh's axes that have it in common have the same floors."""
+        slowed = [self._is_slowed(mesh, order, device) for device in self._devices]
+        return self._place_key(mesh, order), tuple(slowed)
+
+    def _place_key(self, mesh: Mesh, order: tuple[str, ...]) -> PlaceKey | None:
         """What of an order of axes can change a floor: for each axis of the sequence its degree and
         how far apart its ranks are, a host at most. None where hosts don't all see the same.
         """
@@ -111,7 +125,7 @@ class Floors:
         """Groups of the fewest ranks that each host sees as the candidate's own; more of them load
         what joins the hosts no less. None where they can't be told.
         """
-        key = self.place_key(candidate.mesh, candidate.order)
+        key = self._place_key(candidate.mesh, candidate.order)
         if key is None:
             return None
         if key not in self._places:
@@ -125,47 +139,60 @@ class Floors:
             self._places[key] = Place(groups_of)
         return self._places[key]
 
-    def _loop_s(self, candidate: Candidate, modes: Sequence[Mode], *, exactly: bool) -> float:
+    def _loop_s(
+        self,
+        candidate: Candidate,
+        modes: Sequence[Mode],
+        patches: tuple[int, int] | None = None,
+    ) -> float:
+        """In any of these modes; with so many patches at least and at most, or the candidate's."""
         loops_s = []
         for device in self._devices:
             piece_of = partial(self._piece, candidate, device, tuple(modes))
             if candidate.pipefusion:
-                loops_s.append(self._patched_s(candidate, device, piece_of, exactly=exactly))
+                loops_s.append(self._patched_s(candidate, device, piece_of, patches))
             else:
                 loops_s.append(self._stepped_s(candidate, device, piece_of))
         return ROUNDING * min(loops_s)
 
     def _stepped_s(self, candidate: Candidate, device: Device, piece_of: PieceOf) -> float:
         work, workload, mesh = self._work, self._workload, candidate.mesh
-        piece = piece_of(work.shares.of(mesh, workload))
+        piece = piece_of(work.shares.of(mesh, workload), False)
         gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
-        call_s = piece.through_s(1) + gathers * self._start_s
+        call_s = piece.through_s(1, gathers * self._start_s)
         calls = calls_of(mesh, work.spec, workload)
         return workload.steps * (calls * call_s + work.scheduler(workload, device).seconds)
 
     def _patched_s(
-        self, candidate: Candidate, device: Device, piece_of: PieceOf, *, exactly: bool
+        self,
+        candidate: Candidate,
+        device: Device,
+        piece_of: PieceOf,
+        patches: tuple[int, int] | None,
     ) -> float:
         """A warm-up step is all stages one after the other. Then the busiest stage has no less to
         do than the mean, nor than its blocks, and a patch's steps follow each other.
         """
         work, workload, part = self._work, self._workload, candidate.pipefusion
         assert part is not None
-        mesh, stages, patches = candidate.mesh, candidate.mesh.pipefusion, part.patches
-        whole = piece_of(work.shares.of(mesh, workload))
-        whole_s = whole.through_s(stages)
+        mesh, stages = candidate.mesh, candidate.mesh.pipefusion
+        whole_share = work.shares.of(mesh, workload)
+        whole_s = piece_of(whole_share, False).through_s(stages)
         blocks = math.ceil(work.spec.block_count / stages)
-        if exactly:
-            shares = work.shares.of_patches(mesh, workload, patches)
-            smallest = self._smallest_like(shares)
-            pieces = {id(share): piece_of(share) for share in smallest.values()}
-            found = [pieces[id(smallest[id(share)])] for share in shares]
-            passing_s = [piece.through_s(stages) for piece in found]
-            all_s, slowest_s = math.fsum(passing_s), max(passing_s)
-            stage_s = math.fsum(piece.stage_s(blocks) for piece in found)
-            first_s = math.fsum(piece.stage_s(1) for piece in found)
+        is_slowed = self._is_slowed(mesh, candidate.order, device)
+        if patches is None:
+            fewest = part.patches
+            kinds = self._kinds_of(work.shares.of_patches(mesh, workload, fewest))
+            found = [(piece_of(share, is_slowed), count) for share, count in kinds]
+            all_s = math.fsum(count * piece.through_s(stages) for piece, count in found)
+            slowest_s = max(piece.through_s(stages) for piece, _ in found)
+            stage_s = math.fsum(count * piece.stage_s(blocks) for piece, count in found)
+            first_s = math.fsum(count * piece.stage_s(1) for piece, count in found)
         else:
-            all_s, slowest_s = whole_s, whole_s / patches
+            fewest, most = patches
+            whole = piece_of(whole_share, is_slowed)
+            all_s = whole.through_s(stages)
+            slowest_s = all_s / most
             stage_s, first_s = whole.stage_s(blocks), whole.stage_s(1)
         scheduler_s = work.scheduler(workload, device).seconds + work.constants.patch_switch_s
         gather_s, passes_s = (
@@ -173,48 +200,67 @@ class Floors:
         )
         between_s, links_s = scheduler_s + passes_s, stages * self._start_s
         step_s = max(
-            (all_s + patches * (between_s + gather_s)) / stages,
+            (all_s + fewest * (between_s + gather_s)) / stages,
             stage_s,
-            first_s + patches * between_s,
+            first_s + fewest * between_s,
             slowest_s + between_s + gather_s + links_s,
         )
-        warm_s = whole_s + gather_s + passes_s + links_s + (patches + 1) * scheduler_s
+        warm_s = whole_s + gather_s + passes_s + links_s + (fewest + 1) * scheduler_s
         steps = max(0, workload.steps - part.warmup_steps)
         return part.warmup_steps * warm_s + steps * step_s
 
-    def _smallest_like(self, shares: Sequence[Share]) -> dict[int, Share]:
-        """For each share, by its identity, the smallest one with as much text, which costs no more
-        where all is computed; the share itself where it is measured.
+    def _is_slowed(self, mesh: Mesh, order: tuple[str, ...], device: Device) -> bool:
+        """Whether a patch's products run beside transfers that they mind."""
+        lines = groups_along(mesh, order, ("pipefusion",))
+        key = (lines.runs, device.name)
+        if key not in self._slowed:
+            kinds = self._work.topology.kinds_within(lines)
+            self._slowed[key] = minds_transfers(device.name, kinds)
+        return self._slowed[key]
+
+    def _kinds_of(self, shares: tuple[Share, ...]) -> Sequence[tuple[Share, int]]:
+        """The shares of patches that differ, with how many there are. Of those that are computed
+        the smallest one stands for all with as much text, which cost no less.
         """
-        if self._is_measured:
-            return {id(share): share for share in shares}
-        smallest: dict[int, Share] = {}
-        for share in shares:
-            known = smallest.setdefault(share.tokens["text"], share)
-            if share.predicted < known.predicted:
-                smallest[share.tokens["text"]] = share
-        return {id(share): smallest[share.tokens["text"]] for share in shares}
+        if id(shares) not in self._kinds:
+            kinds: dict[object, list[Share]] = {}
+            for share in shares:
+                kind = id(share) if self._is_measured else share.tokens["text"]
+                kinds.setdefault(kind, []).append(share)
+            self._kinds[id(shares)] = [
+                (min(alike, key=lambda share: share.predicted), len(alike))
+                for alike in kinds.values()
+            ]
+        return self._kinds[id(shares)]
 
     def _piece(
-        self, candidate: Candidate, device: Device, modes: tuple[Mode, ...], share: Share
+        self,
+        candidate: Candidate,
+        device: Device,
+        modes: tuple[Mode, ...],
+        share: Share,
+        is_slowed: bool,
     ) -> "_Piece":
         place = self._place_of(candidate)
-        key = (id(share), id(place), device.name, modes, candidate.pipefusion is None)
+        key = (id(share), id(place), device.name, modes, candidate.pipefusion is None, is_slowed)
         if key not in self._pieces:
             nowhere = place or Place(lambda axes: ())
             steps = []
             for mode in modes:
                 tried = Candidate(candidate.mesh, (), mode, pipefusion=candidate.pipefusion)
                 steps.append(Step(tried, self._workload, share, device, nowhere))
-            self._pieces[key] = self._find_piece(steps, has_place=place is not None)
+            slowing = self._work.constants.products_beside_transfers - 1 if is_slowed else 0.0
+            self._pieces[key] = self._find_piece(steps, slowing, has_place=place is not None)
         return self._pieces[key]
 
-    def _find_piece(self, steps: Sequence[Step], *, has_place: bool) -> "_Piece":
+    def _find_piece(self, steps: Sequence[Step], slowing: float, *, has_place: bool) -> "_Piece":
+        """Products take `slowing` of their time longer."""
         work, runs = self._work, self._work.spec.blocks
         blocks_s = []
         for run in runs:
             found = [work.computed(step, run) for step in steps]
-            blocks_s.append(min(block.seconds for block in found))
+            products_s = min(block.seconds - block.attention_s for block in found)
+            blocks_s.append(min(block.seconds for block in found) + slowing * products_s)
             # linear attention exchanges over both axes at once, which such a place doesn't know
             if has_place and not any(attention.linear for attention in run.attentions):
                 # the more attention, the more it hides
@@ -228,6 +274,7 @@ class Floors:
             outside_s=min(work.computed(step, None).seconds for step in steps),
             host_s=0.0 if on_cpu else min(work.host_s(step, counts, 0) for step in steps),
             again_s=0.0 if on_cpu else min(work.host_s(step, none, 0) for step in steps),
+            exponent=work.launch_exponent(steps[0]) if len(steps) == 1 else math.inf,
         )
 
     def _exchanged(self, step: Step, run: BlockRun, block: Timed) -> float:
@@ -247,7 +294,7 @@ class Floors:
 class _Piece:
     """What a part of the sequence, or all of it, takes at least in any mode: all blocks with their
     exchanges, one block, what is in none; the host's seconds to launch it all, and to launch
-    nothing but what is in no block.
+    nothing but what is in no block; and how well host and device overlap.
     """
 
     blocks_s: float
@@ -255,11 +302,15 @@ class _Piece:
     outside_s: float
     host_s: float
     again_s: float
+    exponent: float
 
-    def through_s(self, stages: int) -> float:
-        """All stages one after the other: each does what is in no block anew, and is launched."""
-        device_s = self.blocks_s + stages * self.outside_s
-        return max(device_s, self.host_s + (stages - 1) * self.again_s)
+    def through_s(self, stages: int, more_s: float = 0.0) -> float:
+        """All stages one after the other: each does what is in no block anew, and is launched; and
+        the device something more.
+        """
+        device_s = self.blocks_s + stages * self.outside_s + more_s
+        # no more than the sum over stages, by Minkowski's inequality
+        return overlapped_s(self.host_s + (stages - 1) * self.again_s, device_s, self.exponent)
 
     def stage_s(self, blocks: int) -> float:
         """A stage of so many blocks or more."""
@@ -283,7 +334,7 @@ class Front:
         insort(kept, (latency_s, memory_bytes))
         self._by_quality[worth_of(quality)] = kept
 
-    def beats(self, least_s: float, least_bytes: int, quality: Quality) -> bool:
+    def beats(self, least_s: float, least_bytes: float, quality: Quality) -> bool:
         """Whether a plan noted before is at least as good as one with no fewer GPUs that takes at
         least this.
         """
@@ -293,7 +344,7 @@ class Front:
             for known, points in self._by_quality.items()
         )
 
-    def _has_better(self, points: list[tuple[float, int]], seconds: float, count: int) -> bool:
+    def _has_better(self, points: list[tuple[float, int]], seconds: float, count: float) -> bool:
         """Later points are slower and smaller, so of those that are as fast the last one counts."""
         place = bisect_right(points, (seconds, math.inf))
         return place > 0 and points[place - 1][1] <= count

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 from ditplan.planner.compute import Timed
-from ditplan.planner.constants import COUNT_ON_ALL
+from ditplan.planner.constants import minds_transfers
 from ditplan.planner.crew import Crew
 from ditplan.planner.ledger import Ledger, worst_source
 from ditplan.planner.schedule import Durations, pipeline_s
@@ -24,7 +24,6 @@ from ditplan.planner.work import RankWork
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
 
-NETWORKS = ("ethernet", "infiniband")
 """Kinds of link that lead to other hosts."""
 
 PRODUCTS = "blocks"
@@ -257,17 +256,12 @@ class Pipeline:
         return Timed((self._work.constants.products_beside_transfers - 1) * products_s, "computed")
 
     def _transfers_by_kernels(self, piece: Piece) -> bool:
-        """Whether patches travel by kernels that the products of its device mind.
-
-        Within a host copy engines carry them.
-        """
-        return self._crosses_network and any(
-            name in piece.step.device.name for name in COUNT_ON_ALL
-        )
+        """Whether patches travel by kernels that the products of its device mind."""
+        return minds_transfers(piece.step.device.name, self._kinds_of_links)
 
     @cached_property
-    def _crosses_network(self) -> bool:
-        return not self._work.topology.kinds_within(self._lines).isdisjoint(NETWORKS)
+    def _kinds_of_links(self) -> frozenset[str]:
+        return self._work.topology.kinds_within(self._lines)
 
     def _waits_s(self, piece: Piece, stage: Stage, visit: int, device_s: float) -> float:
         """By how much the host is longer at it."""

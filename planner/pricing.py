@@ -1,22 +1,22 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
 import gc
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ditplan.planner.allowed import Allowed, quality_of, quality_with_cache
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
-from ditplan.planner.floors import Floors, Front
+from ditplan.planner.floors import Front
 from ditplan.planner.memory import why_swapping, why_too_big
 from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.placing import placement_of
+from ditplan.planner.pruning import LARGE_CLUSTER, unbeaten
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.rules import schedule_of
 from ditplan.planner.space import (
-    EXHAUSTIVE_RANKS,
     Candidate,
     Choice,
     Space,
@@ -40,10 +40,6 @@ from ditplan.profiles.workload import Workload
 
 PRICED_RANKS = 6
 """Meshes of up to so many ranks are all priced."""
-
-RUNNER_UP = 1.5
-"""Of meshes of up to `EXHAUSTIVE_RANKS` ranks all plans are priced that may take up to so many
-times as long as what is better: runner-ups are run for comparison, and shown with the reason."""
 
 
 @dataclass(frozen=True)
@@ -160,17 +156,20 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranke
     priced: list[Ranked] = []
     front, floors = Front(), model.floors(task.workload, task.searched_modes)
     control, unpriced = _advised(task, space), 0
+    is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
-        tried = [choice]
+        tried: Iterable[Choice] = (choice,)
         if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
-            tried = list(_unbeaten(task, front, floors, choice))
-        unpriced += not tried
-        found = [_price(task, model, one) for one in itertools.chain(*map(space.placed, tried))]
-        for ranked in _best_seated(found) if space.topology.has_different_devices else found:
-            priced.append(ranked)
-            if not ranked.too_big:
-                prediction = ranked.prediction
-                front.add(prediction.latency_s, prediction.memory_bytes, ranked.quality)
+            tried = unbeaten(choice, front, floors, partial(_quality_of, task), is_large=is_large)
+        before = len(priced)
+        for one in tried:
+            found = [_price(task, model, candidate) for candidate in space.placed(one)]
+            for ranked in _best_seated(found) if space.topology.has_different_devices else found:
+                priced.append(ranked)
+                if not ranked.too_big:
+                    prediction = ranked.prediction
+                    front.add(prediction.latency_s, prediction.memory_bytes, ranked.quality)
+        unpriced += len(priced) == before
     return priced, unpriced
 
 
@@ -188,30 +187,6 @@ def _best_seated(found: Iterable[Ranked]) -> list[Ranked]:
 def _worth(ranked: Ranked) -> tuple[bool, float]:
     """What fits comes first, then what is fast."""
     return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
-
-
-def _unbeaten(task: Task, front: Front, floors: Floors, choice: Choice) -> Iterator[Choice]:
-    """The orders and settings of a mesh that may be better than what is known, or a runner-up, by
-    what they cost at least.
-    """
-    slack = 1.0 if choice.mesh.size > EXHAUSTIVE_RANKS else RUNNER_UP
-    alike: dict[object, list[tuple[str, ...]]] = {}
-    for order in choice.orders:
-        alike.setdefault(floors.place_key(choice.mesh, order), []).append(order)
-    for orders in alike.values():
-        kept = []
-        for part, of_part in itertools.groupby(choice.settings, key=lambda setting: setting[0]):
-            tried = [Candidate(choice.mesh, (), mode, orders[0], part) for _, mode in of_part]
-            quality, least_bytes = _quality_of(task, tried[0]), floors.least_bytes(tried[0])
-            if any(front.beats(s / slack, least_bytes, quality) for s in floors.of_modes(tried[0])):
-                continue
-            for candidate in tried:
-                least_bytes = floors.least_bytes(candidate)
-                least_s = floors.least_s(candidate) / slack
-                if not front.beats(least_s, least_bytes, quality):
-                    kept.append((part, candidate.mode))
-        if kept:
-            yield Choice(choice.mesh, tuple(kept), tuple(orders))
 
 
 def _advised(task: Task, space: Space) -> Mesh:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from ditplan.planner.allowed import Allowed, warmup_excess
 from ditplan.planner.groups import Groups, groups_along, wanted
@@ -170,16 +170,19 @@ def patching_violation(
         return Violation("warm-up steps > steps", wrong)
     tokens, text = spec.image_tokens(workload), spec.text_tokens(workload)
     ranks = mesh.sequence_parallel
-    if patches <= tokens:
-        bounds = patch_bounds(tokens, text, patches)
-        if min(end - start for start, end in bounds) >= ranks:
-            return None
+    if patches <= tokens and _smallest_patch(tokens, text, patches) >= ranks:
+        return None
     each = f"{ranks} (ring x ulysses)" if ranks > 1 else "one"
     return Violation(
         "patch tokens < ranks",
         f"--patches {patches}: {spec.name}'s {tokens} image tokens, with {text} of "
         f"text in the first patch, don't give each patch at least {each}; use fewer patches",
     )
+
+
+@cache
+def _smallest_patch(tokens: int, text: int, patches: int) -> int:
+    return min(end - start for start, end in patch_bounds(tokens, text, patches))
 
 
 def legal_meshes(
@@ -287,13 +290,19 @@ def evenly_staged(
     """A mesh's PipeFusion part with about as many blocks in each stage, if it has stages."""
     if mesh.pipefusion == 1:
         return None
-    blocks = spec.block_count
+    return _evenly_staged(mesh.pipefusion, spec.block_count, patches, warmup_steps, schedule)
+
+
+@cache
+def _evenly_staged(
+    stages: int, blocks: int, patches: int, warmup_steps: int, schedule: Schedule
+) -> PipeFusion:
     if schedule == "folded":
-        stages = unfolded(split_sizes(math.ceil(blocks / 2), mesh.pipefusion), blocks)
+        divided = unfolded(split_sizes(math.ceil(blocks / 2), stages), blocks)
     else:
-        stages = split_sizes(blocks, mesh.pipefusion)
+        divided = split_sizes(blocks, stages)
     return PipeFusion(
-        blocks_per_stage=stages, patches=patches, warmup_steps=warmup_steps, schedule=schedule
+        blocks_per_stage=divided, patches=patches, warmup_steps=warmup_steps, schedule=schedule
     )
 
 

@@ -1,5 +1,6 @@
 """What one rank does in a call of the transformer: its blocks, their exchanges, what is around."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from ditplan.planner.activities import (
     RingAttention,
     seconds_of,
 )
-from ditplan.planner.compute import DeviceTimes, Timed
+from ditplan.planner.compute import DeviceTimes, Timed, overlapped_s
 from ditplan.planner.constants import CostConstants, ModeConstants
 from ditplan.planner.crew import Crew, Load, Loads
 from ditplan.planner.groups import Groups
@@ -326,10 +327,14 @@ class RankWork:
 
         Measured blocks have waited for their launches already, and in a graph nothing waits.
         """
+        return overlapped_s(host_s, device_s, self.launch_exponent(step)) - device_s
+
+    def launch_exponent(self, step: Step) -> float:
+        """How well launching and working off overlap; infinite where one hides the other."""
         mode = step.candidate.mode
         if "graph" in mode or self.times_on(step.device).has_blocks(step.workload.dtype, mode):
-            return max(0.0, host_s - device_s)
-        return _overlapped_s(host_s, device_s, self.constants.launch_exponent) - device_s
+            return math.inf
+        return self.constants.launch_exponent
 
     def host_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
         """Host time to launch so many blocks of each run, what is around them, and gatherings of
@@ -398,10 +403,3 @@ def _exchange_launches(mode: ModeConstants, mesh: Mesh) -> float:
     """Kernels that a mesh adds to each self-attention."""
     ring = mode.ring_step_launches * (mesh.ring - 1)
     return ring + (mode.exchange_launches if mesh.ulysses > 1 else 0.0)
-
-
-def _overlapped_s(host_s: float, device_s: float, exponent: float) -> float:
-    """Seconds of a step that is launched and worked off at the same time, more or less."""
-    longer_s = max(host_s, device_s)
-    shorter = min(host_s, device_s) / longer_s
-    return float(longer_s * (1 + shorter**exponent) ** (1 / exponent))

@@ -149,7 +149,12 @@ def test_floors_are_never_above_prices() -> None:
             for candidate in itertools.islice(space.placed(choice), 0, None, 7):
                 planned = model.balanced(candidate, spec.defaults)
                 price = model.price(planned, spec.defaults)
-                least_s = [floors.least_s(candidate), *floors.of_modes(candidate)]
+                least_s = [floors.least_s(candidate)]
+                modes = [replace(candidate, mode=mode) for mode in task.searched_modes]
+                least_s.append(floors.of_modes(modes))
+                if part := candidate.pipefusion:
+                    others = (part.patches - 1, part.patches, 2 * part.patches)
+                    least_s.append(floors.of_settings(candidate, others))
                 assert max(least_s) <= price.latency_s
                 assert floors.least_bytes(candidate) <= price.memory_bytes
 
