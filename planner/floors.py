@@ -210,7 +210,11 @@ class Floors:
         return part.warmup_steps * warm_s + steps * step_s
 
     def _is_slowed(self, mesh: Mesh, order: tuple[str, ...], device: Device) -> bool:
-        """Whether a patch's products run beside transfers that they mind."""
+        """Whether a patch's products run beside transfers that they mind, wherever ranks are: not
+        known where unlike devices are seated in all ways.
+        """
+        if self._work.topology.has_different_devices:
+            return False
         lines = groups_along(mesh, order, ("pipefusion",))
         key = (lines.runs, device.name)
         if key not in self._slowed:

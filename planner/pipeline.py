@@ -24,8 +24,6 @@ from ditplan.planner.work import RankWork
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
 
-"""Kinds of link that lead to other hosts."""
-
 PRODUCTS = "blocks"
 """The part of a block that isn't attention."""
 

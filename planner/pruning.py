@@ -44,8 +44,11 @@ def unbeaten(
     for order in choice.orders:
         alike.setdefault(floors.order_key(mesh, order), []).append(order)
     groups = list(_equally_large(choice, floors, quality_of))
-    # with the fewest patches, which come first, a mesh needs the least memory
-    best = replace(groups[0], quality=min((one.quality for one in groups), key=worth_of))
+    best = replace(
+        groups[0],
+        least_bytes=min(one.least_bytes for one in groups),
+        quality=min((one.quality for one in groups), key=worth_of),
+    )
     patches = [one.part.patches for one in groups if one.part]
     promising: list[tuple[float, _EquallyLarge, Choice]] = []
     for orders in alike.values():
