@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ditplan.planner.floors import Floors, Front, worth_of
 from ditplan.planner.space import EXHAUSTIVE_RANKS, Candidate, Choice
@@ -14,8 +14,8 @@ RUNNER_UP = 1.5
 times as long as what is better: runner-ups are run for comparison, and shown with the reason."""
 
 LARGE_CLUSTER = 64
-"""On more GPUs there are no runner-ups of this kind, and of meshes of more ranks no plan is priced
-for memory that is less by no more than `COARSE_MEMORY`."""
+"""On more GPUs there are no runner-ups of this kind, and of meshes of more than `EXHAUSTIVE_RANKS`
+ranks none is priced for memory that is less by no more than `COARSE_MEMORY`."""
 
 COARSE_MEMORY = 1.1
 
@@ -34,8 +34,9 @@ def unbeaten(
     `is_large` says whether there are more than `LARGE_CLUSTER` GPUs.
     """
     mesh = choice.mesh
-    slack = RUNNER_UP if mesh.size <= EXHAUSTIVE_RANKS and not is_large else 1.0
-    coarse = COARSE_MEMORY if mesh.size > LARGE_CLUSTER else 1.0
+    is_small = mesh.size <= EXHAUSTIVE_RANKS
+    slack = RUNNER_UP if is_small and not is_large else 1.0
+    coarse = COARSE_MEMORY if is_large and not is_small else 1.0
 
     def is_beaten(least_s: float, of: _EquallyLarge) -> bool:
         return front.beats(least_s / slack, coarse * of.least_bytes, of.quality)
@@ -43,18 +44,15 @@ def unbeaten(
     alike: dict[object, list[tuple[str, ...]]] = {}
     for order in choice.orders:
         alike.setdefault(floors.order_key(mesh, order), []).append(order)
-    groups = list(_equally_large(choice, floors, quality_of))
-    best = replace(
-        groups[0],
-        least_bytes=min(one.least_bytes for one in groups),
-        quality=min((one.quality for one in groups), key=worth_of),
-    )
-    patches = [one.part.patches for one in groups if one.part]
+    least = _least(choice, floors, quality_of)
+    patches = [part.patches for part, _ in choice.settings if part]
+    groups: list[_EquallyLarge] = []
     promising: list[tuple[float, _EquallyLarge, Choice]] = []
     for orders in alike.values():
-        first = Candidate(mesh, (), groups[0].modes[0], orders[0], groups[0].part)
-        if patches and is_beaten(floors.of_settings(first, patches), best):
+        first = Candidate(mesh, (), least.modes[0], orders[0], least.part)
+        if patches and is_beaten(floors.of_settings(first, patches), least):
             continue
+        groups = groups or list(_equally_large(choice, floors, quality_of))
         for group in groups:
             tried = [Candidate(mesh, (), mode, orders[0], group.part) for mode in group.modes]
             if is_beaten(floors.of_modes(tried), group):
@@ -75,6 +73,23 @@ class _EquallyLarge:
     modes: tuple[Mode, ...]
     least_bytes: int
     quality: Quality
+
+
+def _least(
+    choice: Choice, floors: Floors, quality_of: Callable[[Candidate], Quality]
+) -> _EquallyLarge:
+    """What any setting of a mesh needs at least, with the best quality of all: without graphs, and
+    with few of them where each patch has its own, it needs least memory.
+    """
+    part, mode = min(
+        choice.settings, key=lambda one: ("graph" in one[1], one[0].patches if one[0] else 0)
+    )
+    parts = dict.fromkeys(part for part, _ in choice.settings)
+    best = min(
+        (quality_of(Candidate(choice.mesh, (), mode, pipefusion=p)) for p in parts), key=worth_of
+    )
+    candidate = Candidate(choice.mesh, (), mode, pipefusion=part)
+    return _EquallyLarge(part, (mode,), floors.least_bytes(candidate), best)
 
 
 def _equally_large(

@@ -175,8 +175,7 @@ def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.Mon
 def test_on_large_clusters_no_more_memory_is_given_up_than_may_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("pricing", "pruning"):
-        monkeypatch.setattr(f"ditplan.planner.{module}.LARGE_CLUSTER", 8)
+    monkeypatch.setattr("ditplan.planner.pricing.LARGE_CLUSTER", 8)
     monkeypatch.setattr("ditplan.planner.pruning.COARSE_MEMORY", 1.02)
     cluster, flux = a_cluster(hosts=4, devices=8, between_bytes_per_s=50e9), find_model("flux-dev")
     task = Task(flux, flux.defaults, cluster, modes=("eager",), allowed=Allowed())
