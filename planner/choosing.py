@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import ndtr
 
 from ditplan.planner.objectives import Objective
 from ditplan.planner.ranking import Ranked, to_measure
@@ -153,6 +152,9 @@ def _open_rows(results: Sequence[Ranked]) -> list[int]:
 
 def _expected_gains(found: Refit, best_s: float) -> Array:
     """Expected improvement on the best, in logs, of candidates whose logs are normal."""
+    # late, as in `refit`
+    from scipy.special import ndtr
+
     ahead = np.log(best_s) - np.log(found.latency_s)
     score = ahead / found.spread
     density = np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.space import Candidate
@@ -146,6 +145,9 @@ def component_widths(predictions: Sequence[Prediction], seconds: Array) -> Array
     A prediction's interval is the sum of its parts' shares by source, so the shares that fit all
     intervals best are those of the components.
     """
+    # planning on paper does without, in a third of a second less
+    from scipy.optimize import nnls
+
     halves = np.array([(p.interval_s[1] - p.interval_s[0]) / 2 for p in predictions])
     totals = seconds.sum(axis=1)
     shares, _ = nnls(seconds / totals[:, None], halves / totals)

@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
-
 Runs = Mapping[int, float]
 """Seconds by round."""
 
@@ -42,13 +40,20 @@ class Behind:
     @property
     def is_clear(self) -> bool:
         """Whether it is slower for sure."""
-        least = self.mean - float(stdtrit(self.free, SURE)) * self.error
+        least = self.mean - self._quantile(SURE) * self.error
         return self.rounds >= LEAST_ROUNDS and least > 0
 
     def may_be_ahead_by(self, share: float) -> bool:
         """Whether it may be faster than the leader by more than that share."""
-        least = self.mean - float(stdtrit(self.free, LIKELY)) * self.error
+        least = self.mean - self._quantile(LIKELY) * self.error
         return self.rounds >= LEAST_ROUNDS and least < math.log1p(-share)
+
+    def _quantile(self, probability: float) -> float:
+        """Of Student's t."""
+        # late, as in `refit`
+        from scipy.special import stdtrit
+
+        return float(stdtrit(self.free, probability))
 
 
 def leader_of(runs: Mapping[str, Runs]) -> str:
