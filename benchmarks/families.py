@@ -42,11 +42,11 @@ def plans_of(spec: ModelSpec, gpus: int, steps: int, modes: Sequence[Mode]) -> l
 def measure(
     pool: RankPool, spec: ModelSpec, plans: list[ExecutionPlan], rounds: int, timeout_s: float
 ) -> None:
-    """Prints a line for each plan."""
+    """Prints a line for each plan that ran, also where another one failed."""
     found: dict[int, list[tuple[float, int]]] = {}
     begin = time.monotonic()
-    for _ in range(rounds):
-        for number, plan in enumerate(plans):
+    try:
+        for number, plan in list(enumerate(plans)) * rounds:
             runs = pool.run(measure_plan, spec, None, plan, timeout_s=timeout_s)
             used = [run for run in runs if run is not None]
             slowest = max(run.latency_s for run in used)
@@ -55,13 +55,19 @@ def measure(
                 f"{took_s:6.1f} s: {plan.mesh}, {plan.execution.mode}, {slowest:.3f} s\n"
             )
             found.setdefault(number, []).append((slowest, max(run.memory_bytes for run in used)))
-    medians = {n: statistics.median(s for s, _ in runs) for n, runs in found.items()}
-    for number, plan in enumerate(plans):
-        step_ms = 1000 * medians[number] / plan.workload.steps
-        memory_gb = max(memory for _, memory in found[number]) / 1e9
+    finally:
+        show(spec, [(plans[number], runs) for number, runs in found.items()])
+
+
+def show(spec: ModelSpec, found: list[tuple[ExecutionPlan, list[tuple[float, int]]]]) -> None:
+    """Prints a line for each plan, by the seconds and bytes of its runs."""
+    medians = [statistics.median(seconds for seconds, _ in runs) for _, runs in found]
+    for (plan, runs), median_s in zip(found, medians, strict=True):
+        step_ms = 1000 * median_s / plan.workload.steps
+        memory_gb = max(memory for _, memory in runs) / 1e9
         sys.stdout.write(
             f"{spec.name:16} {plan.mesh!s:10} {plan.execution.mode:14} {step_ms:9.1f} ms a step "
-            f"{medians[0] / medians[number]:5.2f} x {memory_gb:6.1f} GB\n"
+            f"{medians[0] / median_s:5.2f} x {memory_gb:6.1f} GB\n"
         )
     sys.stdout.flush()
 
