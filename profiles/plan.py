@@ -1,6 +1,6 @@
 """The execution plan: what is needed to run, why it was chosen, and what it should cost."""
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -225,6 +225,16 @@ class ExecutionPlan(Record):
     measurement: Measurement | None
     runner_ups: tuple[RunnerUp, ...]
     fingerprint: Fingerprint
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_book(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "entries" in data and "model" not in data:
+            raise ValueError(
+                "this is a book of plans, one for each workload of a mix; save the `plan` of one "
+                "of its `entries` as a file of its own, or load it with PlanBook"
+            )
+        return data
 
     @model_validator(mode="after")
     def _placement_fits_mesh(self) -> Self:

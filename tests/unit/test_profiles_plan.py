@@ -1,5 +1,6 @@
 """What makes a plan legal, and what makes a job refuse it."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan, PipeFusion, Quality, TaylorSeer
 from tests.unit.nouns import a_plan
@@ -29,6 +31,13 @@ def test_any_order_of_the_ranks_is_a_placement(ranks: list[int]) -> None:
 def test_a_placement_that_is_no_order_of_the_ranks_is_refused(placement: list[int]) -> None:
     with pytest.raises(ValidationError, match="the ranks 0 to 3 of mesh cfg2 x ulysses2 once each"):
         plan_with(placement=list(placement))
+
+
+def test_a_book_is_told_from_a_plan(tmp_path: Path) -> None:
+    entry = BookEntry(weight=1.0, plan=a_plan())
+    path = PlanBook(entries=(entry,)).save(tmp_path / "book.json")
+    with pytest.raises(InputError, match=r"book\.json: this is a book of plans, one for each"):
+        ExecutionPlan.load(path)
 
 
 def test_absurd_degrees_are_refused_at_once() -> None:
