@@ -1,6 +1,6 @@
 """The numbers of the cost and memory models that no profile holds, and where they come from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ditplan.profiles.model import Mode, Source
 
@@ -184,23 +184,22 @@ efficiencies to those on H100: devices with shares of their own have them in the
 """
 
 
+_NATIVE = CostConstants()
+
 DIFFUSERS = CostConstants(
     sends_together=False,
     pushes=False,
     gathers_keys=True,
-    modes={
-        "eager": ModeConstants(2.4, 142.0, 20.0, 5.0, 70.0),
-        "compile": ModeConstants(1.1, 40.0, 20.0, 5.0, 28.0),
-    },
+    modes=_NATIVE.modes | {"eager": replace(_NATIVE.modes["eager"], exchange_launches=142.0)},
 )
 """diffusers' context parallelism: q, k, v and output travel apart, keys are gathered first. What an
-exchange launches eagerly: so that FLUX, 1024px, over Ulysses-2 takes its measured 3.83 s (two H100,
-20 steps); all else is as in `native`."""
+exchange launches eagerly: so that FLUX, 1024px, over Ulysses-2 takes about its measured 3.83 s (two
+H100, 20 steps); all else is as in `native`."""
 
 
 def constants_of(backend: str) -> CostConstants:
     """The constants of a backend's runtime; `native`'s for those that run nothing of their own."""
-    return {"xdit": XDIT, "diffusers": DIFFUSERS}.get(backend, CostConstants())
+    return {"xdit": XDIT, "diffusers": DIFFUSERS}.get(backend, _NATIVE)
 
 
 COUNT_ON_ALL = ("H100", "H200", "H800", "H20", "GH200")
