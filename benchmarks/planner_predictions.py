@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,7 +115,9 @@ def with_profile(task: Task, workers: Workers) -> Task:
     meshes = {candidate.mesh for candidate in candidates}
     patched = {(one.mesh, one.pipefusion.patches) for one in candidates if one.pipefusion}
     requests = wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
+    begin = time.monotonic()
     profile = workers.profile_model(task.spec, task.workload, requests, task.cluster)
+    sys.stderr.write(f"{time.monotonic() - begin:6.1f} s: {len(requests)} shapes of the blocks\n")
     return replace(task, profile=profile)
 
 
@@ -142,6 +145,7 @@ def measured(
         for one in plans_to_run(task)
     }
     found: dict[str, list[tuple[float, int]]] = {}
+    begin = time.monotonic()
     for name, plan in list(plans.items()) * rounds:
         if name not in plans:
             continue
@@ -157,6 +161,8 @@ def measured(
             print(f"  {name}: {str(error)[:400]}")
             continue
         found.setdefault(name, []).append((run.latency_s, run.memory_bytes))
+        took_s, begin = time.monotonic() - begin, time.monotonic()
+        sys.stderr.write(f"{took_s:6.1f} s: {name}, {run.latency_s:.4f} s\n")
     return tuple(
         Run(
             candidate=name,

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed._symmetric_memory as symmetric_memory
 
 from ditplan.runtime.copy_engine import Rows, copy_rows, set_flag, wait_for_flag
 from ditplan.runtime.links import Arriving, Outbox
+from ditplan.runtime.symmetric_memory import allocate
 
 
 @dataclass
@@ -79,8 +79,7 @@ class PeerLink:
         """The memory for what is sent under a name; both ends make it when they first want it."""
         key = (name, tuple(shape), dtype)
         if key not in self._inboxes:
-            here = symmetric_memory.empty(tuple(shape), dtype=dtype, device=self._device)
-            handle: Any = symmetric_memory.rendezvous(here, self._group.group_name)
+            here, handle = allocate(shape, dtype, self._device, self._group)
             self._inboxes[key] = _Inbox(
                 here,
                 handle,

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed._symmetric_memory as symmetric_memory
 
 from ditplan.runtime.copy_engine import Rows, copy_rows
 from ditplan.runtime.exchange import Work, heads_by_rank
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.inventory import common_link_kind, link_kind
 from ditplan.runtime.launch import environment
+from ditplan.runtime.symmetric_memory import allocate
 
 
 def can_write_to_peers(group: AxisGroup, context: RankContext) -> bool:
@@ -64,8 +64,7 @@ class Mailbox:
         boxes: Sequence[Box],
     ) -> None:
         """Room for so many numbers; `boxes` has one for each rank of the process group."""
-        self._memory = symmetric_memory.empty(numbers, dtype=dtype, device=device)
-        self._handle: Any = symmetric_memory.rendezvous(self._memory, group.group.group_name)
+        self._memory, self._handle = allocate((numbers,), dtype, device, group.group)
         self._addresses: list[int] = list(self._handle.buffer_ptrs)
         self._inboxes = torch.tensor(self._addresses, dtype=torch.int64, device=device)
         self._boxes = boxes

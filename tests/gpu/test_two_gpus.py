@@ -30,6 +30,7 @@ from tests.distributed.small_models import plan_for
 pytestmark = pytest.mark.gpu
 MESHES = [Mesh(), Mesh(cfg=2), Mesh(ulysses=2), Mesh(ring=2)]
 MODES = ["eager", "compile", "graph", "compile+graph"]
+LAG_CYCLES = 1_000_000_000
 NOT_WORSE = 1.1
 CLOSE = 5e-3
 
@@ -150,6 +151,9 @@ def links_bring_what_was_sent(
             link.connect(rank)
     large = torch.randn(4096, 4096, device=device).bfloat16()
     shape, same = (3, 1000, 77), True
+    if rank == 1:
+        # the first inbox is made on a GPU that lags behind the one that writes to it
+        torch.cuda._sleep(LAG_CYCLES)
     with torch.no_grad():
         for step in range(12):
             for name in ("first", "second"):
@@ -244,6 +248,26 @@ def test_pushing_to_peers_gives_what_collectives_give(
     gpus: RankPool, heads: int, tokens: tuple[int, int], interleaved: bool
 ) -> None:
     assert all(gpus.run(exchanges_agree, heads, tokens, interleaved, timeout_s=120))
+
+
+def nothing_is_lost_on_a_gpu_that_lags(context: RankContext, lagging: int) -> bool:
+    """Whether a first exchange is right where one rank's GPU is still busy when it begins."""
+    group = context.groups.axis_group(Mesh(ulysses=2), (0, 1), ("ulysses",))
+    assert group is not None
+    tokens = (64, 64)
+    mine = [torch.full((1, 4, 64, 72), 1.0 + context.rank, device=context.device)] * 3
+    exchange = PeerExchange(group, context.device)
+    if context.rank == lagging:
+        torch.cuda._sleep(LAG_CYCLES)
+    whole = exchange.gather_tokens(mine, tokens)
+    return all(
+        bool((part[:, :, i * 64 : i * 64 + 64] == 1 + i).all()) for part in whole for i in (0, 1)
+    )
+
+
+@pytest.mark.parametrize("lagging", [0, 1])
+def test_nothing_is_lost_on_a_gpu_that_lags(gpus: RankPool, lagging: int) -> None:
+    assert all(gpus.run(nothing_is_lost_on_a_gpu_that_lags, lagging, timeout_s=60))
 
 
 def synchronizes(_module: Any, _args: Any, output: torch.Tensor) -> None:
