@@ -81,6 +81,12 @@ class Runs(Record):
     runs: tuple[Run, ...]
 
     @property
+    def file_name(self) -> str:
+        """What the record is kept as."""
+        size = f"{self.workload.height}x{self.workload.frames}"
+        return f"{self.model}-{size}-{self.links}.json"
+
+    @property
     def task(self) -> Task:
         """What was planned."""
         spec = find_model(self.model)
@@ -135,8 +141,9 @@ def plans_to_run(task: Task) -> list[Ranked]:
 
 def measured(
     task: Task, workers: Workers, rounds: int, deadline: float, fresh: bool
-) -> tuple[Run, ...]:
-    """Each plan run once a round, in turn; those that fail, or come too late, are said.
+) -> Iterator[tuple[Run, ...]]:
+    """Each plan run once a round, in turn: all so far after each; those that fail, or come too
+    late, are said.
 
     On `fresh` ranks memory is the plan's alone.
     """
@@ -163,14 +170,14 @@ def measured(
         found.setdefault(name, []).append((run.latency_s, run.memory_bytes))
         took_s, begin = time.monotonic() - begin, time.monotonic()
         sys.stderr.write(f"{took_s:6.1f} s: {name}, {run.latency_s:.4f} s\n")
-    return tuple(
-        Run(
-            candidate=name,
-            latency_s=tuple(seconds for seconds, _ in runs),
-            memory_bytes=max(memory for _, memory in runs),
+        yield tuple(
+            Run(
+                candidate=name,
+                latency_s=tuple(seconds for seconds, _ in runs),
+                memory_bytes=max(memory for _, memory in runs),
+            )
+            for name, runs in found.items()
         )
-        for name, runs in found.items()
-    )
 
 
 def loop_bytes(task: Task, ranked: Ranked) -> int:
@@ -322,15 +329,20 @@ def measure(asked: argparse.Namespace) -> Iterator[Runs]:
                 task = replace(task, profile=known) if known else with_profile(task, workers)
                 assert task.profile is not None
                 profiles[text] = task.profile
-                yield Runs(
+                runs = Runs(
                     model=name,
                     links=links,
                     workload=workload,
                     modes=modes,
                     cluster=cluster,
                     profile=task.profile,
-                    runs=measured(task, workers, asked.rounds, deadline, asked.fresh),
+                    runs=(),
                 )
+                for found in measured(task, workers, asked.rounds, deadline, asked.fresh):
+                    runs = runs.model_copy(update={"runs": found})
+                    if asked.save:
+                        runs.save(asked.save / runs.file_name)
+                yield runs
 
 
 def main() -> None:
@@ -343,7 +355,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="new ranks for each run")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after these")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep what was measured")
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="keep what was measured, after each run"
+    )
     parser.add_argument("--saved", type=Path, metavar="FOLDER", help="compare what was kept")
     asked = parser.parse_args()
     if asked.saved:
@@ -351,10 +365,9 @@ def main() -> None:
         print(f"all {sum(map(len, models))} plans")
         say(models)
         return
+    if asked.save:
+        asked.save.mkdir(parents=True, exist_ok=True)
     for runs in measure(asked):
-        if asked.save:
-            edge = f"{runs.workload.height}x{runs.workload.frames}"
-            runs.save(asked.save / f"{runs.model}-{edge}-{runs.links}.json")
         if runs.runs:
             show(runs)
 
