@@ -40,7 +40,6 @@ PRIORS = {
     "exchange_launches": (40.0, 0.5),
     "ring_step_launches": (18.0, 0.5),
     "exchange_start_s": (150e-6, 1.0),
-    "vae_efficiency": (0.2, 0.4),
 }
 """What each parameter should be from data sheets and other measurements, and by how much its
 logarithm may be off."""
@@ -79,7 +78,6 @@ def constants_with(values: dict[str, float]) -> CostConstants:
         XDIT,
         crossing_exponent=values["crossing_exponent"],
         exchange_start_s=values["exchange_start_s"],
-        vae_efficiency=values["vae_efficiency"],
         modes={
             "eager": ModeConstants(
                 launches, exchange, ring, eager.gather_launches, eager.elementwise_passes

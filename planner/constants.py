@@ -45,9 +45,10 @@ class CostConstants:
     attention_half_queries: float = 256.0
     """Queries at which attention reaches half its efficiency: two tiles of 128 queries."""
 
-    vae_efficiency: float = 0.25
-    """Of the peak: 3x3 convolutions with few channels are bound by memory. A guess, not
-    measured."""
+    vae_flops_per_byte: float = 36.0
+    """FLOPs of the VAE's decoder, in half precision, for each byte that the memory's data-sheet
+    bandwidth could carry meanwhile: convolutions with few channels are bound by memory. An H100
+    does 32 for SD3's and FLUX's at 1024px, 47 for Wan's (benchmarks/measured/two-h100)."""
 
     bandwidth_efficiency: float = 0.8
     """Of the memory's data-sheet bandwidth: what streaming kernels reach on A100 and H100."""
@@ -101,9 +102,9 @@ class CostConstants:
     text_with_every_patch: bool = False
     """Whether the text is computed again with each patch."""
 
-    crossing_exponent: float = 0.90
+    crossing_exponent: float = 0.93
     """A link through host memory or between sockets that n messages cross at once carries
-    n ** -0.90 of its bandwidth. Fitted to published xDiT latencies, as below; an L40S node whose
+    n ** -0.93 of its bandwidth. Fitted to published xDiT latencies, as below; an L40S node whose
     all_to_all reaches 22, 4.5 and 2.0 GB/s on 2, 4 and 8 GPUs loses somewhat less.
     """
 
@@ -164,7 +165,6 @@ class CostConstants:
 XDIT = CostConstants(
     matmul_efficiency=0.71,
     attention_efficiency=0.33,
-    vae_efficiency=0.12,
     sends_together=False,
     pushes=False,
     sends_fresh_keys=False,
@@ -173,8 +173,8 @@ XDIT = CostConstants(
     stages_wait_to_send=True,
     text_with_every_patch=True,
     modes={
-        "eager": ModeConstants(3.3, 42.0, 23.0, 5.0, 70.0),
-        "compile": ModeConstants(0.56, 21.0, 23.0, 5.0, 28.0),
+        "eager": ModeConstants(3.35, 42.0, 23.0, 5.0, 70.0),
+        "compile": ModeConstants(0.57, 21.0, 23.0, 5.0, 28.0),
     },
 )
 """xDiT: q, k, v and output travel apart, a stage waits for what it sends, each patch carries the

@@ -272,13 +272,13 @@ class CostModel:
         tokens = prompts * workload.text_tokens
         single = workload.dtype == "float32"
         peak = device.single_flops_per_s if single else device.half_flops_per_s
-        matmul, vae = c.matmul_efficiency, c.vae_efficiency
-        if device.kind == "cpu":
-            matmul = vae = c.cpu_efficiency
+        efficiency = c.cpu_efficiency if device.kind == "cpu" else c.matmul_efficiency
         weights_s = spec.encoder_parameters * workload.dtype_bytes / device.memory_bytes_per_s
-        encode_s = max(2.0 * spec.encoder_parameters * tokens / (peak * matmul), weights_s)
+        encode_s = max(2.0 * spec.encoder_parameters * tokens / (peak * efficiency), weights_s)
         pixels = workload.batch * workload.frames * workload.height * workload.width
-        decode_s = spec.vae_flops_per_pixel * pixels / (peak * vae)
+        flops = spec.vae_flops_per_pixel * pixels
+        carried = flops / c.vae_flops_per_byte * workload.dtype_bytes / 2
+        decode_s = max(flops / (peak * efficiency), carried / device.memory_bytes_per_s)
         samples = workload.batch * spec.image_tokens(workload)
         encode = times.simple("text_encode", tokens, encode_s, workload.dtype)
         decode = times.simple("vae_decode", samples, decode_s, workload.dtype)
