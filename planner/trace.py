@@ -17,6 +17,8 @@ MOST_RANKS = 64
 
 RANKS, LINKS = "ranks", "links"
 PROCESSES = {RANKS: 1, LINKS: 2}
+FIRST_THREADS = {RANKS: 1000, LINKS: 1_000_000}
+"""Perfetto takes threads of equal numbers for one, whatever their processes, and has none 0."""
 
 Event = dict[str, Any]
 
@@ -54,17 +56,19 @@ def _threads(timeline: Timeline, candidate: Candidate) -> Threads:
     found: Threads = {}
     coordinates = dict(zip(candidate.placement, candidate.mesh.coordinates(), strict=True))
     many = len(coordinates) > MOST_RANKS
+    first = FIRST_THREADS[RANKS]
     for row, ranks in timeline.ranks.items():
         if many:
             name = f"{row.name}: {len(ranks)} ranks from {ranks[0]} on"
-            found[row] = [(PROCESSES[RANKS], ranks[0], name)]
+            found[row] = [(PROCESSES[RANKS], first + ranks[0], name)]
         else:
             names = [_name_of(rank, candidate, coordinates[rank]) for rank in ranks]
             found[row] = [
-                (PROCESSES[RANKS], rank, name) for rank, name in zip(ranks, names, strict=True)
+                (PROCESSES[RANKS], first + rank, name)
+                for rank, name in zip(ranks, names, strict=True)
             ]
     links = dict.fromkeys(row for task in timeline.tasks for row in task.rows if row not in found)
-    for thread, row in enumerate(links):
+    for thread, row in enumerate(links, FIRST_THREADS[LINKS]):
         found[row] = [(PROCESSES[LINKS], thread, row.name)]
     return found
 
