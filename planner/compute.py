@@ -34,6 +34,20 @@ SAME_SIZE = 0.02
 or less."""
 
 
+def at_data_sheet(device: Device, constants: CostConstants) -> Device:
+    """A GPU with the rates that its data sheet would have, where its own were measured."""
+    if not device.measured or device.kind == "cpu":
+        return device
+    products, copies = constants.product_share, constants.copy_share
+    return device.model_copy(
+        update={
+            "half_flops_per_s": device.half_flops_per_s / products,
+            "single_flops_per_s": device.single_flops_per_s / products,
+            "memory_bytes_per_s": device.memory_bytes_per_s / copies,
+        }
+    )
+
+
 @dataclass(frozen=True)
 class Roofline:
     """A device's rates for one dtype and mode."""
@@ -91,8 +105,12 @@ class Roofline:
     def attention_s(self, run: BlockRun, share: Share) -> float:
         """The self-attentions of a block."""
         c, queries = self.constants, share.batch * sum(share.queries.values())
-        known = self.device.attention_share
-        efficiency = c.attention_efficiency if known is None else known
+        efficiency = self.device.attention_share
+        if efficiency is None:
+            # the softmax takes as long with small heads
+            head_dim = run.attentions[0].head_dim
+            softmax = c.softmax_head_dim
+            efficiency = c.attention_efficiency * (1 + softmax / 128) / (1 + softmax / head_dim)
         return self.flops_s(
             attention_flops(run, share), efficiency, queries, c.attention_half_queries
         )

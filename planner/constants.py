@@ -39,8 +39,14 @@ class CostConstants:
     matmul_half_rows: float = 256.0
     """Rows at which a product reaches half its efficiency: two tiles of 128 rows."""
 
-    attention_efficiency: float = 0.43
-    """Of the peak: PyTorch's default attention kernel on Hopper, from the 2048px row."""
+    attention_efficiency: float = 0.58
+    """Of the peak, with heads of 128: cuDNN's kernel reaches 0.57 to 0.61 on an H100, 0.38 to 0.41
+    with heads of 64, PyTorch's flash 0.33 to 0.36 and 0.25 to 0.29
+    (benchmarks/measured/two-h100)."""
+
+    softmax_head_dim: float = 72.0
+    """How large heads are whose softmax takes as long as their products: so that both kernels do
+    what they do with heads of 64 and of 128."""
 
     attention_half_queries: float = 256.0
     """Queries at which attention reaches half its efficiency: two tiles of 128 queries."""
@@ -49,6 +55,13 @@ class CostConstants:
     """FLOPs of the VAE's decoder, in half precision, for each byte that the memory's data-sheet
     bandwidth could carry meanwhile: convolutions with few channels are bound by memory. An H100
     does 32 for SD3's and FLUX's at 1024px, 47 for Wan's (benchmarks/measured/two-h100)."""
+
+    product_share: float = 0.79
+    """Of the data sheet's peak, for which these efficiencies are meant, what a plain product
+    reaches: where a GPU's peak was measured it is that (two H100, benchmarks/measured)."""
+
+    copy_share: float = 0.89
+    """The same of a copy and the memory's bandwidth."""
 
     bandwidth_efficiency: float = 0.8
     """Of the memory's data-sheet bandwidth: what streaming kernels reach on A100 and H100."""
@@ -127,6 +140,10 @@ class CostConstants:
     """Host time to go from one patch's call of the pipeline to another's, on PipeFusion's first
     stage: 13 to 66 us (docs/design.md)."""
 
+    patch_setup_s: float = 0.02
+    """Once in a loop devices wait for the host to prepare the patches' calls: 0.018 to 0.028 s in
+    FLUX's with two patches (benchmarks/results/where-time-goes-flux-pipefusion-2026-11-27.txt)."""
+
     cpu_efficiency: float = 0.5
     """Of a CPU's peak, where nothing was measured. A guess."""
 
@@ -171,6 +188,7 @@ XDIT = CostConstants(
     products_beside_transfers=1.0,
     exchange_start_s=1.7e-5,
     stages_wait_to_send=True,
+    patch_setup_s=0.0,
     text_with_every_patch=True,
     modes={
         "eager": ModeConstants(3.35, 42.0, 23.0, 5.0, 70.0),

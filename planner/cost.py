@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ditplan.planner.compute import at_data_sheet
 from ditplan.planner.constants import CostConstants, MemoryConstants
 from ditplan.planner.crew import ROUNDS, Crew, Load, crew_of, whole_shares
 from ditplan.planner.floors import Floors
@@ -51,7 +52,9 @@ class CostModel:
         self.spec = spec
         self.constants = constants or CostConstants()
         self.memory_constants = memory_constants or MemoryConstants()
-        self._all_devices = self.topology.cluster.devices
+        distinct = dict.fromkeys(self.topology.cluster.devices)
+        at_peak = {device: at_data_sheet(device, self.constants) for device in distinct}
+        self._all_devices = tuple(at_peak[device] for device in self.topology.cluster.devices)
         self._are_all_alike = len(set(self._all_devices)) == 1
         self._known_crews: dict[tuple[object, ...], Crew] = {}
         self._one_crew: Crew = ((None, self._all_devices[0]),)

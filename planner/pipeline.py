@@ -119,7 +119,7 @@ class Pipeline:
             warmup * warm_s + steps * s
             for warm_s, s in zip(warm_of_stages_s, patched_s, strict=True)
         ]
-        busy_s[0] += warmup * times.warm_scheduler_s
+        busy_s[0] += warmup * times.warm_scheduler_s + times.setup_s
         busiest = max(range(self._stages), key=lambda index: busy_s[index])
         ledger = self._busy(self._of_stage[busiest], stages[busiest], is_first=busiest == 0)
 
@@ -127,7 +127,7 @@ class Pipeline:
         free_s = pipeline_s(durations.with_free_links, steps)
         sends_s = pipeline_s(durations, steps, sending_computes=times.sending_computes) - free_s
         sends_s += warmup * times.warm_sends_s + times.agreement_s
-        bubbles_s = warmup * one_warm_s + free_s - ledger.total
+        bubbles_s = warmup * one_warm_s + times.setup_s + free_s - ledger.total
         ledger.add("bubbles", Timed(max(0.0, bubbles_s), worst_source(ledger)))
         ledger.add("sends", Timed(max(0.0, sends_s), self._hop(self._first.whole, 0).source))
         self._book_bytes(ledger)
@@ -146,6 +146,7 @@ class Pipeline:
             told_s=self._told_s(whole.back_bytes),
             warm_passes_s=whole.passes.total,
             warm_scheduler_s=self._warm_between_s,
+            setup_s=self._setup_s,
             steps=self._patched_steps,
             patched=Durations(
                 stage_s=[
@@ -316,6 +317,10 @@ class Pipeline:
         one_bytes = whole.back_bytes / whole.step.share.batch
         return self._told_s(one_bytes * self._workload.batch)
 
+    @property
+    def _setup_s(self) -> float:
+        return self._work.constants.patch_setup_s if self._patched_steps else 0.0
+
     def _told_s(self, count: float) -> float:
         """A broadcast over the stages: as much passes along the line as when all gather pieces."""
         piece_bytes = count / (self._stages - 1)
@@ -341,6 +346,7 @@ class Pipeline:
         if is_first:
             patches = self._part.patches
             ledger.add("scheduler", self._scheduler, warmup * (patches + 1) + steps * patches)
+            ledger.add("scheduler", Timed(self._setup_s, "computed"))
         return ledger
 
     def _book_bytes(self, ledger: Ledger) -> None:

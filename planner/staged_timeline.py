@@ -96,6 +96,8 @@ class _Loop:
                 rows = (*self._stages, self._passes)
                 add("passes of the whole", "cfg", rows, times.warm_passes_s)
             add("scheduler of all patches", "scheduler", (self._first,), times.warm_scheduler_s)
+        if times.setup_s:
+            add("calls of the patches", "scheduler", (self._first,), times.setup_s)
 
     def list_patches(self) -> None:
         """Patches follow each other through the stages; the first one makes a patch's scheduler

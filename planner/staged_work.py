@@ -56,10 +56,11 @@ class LoopTimes:
     """Seconds of all that happens in a loop.
 
     A warm-up step is the whole sequence in each stage (`warm_s`), with the folded schedule also on
-    its way back (`warm_back_s`), with a transfer to the next one
-    (`warm_hop_s`), its prediction told to all stages, the exchange of passes, and the scheduler's
-    `warm_scheduler_s` on the first stage. Then `steps` of patches follow. `between_s` of a patch is
-    the exchange of its passes and the scheduler's step. `agreement_s` ends the loop.
+    its way back (`warm_back_s`), with a transfer to the next one (`warm_hop_s`), its prediction
+    told to all stages, the exchange of passes, and the scheduler's `warm_scheduler_s` on the first
+    stage. That one takes `setup_s` for the patches' calls, and then `steps` of patches follow.
+    `between_s` of a patch is the exchange of its passes and the scheduler's step. `agreement_s`
+    ends the loop.
     """
 
     warmup_steps: int
@@ -69,6 +70,7 @@ class LoopTimes:
     told_s: float
     warm_passes_s: float
     warm_scheduler_s: float
+    setup_s: float
     steps: int
     patched: Durations
     scheduler_s: float

@@ -22,9 +22,9 @@ LinkKind = Literal["nvlink", "pcie", "socket", "ethernet", "infiniband", "memory
 class Device(Noun):
     """One accelerator, or one CPU rank.
 
-    Rates are data-sheet peaks where `source` says so, or measured ones. `half_flops_per_s` is dense
-    bf16/fp16. `matmul_share` and `attention_share` are what large matrix products and large
-    self-attentions reach of the peak, where that is known of the device.
+    Rates are data-sheet peaks, or what a large product and a copy reach if they were `measured`.
+    `half_flops_per_s` is dense bf16/fp16. `matmul_share` and `attention_share` are what large
+    matrix products and large self-attentions reach of the peak, where that is known of the device.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Device(Noun):
     memory_bytes_per_s: float = Field(gt=0)
     matmul_share: float | None = Field(default=None, gt=0, le=1)
     attention_share: float | None = Field(default=None, gt=0, le=1)
+    measured: bool = False
     source: str
 
 

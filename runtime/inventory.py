@@ -69,6 +69,7 @@ def inspect_device(context: RankContext) -> DeviceReport:
         half_flops_per_s=single,
         single_flops_per_s=single,
         memory_bytes_per_s=copied,
+        measured=True,
         source=f"measured on {context.world_size} ranks at once: fp32 matmul (taken for half "
         "precision too) and copy, memory shared out evenly",
     )
@@ -190,6 +191,7 @@ def _inspect_gpu(context: RankContext) -> DeviceReport:
         half_flops_per_s=half,
         single_flops_per_s=single,
         memory_bytes_per_s=copied,
+        measured=True,
         source="measured: bf16 and fp32 matmul, copy",
     )
     return DeviceReport(device, facts)

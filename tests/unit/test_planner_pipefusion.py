@@ -80,7 +80,9 @@ def test_more_bandwidth_never_hurts(
 
 
 NO_TEXT = WORKLOAD.model_copy(update={"text_tokens": 0, "passes": 1})
-NOTHING_ELSE = CostConstants(launch_s=0.0, scheduler_step_s=0.0, patch_switch_s=0.0)
+NOTHING_ELSE = CostConstants(
+    launch_s=0.0, scheduler_step_s=0.0, patch_switch_s=0.0, patch_setup_s=0.0
+)
 BLOCKS_ALONE = SPEC.model_copy(
     update={"outside_parameters": 0, "outside_image_flops": 0, "outside_text_flops": 0}
 )
@@ -100,6 +102,19 @@ def test_equal_stages_take_their_patches_a_fill_and_a_warm_up(stages: int, warmu
     assert found.latency_s - found.parts["sends"] == pytest.approx(expected_s, rel=1e-4)
     busy_s = found.parts["blocks"] + found.parts["attention"]
     assert busy_s == pytest.approx(warmup * whole_s + steps * 4 * patch_s)
+
+
+@pytest.mark.parametrize("warmup", [1, 20])
+def test_patches_are_prepared_once_if_there_are_any(warmup: int) -> None:
+    candidate = staged(Mesh(pipefusion=4), 4, warmup)
+    without, with_it = (
+        CostModel(a_cluster(devices=4), SPEC, constants=replace(NOTHING_ELSE, patch_setup_s=s))
+        for s in (0.0, 0.5)
+    )
+    more_s = 0.0 if warmup == 20 else 0.5
+    found, before = (model.price(candidate, WORKLOAD) for model in (with_it, without))
+    assert found.latency_s - before.latency_s == pytest.approx(more_s)
+    assert with_it.timeline(candidate, WORKLOAD).total_s == pytest.approx(found.latency_s)
 
 
 @pytest.mark.parametrize("mode", ["graph", "compile+graph"])
