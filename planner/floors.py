@@ -208,7 +208,8 @@ class Floors:
         )
         warm_s = whole_s + gather_s + passes_s + links_s + (fewest + 1) * scheduler_s
         steps = max(0, workload.steps - part.warmup_steps)
-        return part.warmup_steps * warm_s + steps * step_s
+        setup_s = work.constants.patch_setup_s if steps else 0.0
+        return part.warmup_steps * warm_s + setup_s + steps * step_s
 
     def _is_slowed(self, mesh: Mesh, order: tuple[str, ...], device: Device) -> bool:
         """Whether a patch's products run beside transfers that they mind, wherever ranks are: not

@@ -14,8 +14,8 @@ RUNNER_UP = 1.5
 times as long as what is better: runner-ups are run for comparison, and shown with the reason."""
 
 LARGE_CLUSTER = 64
-"""On more GPUs there are no runner-ups of this kind, and of meshes of more than `EXHAUSTIVE_RANKS`
-ranks none is priced for memory that is less by no more than `COARSE_MEMORY`."""
+"""On more GPUs there are no runner-ups of this kind, and no plan is priced for memory that is less
+by no more than `COARSE_MEMORY`."""
 
 COARSE_MEMORY = 1.1
 
@@ -34,9 +34,8 @@ def unbeaten(
     `is_large` says whether there are more than `LARGE_CLUSTER` GPUs.
     """
     mesh = choice.mesh
-    is_small = mesh.size <= EXHAUSTIVE_RANKS
-    slack = RUNNER_UP if is_small and not is_large else 1.0
-    coarse = COARSE_MEMORY if is_large and not is_small else 1.0
+    slack = RUNNER_UP if mesh.size <= EXHAUSTIVE_RANKS and not is_large else 1.0
+    coarse = COARSE_MEMORY if is_large else 1.0
 
     def is_beaten(least_s: float, of: _EquallyLarge) -> bool:
         return front.beats(least_s / slack, coarse * of.least_bytes, of.quality)
