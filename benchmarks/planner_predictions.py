@@ -10,7 +10,6 @@ What `--save` leaves is compared again by `--saved`, without a GPU, with the cos
 """
 
 import argparse
-import itertools
 import math
 import os
 import platform
@@ -24,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, get_args
 
+from benchmarks.ordering import in_order
 from ditplan.planner.allowed import Allowed
 from ditplan.planner.memory import memory_of
 from ditplan.planner.pricing import Task, price_all, space_of
@@ -152,13 +152,13 @@ def measured(
         for one in plans_to_run(task)
     }
     found: dict[str, list[tuple[float, int]]] = {}
-    begin = time.monotonic()
     for name, plan in list(plans.items()) * rounds:
         if name not in plans:
             continue
         if time.monotonic() > deadline:
             print(f"  time is up before {name}")
             break
+        begin = time.monotonic()
         if fresh:
             workers.pool().close()
         try:
@@ -168,7 +168,7 @@ def measured(
             print(f"  {name}: {str(error)[:400]}")
             continue
         found.setdefault(name, []).append((run.latency_s, run.memory_bytes))
-        took_s, begin = time.monotonic() - begin, time.monotonic()
+        took_s = time.monotonic() - begin
         sys.stderr.write(f"{took_s:6.1f} s: {name}, {run.latency_s:.4f} s\n")
         yield tuple(
             Run(
@@ -250,13 +250,7 @@ def regret(found: Sequence[Compared], first: int) -> float:
 
 def order(found: Sequence[Compared]) -> tuple[int, int]:
     """Of the pairs more than 3% apart, how many are predicted in order; and how many there are."""
-    right = pairs = 0
-    for one, other in itertools.combinations(found, 2):
-        faster, slower = sorted((one, other), key=lambda item: item.measured_s)
-        if slower.measured_s > 1.03 * faster.measured_s:
-            pairs += 1
-            right += faster.predicted_s < slower.predicted_s
-    return right, pairs
+    return in_order([(one.measured_s, one.predicted_s) for one in found], 0.03)
 
 
 def show(runs: Runs) -> list[Compared]:
@@ -291,6 +285,30 @@ def say(models: Sequence[Sequence[Compared]]) -> None:
         f"{memory:.1f}%), {right} of {pairs} pairs more than 3% apart in order, regret of the "
         f"first choice {first:.1f}%, of {MEASURED_FIRST} measured {measured_first:.1f}%",
         flush=True,
+    )
+
+
+def graphs(found: Sequence[Compared]) -> list[Compared]:
+    """Those that run as graphs: what a plan takes that is launched kernel by kernel varied up to
+    twofold on the recorded machines.
+    """
+    return [one for one in found if "graph" in one.ranked.candidate.mode]
+
+
+def say_of_graphs(links: str, models: Sequence[Sequence[Compared]]) -> None:
+    """Errors of all models' graphs over some links, with blocks measured and without, in a line."""
+    every = [one for found in models for one in graphs(found)]
+    if not every:
+        return
+    errors, guesses = (
+        [100 * abs(n) for n in numbers if not math.isnan(n)]
+        for numbers in zip(*((one.error, one.guess) for one in every), strict=True)
+    )
+    right, pairs = (sum(n) for n in zip(*(order(graphs(f)) for f in models), strict=True))
+    print(
+        f"graphs, links {links}: median error {statistics.median(errors):.1f}%, at most "
+        f"{max(errors):.0f}% (without measured blocks {statistics.median(guesses):.1f}%, at most "
+        f"{max(guesses):.0f}%), {right} of {pairs} pairs in order"
     )
 
 
@@ -361,9 +379,15 @@ def main() -> None:
     parser.add_argument("--saved", type=Path, metavar="FOLDER", help="compare what was kept")
     asked = parser.parse_args()
     if asked.saved:
-        models = [show(Runs.load(path)) for path in sorted(asked.saved.glob("*.json"))]
+        records = [Runs.load(path) for path in sorted(asked.saved.glob("*.json"))]
+        models = [show(runs) for runs in records]
         print(f"all {sum(map(len, models))} plans")
         say(models)
+        for links in LINKS:
+            say_of_graphs(
+                links,
+                [found for runs, found in zip(records, models, strict=True) if runs.links == links],
+            )
         return
     if asked.save:
         asked.save.mkdir(parents=True, exist_ok=True)

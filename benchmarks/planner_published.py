@@ -10,12 +10,12 @@ was kept for this check. A `choice` is the best plan that the source found, with
 
 import argparse
 import csv
-import itertools
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.ordering import in_order
 from ditplan.planner.allowed import Allowed
 from ditplan.planner.pricing import Task, price_one, space_of
 from ditplan.planner.ranking import Ranked
@@ -110,16 +110,11 @@ def ordered_right(found: dict[Row, float], share: float = 0.1) -> tuple[int, int
     """Of the pairs of rows of one setting that are more than a share apart, those in the right
     order, and all.
     """
-    settings: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
-    for row in found:
-        settings[row.setting].append(row)
-    right = pairs = 0
-    for rows in settings.values():
-        for one, other in itertools.combinations(rows, 2):
-            faster, slower = sorted((one, other), key=lambda row: row.latency_s)
-            if slower.latency_s > (1 + share) * faster.latency_s:
-                pairs += 1
-                right += found[faster] < found[slower]
+    settings: defaultdict[tuple[object, ...], list[tuple[float, float]]] = defaultdict(list)
+    for row, seconds in found.items():
+        settings[row.setting].append((row.latency_s, seconds))
+    counts = [in_order(rows, share) for rows in settings.values()]
+    right, pairs = (sum(numbers) for numbers in zip(*counts, strict=True))
     return right, pairs
 
 

@@ -5,22 +5,25 @@ from functools import cache
 
 import pytest
 
-from benchmarks.planner_predictions import LINKS, MEASURED, Compared, Runs, compared, order, regret
+from benchmarks.planner_predictions import (
+    LINKS,
+    MEASURED,
+    Compared,
+    Runs,
+    compared,
+    graphs,
+    order,
+    regret,
+)
 
 RECORDED = sorted((MEASURED / "two-h100").glob("*.json"))
 
 
 @cache
 def found_in(links: str) -> list[list[Compared]]:
-    """Of each record with these links, the plans that run as graphs: how long a plan that is
-    launched kernel by kernel takes varied up to twofold on that machine.
-    """
+    """Of each record with these links the plans that run as graphs."""
     records = [Runs.load(path) for path in RECORDED]
-    return [
-        [one for one in compared(record) if "graph" in one.ranked.candidate.mode]
-        for record in records
-        if record.links == links
-    ]
+    return [graphs(compared(record)) for record in records if record.links == links]
 
 
 @pytest.mark.parametrize("links", LINKS)
