@@ -34,18 +34,21 @@ SAME_SIZE = 0.02
 or less."""
 
 
-def at_data_sheet(device: Device, constants: CostConstants) -> Device:
-    """A GPU with the rates that its data sheet would have, where its own were measured."""
-    if not device.measured or device.kind == "cpu":
-        return device
+def at_data_sheets(devices: Sequence[Device], constants: CostConstants) -> tuple[Device, ...]:
+    """The devices, GPUs whose rates were measured with those that their data sheets would have."""
     products, copies = constants.product_share, constants.copy_share
-    return device.model_copy(
-        update={
-            "half_flops_per_s": device.half_flops_per_s / products,
-            "single_flops_per_s": device.single_flops_per_s / products,
-            "memory_bytes_per_s": device.memory_bytes_per_s / copies,
-        }
-    )
+    known = {
+        device: device.model_copy(
+            update={
+                "half_flops_per_s": device.half_flops_per_s / products,
+                "single_flops_per_s": device.single_flops_per_s / products,
+                "memory_bytes_per_s": device.memory_bytes_per_s / copies,
+            }
+        )
+        for device in set(devices)
+        if device.measured and device.kind != "cpu"
+    }
+    return tuple(known.get(device, device) for device in devices)
 
 
 @dataclass(frozen=True)

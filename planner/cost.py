@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ditplan.planner.compute import at_data_sheet
+from ditplan.planner.compute import Roofline
 from ditplan.planner.constants import CostConstants, MemoryConstants
 from ditplan.planner.crew import ROUNDS, Crew, Load, crew_of, whole_shares
 from ditplan.planner.floors import Floors
@@ -52,13 +52,11 @@ class CostModel:
         self.spec = spec
         self.constants = constants or CostConstants()
         self.memory_constants = memory_constants or MemoryConstants()
-        distinct = dict.fromkeys(self.topology.cluster.devices)
-        at_peak = {device: at_data_sheet(device, self.constants) for device in distinct}
-        self._all_devices = tuple(at_peak[device] for device in self.topology.cluster.devices)
+        self._work = RankWork(self.topology, spec, profile, self.constants)
+        self._all_devices = self._work.devices
         self._are_all_alike = len(set(self._all_devices)) == 1
         self._known_crews: dict[tuple[object, ...], Crew] = {}
         self._one_crew: Crew = ((None, self._all_devices[0]),)
-        self._work = RankWork(self.topology, spec, profile, self.constants)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
         self._around_s: dict[tuple[str, Workload], float] = {}
         self._pipelines: dict[tuple[int, ...], tuple[object, Pipeline]] = {}
@@ -271,19 +269,20 @@ class CostModel:
 
     def _find_around(self, workload: Workload, device: Device) -> float:
         times, c, spec = self._work.times_on(device), self.constants, self.spec
+        roofline = Roofline(device, workload.dtype, "eager", c)
         prompts = workload.batch * min(workload.passes, 2)
-        tokens = prompts * workload.text_tokens
-        single = workload.dtype == "float32"
-        peak = device.single_flops_per_s if single else device.half_flops_per_s
-        efficiency = c.cpu_efficiency if device.kind == "cpu" else c.matmul_efficiency
+        flops = 2.0 * spec.encoder_parameters * prompts * workload.text_tokens
         weights_s = spec.encoder_parameters * workload.dtype_bytes / device.memory_bytes_per_s
-        encode_s = max(2.0 * spec.encoder_parameters * tokens / (peak * efficiency), weights_s)
+        encode_s = max(roofline.flops_s(flops, c.matmul_efficiency), weights_s)
         pixels = workload.batch * workload.frames * workload.height * workload.width
         flops = spec.vae_flops_per_pixel * pixels
         carried = flops / c.vae_flops_per_byte * workload.dtype_bytes / 2
-        decode_s = max(flops / (peak * efficiency), carried / device.memory_bytes_per_s)
+        carried_s = carried / device.memory_bytes_per_s
+        decode_s = max(roofline.flops_s(flops, c.matmul_efficiency), carried_s)
         samples = workload.batch * spec.image_tokens(workload)
-        encode = times.simple("text_encode", tokens, encode_s, workload.dtype)
+        encode = times.simple(
+            "text_encode", prompts * workload.text_tokens, encode_s, workload.dtype
+        )
         decode = times.simple("vae_decode", samples, decode_s, workload.dtype)
         return encode.seconds + decode.seconds
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ditplan.planner.activities import seconds_of
-from ditplan.planner.compute import Timed, at_data_sheet, overlapped_s
+from ditplan.planner.compute import Timed, overlapped_s
 from ditplan.planner.constants import minds_transfers
 from ditplan.planner.groups import AxisGroups, Groups, groups_along
 from ditplan.planner.memory import MemoryModel
@@ -44,8 +44,7 @@ class Floors:
     ) -> None:
         self._work, self._memory, self._workload, self._modes = work, memory, workload, modes
         cluster = work.topology.cluster
-        named = {device.name: device for device in cluster.devices}
-        self._devices = [at_data_sheet(device, work.constants) for device in named.values()]
+        self._devices = list({device.name: device for device in work.devices}.values())
         self._is_measured = bool(work.profile or cluster.collectives)
         self._places: dict[PlaceKey, Place] = {}
         self._keys: dict[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = {}

@@ -11,7 +11,7 @@ from ditplan.planner.activities import (
     RingAttention,
     seconds_of,
 )
-from ditplan.planner.compute import DeviceTimes, Timed, overlapped_s
+from ditplan.planner.compute import DeviceTimes, Timed, at_data_sheets, overlapped_s
 from ditplan.planner.constants import CostConstants, ModeConstants
 from ditplan.planner.crew import Crew, Load, Loads
 from ditplan.planner.groups import Groups
@@ -43,6 +43,7 @@ class RankWork:
     ) -> None:
         self.topology, self.spec, self.constants = topology, spec, constants
         self.profile = profile
+        self.devices = at_data_sheets(topology.cluster.devices, constants)
         self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
         self._loads = Loads(self.shares)
         self._times: dict[str, DeviceTimes] = {}
