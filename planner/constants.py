@@ -40,9 +40,9 @@ class CostConstants:
     """Rows at which a product reaches half its efficiency: two tiles of 128 rows."""
 
     attention_efficiency: float = 0.58
-    """Of the peak, with heads of 128: cuDNN's kernel reaches 0.57 to 0.61 on an H100, 0.38 to 0.41
-    with heads of 64, PyTorch's flash 0.33 to 0.36 and 0.25 to 0.29
-    (benchmarks/measured/two-h100)."""
+    """Of the peak, with heads of 128: cuDNN's kernel reaches 0.56 to 0.59 on an H100, 0.38 to 0.41
+    with heads of 64, PyTorch's flash 0.32 to 0.36 and 0.25 to 0.29
+    (python -m benchmarks.measured_efficiencies)."""
 
     softmax_head_dim: float = 72.0
     """How large heads are whose softmax takes as long as their products: so that both kernels do
@@ -54,11 +54,11 @@ class CostConstants:
     vae_flops_per_byte: float = 36.0
     """FLOPs of the VAE's decoder, in half precision, for each byte that the memory's data-sheet
     bandwidth could carry meanwhile: convolutions with few channels are bound by memory. An H100
-    does 32 for SD3's and FLUX's at 1024px, 47 for Wan's (benchmarks/measured/two-h100)."""
+    does 32 for SD3's and FLUX's at 1024px, 47 for Wan's (measured_efficiencies, as above)."""
 
     product_share: float = 0.79
     """Of the data sheet's peak, for which these efficiencies are meant, what a plain product
-    reaches: where a GPU's peak was measured it is that (two H100, benchmarks/measured)."""
+    reaches: where a GPU's peak was measured it is that (measured_efficiencies, as above)."""
 
     copy_share: float = 0.89
     """The same of a copy and the memory's bandwidth."""

@@ -22,7 +22,7 @@ from ditplan.planner.staged_work import LoopTimes
 from ditplan.planner.step import Step
 from ditplan.planner.timeline import Timeline
 from ditplan.planner.topology import Topology
-from ditplan.planner.trace import chrome_trace
+from ditplan.planner.trace import FIRST_THREADS, chrome_trace
 from ditplan.planner.work import RankWork
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
@@ -263,7 +263,7 @@ def test_links_are_named_by_host_and_kind() -> None:
 def test_many_ranks_that_do_the_same_are_one_row() -> None:
     cluster = a_cluster(hosts=32, devices=4)
     one = rows_of(trace_of(cluster, Mesh(cfg=2, ring=8, ulysses=8)), "ranks")
-    assert list(one.values()) == ["all: 128 ranks from 0 on"]
+    assert one == {FIRST_THREADS["ranks"]: "all: 128 ranks from 0 on"}
     stages = rows_of(trace_of(cluster, Mesh(cfg=2, pipefusion=8, ulysses=8)), "ranks")
     assert list(stages.values())[1] == "stage 1: 16 ranks from 8 on"
     assert len(stages) == 8
