@@ -42,9 +42,6 @@ from ditplan.runtime.workers import Workers, device_kind
 MEASURED = Path(__file__).parent / "measured"
 """What was measured on machines of ours, by `--save`."""
 
-PATCHES_TRIED = 3
-"""Of the settings of a mesh with stages so many are run, the fastest predicted ones."""
-
 MEASURED_FIRST = 3
 """As many plans as `tune --measure` runs."""
 
@@ -127,39 +124,39 @@ def with_profile(task: Task, workers: Workers) -> Task:
     return replace(task, profile=profile)
 
 
-def plans_to_run(task: Task) -> list[Ranked]:
-    """All plans that fit, of those with stages the first settings of each mesh and mode."""
+def plans_to_run(task: Task, settings: int) -> list[Ranked]:
+    """All plans that fit, of those with stages the first `settings` of each mesh and mode."""
     ranked, _ = price_all(task, Topology(task.cluster))
     kept, seen = [], dict[tuple[object, ...], int]()
     for one in ranked:
         place = (one.candidate.mesh, one.candidate.mode)
         seen[place] = seen.get(place, 0) + 1
-        if not one.too_big and seen[place] <= PATCHES_TRIED:
+        if not one.too_big and seen[place] <= settings:
             kept.append(one)
     return kept
 
 
 def measured(
-    task: Task, workers: Workers, rounds: int, deadline: float, fresh: bool
+    task: Task, workers: Workers, asked: argparse.Namespace, deadline: float
 ) -> Iterator[tuple[Run, ...]]:
     """Each plan run once a round, in turn: all so far after each; those that fail, or come too
     late, are said.
 
-    On `fresh` ranks memory is the plan's alone.
+    On fresh ranks memory is the plan's alone.
     """
     plans = {
         str(one.candidate): build_plan(one, task.spec, task.workload, task.cluster, task.backend)
-        for one in plans_to_run(task)
+        for one in plans_to_run(task, asked.settings)
     }
     found: dict[str, list[tuple[float, int]]] = {}
-    for name, plan in list(plans.items()) * rounds:
+    for name, plan in list(plans.items()) * asked.rounds:
         if name not in plans:
             continue
         if time.monotonic() > deadline:
             print(f"  time is up before {name}")
             break
         begin = time.monotonic()
-        if fresh:
+        if asked.fresh:
             workers.pool().close()
         try:
             run = workers.measure(task.spec, None, plan)
@@ -356,7 +353,7 @@ def measure(asked: argparse.Namespace) -> Iterator[Runs]:
                     profile=task.profile,
                     runs=(),
                 )
-                for found in measured(task, workers, asked.rounds, deadline, asked.fresh):
+                for found in measured(task, workers, asked, deadline):
                     runs = runs.model_copy(update={"runs": found})
                     if asked.save:
                         runs.save(asked.save / runs.file_name)
@@ -371,6 +368,9 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=get_args(Mode), help="these alone")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--settings", type=int, default=3, help="of each mesh with stages, the first by prediction"
+    )
     parser.add_argument("--fresh", action="store_true", help="new ranks for each run")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after these")
     parser.add_argument(
