@@ -106,11 +106,17 @@ class CostConstants:
     stages_wait_to_send: bool = False
     """Whether a stage of PipeFusion waits until what it sends has arrived."""
 
-    products_beside_transfers: float = 1.4
+    products_beside_transfers: float = 1.3
     """What PipeFusion's matrix products take beside a collective library's kernels, which hold
-    multiprocessors while they wait, on GPUs whose products count on all of them. SD3's kernels take
-    1.3, 1.5 and 1.9 times as long (benchmarks/results/transport-2026-11-23.txt), loops over sockets
-    point to 1.25 (FLUX), 1.5 (SD3) and 1.6 (Wan)."""
+    multiprocessors while they wait, on GPUs whose kernels count on all of them. SD3's take 1.3, 1.5
+    and 1.9 times as long (benchmarks/results/transport-2026-11-23.txt), loops over sockets point to
+    1.1 to 1.2 (FLUX), 1.2 to 1.35 (SD3) and 1.3 to 1.6 (Wan) (planner_predictions, no-p2p-shm)."""
+
+    attends_beside_transfers: bool = False
+    """Whether attention goes on beside a collective library's kernels on such GPUs. cuDNN's and
+    they wait for each other: a ring of two H100 over host memory takes as long as attention and
+    transfers one after the other (planner_predictions, no-p2p), and an all_to_all beside a product
+    as both together (benchmarks/results/overlap-2026-11-23.txt)."""
 
     text_with_every_patch: bool = False
     """Whether the text is computed again with each patch."""
@@ -186,6 +192,7 @@ XDIT = CostConstants(
     pushes=False,
     sends_fresh_keys=False,
     products_beside_transfers=1.0,
+    attends_beside_transfers=True,
     exchange_start_s=1.7e-5,
     stages_wait_to_send=True,
     patch_setup_s=0.0,
@@ -221,15 +228,21 @@ def constants_of(backend: str) -> CostConstants:
 
 
 COUNT_ON_ALL = ("H100", "H200", "H800", "H20", "GH200")
-"""In the names of GPUs (Hopper) whose matrix products count on having all multiprocessors."""
+"""In the names of GPUs (Hopper) whose matrix products and attention count on having all
+multiprocessors."""
 
 NETWORKS = ("ethernet", "infiniband")
 """Links over which patches travel by kernels; within a host copy engines carry them."""
 
 
+def counts_on_all(device: str) -> bool:
+    """Whether a device's kernels take longer beside others that hold multiprocessors."""
+    return any(name in device for name in COUNT_ON_ALL)
+
+
 def minds_transfers(device: str, kinds: frozenset[str]) -> bool:
     """Whether a device's products take longer while patches travel over such kinds of links."""
-    return not kinds.isdisjoint(NETWORKS) and any(name in device for name in COUNT_ON_ALL)
+    return not kinds.isdisjoint(NETWORKS) and counts_on_all(device)
 
 
 @dataclass(frozen=True)

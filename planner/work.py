@@ -12,7 +12,7 @@ from ditplan.planner.activities import (
     seconds_of,
 )
 from ditplan.planner.compute import DeviceTimes, Timed, at_data_sheets, overlapped_s
-from ditplan.planner.constants import CostConstants, ModeConstants
+from ditplan.planner.constants import CostConstants, ModeConstants, counts_on_all
 from ditplan.planner.crew import Crew, Load, Loads
 from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import SOURCES, Ledger
@@ -256,7 +256,8 @@ class RankWork:
     def _attention(self, step: Step, attention: Attention, own: Timed) -> Iterator[Activity]:
         """Attention to all keys: those of a ring are gathered first, or passed on meanwhile.
 
-        On a CPU sending takes the cores that compute, so nothing is hidden.
+        On a CPU sending takes the cores that compute, so nothing is hidden, nor on GPUs whose
+        attention and transfers wait for each other.
         """
         ring = step.candidate.mesh.ring
         if ring == 1:
@@ -284,8 +285,13 @@ class RankWork:
             stale_pieces=2 * (1 - fresh),
             merge=Timed(merge_s, "computed"),
             sent=self._over(step, "ring", "send_recv", sent_bytes, ("ring",)),
-            is_hidden=step.device.kind == "cuda",
+            is_hidden=self._attends_meanwhile(step.device),
         )
+
+    def _attends_meanwhile(self, device: Device) -> bool:
+        if device.kind == "cpu":
+            return False
+        return self.constants.attends_beside_transfers or not counts_on_all(device.name)
 
     def _exchange(self, collective: Operation, groups: Groups) -> Operation:
         """What the native runtime has in a collective's place: writes into peers' memory, which

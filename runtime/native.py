@@ -110,6 +110,7 @@ def _parallelize(
     if "graph" in execution.mode and not prepared.pipe:
         graphed = GraphedForward(model.forward, context.device, may_fall_back)
         replace_forward(model, graphed, undo)
+        undo.callback(graphed.clear)
     if plan.step_cache:
         apply_step_cache(pipeline, model, plan.step_cache, undo)
     if prepared.callers:
@@ -260,8 +261,6 @@ def _apply_pipefusion(
             most=2 * visits * (plan.pipefusion.patches + 1),
         )
     predictor.apply(undo, graphed)
-    undo.callback(prepared.cache.clear)
-    undo.callback(prepared.pipe.clear)
     apply_patches(pipeline, predictor, undo)
 
 

@@ -120,6 +120,8 @@ class StagePredictor:
         self._forward = self._model.forward
         if graphed is not None:
             self._graphs = graphed(self._compute)
+        # at once, though graphs and this refer to each other: the next plan wants their memory
+        undo.callback(self._forget_captured)
 
     def numbers(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Which patch each number of a prediction belongs to: a prediction's shape, batch 1.
@@ -140,6 +142,14 @@ class StagePredictor:
             self._located = signature, self._locate(inputs)
         return self._located[1]
 
+    def _forget_captured(self) -> None:
+        self._cache.clear()
+        self._pipe.clear()
+        self._entered.clear()
+        self._shapes.clear()
+        if self._graphs is not None:
+            self._graphs.clear()
+
     def _locate(self, inputs: dict[str, Any]) -> torch.Tensor:
         self._locating = True
         try:
@@ -154,12 +164,7 @@ class StagePredictor:
         lengths = (tuple(self._layout.lengths.items()), output.shape)
         if self._lengths != lengths:
             # captured graphs go on where keys and values lay
-            self._cache.clear()
-            self._pipe.clear()
-            self._entered.clear()
-            self._shapes.clear()
-            if self._graphs is not None:
-                self._graphs.clear()
+            self._forget_captured()
             self._lengths = lengths
         return numbers
 

@@ -4,7 +4,8 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 from diffusers import (
@@ -230,3 +231,35 @@ ATTRIBUTES_OF_CALLS = {
     "_num_timesteps",
     "_current_timestep",
 }
+
+
+class CountedGraphs:
+    """In a GraphedForward's place, where there is no GPU: holds what it is called with."""
+
+    made: ClassVar[list["CountedGraphs"]] = []
+
+    def __init__(self, forward: Callable[..., Any], *_: Any, **__: Any) -> None:
+        self._forward = forward
+        self.held: list[Any] = []
+        self.made.append(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward as it is."""
+        self.held.append((args, kwargs))
+        return self._forward(*args, **kwargs)
+
+    def clear(self) -> None:
+        """As a GraphedForward's."""
+        self.held.clear()
+
+
+def graphs_held(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> tuple[int, int]:
+    """How many calls are held as graphs while a plan is in force, and after it was taken away."""
+    pipeline = _kept(context, spec)
+    CountedGraphs.made.clear()
+    admitting = patch("ditplan.runtime.native.require_mode")
+    with admitting, patch("ditplan.runtime.native.GraphedForward", CountedGraphs):
+        with parallelize(pipeline, plan, context):
+            latents_of_call(pipeline, spec, plan.workload)
+            during = sum(len(one.held) for one in CountedGraphs.made)
+        return during, sum(len(one.held) for one in CountedGraphs.made)

@@ -25,6 +25,7 @@ from ditplan.runtime.pipelines import prompt_embeddings
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import (
     die_while_denoising,
+    graphs_held,
     latents_of_calls,
     latents_of_interrupted_call,
     latents_with_controlnet,
@@ -355,6 +356,15 @@ def test_a_closed_plan_leaves_the_pipeline_as_it_was_even_when_a_call_was_refuse
     plan = plan_for(spec, Mesh(pipefusion=2, ulysses=2), work, None, stages(1, 3))
     assert ranks.run(hooks_left, spec, plan, timeout_s=60) == [[]] * 4
     assert ranks.run(left_on_pipeline, spec, plan, scheduler, timeout_s=60) == [[]] * 4
+
+
+@pytest.mark.parametrize("mesh", [Mesh(ulysses=2), Mesh(pipefusion=2)], ids=str)
+def test_graphs_go_with_their_plan(ranks: RankPool, mesh: Mesh) -> None:
+    part = stages(1, 3) if mesh.pipefusion > 1 else None
+    plan = plan_for(uneven(), mesh, workload(steps=STEPS), None, part)
+    plan = plan.model_copy(update={"execution": Execution(mode="graph")})
+    for during, after in ranks.run(graphs_held, uneven(), plan, timeout_s=60)[:2]:
+        assert (during > 0, after) == (True, 0)
 
 
 def refusal(ranks: RankPool, task: Any, *args: Any, **kwargs: Any) -> str:

@@ -16,11 +16,11 @@ from ditplan.profiles.workload import Workload
 WORKLOAD = Workload(height=1024, width=1024, steps=20, passes=2, text_tokens=333)
 
 
-def a_device(memory_bytes: int = 80_000_000_000, kind: str = "cuda") -> Device:
+def a_device(memory_bytes: int = 80_000_000_000, kind: str = "cuda", name: str = "H100") -> Device:
     """A device with the rates of an H100."""
     return Device.model_validate(
         {
-            "name": "H100",
+            "name": name,
             "kind": kind,
             "memory_bytes": memory_bytes,
             "half_flops_per_s": 989e12,

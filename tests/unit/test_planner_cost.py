@@ -16,7 +16,7 @@ from ditplan.planner.tables import interpolate_s
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import cluster_names, find_cluster
-from ditplan.profiles.cluster import CollectiveTable
+from ditplan.profiles.cluster import CollectiveTable, Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.splits import split_sizes
@@ -127,7 +127,8 @@ def test_a_ring_hides_its_sends_behind_attention_and_merging_of_the_block_before
     """
     mesh, workload = Mesh(ring=4), NO_TEXT.model_copy(update={"height": 2048, "width": 2048})
     slow, fast = (
-        a_cluster(devices=4, inside_bytes_per_s=rate, inside_kind="pcie") for rate in (5e9, 1e15)
+        a_cluster(1, 4, rate, device=a_device(name="A100"), inside_kind="pcie")
+        for rate in (5e9, 1e15)
     )
     sent_bytes = 2 * 4096 * 1536 * 2
     send = Topology(slow).collective_s("send_recv", sent_bytes, [(0, 1, 2, 3)])
@@ -142,15 +143,18 @@ def test_a_ring_hides_its_sends_behind_attention_and_merging_of_the_block_before
     assert found["ring"] - hidden["ring"] == pytest.approx(calls * waits_s)
 
 
-def test_a_cpu_hides_no_sends() -> None:
-    mesh = Mesh(ring=2)
-    on_cpu, on_gpu = (
-        CostModel(a_cluster(device=a_device(kind=kind), inside_kind="pcie"), SPEC)
-        .price(Candidate(mesh, ranks(mesh)), WORKLOAD)
-        .parts["ring"]
-        for kind in ("cpu", "cuda")
-    )
-    assert on_cpu > on_gpu
+@pytest.mark.parametrize(
+    "device", [a_device(kind="cpu"), a_device(name="NVIDIA H200")], ids=["CPU", "H200"]
+)
+def test_where_attention_waits_for_transfers_a_ring_waits_for_all_it_sends(device: Device) -> None:
+    def beside_sending_s(bytes_per_s: float) -> float:
+        cluster = a_cluster(1, 2, bytes_per_s, device=device, inside_kind="pcie")
+        ring_s = CostModel(cluster, SPEC).price(placed(Mesh(ring=2)), NO_TEXT).parts["ring"]
+        sent_bytes = 2 * 2048 * 1536 * 2
+        sent = Topology(cluster).collective_s("send_recv", sent_bytes, [(0, 1)])
+        return ring_s - 24 * NO_TEXT.steps * sent.seconds
+
+    assert beside_sending_s(5e9) == pytest.approx(beside_sending_s(1e15))
 
 
 FAST, SLOW = {2**16: 1e-5, 2**28: 1e-4}, {2**16: 1e-3, 2**28: 1e-2}

@@ -50,6 +50,27 @@ def test_stages_without_a_network_between_them_are_predicted_within_16_percent()
     staged = [
         one for found in found_in("no-p2p") for one in found if one.ranked.candidate.pipefusion
     ]
-    assert len(staged) >= 5
+    assert len(staged) >= 10
     assert max(abs(one.error) for one in staged) <= 0.16
-    assert max(abs(one.memory_error) for one in staged) <= 0.12
+
+
+def test_memory_of_graphs_is_predicted_within_10_percent_mostly() -> None:
+    errors = [
+        abs(one.memory_error)
+        for links in LINKS
+        for found in found_in(links)
+        for one in found
+        if one.measured_bytes
+    ]
+    assert len(errors) >= 30
+    assert sum(error <= 0.1 for error in errors) >= 0.9 * len(errors)
+    assert max(errors) <= 0.15
+
+
+def test_a_ring_that_nothing_hides_is_predicted_within_9_percent() -> None:
+    """Over host memory: two H100 attend to nothing while keys and values travel."""
+    rings = [
+        one for found in found_in("no-p2p") for one in found if one.ranked.candidate.mesh.ring > 1
+    ]
+    assert len(rings) >= 4
+    assert max(abs(one.error) for one in rings) <= 0.09

@@ -194,7 +194,8 @@ def test_a_ring_passes_fresh_keys_on_behind_the_attention_to_stale_ones() -> Non
     work = NO_TEXT.model_copy(update={"height": 2048, "width": 2048})
 
     def ring_s(candidate: Candidate, rate: float) -> tuple[float, float]:
-        cluster = a_cluster(devices=4, inside_bytes_per_s=rate, inside_kind="pcie")
+        device = a_device(name="A100")
+        cluster = a_cluster(1, 4, rate, device=device, inside_kind="pcie")
         parts = CostModel(cluster, SPEC).price(candidate, work).parts
         return parts["ring"], parts["attention"]
 
