@@ -1,5 +1,6 @@
 """One pool of ranks for the whole test run: starting processes is what takes the time."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,15 @@ class SharedRanks:
         """Ends the ranks."""
         if self._pool is not None:
             self._pool.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_arrive() -> None:
+    """A shell has what it runs in the background ignore interrupts, and so do programs started
+    there: those that tests interrupt shall not.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
