@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from ditplan.planner.groups import groups_along, strides_of
 from ditplan.planner.topology import Topology
@@ -25,17 +26,23 @@ def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
     return tuple(ranks)
 
 
-def axis_orders(mesh: Mesh) -> Iterator[tuple[str, ...]]:
+def axis_orders(mesh: Mesh) -> tuple[tuple[str, ...], ...]:
     """The orders of a mesh's split axes, the usual one first.
 
     Axes of degree 1 stay where they are.
     """
-    places = [i for i, degree in enumerate(mesh.degrees) if degree > 1]
+    return _orders_of(tuple(i for i, degree in enumerate(mesh.degrees) if degree > 1))
+
+
+@cache
+def _orders_of(places: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    orders = []
     for permutation in itertools.permutations(places):
         order = list(AXES)
         for place, source in zip(places, permutation, strict=True):
             order[place] = AXES[source]
-        yield tuple(order)
+        orders.append(tuple(order))
+    return tuple(orders)
 
 
 def placements(

@@ -98,9 +98,8 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
         InputError: no mesh is legal with these pins, none fits, or the cluster profile lacks
             something.
     """
-    space = space_of(task, topology)
-    model = cost_model_of(task, topology)
     with _no_collecting():
+        space, model = space_of(task, topology), cost_model_of(task, topology)
         priced, unpriced = _price_space(task, space, model)
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
@@ -136,8 +135,8 @@ def _with_step_caches(task: Task, model: CostModel, fitting: Iterable[Ranked]) -
 
 @contextmanager
 def _no_collecting() -> Iterator[None]:
-    """Keeps the garbage collector from going through prices again and again: they have no cycles,
-    and it would take a fifth of the time.
+    """Keeps the garbage collector from going through meshes and prices again and again: they have
+    no cycles, and it would take a fifth of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

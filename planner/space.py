@@ -252,7 +252,7 @@ def enumerate_space(
             dropped[parts.reason] = dropped.get(parts.reason, 0) + 1
             continue
         settings = tuple(itertools.product(parts, modes))
-        orders = tuple(axis_orders(mesh))
+        orders = axis_orders(mesh)
         if mesh.size > max(EXHAUSTIVE_RANKS, topology.ranks_per_host):
             even = tuple(order for order in orders if _is_even(mesh, order, topology))
             if not even:
