@@ -70,9 +70,9 @@ class RankWork:
     def ring_variant(self, candidate: Candidate) -> RingVariant:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
-        Elsewhere they are passed on behind the attention, which hides a slow link. Where padded
-        text is masked, they are gathered everywhere. Of the backends that don't push, some always
-        gather and the others always pass on.
+        Elsewhere they are passed on behind the attention, which hides a slow link on most GPUs.
+        Where padded text is masked, they are gathered everywhere. Of the backends that don't push,
+        some always gather and the others always pass on.
         """
         return self._ring_variant(candidate, self.place(candidate))
 
