@@ -302,10 +302,13 @@ def say_of_graphs(links: str, models: Sequence[Sequence[Compared]]) -> None:
         for numbers in zip(*((one.error, one.guess) for one in every), strict=True)
     )
     right, pairs = (sum(n) for n in zip(*(order(graphs(f)) for f in models), strict=True))
+    of_memory = [abs(one.memory_error) for one in every if one.measured_bytes]
     print(
         f"graphs, links {links}: median error {statistics.median(errors):.1f}%, at most "
         f"{max(errors):.0f}% (without measured blocks {statistics.median(guesses):.1f}%, at most "
-        f"{max(guesses):.0f}%), {right} of {pairs} pairs in order"
+        f"{max(guesses):.0f}%), {right} of {pairs} pairs in order, memory within 10% of "
+        f"{sum(error <= 0.1 for error in of_memory)} of {len(of_memory)}, at most "
+        f"{100 * max(of_memory, default=math.nan):.0f}%"
     )
 
 

@@ -109,8 +109,8 @@ class CostConstants:
     products_beside_transfers: float = 1.3
     """What PipeFusion's matrix products take beside a collective library's kernels, which hold
     multiprocessors while they wait, on GPUs whose kernels count on all of them. SD3's take 1.3, 1.5
-    and 1.9 times as long (benchmarks/results/transport-2026-11-23.txt), loops over sockets point to
-    1.1 to 1.2 (FLUX), 1.2 to 1.35 (SD3) and 1.3 to 1.6 (Wan) (planner_predictions, no-p2p-shm)."""
+    and 1.9 times as long (benchmarks/results/transport-2026-11-23.txt), with it loops over
+    sockets come out 21% too fast to 12% too slow (planner_predictions, no-p2p-shm)."""
 
     attends_beside_transfers: bool = False
     """Whether attention goes on beside a collective library's kernels on such GPUs. cuDNN's and

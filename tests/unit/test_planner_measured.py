@@ -52,6 +52,7 @@ def test_stages_without_a_network_between_them_are_predicted_within_16_percent()
     ]
     assert len(staged) >= 10
     assert max(abs(one.error) for one in staged) <= 0.16
+    assert max(abs(one.memory_error) for one in staged if one.measured_bytes) <= 0.12
 
 
 def test_memory_of_graphs_is_predicted_within_10_percent_mostly() -> None:
