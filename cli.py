@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ditplan.planner.asked import Wishes, check_quality, workload_for
+from ditplan.planner.asked import Task, Wishes, check_quality, workload_for
 from ditplan.planner.mix import load_mix, plan_mix
 from ditplan.planner.objectives import FASTEST, Objective, ObjectiveName, objective_for
-from ditplan.planner.pricing import Task, price_one, space_of, timeline_of
+from ditplan.planner.pricing import price_one, space_of, timeline_of
 from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import (
     best_text,

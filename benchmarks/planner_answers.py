@@ -35,7 +35,18 @@ def questions() -> Iterator[tuple[str, ...]]:
             yield ("tune", *where, "--quality", "exact", "--height", "1040", "--batch", "3")
             yield ("tune", *where, "--objective", "throughput", "--mode", "eager")
             yield ("simulate", *where, "--ulysses", "2", "--pipefusion", "2", "--patches", "3")
-            yield ("simulate", *where, "--ring", "2", "--dp", "2", "--batch", "2", "--mode", "compile")
+            yield (
+                "simulate",
+                *where,
+                "--ring",
+                "2",
+                "--dp",
+                "2",
+                "--batch",
+                "2",
+                "--mode",
+                "compile",
+            )
     for backend in ("xdit", "diffusers"):
         yield ("tune", "--model", "flux-dev", "--cluster", "8xl20-pcie", "--backend", backend)
 

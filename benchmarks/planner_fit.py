@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import XDIT, CostConstants, ModeConstants
 from ditplan.planner.cost import CostModel
 from ditplan.planner.placing import placement_of
-from ditplan.planner.space import Candidate, evenly_staged
+from ditplan.planner.space import evenly_staged
 from ditplan.planner.topology import Topology
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from benchmarks.ordering import in_order
 from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task, price_one
+from ditplan.planner.asked import Task
+from ditplan.planner.pricing import price_one
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode

@@ -25,8 +25,9 @@ from typing import ClassVar, get_args
 
 from benchmarks.ordering import in_order
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
 from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all, space_of
+from ditplan.planner.pricing import price_all, space_of
 from ditplan.planner.ranking import Ranked, build_plan
 from ditplan.planner.requests import wanted_points
 from ditplan.planner.topology import Topology

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks.ordering import in_order
 from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task, price_one, space_of
+from ditplan.planner.asked import Task
+from ditplan.planner.pricing import price_one, space_of
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend

@@ -25,14 +25,16 @@ import optuna
 from numpy.typing import NDArray
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_too_big
 from ditplan.planner.placing import placement_of
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.pricing import price_all
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.rules import schedule_of
 from ditplan.planner.search import Trialrun, Trials, measured, search
-from ditplan.planner.space import Candidate, evenly_staged
+from ditplan.planner.space import evenly_staged
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import parameters_of
 from ditplan.profiles.catalog import find_cluster, find_model

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task
+from ditplan.planner.asked import Task
 from ditplan.planner.search import search
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Host, Link, LinkKind

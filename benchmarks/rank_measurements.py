@@ -23,7 +23,7 @@ from ditplan.runtime.exchange import CollectiveExchange, Exchange
 from ditplan.runtime.generation import RankRun, measure_plan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.peer_memory import PeerExchange
+from ditplan.runtime.peer_ulysses import PeerExchange
 from ditplan.runtime.pipe import Transport
 from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.timing import captured, time_call

@@ -6,12 +6,12 @@ from typing import Any
 
 from ditplan.planner.allowed import STEP_CACHES, Allowed, step_caches_within, warmup_excess
 from ditplan.planner.objectives import FASTEST, Objective
-from ditplan.planner.pricing import Task
-from ditplan.profiles.backends import BACKENDS, Backend
+from ditplan.profiles.backends import BACKENDS, Backend, require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
-from ditplan.profiles.model import Mode, ModelSpec
+from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
+from ditplan.profiles.plan import Fallback
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
@@ -104,6 +104,52 @@ def allowed_for(
             "--quality exact, or safe"
         )
     return Allowed(patches, warmup_steps, bound, known, caches)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to plan: a model's workload on at most `gpus` devices of a cluster (all of them if
+    None).
+
+    `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
+    leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
+    that none may; `known` is what was measured of their quality. `objective` decides between legal
+    plans.
+    """
+
+    spec: ModelSpec
+    workload: Workload
+    cluster: ClusterProfile
+    gpus: int | None = None
+    pins: Mapping[str, int] = field(default_factory=dict)
+    modes: tuple[Mode, ...] | None = None
+    backend: Backend = BACKENDS["native"]
+    profile: ModelProfile | None = None
+    allowed: Allowed | None = None
+    known: MeasuredQuality | None = None
+    objective: Objective = FASTEST
+
+    @property
+    def device_kind(self) -> DeviceKind:
+        """What the cluster's ranks run on."""
+        return self.cluster.devices[0].kind
+
+    @property
+    def searched_modes(self) -> tuple[Mode, ...]:
+        """The modes to choose from.
+
+        Raises:
+            InputError: a demanded mode that the backend doesn't have on these devices.
+        """
+        searched = self.modes or self.backend.modes_to_search(self.device_kind)
+        for mode in searched:
+            require_mode(self.backend, mode, self.device_kind)
+        return searched
+
+    @property
+    def fallback(self) -> Fallback:
+        """What becomes of a mode that can't be had: a demanded one is not to be replaced."""
+        return "refuse" if self.modes else "eager"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.compute import Roofline
 from ditplan.planner.constants import CostConstants, MemoryConstants
 from ditplan.planner.crew import ROUNDS, Crew, Load, crew_of, whole_shares
@@ -16,7 +17,6 @@ from ditplan.planner.groups import listed
 from ditplan.planner.ledger import Ledger, worst_source
 from ditplan.planner.memory import Memory, MemoryModel, held_parameters
 from ditplan.planner.pipeline import Pipeline
-from ditplan.planner.space import Candidate
 from ditplan.planner.staged_timeline import staged_timeline
 from ditplan.planner.step import Step
 from ditplan.planner.timeline import Timeline, exact_timeline

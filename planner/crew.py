@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.share import Share, Shares
-from ditplan.planner.space import Candidate
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.workload import Workload
 

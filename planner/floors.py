@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ditplan.planner.activities import seconds_of
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.compute import Timed, overlapped_s
 from ditplan.planner.constants import minds_transfers
 from ditplan.planner.groups import AxisGroups, Groups, groups_along
 from ditplan.planner.memory import MemoryModel
 from ditplan.planner.share import Share, calls_of
-from ditplan.planner.space import Candidate
 from ditplan.planner.step import Place, Step
 from ditplan.planner.traffic import is_even
 from ditplan.planner.work import RankWork

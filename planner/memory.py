@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.share import Share, Shares
-from ditplan.planner.space import Candidate
-from ditplan.planner.stages import runs_of_stages
+from ditplan.planner.stage_blocks import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, ModelSpec

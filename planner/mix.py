@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt
 
-from ditplan.planner.asked import Wishes, workload_for
+from ditplan.planner.asked import Task, Wishes, workload_for
 from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task, cost_model_of, priced_as_is
+from ditplan.planner.pricing import cost_model_of, priced_as_is
 from ditplan.planner.ranking import Ranked, Ranking
 from ditplan.planner.search import search
 from ditplan.planner.topology import Topology

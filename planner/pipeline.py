@@ -4,21 +4,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.compute import Timed
 from ditplan.planner.constants import minds_transfers
 from ditplan.planner.crew import Crew
 from ditplan.planner.ledger import Ledger, worst_source
 from ditplan.planner.schedule import Durations, pipeline_s
-from ditplan.planner.space import Candidate
+from ditplan.planner.stage_blocks import folded, runs_of_visits, unfolded
 from ditplan.planner.staged_work import LoopTimes, Piece, Pieces, Stage
-from ditplan.planner.stages import (
-    StageWork,
-    balanced_stages,
-    balanced_unlike_stages,
-    folded,
-    runs_of_visits,
-    unfolded,
-)
+from ditplan.planner.stages import StageWork, balanced_stages, balanced_unlike_stages
 from ditplan.planner.step import Step
 from ditplan.planner.work import RankWork
 from ditplan.profiles.plan import PipeFusion

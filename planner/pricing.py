@@ -1,25 +1,23 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
-from ditplan.planner.allowed import Allowed, quality_of, quality_with_cache
+from ditplan.planner.allowed import quality_of, quality_with_cache
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate, Choice, Space
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.floors import Front
 from ditplan.planner.memory import why_swapping, why_too_big
-from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.placing import placement_of
 from ditplan.planner.pruning import LARGE_CLUSTER, unbeaten
 from ditplan.planner.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.rules import schedule_of
 from ditplan.planner.space import (
-    Candidate,
-    Choice,
-    Space,
     enumerate_space,
     evenly_staged,
     patching_violation,
@@ -29,63 +27,15 @@ from ditplan.planner.space import (
 )
 from ditplan.planner.timeline import Timeline
 from ditplan.planner.topology import Topology
-from ditplan.profiles.backends import BACKENDS, Backend, require_mode
-from ditplan.profiles.cluster import ClusterProfile, Device, DeviceKind
+from ditplan.profiles.backends import require_mode
+from ditplan.profiles.cluster import Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
-from ditplan.profiles.plan import Execution, Fallback, Quality
-from ditplan.profiles.quality import MeasuredQuality
-from ditplan.profiles.workload import Workload
+from ditplan.profiles.model import Mode
+from ditplan.profiles.plan import Execution, Quality
 
 PRICED_RANKS = 6
 """Meshes of up to so many ranks are all priced."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to plan: a model's workload on at most `gpus` devices of a cluster (all of them if
-    None).
-
-    `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
-    leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
-    that none may; `known` is what was measured of their quality. `objective` decides between legal
-    plans.
-    """
-
-    spec: ModelSpec
-    workload: Workload
-    cluster: ClusterProfile
-    gpus: int | None = None
-    pins: Mapping[str, int] = field(default_factory=dict)
-    modes: tuple[Mode, ...] | None = None
-    backend: Backend = BACKENDS["native"]
-    profile: ModelProfile | None = None
-    allowed: Allowed | None = None
-    known: MeasuredQuality | None = None
-    objective: Objective = FASTEST
-
-    @property
-    def device_kind(self) -> DeviceKind:
-        """What the cluster's ranks run on."""
-        return self.cluster.devices[0].kind
-
-    @property
-    def searched_modes(self) -> tuple[Mode, ...]:
-        """The modes to choose from.
-
-        Raises:
-            InputError: a demanded mode that the backend doesn't have on these devices.
-        """
-        searched = self.modes or self.backend.modes_to_search(self.device_kind)
-        for mode in searched:
-            require_mode(self.backend, mode, self.device_kind)
-        return searched
-
-    @property
-    def fallback(self) -> Fallback:
-        """What becomes of a mode that can't be had: a demanded one is not to be replaced."""
-        return "refuse" if self.modes else "eager"
 
 
 def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, int]]:

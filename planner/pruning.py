@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ditplan.planner.candidate import Candidate, Choice
 from ditplan.planner.floors import Floors, Front, worth_of
-from ditplan.planner.space import EXHAUSTIVE_RANKS, Candidate, Choice
+from ditplan.planner.space import EXHAUSTIVE_RANKS
 from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import PipeFusion, Quality
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, quality_order
-from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.ranking import Ranked
-from ditplan.planner.space import Candidate
 from ditplan.profiles.plan import Prediction
 
 Array = NDArray[np.float64]

@@ -5,9 +5,10 @@ the links they share.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ditplan.planner.asked import Task
 from ditplan.planner.cost import CostModel
 from ditplan.planner.groups import AxisGroups, Groups, listed, wanted
-from ditplan.planner.pricing import Task, cost_model_of
+from ditplan.planner.pricing import cost_model_of
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.tables import Group
 from ditplan.planner.topology import Estimate, Topology

@@ -16,6 +16,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.choosing import (
     TOLERANCE,
     corrected,
@@ -27,7 +29,7 @@ from ditplan.planner.choosing import (
 )
 from ditplan.planner.objectives import FASTEST
 from ditplan.planner.placing import axis_orders
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.pricing import price_all
 from ditplan.planner.ranking import (
     Ranked,
     Ranking,
@@ -38,7 +40,6 @@ from ditplan.planner.ranking import (
 )
 from ditplan.planner.replicas import with_replicas
 from ditplan.planner.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
-from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import (
     cause_in,

@@ -1,12 +1,9 @@
 """Which blocks a stage of PipeFusion gets: consecutive ones, so that the slowest is fastest."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-
-from ditplan.profiles.model import BlockRun
-from ditplan.profiles.plan import PipeFusion
 
 AS_FAST = 1.01
 """Divisions whose slowest stage takes up to so many times the least count as equally fast: nothing
@@ -140,52 +137,6 @@ def _divided_at(cuts: Sequence[Sequence[int]], blocks: int) -> tuple[int, ...]:
         counts.append(last - at[last])
         last = at[last]
     return (last, *reversed(counts))
-
-
-def folded(values: Sequence[float]) -> list[float]:
-    """What a block and its mirror have together, from the outermost ones on; one that is its own
-    mirror counts once.
-
-    >>> folded([1.0, 2.0, 4.0, 8.0, 16.0])
-    [17.0, 10.0, 4.0]
-    """
-    half = len(values) // 2
-    pairs = [a + b for a, b in zip(values[:half], reversed(values), strict=False)]
-    return [*pairs, *values[half : len(values) - half]]
-
-
-def unfolded(pairs_per_stage: Sequence[int], blocks: int) -> tuple[int, ...]:
-    """How many blocks stages have of which `folded` pairs were given out.
-
-    >>> unfolded((1, 2), 5)
-    (2, 3)
-    """
-    *others, last = (2 * pairs for pairs in pairs_per_stage)
-    return (*others, last - blocks % 2)
-
-
-def runs_of_visits(blocks: Sequence[BlockRun], part: PipeFusion) -> list[list[tuple[int, ...]]]:
-    """How many blocks of each run a patch goes through on each stage, each time that it comes by.
-
-    >>> runs_of_visits(flux.blocks, part)  # stages of 10 + 47; 19 double blocks, 38 single ones
-    [[(10, 0)], [(9, 38)]]
-    """
-    return [
-        [tuple(_overlaps(blocks, visit.start, visit.stop)) for visit in part.visits(stage)]
-        for stage in range(len(part.blocks_per_stage))
-    ]
-
-
-def runs_of_stages(blocks: Sequence[BlockRun], part: PipeFusion) -> list[tuple[int, ...]]:
-    """How many blocks of each run a stage has, for all stages."""
-    return [tuple(map(sum, zip(*visits, strict=True))) for visits in runs_of_visits(blocks, part)]
-
-
-def _overlaps(blocks: Sequence[BlockRun], first: int, last: int) -> Iterator[int]:
-    begin = 0
-    for run in blocks:
-        yield max(0, min(last, begin + run.count) - max(first, begin))
-        begin += run.count
 
 
 def _least_worst(

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ditplan.planner.activities import Exchange
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.crew import Load
 from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import Ledger
 from ditplan.planner.share import Share
-from ditplan.planner.space import Candidate
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.workload import Workload
 

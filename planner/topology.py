@@ -28,12 +28,7 @@ from ditplan.planner.traffic import (
     hops_of,
     traffic_of,
 )
-from ditplan.profiles.cluster import (
-    ClusterProfile,
-    CollectiveTable,
-    Link,
-    Operation,
-)
+from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, Operation
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import Source
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.simulator import Row
-from ditplan.planner.space import Candidate
 from ditplan.planner.timeline import Timeline
 from ditplan.profiles.mesh import AXES
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.choosing import OUT_OF_MEMORY
-from ditplan.planner.space import Candidate
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import AXES

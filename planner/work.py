@@ -4,20 +4,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ditplan.planner.activities import (
-    Activity,
-    Computation,
-    Exchange,
-    RingAttention,
-    seconds_of,
-)
+from ditplan.planner.activities import Activity, Computation, Exchange, RingAttention, seconds_of
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.compute import DeviceTimes, Timed, at_data_sheets, overlapped_s
 from ditplan.planner.constants import CostConstants, ModeConstants, counts_on_all
 from ditplan.planner.crew import Crew, Load, Loads
 from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import SOURCES, Ledger
 from ditplan.planner.share import Share, Shares, calls_of, values_per_token
-from ditplan.planner.space import Candidate
 from ditplan.planner.step import Place, Step
 from ditplan.planner.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from ditplan.profiles.cluster import PEER_OPERATIONS, Operation
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.peer_memory import PeerExchange
+from ditplan.runtime.peer_ulysses import PeerExchange
 from ditplan.runtime.timing import captured
 
 Call = Callable[[], object]

@@ -15,12 +15,11 @@ from torch import nn
 
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.family import ModelFamily
+from ditplan.runtime.blocks import block_runs
 from ditplan.runtime.fusions import FusingBackend
-from ditplan.runtime.inspection import block_runs
-from ditplan.runtime.modules import replace_forward
+from ditplan.runtime.modules import replace_forward, submodule
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.products import pack
-from ditplan.runtime.sequence import submodule
 
 # torch has no common class of what compiling can raise: dynamo's, inductor's, and plain ones
 COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, NotImplementedError)

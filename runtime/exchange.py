@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -12,10 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ditplan.profiles.splits import split_sizes
-from ditplan.runtime.groups import AxisGroup
-
-Work = Callable[[], object]
-"""What a rank computes while its tensors travel."""
+from ditplan.runtime.groups import AxisGroup, Work
 
 
 class Exchange(Protocol):

@@ -26,10 +26,10 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inputs import InputShape, random_inputs
 from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config, read_json
 from ditplan.runtime.launch import RankPool
-from ditplan.runtime.modules import names_arguments, sample_of
+from ditplan.runtime.modules import matching_modules, names_arguments, sample_of, submodule
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.pipelines import random_model
-from ditplan.runtime.sequence import apply_splits, matching_modules, submodule
+from ditplan.runtime.sequence import apply_splits
 
 EXACT = 1e-4
 TEXT_TOKENS, FRAMES, ROWS, COLUMNS = 11, 2, 7, 9

@@ -15,16 +15,11 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import Noun, replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
+from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import block_paths
 from ditplan.runtime.native import parallelize, sharers_of
-from ditplan.runtime.pipelines import (
-    call_arguments,
-    load_pipeline,
-    pictures_of,
-    prompt_embeddings,
-)
+from ditplan.runtime.pipelines import call_arguments, load_pipeline, pictures_of, prompt_embeddings
 
 WARMUP_STEPS = 2
 

@@ -17,6 +17,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
 from ditplan.profiles.workload import Workload
+from ditplan.runtime.blocks import block_runs
 from ditplan.runtime.inputs import (
     InputShape,
     latent_frames_per_token,
@@ -25,14 +26,16 @@ from ditplan.runtime.inputs import (
     pixels_per_latent,
     random_inputs,
 )
-from ditplan.runtime.modules import carried_by, handed_on, names_arguments, replace_forward
-from ditplan.runtime.operation_counter import OperationCounter
-from ditplan.runtime.sequence import (
-    answer_attention,
-    lift_text_mask,
+from ditplan.runtime.modules import (
+    carried_by,
+    handed_on,
     matching_modules,
+    names_arguments,
+    replace_forward,
     submodule,
 )
+from ditplan.runtime.operation_counter import OperationCounter
+from ditplan.runtime.sequence import answer_attention, lift_text_mask
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,31 +63,6 @@ def diffusers_class(name: str) -> Any:
             f"diffusers {diffusers.__version__} has no class {name}; install one that has it"
         )
     return found
-
-
-def block_runs(model: nn.Module, family: ModelFamily) -> list[tuple[str, list[str]]]:
-    """The model's blocks in order of execution as runs of equal structure: (kind, module paths).
-
-    A kind is the block's class name, numbered from the second structure of one class on.
-    """
-    kinds: dict[tuple[str, tuple[Any, ...]], str] = {}
-    runs: list[tuple[str, list[str]]] = []
-    for path in family.blocks:
-        for index, block in enumerate(submodule(model, path).children()):
-            name = type(block).__name__
-            structure = tuple((key, tuple(value.shape)) for key, value in block.named_parameters())
-            alike = sum(1 for class_name, _ in kinds if class_name == name)
-            kind = kinds.setdefault((name, structure), f"{name}-{alike + 1}" if alike else name)
-            if runs and runs[-1][0] == kind:
-                runs[-1][1].append(f"{path}.{index}")
-            else:
-                runs.append((kind, [f"{path}.{index}"]))
-    return runs
-
-
-def block_paths(model: nn.Module, family: ModelFamily) -> list[str]:
-    """The module paths of the model's blocks in order of execution."""
-    return [path for _, of_a_kind in block_runs(model, family) for path in of_a_kind]
 
 
 def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) -> ModelSpec:

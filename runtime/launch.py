@@ -32,15 +32,7 @@ from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.hosts import HostLine
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
-from ditplan.runtime.worker import (
-    LEAVE_S,
-    TICK_S,
-    Conversation,
-    Failure,
-    Rank,
-    Ticket,
-    numbered,
-)
+from ditplan.runtime.worker import LEAVE_S, TICK_S, Conversation, Failure, Rank, Ticket, numbered
 
 LOOPBACK = "127.0.0.1"
 

@@ -22,20 +22,16 @@ from ditplan.profiles.family import ModelFamily, Split, family_of
 from ditplan.profiles.model import AttentionKernel, Mode, ModelSpec, PointRequest, TimePoint
 from ditplan.profiles.workload import Dtype, Workload
 from ditplan.runtime.attention import usable_kernels
+from ditplan.runtime.blocks import block_runs
 from ditplan.runtime.compiling import CompiledBlocks
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inputs import InputShape, latents_shape, random_inputs
-from ditplan.runtime.inspection import block_runs, diffusers_class
+from ditplan.runtime.inspection import diffusers_class
 from ditplan.runtime.made_up_keys import MadeUpKeys
-from ditplan.runtime.modules import change_arguments
+from ditplan.runtime.modules import change_arguments, submodule
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.pipelines import DTYPES, random_model
-from ditplan.runtime.sequence import (
-    answer_attentions,
-    apply_splits,
-    lift_text_mask,
-    submodule,
-)
+from ditplan.runtime.sequence import answer_attentions, apply_splits, lift_text_mask
 from ditplan.runtime.timing import Timing, captured, synchronize, time_call
 from ditplan.runtime.weights import empty_model, everything, fill_with_random
 

@@ -118,3 +118,34 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             del vars(owner)[name]
         else:
             vars(owner)[name] = before
+
+
+def matching_modules(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
+    """The submodules whose path matches a pattern in which `*` stands for one path element."""
+    wanted = pattern.split(".")
+    found = []
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if len(parts) == len(wanted) and all(
+            w in ("*", p) for w, p in zip(wanted, parts, strict=True)
+        ):
+            found.append((name, module))
+    return found
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """A submodule by its path, in which -1 stands for the last of a list.
+
+    Raises:
+        InputError: there is none.
+    """
+    module = model
+    try:
+        for part in name.split("."):
+            module = list(module.children())[-1] if part == "-1" else module.get_submodule(part)
+        return module
+    except (AttributeError, IndexError):
+        raise InputError(
+            f"{type(model).__name__} has no module {name}; its family doesn't describe this "
+            "version of the class"
+        ) from None

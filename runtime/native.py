@@ -16,6 +16,7 @@ from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
 from ditplan.runtime.attention import attend
+from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.calls import apply_calls
 from ditplan.runtime.cfg import apply_cfg
 from ditplan.runtime.collectives import all_gather_uneven
@@ -23,12 +24,13 @@ from ditplan.runtime.compiling import CompiledBlocks
 from ditplan.runtime.exchange import CollectiveExchange, Exchange
 from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.inspection import block_paths, config_digest
+from ditplan.runtime.inspection import config_digest
 from ditplan.runtime.layout import Layout, Patches, SequenceGroups
 from ditplan.runtime.modules import replace_forward
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.patches import REMEDY, apply_patches
-from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
+from ditplan.runtime.peer_memory import can_write_to_peers
+from ditplan.runtime.peer_ulysses import PeerExchange
 from ditplan.runtime.pipe import Pipe, make_pipe
 from ditplan.runtime.pipefusion import StagePredictor, require_stages
 from ditplan.runtime.ring import RingRoom

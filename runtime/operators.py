@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from ditplan.runtime.exchange import Work
+from ditplan.runtime.groups import Work
 from ditplan.runtime.products import product_of_parts_beside, products
 
 Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]

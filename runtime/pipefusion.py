@@ -32,10 +32,9 @@ from ditplan.runtime.graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.layout import Layout, Patches
 from ditplan.runtime.links import Arriving
-from ditplan.runtime.modules import sample_of, signature_of
+from ditplan.runtime.modules import sample_of, signature_of, submodule
 from ditplan.runtime.patches import REMEDY
 from ditplan.runtime.pipe import Pipe, Visit
-from ditplan.runtime.sequence import submodule
 from ditplan.runtime.stages import Carried, Skips, Stage
 from ditplan.runtime.stale import KeyCache
 

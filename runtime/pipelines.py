@@ -12,9 +12,10 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
+from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import block_paths, diffusers_class
+from ditplan.runtime.inspection import diffusers_class
 from ditplan.runtime.sharded_weights import loaded_in_pieces
 from ditplan.runtime.weights import (
     Put,

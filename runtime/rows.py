@@ -23,13 +23,14 @@ from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.layout import Layout
 from ditplan.runtime.modules import (
     change_arguments,
+    matching_modules,
     names_arguments,
     replace_forward,
+    submodule,
     take_class,
     traceable,
 )
 from ditplan.runtime.operators import NAMESPACE, define_operator
-from ditplan.runtime.sequence import matching_modules, submodule
 
 
 class RowOperators:

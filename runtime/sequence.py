@@ -22,8 +22,10 @@ from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.layout import Layout
 from ditplan.runtime.modules import (
     change_arguments,
+    matching_modules,
     names_arguments,
     replace_forward,
+    submodule,
     take_class,
     traceable,
 )
@@ -125,19 +127,6 @@ def _answered(original: type[Any]) -> type[Any]:
 
     Answered.__name__, Answered.__qualname__ = original.__name__, original.__qualname__
     return Answered
-
-
-def matching_modules(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
-    """The submodules whose path matches a pattern in which `*` stands for one path element."""
-    wanted = pattern.split(".")
-    found = []
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        if len(parts) == len(wanted) and all(
-            w in ("*", p) for w, p in zip(wanted, parts, strict=True)
-        ):
-            found.append((name, module))
-    return found
 
 
 def apply_sequence_parallel(
@@ -289,21 +278,3 @@ def lift_text_mask(
     for path in family.blocks:
         for block in submodule(model, path).children():
             change_arguments(block, lambda given: given | {mask.argument: None}, undo)
-
-
-def submodule(model: nn.Module, name: str) -> nn.Module:
-    """A submodule by its path, in which -1 stands for the last of a list.
-
-    Raises:
-        InputError: there is none.
-    """
-    module = model
-    try:
-        for part in name.split("."):
-            module = list(module.children())[-1] if part == "-1" else module.get_submodule(part)
-        return module
-    except (AttributeError, IndexError):
-        raise InputError(
-            f"{type(model).__name__} has no module {name}; its family doesn't describe this "
-            "version of the class"
-        ) from None

@@ -14,7 +14,8 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import SelfAttention
 from ditplan.profiles.model import AttentionKernel
 from ditplan.runtime.attention import attend, attend_with_lse
-from ditplan.runtime.exchange import Exchange, Work
+from ditplan.runtime.exchange import Exchange
+from ditplan.runtime.groups import Work
 from ditplan.runtime.layout import Layout
 from ditplan.runtime.ring import RingRoom, ring_attention
 from ditplan.runtime.stale import KeyCache

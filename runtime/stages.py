@@ -14,8 +14,13 @@ import torch
 from torch import nn
 
 from ditplan.profiles.family import ModelFamily
-from ditplan.runtime.modules import carried_by, handed_on, names_arguments, replace_forward
-from ditplan.runtime.sequence import submodule
+from ditplan.runtime.modules import (
+    carried_by,
+    handed_on,
+    names_arguments,
+    replace_forward,
+    submodule,
+)
 from ditplan.runtime.stale import KeyCache
 
 Carried = tuple[torch.Tensor, ...]

@@ -17,6 +17,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.attention import PartialAttention, attend_with_lse
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inputs import InputShape, random_inputs
+from ditplan.runtime.modules import submodule
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.pipelines import (
     DTYPES,
@@ -25,7 +26,7 @@ from ditplan.runtime.pipelines import (
     pictures_of,
     prompt_embeddings,
 )
-from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
+from ditplan.runtime.sequence import AttentionDoor, answer_attention
 
 
 def furthest(reference: torch.Tensor | None, others: list[torch.Tensor | None]) -> float:

@@ -23,7 +23,7 @@ from ditplan.runtime.launch import RankPool
 from ditplan.runtime.links import CollectiveLink
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.peer_links import PeerLink
-from ditplan.runtime.peer_memory import PeerExchange
+from ditplan.runtime.peer_ulysses import PeerExchange
 from ditplan.runtime.pipelines import load_pipeline
 from tests.distributed.rank_tasks import denoise, same_start
 from tests.distributed.small_models import plan_for

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ditplan.runtime.exchange import Work
+from ditplan.runtime.groups import Work
 from ditplan.runtime.operators import AttentionOperator
 from ditplan.runtime.products import PRODUCT_OF_PARTS, PRODUCTS
 from tests.unit.rewriting import Rewriting, rewritten

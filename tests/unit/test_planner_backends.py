@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.pricing import Task, price_all, price_one
+from ditplan.planner.asked import Task
+from ditplan.planner.pricing import price_all, price_one
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend, require_runtime
 from ditplan.profiles.catalog import find_cluster, find_model

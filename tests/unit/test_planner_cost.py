@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of, why_too_big
 from ditplan.planner.placing import placement_of
 from ditplan.planner.share import share_of
-from ditplan.planner.space import Candidate, enumerate_space
+from ditplan.planner.space import enumerate_space
 from ditplan.planner.tables import interpolate_s
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import BACKENDS

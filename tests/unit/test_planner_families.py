@@ -3,11 +3,12 @@
 import pytest
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.pricing import price_all
 from ditplan.planner.rules import violation
 from ditplan.planner.share import calls_of, samples_of, share_of
-from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.pricing import price_all
 from ditplan.planner.search import Trialrun, Trials, search
-from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh

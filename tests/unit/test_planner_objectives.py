@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
 from ditplan.planner.choosing import corrected, next_by_objective
 from ditplan.planner.objectives import (
     FASTEST,
@@ -21,7 +22,7 @@ from ditplan.planner.objectives import (
     pareto_set,
     quality_order,
 )
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.pricing import price_all
 from ditplan.planner.ranking import Ranked, Ranking, to_measure
 from ditplan.planner.replicas import replica_starts, with_replicas
 from ditplan.planner.search import Trialrun, Trials, search

@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditplan.planner.allowed import STEP_CACHES, Allowed
-from ditplan.planner.asked import allowed_for
+from ditplan.planner.asked import Task, allowed_for
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.compute import block_size
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all, price_one, space_of
+from ditplan.planner.pricing import price_all, price_one, space_of
 from ditplan.planner.report import candidate_json, tune_json
 from ditplan.planner.requests import wanted_points
 from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.share import patch_shares, point_share
-from ditplan.planner.space import Candidate, enumerate_space, evenly_staged, patching_violation
+from ditplan.planner.space import enumerate_space, evenly_staged, patching_violation
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import key_of
 from ditplan.profiles.backends import BACKENDS

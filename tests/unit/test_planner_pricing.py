@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.pricing import Task, price_all, price_one
+from ditplan.planner.asked import Task
+from ditplan.planner.pricing import price_all, price_one
 from ditplan.planner.search import search
 from ditplan.planner.topology import Topology
 from ditplan.profiles.catalog import find_model

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from benchmarks.planner_search import WRONG, World, fastest_s, ours, task_of, true_seconds
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
 from ditplan.planner.choosing import corrected, most_to_gain, next_batch, trials_left, untried
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.pricing import price_all
 from ditplan.planner.ranking import Ranked
 from ditplan.planner.refit import (
     COMPONENTS,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditplan.planner.schedule import Durations, pipeline_s
-from ditplan.planner.stages import AS_FAST, balanced_stages, folded, runs_of_stages, unfolded
+from ditplan.planner.stage_blocks import folded, runs_of_stages, unfolded
+from ditplan.planner.stages import AS_FAST, balanced_stages
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.plan import PipeFusion
 

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task
+from ditplan.planner.asked import Task
 from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
 from ditplan.planner.rounds import MOST_ROUNDS

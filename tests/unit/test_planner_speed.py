@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost import CostModel
 from ditplan.planner.groups import AxisGroups, groups_along
 from ditplan.planner.placing import axis_orders, placement_of
-from ditplan.planner.pricing import Task, price_all, space_of
+from ditplan.planner.pricing import price_all, space_of
 from ditplan.planner.ranking import Ranked
-from ditplan.planner.space import Candidate, evenly_staged
+from ditplan.planner.space import evenly_staged
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import key_of
 from ditplan.profiles.backends import find_backend

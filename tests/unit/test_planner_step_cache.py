@@ -4,13 +4,12 @@ import math
 
 import pytest
 
-from ditplan.planner.asked import allowed_for
+from ditplan.planner.asked import Task, allowed_for
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task
 from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import candidate_json
 from ditplan.planner.search import search
-from ditplan.planner.space import Candidate
 from ditplan.planner.trials import key_of
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_model, known_quality

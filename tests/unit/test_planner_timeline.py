@@ -9,14 +9,16 @@ import pytest
 
 from ditplan.planner.activities import RingAttention
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost import CostModel
 from ditplan.planner.placing import placement_of
-from ditplan.planner.pricing import Task, space_of
+from ditplan.planner.pricing import space_of
 from ditplan.planner.schedule import Durations
 from ditplan.planner.share import share_of
 from ditplan.planner.simulator import Row
-from ditplan.planner.space import Candidate, evenly_staged
+from ditplan.planner.space import evenly_staged
 from ditplan.planner.staged_timeline import staged_timeline
 from ditplan.planner.staged_work import LoopTimes
 from ditplan.planner.step import Step

@@ -7,22 +7,16 @@ from dataclasses import replace
 import pytest
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.cost import CostModel
 from ditplan.planner.crew import whole_shares
 from ditplan.planner.placing import placement_of, placements, seatings
-from ditplan.planner.pricing import (
-    Task,
-    price_all,
-    price_one,
-    priced_as_is,
-    space_of,
-    timeline_of,
-)
+from ditplan.planner.pricing import price_all, price_one, priced_as_is, space_of, timeline_of
 from ditplan.planner.ranking import Ranked, build_plan
 from ditplan.planner.report import shares_json, shares_text
 from ditplan.planner.search import search
 from ditplan.planner.share import share_of
-from ditplan.planner.space import Candidate
 from ditplan.planner.stages import AS_FAST, StageWork, balanced_unlike_stages
 from ditplan.planner.topology import Topology
 from ditplan.profiles.catalog import find_model

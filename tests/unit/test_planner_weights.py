@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from ditplan.planner.allowed import Allowed
+from ditplan.planner.asked import Task
+from ditplan.planner.candidate import Candidate
 from ditplan.planner.cost import CostModel
 from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.pricing import price_all
 from ditplan.planner.report import candidate_json
 from ditplan.planner.search import search
-from ditplan.planner.space import Candidate
 from ditplan.planner.topology import Topology
 from ditplan.planner.trials import key_of
 from ditplan.profiles.catalog import find_model
