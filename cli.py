@@ -14,11 +14,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ditplan.planner.asked import Task, Wishes, check_quality, workload_for
-from ditplan.planner.mix import load_mix, plan_mix
+from ditplan.planner.cost.profile_points import grid_points, wanted_points
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import FASTEST, Objective, ObjectiveName, objective_for
-from ditplan.planner.pricing import price_one, space_of, timeline_of
-from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import (
     best_text,
     mix_json,
@@ -30,10 +28,12 @@ from ditplan.planner.report import (
     simulate_json,
     tune_json,
 )
-from ditplan.planner.requests import grid_points, wanted_points
-from ditplan.planner.search import Trialrun, Trials, search, study_name
-from ditplan.planner.topology import Topology
-from ditplan.planner.trace import chrome_trace
+from ditplan.planner.search.pricing import price_one, space_of, timeline_of
+from ditplan.planner.search.ranking import Ranking
+from ditplan.planner.search.search import Trialrun, Trials, search, study_name
+from ditplan.planner.search.workload_mix import load_mix, plan_mix
+from ditplan.planner.simulation.chrome_trace import chrome_trace
+from ditplan.planner.task import Task, Wishes, check_quality, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
@@ -423,7 +423,7 @@ def _find_model(name: str) -> tuple[ModelSpec, Path | None]:
     folder = Path(name)
     if not folder.is_dir():
         return find_model(name), shipped_weights(name.lower())
-    from ditplan.runtime.inspection import inspect_folder
+    from ditplan.runtime.models.inspection import inspect_folder
 
     return inspect_folder(folder, folder.resolve().name), folder
 
@@ -440,7 +440,7 @@ def _model_of_plan(
             ) from None
         folder = shipped_weights(spec.name)
     else:
-        from ditplan.runtime.inspection import inspect_folder
+        from ditplan.runtime.models.inspection import inspect_folder
 
         spec, folder = inspect_folder(weights, plan.model.name), weights
     plan.require_model(spec.transformer_class, spec.config_hash)
@@ -448,7 +448,7 @@ def _model_of_plan(
 
 
 def _check_weights(weights: Path, spec: ModelSpec) -> None:
-    from ditplan.runtime.inspection import inspect_folder
+    from ditplan.runtime.models.inspection import inspect_folder
 
     found = inspect_folder(weights, spec.name)
     if found.config_hash != spec.config_hash:
@@ -481,7 +481,7 @@ def _workers(
 ) -> "Workers":
     """Ranks on the hosts: as many as a plan needs, else `gpus`, else all there is room for."""
     entries: tuple[HostLine, ...] | None = None if hosts is None else load_hosts(hosts)
-    from ditplan.runtime.launch import count_slots
+    from ditplan.runtime.ranks.pool import count_slots
     from ditplan.runtime.workers import Workers, device_kind
 
     kind = device_kind()

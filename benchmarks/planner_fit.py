@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import XDIT, CostConstants, ModeConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.placing import placement_of
-from ditplan.planner.space import evenly_staged
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.placement import placement_of
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 

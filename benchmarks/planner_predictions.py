@@ -24,20 +24,20 @@ from pathlib import Path
 from typing import ClassVar, get_args
 
 from benchmarks.ordering import in_order
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import price_all, space_of
-from ditplan.planner.ranking import Ranked, build_plan
-from ditplan.planner.requests import wanted_points
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost.profile_points import wanted_points
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, space_of
+from ditplan.planner.search.ranking import Ranked, build_plan
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import DitplanError
 from ditplan.profiles.model import Mode, ModelProfile
 from ditplan.profiles.record import Noun, Record
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.launch import count_slots
+from ditplan.runtime.ranks.pool import count_slots
 from ditplan.runtime.workers import Workers, device_kind
 
 MEASURED = Path(__file__).parent / "measured"

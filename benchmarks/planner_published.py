@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.ordering import in_order
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.pricing import price_one, space_of
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_one, space_of
+from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.mesh import AXES, Mesh

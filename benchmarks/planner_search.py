@@ -24,19 +24,19 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.candidate import Candidate
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of, why_too_big
-from ditplan.planner.placing import placement_of
-from ditplan.planner.pricing import price_all
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.rules import schedule_of
-from ditplan.planner.search import Trialrun, Trials, measured, search
-from ditplan.planner.space import evenly_staged
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import parameters_of
+from ditplan.planner.cost.memory import memory_of, why_too_big
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.search import Trialrun, Trials, measured, search
+from ditplan.planner.search.trials import parameters_of
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.legality import schedule_of
+from ditplan.planner.space.placement import placement_of
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh

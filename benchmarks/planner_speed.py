@@ -19,9 +19,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.search import search
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Host, Link, LinkKind
 

@@ -17,16 +17,16 @@ from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime import pipe
-from ditplan.runtime.attention import attend, usable_kernels
-from ditplan.runtime.exchange import CollectiveExchange, Exchange
 from ditplan.runtime.generation import RankRun, measure_plan
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.models.loading import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.peer_ulysses import PeerExchange
-from ditplan.runtime.pipe import Transport
-from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
-from ditplan.runtime.timing import captured, time_call
+from ditplan.runtime.pipefusion import route as pipe
+from ditplan.runtime.pipefusion.route import Transport
+from ditplan.runtime.profiling.timing import captured, time_call
+from ditplan.runtime.sequence.kernels import attend, usable_kernels
+from ditplan.runtime.sequence.peer_ulysses import PeerExchange
+from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
 
 CALLS = 5
 MOST_GAPS = 12

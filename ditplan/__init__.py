@@ -20,8 +20,8 @@ def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
         InputError: the plan doesn't fit the pipeline, the number of ranks or the devices.
     """
     from ditplan.runtime.admission import require_fit
-    from ditplan.runtime.launch import attach_from_torchrun
     from ditplan.runtime.native import parallelize as parallelize_native
+    from ditplan.runtime.ranks.pool import attach_from_torchrun
 
     context = attach_from_torchrun()
     plan.require_ranks(context.world_size)

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ditplan.planner.mix import Mixed
 from ditplan.planner.objectives import Objective
-from ditplan.planner.ranking import Ranked, Ranking
+from ditplan.planner.search.ranking import Ranked, Ranking
+from ditplan.planner.search.workload_mix import Mixed
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import Prediction

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ditplan.profiles.family import ModelFamily
-from ditplan.runtime.modules import submodule
+from ditplan.runtime.takeover import submodule
 
 
 def block_runs(model: nn.Module, family: ModelFamily) -> list[tuple[str, list[str]]]:

@@ -21,15 +21,20 @@ from ditplan.profiles.family import FAMILIES, ModelFamily, load_families
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.calls import PASSES
+from ditplan.runtime.batch.call_split import PASSES
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config, read_json
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.modules import matching_modules, names_arguments, sample_of, submodule
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.inspection import (
+    config_digest,
+    diffusers_class,
+    plain_config,
+    read_json,
+)
+from ditplan.runtime.models.loading import random_model
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import random_model
-from ditplan.runtime.sequence import apply_splits
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.sequence.hooks import apply_splits
+from ditplan.runtime.takeover import matching_modules, names_arguments, sample_of, submodule
 
 EXACT = 1e-4
 TEXT_TOKENS, FRAMES, ROWS, COLUMNS = 11, 2, 7, 9

@@ -16,10 +16,15 @@ from ditplan.profiles.record import Noun, replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
 from ditplan.runtime.blocks import block_paths
-from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.models.loading import (
+    call_arguments,
+    load_pipeline,
+    pictures_of,
+    prompt_embeddings,
+)
 from ditplan.runtime.native import parallelize, sharers_of
-from ditplan.runtime.pipelines import call_arguments, load_pipeline, pictures_of, prompt_embeddings
+from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
 WARMUP_STEPS = 2
 

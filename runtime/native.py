@@ -15,31 +15,31 @@ from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
-from ditplan.runtime.attention import attend
+from ditplan.runtime.batch.batch_split import apply_cfg
+from ditplan.runtime.batch.call_split import apply_calls
 from ditplan.runtime.blocks import block_paths
-from ditplan.runtime.calls import apply_calls
-from ditplan.runtime.cfg import apply_cfg
 from ditplan.runtime.collectives import all_gather_uneven
-from ditplan.runtime.compiling import CompiledBlocks
-from ditplan.runtime.exchange import CollectiveExchange, Exchange
-from ditplan.runtime.graphs import GraphedForward
+from ditplan.runtime.compilation.blocks import CompiledBlocks
+from ditplan.runtime.compilation.cuda_graphs import GraphedForward
+from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.inspection import config_digest
-from ditplan.runtime.layout import Layout, Patches, SequenceGroups
-from ditplan.runtime.modules import replace_forward
-from ditplan.runtime.operators import AttentionOperator
-from ditplan.runtime.patches import REMEDY, apply_patches
-from ditplan.runtime.peer_memory import can_write_to_peers
-from ditplan.runtime.peer_ulysses import PeerExchange
-from ditplan.runtime.pipe import Pipe, make_pipe
-from ditplan.runtime.pipefusion import StagePredictor, require_stages
-from ditplan.runtime.ring import RingRoom
-from ditplan.runtime.rows import RowOperators, apply_rows
-from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
-from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
-from ditplan.runtime.sharded_weights import ShardedWeights, shard, shards_of
-from ditplan.runtime.stale import KeyCache
+from ditplan.runtime.models.inspection import config_digest
+from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
+from ditplan.runtime.pipefusion.route import Pipe, make_pipe
+from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
+from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
+from ditplan.runtime.sequence.kernels import attend
+from ditplan.runtime.sequence.layout import Layout, Patches, SequenceGroups
+from ditplan.runtime.sequence.linear_attention import RowOperators, apply_rows
+from ditplan.runtime.sequence.peer_ulysses import PeerExchange
+from ditplan.runtime.sequence.ring import RingRoom
+from ditplan.runtime.sequence.stale_kv import KeyCache
+from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
+from ditplan.runtime.sequence.usp import GatherKeys, SequenceAttention
 from ditplan.runtime.step_cache import apply_step_cache
+from ditplan.runtime.takeover import replace_forward
+from ditplan.runtime.transport.mailbox import can_write_to_peers
+from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 
 
 class SharedRanks:

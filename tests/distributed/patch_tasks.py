@@ -18,10 +18,10 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.models.loading import load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline, prompt_embeddings
+from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 from tests.distributed.rank_tasks import latents_of_call
 
 GAIN = 2.0

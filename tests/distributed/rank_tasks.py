@@ -14,19 +14,19 @@ from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.attention import PartialAttention, attend_with_lse
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.modules import submodule
-from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import (
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.loading import (
     DTYPES,
     call_arguments,
     load_pipeline,
     pictures_of,
     prompt_embeddings,
 )
-from ditplan.runtime.sequence import AttentionDoor, answer_attention
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.sequence.hooks import AttentionDoor, answer_attention
+from ditplan.runtime.sequence.kernels import PartialAttention, attend_with_lse
+from ditplan.runtime.takeover import submodule
 
 
 def furthest(reference: torch.Tensor | None, others: list[torch.Tensor | None]) -> float:

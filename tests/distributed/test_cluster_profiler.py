@@ -8,7 +8,9 @@ import torch.distributed as dist
 
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.mesh import AXES, Mesh
-from ditplan.runtime.cluster_profiler import (
+from ditplan.runtime.collectives import all_gather_uneven
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.profiling.cluster_profiler import (
     OPERATIONS,
     AxisShape,
     axis_shapes,
@@ -16,9 +18,7 @@ from ditplan.runtime.cluster_profiler import (
     measure_axis,
     profile_cluster,
 )
-from ditplan.runtime.collectives import all_gather_uneven
-from ditplan.runtime.groups import RankContext
-from ditplan.runtime.launch import RankError, RankPool
+from ditplan.runtime.ranks.pool import RankError, RankPool
 
 
 def gather_shares(

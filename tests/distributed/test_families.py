@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ditplan.planner.requests import wanted_points
+from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import FAMILIES, Split, family_of, load_families
 from ditplan.profiles.mesh import Mesh
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.model_profiler import measure_blocks
-from ditplan.runtime.sequence import apply_splits
+from ditplan.runtime.profiling.model_profiler import measure_blocks
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.sequence.hooks import apply_splits
 from tests.distributed.family_models import NAMES, VIDEOS, small
 from tests.distributed.family_tasks import (
     inputs_of,

@@ -8,7 +8,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.family_models import small
 from tests.distributed.full_forwards import by_full_forwards
 from tests.distributed.patch_reference import by_hand

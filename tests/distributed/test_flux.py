@@ -8,8 +8,8 @@ import torch
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.pipelines import call_arguments, load_pipeline
+from ditplan.runtime.models.loading import call_arguments, load_pipeline
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.flux_tasks import flux_latents, flux_output
 from tests.distributed.rank_tasks import furthest
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload

@@ -8,8 +8,8 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.pipefusion import require_stages
+from ditplan.runtime.pipefusion.stage_predictor import require_stages
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.family_models import small
 from tests.distributed.full_forwards import by_full_forwards
 from tests.distributed.patch_tasks import (

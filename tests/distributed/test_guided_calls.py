@@ -6,7 +6,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.generation import measure_plan
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import latents_of_pipeline
 from tests.distributed.rank_tasks import furthest

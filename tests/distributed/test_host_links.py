@@ -7,8 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.host_links import PAGE, ROOM, shared_file
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.transport.host_link import PAGE, ROOM, shared_file
 
 
 def written_by_the_second(context: RankContext) -> tuple[bytes, int, bool]:

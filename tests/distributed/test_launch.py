@@ -23,9 +23,9 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.hosts import HostLine
-from ditplan.runtime import launch
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.launch import RankError, RankPool
+from ditplan.runtime.ranks import pool as launch
+from ditplan.runtime.ranks.pool import RankError, RankPool
 
 # What the design promises between a failure and the end of all ranks.
 END_S = 30.0
@@ -216,7 +216,7 @@ def is_zombie(process: int) -> bool:
 
 PARENT = """
 import sys
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 from tests_of_launch import wait_forever_somewhere
 with RankPool(None, 2, "cpu") as pool:
     print(*pool.processes(), flush=True)
@@ -320,7 +320,7 @@ def test_torchrun_ranks_attach_and_others_are_refused(
     script = tmp_path / "job.py"
     script.write_text(
         "import torch, torch.distributed as dist\n"
-        "from ditplan.runtime.launch import attach_from_torchrun\n"
+        "from ditplan.runtime.ranks.pool import attach_from_torchrun\n"
         "context = attach_from_torchrun()\n"
         "total = torch.tensor(float(context.rank), device=context.device)\n"
         "dist.all_reduce(total)\n"

@@ -5,7 +5,7 @@ import pytest
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import Execution, ExecutionPlan
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.flux_tasks import flux_latents
 from tests.distributed.rank_tasks import (
     furthest,

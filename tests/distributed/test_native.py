@@ -9,7 +9,7 @@ from ditplan.profiles.catalog import find_model
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.rank_tasks import (
     answers_a_replaced_forward,
     attends_twice,

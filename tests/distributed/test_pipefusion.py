@@ -19,9 +19,9 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate, measure_plan
-from ditplan.runtime.inventory import device_name
-from ditplan.runtime.launch import RankError, RankPool
-from ditplan.runtime.pipelines import prompt_embeddings
+from ditplan.runtime.models.loading import prompt_embeddings
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.pool import RankError, RankPool
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import (
     die_while_denoising,

@@ -12,8 +12,8 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission import require_fit
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inventory import device_name
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.rank_tasks import latents
 from tests.distributed.small_models import plan_for, small_sd3, workload
 

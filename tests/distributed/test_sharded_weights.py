@@ -14,11 +14,11 @@ from ditplan.profiles.plan import ExecutionPlan, PipeFusion
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inventory import device_name
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import sharers_of
-from ditplan.runtime.pipelines import load_pipeline
-from ditplan.runtime.sharded_weights import shards_of
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.weights.sharded import shards_of
 from tests.distributed.patch_tasks import patched_latents
 from tests.distributed.rank_tasks import furthest
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload

@@ -5,7 +5,7 @@ import pytest
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import PipeFusion
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import lively_pipeline, patched_latents
 from tests.distributed.rank_tasks import furthest, latents_of_each, tokens_held

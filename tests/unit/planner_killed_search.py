@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from ditplan.planner.search import Trialrun, Trials, search
+from ditplan.planner.search.search import Trialrun, Trials, search
 from ditplan.profiles.plan import ExecutionPlan
 from tests.unit.test_planner_search import TASK
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ditplan.runtime.parked import Stopped, Worker
+from ditplan.runtime.pipefusion.call_thread import Stopped, Worker
 
 CPU = torch.device("cpu")
 

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of, why_too_big
-from ditplan.planner.placing import placement_of
-from ditplan.planner.share import share_of
-from ditplan.planner.space import enumerate_space
-from ditplan.planner.tables import interpolate_s
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.memory import memory_of, why_too_big
+from ditplan.planner.cost.share import share_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.tables import interpolate_s
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import enumerate_space
+from ditplan.planner.space.placement import placement_of
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import cluster_names, find_cluster
 from ditplan.profiles.cluster import CollectiveTable, Device

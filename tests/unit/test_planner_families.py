@@ -2,14 +2,14 @@
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.candidate import Candidate
-from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import price_all
-from ditplan.planner.rules import violation
-from ditplan.planner.share import calls_of, samples_of, share_of
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.share import calls_of, samples_of, share_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.legality import violation
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.mesh import Mesh

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ditplan.planner.asked import Wishes
-from ditplan.planner.cost import CostModel
-from ditplan.planner.mix import (
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.report import mix_text
+from ditplan.planner.search.pricing import price_all, priced_as_is
+from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.workload_mix import (
     OneMesh,
     Weighted,
     configuration_of,
@@ -18,10 +21,7 @@ from ditplan.planner.mix import (
     parse_mix,
     plan_mix,
 )
-from ditplan.planner.pricing import price_all, priced_as_is
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.report import mix_text
-from ditplan.planner.topology import Topology
+from ditplan.planner.task import Wishes
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile

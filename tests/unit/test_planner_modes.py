@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditplan.planner.asked import Task
-from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import price_all
-from ditplan.planner.search import Trialrun, Trials, search
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.search import Trialrun, Trials, search
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.task import Task
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, TimePoint

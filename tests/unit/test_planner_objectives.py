@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.choosing import corrected, next_by_objective
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import (
     FASTEST,
     Figures,
@@ -22,11 +20,13 @@ from ditplan.planner.objectives import (
     pareto_set,
     quality_order,
 )
-from ditplan.planner.pricing import price_all
-from ditplan.planner.ranking import Ranked, Ranking, to_measure
-from ditplan.planner.replicas import replica_starts, with_replicas
-from ditplan.planner.search import Trialrun, Trials, search
-from ditplan.planner.topology import Topology
+from ditplan.planner.search.acquisition import corrected, next_by_objective
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import Ranked, Ranking, to_measure
+from ditplan.planner.search.replicas import replica_starts, with_replicas
+from ditplan.planner.search.search import Trialrun, Trials, search
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile, Host
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan, Measurement, Quality

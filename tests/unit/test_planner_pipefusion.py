@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.allowed import STEP_CACHES, Allowed
-from ditplan.planner.asked import Task, allowed_for
-from ditplan.planner.candidate import Candidate
-from ditplan.planner.compute import block_size
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import price_all, price_one, space_of
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost.profile_points import wanted_points
+from ditplan.planner.cost.roofline import block_size
+from ditplan.planner.cost.share import patch_shares, point_share
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import candidate_json, tune_json
-from ditplan.planner.requests import wanted_points
-from ditplan.planner.search import Trialrun, Trials, search, study_name
-from ditplan.planner.share import patch_shares, point_share
-from ditplan.planner.space import enumerate_space, evenly_staged, patching_violation
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.pricing import price_all, price_one, space_of
+from ditplan.planner.search.search import Trialrun, Trials, search, study_name
+from ditplan.planner.search.trials import key_of
+from ditplan.planner.space.approximations import STEP_CACHES, Allowed
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import enumerate_space, evenly_staged, patching_violation
+from ditplan.planner.task import Task, allowed_for
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality
 from ditplan.profiles.errors import InputError

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.asked import Task
-from ditplan.planner.pricing import price_all, price_one
-from ditplan.planner.search import search
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.search.search import search
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError

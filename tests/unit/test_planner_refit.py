@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.planner_search import WRONG, World, fastest_s, ours, task_of, true_seconds
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.choosing import corrected, most_to_gain, next_batch, trials_left, untried
-from ditplan.planner.pricing import price_all
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.refit import (
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.acquisition import (
+    corrected,
+    most_to_gain,
+    next_batch,
+    trials_left,
+    untried,
+)
+from ditplan.planner.search.correction import (
     COMPONENTS,
     MOST_TIMES,
     Refit,
@@ -23,9 +26,12 @@ from ditplan.planner.refit import (
     components_of,
     refit,
 )
-from ditplan.planner.rounds import behind_leader
-from ditplan.planner.search import search
-from ditplan.planner.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.rounds import behind_leader
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.task import Task
 from ditplan.profiles.plan import Measurement
 from tests.unit.planner_nouns import WORKLOAD, a_cluster, sd3_like
 

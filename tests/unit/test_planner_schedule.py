@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.schedule import Durations, pipeline_s
-from ditplan.planner.stage_blocks import folded, runs_of_stages, unfolded
-from ditplan.planner.stages import AS_FAST, balanced_stages
+from ditplan.planner.pipefusion.partition import AS_FAST, balanced_stages
+from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
+from ditplan.planner.space.stage_blocks import folded, runs_of_stages, unfolded
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.plan import PipeFusion
 

@@ -18,13 +18,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
-from ditplan.planner.rounds import MOST_ROUNDS
-from ditplan.planner.search import Trialrun, Trials, search, study_name
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.ranking import Ranking
+from ditplan.planner.search.rounds import MOST_ROUNDS
+from ditplan.planner.search.search import Trialrun, Trials, search, study_name
+from ditplan.planner.search.trials import key_of
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.mesh import AXES, Mesh
@@ -413,7 +413,7 @@ def test_recorded_clusters_are_searched_in_a_moment(name: str) -> None:
 
 
 def test_searching_loads_no_torch() -> None:
-    script = "import sys, ditplan.planner.search; print('torch' in sys.modules)"
+    script = "import sys, ditplan.planner.search.search; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

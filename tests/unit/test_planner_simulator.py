@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.simulator import Row, Span, Task, simulate
+from ditplan.planner.simulation.simulator import Row, Span, Task, simulate
 
 ROWS = tuple(Row("rank", str(number)) for number in range(4))
 

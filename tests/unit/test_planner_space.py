@@ -6,10 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.candidate import Candidate
-from ditplan.planner.placing import placement_of, placements
-from ditplan.planner.space import enumerate_space, legal_meshes, rule_of_thumb, why_illegal
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import (
+    enumerate_space,
+    legal_meshes,
+    rule_of_thumb,
+    why_illegal,
+)
+from ditplan.planner.space.placement import placement_of, placements
 from ditplan.profiles.backends import BACKENDS, Backend
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import AXES, Mesh

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.candidate import Candidate
 from ditplan.planner.constants import constants_of
-from ditplan.planner.cost import CostModel
-from ditplan.planner.groups import AxisGroups, groups_along
-from ditplan.planner.placing import axis_orders, placement_of
-from ditplan.planner.pricing import price_all, space_of
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.space import evenly_staged
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import key_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.groups import AxisGroups, groups_along
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, space_of
+from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.trials import key_of
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.placement import axis_orders, placement_of
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Operation
@@ -165,7 +165,7 @@ def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.Mon
     cluster = a_cluster(hosts=3, devices=8, between_bytes_per_s=50e9)
     task = replace(a_task(cluster), modes=("eager", "compile+graph"))
     few, pruned = price_all(task, Topology(cluster))
-    monkeypatch.setattr("ditplan.planner.pricing.PRICED_RANKS", 1000)
+    monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(cluster))
     assert pruned["can't be among the best"] > 0
     assert len(few) < len(every)
@@ -177,12 +177,12 @@ def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.Mon
 def test_on_large_clusters_no_more_memory_is_given_up_than_may_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ditplan.planner.pricing.LARGE_CLUSTER", 8)
-    monkeypatch.setattr("ditplan.planner.pruning.COARSE_MEMORY", 1.02)
+    monkeypatch.setattr("ditplan.planner.search.pricing.LARGE_CLUSTER", 8)
+    monkeypatch.setattr("ditplan.planner.search.pruning.COARSE_MEMORY", 1.02)
     cluster, flux = a_cluster(hosts=4, devices=8, between_bytes_per_s=50e9), find_model("flux-dev")
     task = Task(flux, flux.defaults, cluster, modes=("eager",), allowed=Allowed())
     few, _ = price_all(task, Topology(cluster))
-    monkeypatch.setattr("ditplan.planner.pricing.PRICED_RANKS", 1000)
+    monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(cluster))
     assert len(few) < len(every) / 2
     known = unbeaten(few)
@@ -214,7 +214,7 @@ def test_up_to_sixteen_ranks_all_that_is_nearly_as_good_is_priced(
 ) -> None:
     task = a_task(find_cluster("2x8xl40-pcie-eth100"))
     few, _ = price_all(task, Topology(task.cluster))
-    monkeypatch.setattr("ditplan.planner.pricing.PRICED_RANKS", 1000)
+    monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(task.cluster))
     assert len(few) < len(every)
     known = {key_of(ranked.candidate) for ranked in few}

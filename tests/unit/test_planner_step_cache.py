@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from ditplan.planner.asked import Task, allowed_for
-from ditplan.planner.candidate import Candidate
-from ditplan.planner.cost import CostModel
-from ditplan.planner.ranking import Ranking
+from ditplan.planner.cost_model import CostModel
 from ditplan.planner.report import candidate_json
-from ditplan.planner.search import search
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.ranking import Ranking
+from ditplan.planner.search.search import search
+from ditplan.planner.search.trials import key_of
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.task import Task, allowed_for
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_model, known_quality
 from ditplan.profiles.mesh import Mesh

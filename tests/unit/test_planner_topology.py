@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile, Operation
 from ditplan.profiles.errors import InputError
 from tests.unit.planner_nouns import a_cluster, a_table

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.candidate import Candidate
-from ditplan.planner.cost import CostModel
-from ditplan.planner.crew import whole_shares
-from ditplan.planner.placing import placement_of, placements, seatings
-from ditplan.planner.pricing import price_all, price_one, priced_as_is, space_of, timeline_of
-from ditplan.planner.ranking import Ranked, build_plan
+from ditplan.planner.cost.mixed_devices import whole_shares
+from ditplan.planner.cost.share import share_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.pipefusion.partition import AS_FAST, StageWork, balanced_unlike_stages
 from ditplan.planner.report import shares_json, shares_text
-from ditplan.planner.search import search
-from ditplan.planner.share import share_of
-from ditplan.planner.stages import AS_FAST, StageWork, balanced_unlike_stages
-from ditplan.planner.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one, priced_as_is, space_of, timeline_of
+from ditplan.planner.search.ranking import Ranked, build_plan
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.placement import placement_of, placements, seatings
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.mesh import Mesh

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.asked import Task
-from ditplan.planner.candidate import Candidate
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import price_all
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import candidate_json
-from ditplan.planner.search import search
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.search import search
+from ditplan.planner.search.trials import key_of
+from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditplan.planner.asked import workload_for
+from ditplan.planner.task import workload_for
 from ditplan.profiles import catalog, family
 from ditplan.profiles.backends import BACKENDS, find_backend
 from ditplan.profiles.errors import InputError

@@ -1,0 +1,90 @@
+"""Ranks of unlike speed: who shares a sequence, and which part of it each of them has."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ditplan.planner.cost.share import Share, Shares
+from ditplan.planner.space.candidate import Candidate
+from ditplan.profiles.cluster import Device
+from ditplan.profiles.workload import Workload
+
+PARTS_OF_SLOWEST = 100
+"""Shares are whole numbers, of which the slowest rank has so many at most: nothing is known of a
+rank's speed to better than a percent."""
+
+ROUNDS = 3
+"""How often shares are set by what they take: halves of the tokens don't take half the time."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a rank has to do, and with what."""
+
+    share: Share
+    device: Device
+
+
+Post = tuple[int | None, Device]
+"""A rank's place in its sequence, ring first, None where all have equal parts; and its device."""
+
+Crew = tuple[Post, ...]
+"""Those of the ranks that wait for each other that differ."""
+
+
+def crew_of(candidate: Candidate, devices: Sequence[Sequence[Device]]) -> Crew:
+    """The ranks of some groups that share a sequence each, given by their devices in order."""
+    shares, ulysses = candidate.token_shares, candidate.mesh.ulysses
+    found: dict[tuple[object, ...], Post] = {}
+    for group in devices:
+        for place, device in enumerate(group):
+            if shares is None:
+                found.setdefault((device.name,), (None, device))
+                continue
+            first = place // ulysses * ulysses
+            row, column = (
+                sum(shares[first : first + ulysses]),
+                sum(shares[place % ulysses :: ulysses]),
+            )
+            found.setdefault((shares[place], row, column, device.name), (place, device))
+    return tuple(found.values())
+
+
+class Loads:
+    """The loads of crews, each found once: they are known by their identity."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._found: dict[tuple[object, ...], tuple[Load, ...]] = {}
+
+    def of(
+        self, candidate: Candidate, workload: Workload, crew: Crew, patch: int | None = None
+    ) -> tuple[Load, ...]:
+        """What each post of a crew has to do for the whole sequence, or for a patch of it."""
+        mesh, shares, part = candidate.mesh, candidate.token_shares, candidate.pipefusion
+        posts = tuple((place, device.name) for place, device in crew)
+        patches = part.patches if part and patch is not None else None
+        key = (posts, mesh.degrees, shares, patches, patch, workload)
+        if key not in self._found:
+            loads = []
+            for place, device in crew:
+                if patches is None or patch is None:
+                    share = self._shares.of(mesh, workload, shares, place)
+                else:
+                    share = self._shares.of_patches(mesh, workload, patches, shares, place)[patch]
+                loads.append(Load(share, device))
+            self._found[key] = tuple(loads)
+        return self._found[key]
+
+
+def whole_shares(weights: Sequence[float]) -> tuple[int, ...] | None:
+    """Weights as whole numbers in lowest terms; None where they are equal.
+
+    >>> whole_shares((2.0, 1.0, 1.004))
+    (2, 1, 1)
+    """
+    least = min(weights)
+    rounded = [round(PARTS_OF_SLOWEST * weight / least) for weight in weights]
+    common = math.gcd(*rounded)
+    shares = tuple(number // common for number in rounded)
+    return shares if len(set(shares)) > 1 else None

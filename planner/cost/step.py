@@ -1,0 +1,47 @@
+"""A denoising step that is being priced: where its ranks are, and what they have to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ditplan.planner.cost.activities import Exchange
+from ditplan.planner.cost.breakdown import Ledger
+from ditplan.planner.cost.mixed_devices import Load
+from ditplan.planner.cost.share import Share
+from ditplan.planner.network.groups import Groups
+from ditplan.planner.space.candidate import Candidate
+from ditplan.profiles.cluster import Device
+from ditplan.profiles.workload import Workload
+
+
+class Place:
+    """Where a mesh's axes lie on ranks: its groups, and what was booked there already."""
+
+    def __init__(
+        self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
+    ) -> None:
+        self.placement, self._groups_of = placement, groups_of
+        self._groups: dict[tuple[str, ...], Groups] = {}
+        self.booked: dict[tuple[object, ...], Ledger] = {}
+        self.exchanges: dict[tuple[object, ...], Exchange] = {}
+
+    def groups(self, axes: tuple[str, ...]) -> Groups:
+        """The groups of ranks along axes."""
+        if (found := self._groups.get(axes)) is None:
+            found = self._groups[axes] = self._groups_of(axes)
+        return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step that is being priced: who does it where, and the busiest rank's share.
+
+    Where ranks that wait for each other have unlike shares or devices, `loads` are theirs, `share`
+    is the most that any of them has, and `device` the slowest.
+    """
+
+    candidate: Candidate
+    workload: Workload
+    share: Share
+    device: Device
+    place: Place
+    loads: tuple[Load, ...] = ()
