@@ -132,8 +132,8 @@ def exchange_us(context: RankContext, shape: tuple[int, int, int, int]) -> dict[
         found[f"product beside {name}: q, k, v"] = _us(context, beside)
         beside = partial(way.scatter_tokens, out, heads, tokens, product)
         found[f"product beside {name}: output"] = _us(context, beside)
-    gather_keys = partial(pushed.gather_keys, three[1], three[2], tokens)
-    found["pushed: keys and values to all"] = _us(context, gather_keys)
+    gather_kv = partial(pushed.gather_kv, three[1], three[2], tokens)
+    found["pushed: keys and values to all"] = _us(context, gather_kv)
     return found
 
 
@@ -227,6 +227,6 @@ def with_transport(
     with mock.patch.object(pipe, "transport_between", lambda _ends, _context: transport):
         for plans in context.kept.get("prepared plans", {}).values():
             for key, prepared in plans.items():
-                made = pipe.make_pipe(context, plan.mesh, plan.placement, plan.pipefusion)
+                made = pipe.make_route(context, plan.mesh, plan.placement, plan.pipefusion)
                 plans[key] = dataclasses.replace(prepared, pipe=made)
         return measure_plan(context, spec, None, plan)

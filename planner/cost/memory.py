@@ -13,7 +13,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, ModelSpec
 from ditplan.profiles.workload import Workload
 
-ROOMS = 2
+GATHER_BUFFERS = 2
 """Blocks that are whole at once where ranks share their weights out: the one that runs and the one
 that is being put together."""
 
@@ -106,7 +106,7 @@ class MemoryModel:
 
     def block_bytes(self, candidate: Candidate, workload: Workload) -> list[int]:
         """One block's weights and what it keeps on a rank from patch to patch, for each run."""
-        kept, sharers = self._cached_bytes(candidate, workload), candidate.weight_sharers
+        kept, sharers = self._cached_bytes(candidate, workload), candidate.weight_group_size
         runs = zip(self._spec.blocks, kept, strict=True)
         return [
             math.ceil(run.parameters * workload.dtype_bytes / sharers) + cached
@@ -139,7 +139,7 @@ class MemoryModel:
         hidden_bytes = share.rows * spec.width * workload.dtype_bytes
         kept = zip(counts, self._cached_bytes(candidate, workload), strict=True)
         return Memory(
-            weights_bytes=_weights_bytes(spec, counts, workload, candidate.weight_sharers),
+            weights_bytes=_weights_bytes(spec, counts, workload, candidate.weight_group_size),
             activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
             buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
             vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
@@ -187,7 +187,7 @@ def _weights_bytes(spec: ModelSpec, counts: Sequence[int], workload: Workload, s
         runs = list(zip(spec.blocks, counts, strict=True))
         blocks = sum(count * run.parameters for run, count in runs)
         largest = max(run.parameters for run, count in runs if count)
-        held += math.ceil(blocks / sharers) - blocks + ROOMS * largest
+        held += math.ceil(blocks / sharers) - blocks + GATHER_BUFFERS * largest
     return held * workload.dtype_bytes
 
 

@@ -174,7 +174,7 @@ class RankWork:
 
         On a CPU gathering takes the cores that compute.
         """
-        sharers, axes = step.candidate.weight_sharers, ("dp", "cfg", "ring", "ulysses")
+        sharers, axes = step.candidate.weight_group_size, ("dp", "cfg", "ring", "ulysses")
         piece_bytes = run.parameters * step.workload.dtype_bytes / sharers
         gathered = self._over(step, "weights", "all_gather", piece_bytes, axes)
         hidden_s = block_s if step.device.kind == "cuda" else 0.0

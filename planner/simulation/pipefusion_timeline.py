@@ -8,7 +8,13 @@ from ditplan.planner.network.traffic import messages
 from ditplan.planner.pipefusion.schedule import most_underway
 from ditplan.planner.pipefusion.stage_times import LoopTimes
 from ditplan.planner.simulation.simulator import Row, simulate
-from ditplan.planner.simulation.timeline import SHOWN_STEPS, Listing, Rows, Timeline, link_classes
+from ditplan.planner.simulation.timeline import (
+    SHOWN_STEPS,
+    Listing,
+    Timeline,
+    TrackRows,
+    link_classes,
+)
 
 
 def staged_timeline(
@@ -178,14 +184,14 @@ class _Loop:
 
     def _hop(self, what: str, stage: int, seconds: float, after: int) -> int:
         """A transfer to the next stage; its place in the list."""
-        rows: Rows = (self._hops[stage],)
+        rows: TrackRows = (self._hops[stage],)
         if self._times.sending_computes:
             rows = (self._stages[stage], *rows)
         return self.listing.add(what, "sends", rows, seconds, (after,))
 
     def _hop_back(self, what: str, stage: int, seconds: float, after: int) -> int:
         """A transfer to a stage from the next one."""
-        rows: Rows = (self._hops_back[stage],)
+        rows: TrackRows = (self._hops_back[stage],)
         if self._times.sending_computes:
             rows = (self._stages[stage + 1], *rows)
         return self.listing.add(what, "sends", rows, seconds, (after,))

@@ -24,7 +24,7 @@ SHOWN_STEPS = 3
 MOST_LINKS = 24
 """With more classes of link than this, those of all hosts count as one for each kind."""
 
-Rows = tuple[Row, ...]
+TrackRows = tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Listing:
     step: int = 0
 
     def add(
-        self, name: str, category: str, rows: Rows, seconds: float, after: tuple[int, ...] = ()
+        self, name: str, category: str, rows: TrackRows, seconds: float, after: tuple[int, ...] = ()
     ) -> int:
         """Adds a task of this step and returns its place in the list."""
         self.tasks.append(Task(name, category, rows, seconds, after))
@@ -135,7 +135,7 @@ def _name_of(activity: Activity, place: str) -> str:
     return f"{place}: {what}"
 
 
-def _links_of(topology: Topology, activity: Activity) -> Rows:
+def _links_of(topology: Topology, activity: Activity) -> TrackRows:
     """The rows of links that an activity loads."""
     if isinstance(activity, Computation):
         return ()
@@ -149,7 +149,9 @@ def _links_of(topology: Topology, activity: Activity) -> Rows:
     return tuple(Row("links", name) for name in classes)
 
 
-def _list_ring(listing: Listing, name: str, ring: RingAttention, ranks: Rows, links: Rows) -> None:
+def _list_ring(
+    listing: Listing, name: str, ring: RingAttention, ranks: TrackRows, links: TrackRows
+) -> None:
     """A block is sent on, then attended to and merged; the next one is when both are done."""
     rows = links if ring.is_hidden else (*ranks, *links)
     came: tuple[int, ...] = ()

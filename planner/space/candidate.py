@@ -56,7 +56,7 @@ class Candidate:
         return wanted(self.mesh.groups(self.placement, axes))
 
     @property
-    def weight_sharers(self) -> int:
+    def weight_group_size(self) -> int:
         """How many ranks share out the weights of a block that they all run."""
         return self.mesh.size // self.mesh.pipefusion if self.weights == "sharded" else 1
 

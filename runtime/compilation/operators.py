@@ -9,7 +9,7 @@ import torch
 from ditplan.runtime.compilation.products import product_of_parts_beside, products
 from ditplan.runtime.groups import Work
 
-Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
+AttentionFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 
 NAMESPACE = "ditplan"
 
@@ -59,7 +59,9 @@ class AttentionOperator:
     product (`BesideProducts`).
     """
 
-    def __init__(self, answer: Answer, interleaved: bool, halves: Halves | None = None) -> None:
+    def __init__(
+        self, answer: AttentionFn, interleaved: bool, halves: Halves | None = None
+    ) -> None:
         self._answer = answer
         self._interleaved = interleaved
         self._library = torch.library.Library(NAMESPACE, "FRAGMENT")

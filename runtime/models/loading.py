@@ -27,7 +27,7 @@ from ditplan.runtime.weights.loading import (
     nothing_put,
     only_blocks,
 )
-from ditplan.runtime.weights.sharded import loaded_in_pieces
+from ditplan.runtime.weights.sharded import loaded_sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,13 +38,13 @@ def load_pipeline(
     device: torch.device,
     dtype: str,
     blocks: Collection[int] | None = None,
-    sharers: AxisGroup | None = None,
+    weight_group: AxisGroup | None = None,
 ) -> Any:
     """A diffusers pipeline of the model on `device`, without progress bar.
 
     Without `weights` it has random ones (the same on every rank) and no text encoders: it takes
     prompt embeddings, and its pictures are noise. With `blocks` its transformer has only those and
-    what isn't in blocks. With `sharers` each of these ranks has a piece of its blocks' weights
+    what isn't in blocks. With `weight_group` each of these ranks has a piece of its blocks' weights
     alone: `shards_of` its transformer.
 
     Raises:
@@ -52,10 +52,10 @@ def load_pipeline(
     """
     kind = DTYPES[dtype]
     if weights is None:
-        pipeline = _random_pipeline(spec, device, kind, blocks, sharers)
+        pipeline = _random_pipeline(spec, device, kind, blocks, weight_group)
     else:
         try:
-            pipeline = _saved_pipeline(spec, weights, device, kind, blocks, sharers)
+            pipeline = _saved_pipeline(spec, weights, device, kind, blocks, weight_group)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{weights}: can't be loaded as a {spec.pipeline_class}: {error}"
@@ -109,14 +109,14 @@ def _saved_pipeline(
     device: torch.device,
     dtype: torch.dtype,
     blocks: Collection[int] | None,
-    sharers: AxisGroup | None,
+    weight_group: AxisGroup | None,
 ) -> Any:
     given: dict[str, Any] = {}
-    if blocks is not None or sharers is not None:
+    if blocks is not None or weight_group is not None:
         folder = weights / "transformer"
         model_class = diffusers_class(spec.transformer_class)
         model = empty_model(model_class, model_class.load_config(str(folder)), dtype)
-        put = _put(spec, model, blocks, sharers, device, dtypes_of(model, dtype))
+        put = _put(spec, model, blocks, weight_group, device, dtypes_of(model, dtype))
         fill_from_folder(model, folder, device, dtype, _wanted(spec, model, blocks), put)
         given = {"transformer": model}
     pipeline: Any = diffusers_class(spec.pipeline_class).from_pretrained(
@@ -133,10 +133,10 @@ def _random_pipeline(
     device: torch.device,
     dtype: torch.dtype,
     blocks: Collection[int] | None,
-    sharers: AxisGroup | None,
+    weight_group: AxisGroup | None,
 ) -> Any:
     transformer = empty_model(diffusers_class(spec.transformer_class), spec.config, dtype)
-    put = _put(spec, transformer, blocks, sharers, device, lambda _name: dtype)
+    put = _put(spec, transformer, blocks, weight_group, device, lambda _name: dtype)
     fill_with_random(transformer, device, dtype, _wanted(spec, transformer, blocks), put)
     vae = random_model(spec.vae_class, spec.vae_config, device, dtype)
     scheduler = diffusers_class(spec.scheduler_class).from_config(spec.scheduler_config)
@@ -160,15 +160,15 @@ def _put(
     spec: ModelSpec,
     model: nn.Module,
     blocks: Collection[int] | None,
-    sharers: AxisGroup | None,
+    weight_group: AxisGroup | None,
     device: torch.device,
     dtype_of: Callable[[str], torch.dtype],
 ) -> Put:
-    if sharers is None:
+    if weight_group is None:
         return nothing_put
     paths = block_paths(model, family_of(spec.transformer_class))
     held = [path for number, path in enumerate(paths) if blocks is None or number in blocks]
-    return loaded_in_pieces(model, held, sharers, device, dtype_of)
+    return loaded_sharded(model, held, weight_group, device, dtype_of)
 
 
 def random_model(

@@ -11,7 +11,7 @@ from ditplan.runtime.takeover import replaced
 ONCE = ("encode_prompt", "prepare_latents")
 
 
-class Prelude:
+class SetupReplay:
     """What a call computes before its loop, recorded once and replayed to the other patches."""
 
     def __init__(self, arguments: dict[str, Any], device: torch.device) -> None:

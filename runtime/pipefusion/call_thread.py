@@ -17,10 +17,10 @@ class Stopped(BaseException):
     """Ends a parked call; no pipeline catches it."""
 
 
-class Worker:
+class CallThread:
     """A call in a thread of its own; it runs only while `resume` waits for it."""
 
-    def __init__(self, call: Callable[["Worker"], Any], device: torch.device) -> None:
+    def __init__(self, call: Callable[["CallThread"], Any], device: torch.device) -> None:
         """`call` gets this object and begins with the first `resume`."""
         self._call = call
         self._device = device

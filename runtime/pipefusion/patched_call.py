@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from ditplan.profiles.errors import InputError
-from ditplan.runtime.pipefusion.call_setup import Prelude, RandomState
-from ditplan.runtime.pipefusion.call_thread import Worker
+from ditplan.runtime.pipefusion.call_setup import RandomState, SetupReplay
+from ditplan.runtime.pipefusion.call_thread import CallThread
 from ditplan.runtime.takeover import as_output, names_arguments, replaced
 
 REMEDY = "use a plan with pipefusion 1"
@@ -97,10 +97,10 @@ class PatchedCall:
         self._model, self._device = pipeline.transformer, pipeline._execution_device
         self._named = names_arguments(self._model)
         self._scheduler = _copy_of(pipeline.scheduler)
-        self._prelude = Prelude(arguments, self._device)
+        self._setup = SetupReplay(arguments, self._device)
         patches = predictor.patches
         self._mine = range(1, patches) if predictor.owns_latents else range(0)
-        self._workers: dict[int, Worker] = {}
+        self._threads: dict[int, CallThread] = {}
         self._random: dict[int, RandomState] = {}
         self._running: int | None = None
         self._requests: dict[int, dict[str, Any]] = {}
@@ -112,7 +112,7 @@ class PatchedCall:
 
     @property
     def _witness(self) -> int:
-        """Number of the worker that tells whether tokens are mixed."""
+        """Number of the thread that tells whether tokens are mixed."""
         return self._predictor.patches
 
     def run(self) -> Any:
@@ -125,7 +125,7 @@ class PatchedCall:
             undo.callback(self._stop_all)
             undo.enter_context(replaced(self._model, "forward", self._forward))
             undo.enter_context(self._watched(0, self._pipeline))
-            undo.enter_context(self._prelude.recorded(self._pipeline))
+            undo.enter_context(self._setup.recorded(self._pipeline))
             result = self._class.__call__(self._pipeline, **self._arguments)
         if not self._merged:
             self._predictor.abandon()
@@ -156,17 +156,17 @@ class PatchedCall:
             scheduler.__class__ = original
 
     def _start(self, number: int) -> None:
-        def call(_worker: Worker) -> Any:
+        def call(_thread: CallThread) -> Any:
             clone = copy.copy(self._pipeline)
             clone.__class__ = self._class
             vars(clone)["scheduler"] = _copy_of(self._scheduler)
             vars(clone)["_progress_bar_config"] = {"disable": True}
             with self._watched(number, clone):
-                arguments = self._prelude.replayed(clone)
+                arguments = self._setup.replayed(clone)
                 return self._class.__call__(clone, **(self._arguments | arguments))
 
-        self._workers[number] = Worker(call, self._device)
-        self._random[number] = self._prelude.random
+        self._threads[number] = CallThread(call, self._device)
+        self._random[number] = self._setup.random
         self._resume(number)
 
     def _resume(self, number: int, prediction: torch.Tensor | None = None) -> None:
@@ -174,12 +174,12 @@ class PatchedCall:
         self._random[number].restore()
         self._running = number
         try:
-            request = self._workers[number].resume(prediction)
+            request = self._threads[number].resume(prediction)
         finally:
             self._running = None
             self._random[number] = RandomState.now(self._device)
             mine.restore()
-        if self._workers[number].finished:
+        if self._threads[number].finished:
             raise InputError(
                 "the patches' calls don't ask the transformer alike, so they can't be denoised "
                 f"apart; {REMEDY}"
@@ -187,8 +187,8 @@ class PatchedCall:
         self._requests[number] = request
 
     def _stop_all(self) -> None:
-        for worker in self._workers.values():
-            worker.stop()
+        for thread in self._threads.values():
+            thread.stop()
 
     def _stepped(self, number: int, steps: int, result: Any) -> Any:
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
@@ -198,7 +198,7 @@ class PatchedCall:
         if number:
             if last:
                 # never resumed: decoding is patch 0's
-                self._workers[number].park({})
+                self._threads[number].park({})
             return result
         self._calls = 0
         if not last:
@@ -224,7 +224,7 @@ class PatchedCall:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._named(*args, **kwargs)
         if self._running is not None:
-            return as_output(inputs, self._workers[self._running].park(inputs))
+            return as_output(inputs, self._threads[self._running].park(inputs))
         return as_output(inputs, self._predict(inputs))
 
     def _predict(self, inputs: dict[str, Any]) -> torch.Tensor:
@@ -238,8 +238,8 @@ class PatchedCall:
             self._check_that_tokens_are_apart()
         if self._steps[0] < self._predictor.warmup_steps:
             return self._warm_up(inputs, call)
-        if self._witness in self._workers:
-            self._workers.pop(self._witness).stop()
+        if self._witness in self._threads:
+            self._threads.pop(self._witness).stop()
         for patch in range(self._predictor.patches):
             mine = patch in self._mine
             if mine and patch in self._awaited:
@@ -250,7 +250,7 @@ class PatchedCall:
 
     def _warm_up(self, inputs: dict[str, Any], call: int) -> torch.Tensor:
         prediction = self._predictor.whole(inputs, call)
-        if not self._workers:
+        if not self._threads:
             # now, while the device has something to do
             for number in (*self._mine, self._witness):
                 self._start(number)
@@ -270,7 +270,7 @@ class PatchedCall:
         Raises:
             InputError: its tokens depend on others.
         """
-        if self._witness not in self._workers or not self._steps[0]:
+        if self._witness not in self._threads or not self._steps[0]:
             return
         mine = self._has(0, self._latents[0])
         seen, expected = (self._latents[n].where(mine, 0) for n in (self._witness, 0))

@@ -18,7 +18,7 @@ from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.ranks.devices import may_share_memory
 from ditplan.runtime.ranks.pool import environment
-from ditplan.runtime.transport.collective_link import CollectiveLink, Link
+from ditplan.runtime.transport.collective_link import CollectiveLink, P2PLink
 from ditplan.runtime.transport.host_link import HostLink
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 from ditplan.runtime.transport.peer_link import PeerLink
@@ -36,16 +36,16 @@ class Visit:
 
     number: int
     blocks: range
-    source: Link | None
-    target: Link | None
+    source: P2PLink | None
+    target: P2PLink | None
 
 
 @dataclass(frozen=True)
-class Pipe:
+class StageRoute:
     """This rank's line of stages: all ranks of it, and the links to and from it by stages."""
 
     stages: AxisGroup
-    links: Mapping[tuple[int, int], Link]
+    links: Mapping[tuple[int, int], P2PLink]
 
     @property
     def stage(self) -> int:
@@ -87,16 +87,16 @@ class Pipe:
             link.drain()
 
 
-def make_pipe(
+def make_route(
     context: RankContext, mesh: Mesh, placement: tuple[int, ...], part: PipeFusion
-) -> Pipe | None:
+) -> StageRoute | None:
     """This rank's pipe; None outside of the mesh. Every rank of the world calls it.
 
     Each link has a process group of its own: NCCL carries out a group's transfers one after the
     other, and those to and from a stage don't wait for each other.
     """
     stages = context.groups.axis_group(mesh, placement, ("pipefusion",))
-    links: dict[tuple[int, int], Link] = {}
+    links: dict[tuple[int, int], P2PLink] = {}
     pairs = _linked_stages(mesh.pipefusion, part.schedule == "folded")
     for line in mesh.groups(placement, ("pipefusion",)):
         for pair in pairs:
@@ -104,7 +104,7 @@ def make_pipe(
             group = context.groups.group((source, target), f"to {target}")
             if group is not None:
                 links[pair] = _open_link(context, group, source, target)
-    return Pipe(stages, links) if stages else None
+    return StageRoute(stages, links) if stages else None
 
 
 def _linked_stages(stages: int, folded: bool) -> list[tuple[int, int]]:
@@ -114,7 +114,7 @@ def _linked_stages(stages: int, folded: bool) -> list[tuple[int, int]]:
     return [*onward, (stages - 1, 0)]
 
 
-def _open_link(context: RankContext, group: dist.ProcessGroup, source: int, target: int) -> Link:
+def _open_link(context: RankContext, group: dist.ProcessGroup, source: int, target: int) -> P2PLink:
     """A link that is connected; both ends call it."""
     ends = tuple(sorted((source, target)))
     transport = transport_between(AxisGroup(ends, group, ends.index(context.rank)), context)

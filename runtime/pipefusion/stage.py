@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ditplan.profiles.family import ModelFamily
-from ditplan.runtime.sequence.stale_kv import KeyCache
+from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.takeover import (
     carried_by,
     handed_on,
@@ -40,7 +40,7 @@ class StageEnd(BaseException):
 class Stage:
     """Some blocks of a model, once it is applied: those of a visit at a time."""
 
-    def __init__(self, family: ModelFamily, cache: KeyCache) -> None:
+    def __init__(self, family: ModelFamily, cache: StaleKVCache) -> None:
         self._family, self._cache = family, cache
         self._blocks = range(0)
         self._received: Carried | None = None

@@ -31,10 +31,10 @@ from ditplan.runtime.batch.batch_split import BatchSplit
 from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.pipefusion.patched_call import REMEDY
-from ditplan.runtime.pipefusion.route import Pipe, Visit
+from ditplan.runtime.pipefusion.route import StageRoute, Visit
 from ditplan.runtime.pipefusion.stage import Carried, Skips, Stage
 from ditplan.runtime.sequence.layout import Layout, Patches
-from ditplan.runtime.sequence.stale_kv import KeyCache
+from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.takeover import sample_of, signature_of, submodule
 from ditplan.runtime.transport.collective_link import Arriving
 
@@ -70,21 +70,21 @@ class StagePredictor:
         self,
         model: nn.Module,
         family: ModelFamily,
-        pipe: Pipe,
-        sharers: AxisGroup | None,
+        route: StageRoute,
+        batch_group: AxisGroup | None,
         layout: Layout,
-        cache: KeyCache,
+        cache: StaleKVCache,
         part: PipeFusion,
     ) -> None:
         """`layout` has patches, and `cache` is the one that the model's attentions renew."""
         self.patches, self.warmup_steps = part.patches, part.warmup_steps
-        self._model, self._family, self._pipe = model, family, pipe
-        self._batch, self._layout, self._cache = BatchSplit(family, sharers), layout, cache
+        self._model, self._family, self._route = model, family, route
+        self._batch, self._layout, self._cache = BatchSplit(family, batch_group), layout, cache
         self._stage = Stage(family, cache)
-        self._there, *self._back = pipe.visits(part)
-        self._predicting = pipe.predicting_stage(part)
+        self._there, *self._back = route.visits(part)
+        self._predicting = route.predicting_stage(part)
         # with one more, patches would wait for the stages after this one to have done with them
-        self._most_underway = min(pipe.stages.size - pipe.stage, part.patches)
+        self._most_underway = min(route.stages.size - route.stage, part.patches)
         self._underway: deque[_Underway] = deque()
         self._finished: dict[int, torch.Tensor] = {}
         self._forward: Callable[..., Any] = model.forward
@@ -101,7 +101,7 @@ class StagePredictor:
     @property
     def owns_latents(self) -> bool:
         """Whether this rank is of the first stage, which has the patches' latents."""
-        return self._pipe.is_first
+        return self._route.is_first
 
     def apply(self, undo: ExitStack, graphed: Graphed | None) -> None:
         """Makes the model a stage; closing `undo` takes that away again.
@@ -143,7 +143,7 @@ class StagePredictor:
 
     def _forget_captured(self) -> None:
         self._cache.clear()
-        self._pipe.clear()
+        self._route.clear()
         self._entered.clear()
         self._shapes.clear()
         if self._graphs is not None:
@@ -177,7 +177,7 @@ class StagePredictor:
         if output is None:
             batch = shared[self._family.batched_inputs[0]].shape[0]
             output = torch.empty(batch, *self._shape, dtype=self._dtype, device=self._device)
-        stages = self._pipe.stages
+        stages = self._route.stages
         output = output.contiguous()
         dist.broadcast(output, stages.ranks[self._predicting], stages.group)
         self._whole[call] = self._batch.gather(output, samples)
@@ -191,7 +191,7 @@ class StagePredictor:
         if self._shapes.setdefault(call, shapes) != shapes:
             self._shapes[call] = shapes
             self._cache.forget(call)
-            self._pipe.clear()
+            self._route.clear()
             self._entered = {key: kept for key, kept in self._entered.items() if key[2] != call}
             if self._graphs is not None:
                 self._graphs.clear()
@@ -212,15 +212,15 @@ class StagePredictor:
         batch = shared[self._family.batched_inputs[0]].shape[0]
         if self._back:
             self._send_on(shared, patch, call, batch)
-            if self._pipe.is_first:
+            if self._route.is_first:
                 self._awaited[patch] = (_Computed(self, patch), samples)
             return
         own, name = self._own[patch], ("prediction", patch, call)
         output = self._begin(shared, patch, call)
-        home = self._pipe.links.get((self._predicting, 0))
+        home = self._route.links.get((self._predicting, 0))
         if output is not None and home:
             home.send(name, output.flatten(1).index_select(1, own))
-        if self._pipe.is_first and home:
+        if self._route.is_first and home:
             # not before the patch is on its way: what waits for the device (a kernel that is
             # loaded, an allocation) would wait for an answer to what was never sent
             arriving = home.begin(name, (batch, len(own)), self._dtype)
@@ -264,8 +264,8 @@ class StagePredictor:
         """The final latents of the first stage, on every rank."""
         self._finish_all()
         latents = latents.contiguous()
-        dist.broadcast(latents, self._pipe.stages.ranks[0], self._pipe.stages.group)
-        self._pipe.drain()
+        dist.broadcast(latents, self._route.stages.ranks[0], self._route.stages.group)
+        self._route.drain()
         return latents
 
     @property

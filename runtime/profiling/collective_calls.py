@@ -77,7 +77,7 @@ def _peer_all_gather(context: RankContext, group: AxisGroup, size_bytes: int) ->
     key, value = _attention_tensors(context, group, 2, size_bytes)
     exchange = PeerExchange(group, context.device)
     tokens = [key.shape[2]] * group.size
-    return _several_captured(partial(exchange.gather_keys, key, value, tokens), context)
+    return _several_captured(partial(exchange.gather_kv, key, value, tokens), context)
 
 
 OPERATION_CALLS: dict[Operation, Prepare] = {

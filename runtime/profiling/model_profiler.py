@@ -28,7 +28,7 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.inputs import InputShape, latents_shape, random_inputs
 from ditplan.runtime.models.inspection import diffusers_class
 from ditplan.runtime.models.loading import DTYPES, random_model
-from ditplan.runtime.profiling.synthetic_kv import MadeUpKeys
+from ditplan.runtime.profiling.synthetic_kv import SyntheticKV
 from ditplan.runtime.profiling.timing import Timing, captured, synchronize, time_call
 from ditplan.runtime.sequence.hooks import answer_attentions, apply_splits, lift_text_mask
 from ditplan.runtime.sequence.kernels import usable_kernels
@@ -140,13 +140,15 @@ class ShareOfModel:
         self._model, self._spec, self._family = model, spec, family
         self._device, self._dtype = device, dtype
         self._kinds = {paths[0]: kind for kind, paths in block_runs(model, family)}
-        self._attentions = [MadeUpKeys(declared) for declared in family.self_attentions]
+        self._attentions = [SyntheticKV(declared) for declared in family.self_attentions]
         # one compile for all shapes: each takes far longer than it is worth measuring
         self._compiled = CompiledBlocks(dynamic=True)
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
-        answers = [AttentionOperator(made_up, interleaved=False) for made_up in self._attentions]
+        answers = [
+            AttentionOperator(synthetic, interleaved=False) for synthetic in self._attentions
+        ]
         answer_attentions(self._model, self._family, answers, self._undo)
         if self._family.long_skips:
             _give_skips(self._model, self._family, self._family.long_skips, self._undo)
@@ -176,8 +178,8 @@ class ShareOfModel:
             self._dtype,
             family=self._family,
         )
-        for made_up in self._attentions:
-            made_up.begin(request)
+        for synthetic in self._attentions:
+            synthetic.begin(request)
         with ExitStack() as undo:
             _show_share(self._model, self._family, request, undo)
             calls = self._block_calls(inputs)
@@ -185,8 +187,8 @@ class ShareOfModel:
             points = list(attentions)
             fastest = min(attentions, key=lambda point: point.median_s, default=None)
             kernel: AttentionKernel = fastest.kernel if fastest else "auto"
-            for made_up in self._attentions:
-                made_up.kernel = kernel
+            for synthetic in self._attentions:
+                synthetic.kernel = kernel
             for mode in request.modes:
                 try:
                     points += self._points_in(mode, kernel, request, calls, inputs)
@@ -212,7 +214,7 @@ class ShareOfModel:
         """The widest self-attention alone, by each kernel; on a CPU there is nothing to choose."""
         if self._device.type == "cpu" or not self._attentions:
             return []
-        widest = max(self._attentions, key=lambda made_up: made_up.size)
+        widest = max(self._attentions, key=lambda synthetic: synthetic.size)
         kernels = usable_kernels(self._device, self._dtype, widest.head_dim)
         points = []
         for kernel in kernels:

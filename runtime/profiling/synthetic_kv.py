@@ -7,7 +7,7 @@ from ditplan.profiles.model import AttentionKernel, PointRequest
 from ditplan.runtime.sequence.kernels import attend
 
 
-class MadeUpKeys:
+class SyntheticKV:
     """The answer to one declared self-attention as one rank would give it, to made-up keys."""
 
     def __init__(self, declared: SelfAttention) -> None:

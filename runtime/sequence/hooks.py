@@ -30,17 +30,17 @@ from ditplan.runtime.takeover import (
     traceable,
 )
 
-Answer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
+AttentionFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 
 
-class AttentionDoor(TorchFunctionMode):
+class SdpaInterceptor(TorchFunctionMode):
     """While entered, scaled_dot_product_attention is answered by `answer`; counts how often.
 
     Raises:
         InputError: a mask, causality, dropout or grouped heads that the answer doesn't honour.
     """
 
-    def __init__(self, module: nn.Module, answer: Answer) -> None:
+    def __init__(self, module: nn.Module, answer: AttentionFn) -> None:
         super().__init__()
         # not its name: torch.compile would compile each block anew for its own
         self._module = module
@@ -85,7 +85,7 @@ class AttentionDoor(TorchFunctionMode):
         return self._answer(query, key, value, scale)
 
 
-def answer_attention(module: nn.Module, name: str, answer: Answer, undo: ExitStack) -> None:
+def answer_attention(module: nn.Module, name: str, answer: AttentionFn, undo: ExitStack) -> None:
     """Has `answer` give the module's self-attention, asked for exactly once in each call.
 
     Raises:
@@ -112,7 +112,7 @@ def _answered(original: type[Any]) -> type[Any]:
     class Answered(original):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             # entered inside the wrapped forward: outside, torch.compile would apply the mode twice
-            door = AttentionDoor(self, self._attention_answer)
+            door = SdpaInterceptor(self, self._attention_answer)
             with door:
                 result = inner(self, *args, **kwargs)
             if door.answered != 1:
@@ -133,7 +133,7 @@ def apply_sequence_parallel(
     model: nn.Module,
     family: ModelFamily,
     layout: Layout,
-    answers: Sequence[Answer],
+    answers: Sequence[AttentionFn],
     undo: ExitStack,
 ) -> None:
     """Splits the model's sequence over the layout's ranks; closing `undo` takes that away again.
@@ -155,7 +155,7 @@ def apply_sequence_parallel(
 
 
 def answer_attentions(
-    model: nn.Module, family: ModelFamily, answers: Sequence[Answer], undo: ExitStack
+    model: nn.Module, family: ModelFamily, answers: Sequence[AttentionFn], undo: ExitStack
 ) -> None:
     """Has each of the family's self-attentions answered, all modules of one declaration alike.
 

@@ -81,7 +81,7 @@ class PeerExchange:
         # a copy, where the result may be kept until the next attention writes to the inbox
         return here_again.clone() if meanwhile is None else here_again
 
-    def gather_keys(
+    def gather_kv(
         self, key: torch.Tensor, value: torch.Tensor, tokens: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all ranks in their order, (B, H, S here, D) -> (B, H, S, D) each."""

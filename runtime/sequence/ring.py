@@ -19,7 +19,7 @@ AttendWithLse = Callable[
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
-class RingRoom:
+class RingBuffers:
     """Memory for what is sent and received, the same for all attentions of one shape.
 
     What is new each time is held until a graph's capture ends, as transports use it on a stream of
@@ -48,19 +48,19 @@ def ring_attention(
     group: AxisGroup,
     key_sizes: Sequence[int],
     attend: AttendWithLse,
-    room: RingRoom,
+    room: RingBuffers,
     beside: Iterable[KeysAndValues] = (),
     kept: dict[int, torch.Tensor] | None = None,
     *,
-    both_ways: bool = False,
+    bidirectional: bool = False,
 ) -> torch.Tensor:
     """Attention of this rank's queries over the keys of all ranks, passed on from rank to rank.
 
     (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the
     group. The next block is in flight while `attend` is at work on this one, and the first of them
     also while it is at work on what is `beside`: further keys and values, which this rank has.
-    `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index. With `both_ways`
-    a block comes from each side at once, in half as many steps, as queries and outputs do in
+    `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index. If it is
+    `bidirectional`, a block comes from each side at once, in half as many steps, as queries and outputs do in
     TokenRing (arXiv 2412.20501).
     """
     ranks = group.size
@@ -69,7 +69,7 @@ def ring_attention(
     torch.stack((key, value), out=block)
     here, last = {group.index: block}, dict.fromkeys((1, -1), block)
     merged = PartialAttention()
-    for step, ways in enumerate(_ways(ranks, both_ways), start=1):
+    for step, ways in enumerate(_ways(ranks, bidirectional), start=1):
         if kept is not None:
             kept.update(here)
         arriving: dict[int, torch.Tensor] = {}
@@ -93,9 +93,9 @@ def ring_attention(
     return merged.result(query.dtype)
 
 
-def _ways(ranks: int, both_ways: bool) -> list[tuple[int, ...]]:
+def _ways(ranks: int, bidirectional: bool) -> list[tuple[int, ...]]:
     """Which ways blocks go in each step, 1 being the next rank's; none in the last one."""
-    if not both_ways:
+    if not bidirectional:
         return [*[(1,)] * (ranks - 1), ()]
     others = ranks - 1
     return [*[(1, -1)] * (others // 2), *[(1,)] * (others % 2), ()]

@@ -13,7 +13,7 @@ from ditplan.runtime.sequence.layout import FILLER
 
 
 @dataclass
-class KeyCache:
+class StaleKVCache:
     """The keys and values of every self-attention of this rank's blocks, (B, H, S, D) each.
 
     Whoever runs the blocks says which `call` of a step and which block (`layer`) is computed.

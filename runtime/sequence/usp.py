@@ -16,13 +16,11 @@ from ditplan.profiles.model import AttentionKernel
 from ditplan.runtime.groups import Work
 from ditplan.runtime.sequence.kernels import attend, attend_with_lse
 from ditplan.runtime.sequence.layout import Layout
-from ditplan.runtime.sequence.ring import RingRoom, ring_attention
-from ditplan.runtime.sequence.stale_kv import KeyCache
+from ditplan.runtime.sequence.ring import RingBuffers, ring_attention
+from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.sequence.ulysses import Exchange
 
-GatherKeys = Callable[
-    [torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]
-]
+GatherKV = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,11 @@ class SequenceAttention:
     layout: Layout
     kernel: AttentionKernel
     exchange: Exchange | None
-    gather_keys: GatherKeys | None
-    room: RingRoom
-    cache: KeyCache | None = None
+    gather_kv: GatherKV | None
+    room: RingBuffers
+    cache: StaleKVCache | None = None
     number: int = 0
-    both_ways: bool = False
+    bidirectional: bool = False
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -108,9 +106,9 @@ class SequenceAttention:
         scale: float | None,
     ) -> torch.Tensor:
         ring = self.layout.groups.ring
-        if ring is None or self.gather_keys is not None:
-            if self.gather_keys is not None:
-                key, value = self.gather_keys(key, value, key_sizes)
+        if ring is None or self.gather_kv is not None:
+            if self.gather_kv is not None:
+                key, value = self.gather_kv(key, value, key_sizes)
             if self.cache is not None:
                 patch = self.layout.patch
                 key, value = self.cache.renew(self.number, patch, key, value, self._tokens_of)
@@ -122,7 +120,7 @@ class SequenceAttention:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             return attend_with_lse(q, k, v, scale, self.kernel)
 
-        pass_around = partial(ring_attention, both_ways=self.both_ways)
+        pass_around = partial(ring_attention, bidirectional=self.bidirectional)
         if self.cache is None:
             return pass_around(query, key, value, ring, key_sizes, block, self.room)
         patch, fresh = self.layout.patch, dict[int, torch.Tensor]()

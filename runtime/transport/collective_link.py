@@ -19,7 +19,7 @@ class Arriving(Protocol):
         """The tensor, once it is there: on GPUs what follows on the stream waits, not the host."""
 
 
-class Link(Protocol):
+class P2PLink(Protocol):
     """One direction from one rank to another.
 
     Both ends must send and ask in the same order for tensors of the same `name`, shape and dtype.
@@ -97,7 +97,7 @@ class CollectiveLink:
             self.begin("connect", (1,), torch.float32).wait()
 
     def send(self, name: Hashable, tensor: torch.Tensor) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         self._outbox.make_room()
         tensor = tensor.contiguous()
         if self._stream is None:
@@ -109,7 +109,7 @@ class CollectiveLink:
             self._outbox.add(tensor, self._stream.record_event().synchronize)
 
     def begin(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Arriving:
-        """As `Link`."""
+        """As `P2PLink`."""
         key = (name, shape, dtype)
         if key not in self._inbox:
             self._inbox[key] = torch.empty(shape, dtype=dtype, device=self._device)
@@ -121,11 +121,11 @@ class CollectiveLink:
         return _Received(into, work, self._stream)
 
     def drain(self) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         self._outbox.drain()
 
     def clear(self) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         self._inbox.clear()
 
     def _sending(self, tensor: torch.Tensor) -> Any:

@@ -18,7 +18,7 @@ AT_LEAST = 0
 
 
 @dataclass(frozen=True)
-class Rows:
+class StridedRows:
     """Equally long rows in the memory of a GPU, `pitch` bytes from one to the next."""
 
     address: int
@@ -49,7 +49,7 @@ class _Copy(ctypes.Structure):
 
 
 def copy_rows(
-    source: Rows, target: Rows, width: int, count: int, stream: torch.cuda.Stream
+    source: StridedRows, target: StridedRows, width: int, count: int, stream: torch.cuda.Stream
 ) -> None:
     """Copies `count` rows of `width` bytes, in the order of a stream.
 

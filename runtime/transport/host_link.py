@@ -62,7 +62,7 @@ class HostLink:
         self._end = PAGE
 
     def send(self, name: Hashable, tensor: torch.Tensor) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         self._outbox.make_room()
         tensor = tensor.contiguous()
         slot = self._slot(name, tuple(tensor.shape), tensor.dtype)
@@ -74,7 +74,7 @@ class HostLink:
         self._outbox.add(tensor, self._stream.record_event().synchronize)
 
     def begin(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Arriving:
-        """As `Link`."""
+        """As `P2PLink`."""
         slot = self._slot(name, tuple(shape), dtype)
         assert slot.here is not None
         slot.count += 1
@@ -84,11 +84,11 @@ class HostLink:
         return _Copied(slot.here, self._stream.record_event())
 
     def drain(self) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         self._outbox.drain()
 
     def clear(self) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         if self._slots:
             torch.cuda.synchronize(self._device)
         for slot in self._slots.values():

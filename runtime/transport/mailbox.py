@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ditplan.runtime.groups import AxisGroup, RankContext, Work
 from ditplan.runtime.ranks.devices import common_link_kind, link_kind
 from ditplan.runtime.ranks.pool import environment
-from ditplan.runtime.transport.copy_engine import Rows, copy_rows
+from ditplan.runtime.transport.copy_engine import StridedRows, copy_rows
 from ditplan.runtime.transport.symmetric_memory import allocate
 
 
@@ -122,8 +122,8 @@ class Mailbox:
             start = sample * batch_stride + box.row * row_stride + box.head * head_stride
             there = box.offset + number * box.tensor_stride + sample * box.batch_stride
             copy_rows(
-                Rows(tensor.data_ptr() + start, row_stride),
-                Rows(inbox + there * one, box.row_stride * one),
+                StridedRows(tensor.data_ptr() + start, row_stride),
+                StridedRows(inbox + there * one, box.row_stride * one),
                 box.heads * one,
                 box.rows,
                 self._copies,

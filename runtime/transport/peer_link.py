@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ditplan.runtime.transport.collective_link import Arriving, Outbox
-from ditplan.runtime.transport.copy_engine import Rows, copy_rows, set_flag, wait_for_flag
+from ditplan.runtime.transport.copy_engine import StridedRows, copy_rows, set_flag, wait_for_flag
 from ditplan.runtime.transport.symmetric_memory import allocate
 
 
@@ -46,30 +46,30 @@ class PeerLink:
         self._inboxes: dict[tuple[Hashable, ...], _Inbox] = {}
 
     def send(self, name: Hashable, tensor: torch.Tensor) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         self._outbox.make_room()
         tensor = tensor.contiguous()
         inbox = self._inbox(name, tensor.shape, tensor.dtype)
         inbox.count += 1
         size = tensor.numel() * tensor.element_size()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        source, target = Rows(tensor.data_ptr(), size), Rows(inbox.address, size)
+        source, target = StridedRows(tensor.data_ptr(), size), StridedRows(inbox.address, size)
         copy_rows(source, target, size, 1, self._stream)
         set_flag(inbox.flag, inbox.count, self._stream)
         self._outbox.add(tensor, self._stream.record_event().synchronize)
 
     def begin(self, name: Hashable, shape: tuple[int, ...], dtype: torch.dtype) -> Arriving:
-        """As `Link`."""
+        """As `P2PLink`."""
         inbox = self._inbox(name, shape, dtype)
         inbox.count += 1
         return _Written(inbox.here, inbox.flag, inbox.count)
 
     def drain(self) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         self._outbox.drain()
 
     def clear(self) -> None:
-        """As `Link`."""
+        """As `P2PLink`."""
         if self._inboxes:
             # unlike torch's own memory this is gone at once
             torch.cuda.synchronize(self._device)

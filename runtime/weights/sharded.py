@@ -23,7 +23,7 @@ from ditplan.runtime.weights.loading import Put
 ALIGNMENT = 256
 """Bytes; where torch's allocator would have a tensor begin."""
 
-ROOMS = 2
+GATHER_BUFFERS = 2
 
 ATTRIBUTE = "ditplan_sharded_weights"
 
@@ -83,7 +83,7 @@ class ShardedWeights:
         largest = max(block.size for block in self._blocks)
         self._rooms = [
             torch.zeros(largest, dtype=torch.uint8, device=device)
-            for _ in range(min(ROOMS, len(self._blocks)))
+            for _ in range(min(GATHER_BUFFERS, len(self._blocks)))
         ]
         for number, block in enumerate(self._blocks):
             block.piece = torch.zeros(block.size // ranks, dtype=torch.uint8, device=device)
@@ -159,7 +159,7 @@ class ShardedWeights:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
-def loaded_in_pieces(
+def loaded_sharded(
     model: nn.Module,
     paths: Sequence[str],
     group: AxisGroup,

@@ -24,7 +24,7 @@ from ditplan.runtime.models.loading import (
     prompt_embeddings,
 )
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.sequence.hooks import AttentionDoor, answer_attention
+from ditplan.runtime.sequence.hooks import SdpaInterceptor, answer_attention
 from ditplan.runtime.sequence.kernels import PartialAttention, attend_with_lse
 from ditplan.runtime.takeover import submodule
 
@@ -244,7 +244,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     said = {}
     for name, kwargs in asked.items():
         try:
-            with AttentionDoor(module, lambda q, _k, _v, _s: q):
+            with SdpaInterceptor(module, lambda q, _k, _v, _s: q):
                 functional.scaled_dot_product_attention(query, query, query, **kwargs)
         except ValueError as error:
             said[name] = str(error)

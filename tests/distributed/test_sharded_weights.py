@@ -15,7 +15,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
-from ditplan.runtime.native import sharers_of
+from ditplan.runtime.native import weight_group_of
 from ditplan.runtime.ranks.devices import device_name
 from ditplan.runtime.ranks.pool import RankPool
 from ditplan.runtime.weights.sharded import shards_of
@@ -68,7 +68,7 @@ def held_bytes(
     context: RankContext, plan: ExecutionPlan, spec: ModelSpec
 ) -> tuple[int, int] | None:
     """Of a transformer that is loaded for a plan: bytes of blocks and of all else on this rank."""
-    group = sharers_of(plan, context)
+    group = weight_group_of(plan, context)
     if group is None:
         return None
     model = load_pipeline(
