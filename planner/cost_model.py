@@ -23,7 +23,7 @@ from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
 from ditplan.planner.simulation.timeline import Timeline, exact_timeline
 from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import ClusterProfile, Device
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Prediction, RingVariant
 from ditplan.profiles.workload import Workload
@@ -312,12 +312,15 @@ def _check_profile(profile: ModelProfile, spec: ModelSpec, cluster: ClusterProfi
     if profile.config_hash != spec.config_hash:
         raise InputError(
             f"the model profile is of {profile.model} with config {profile.config_hash}, "
-            f"{spec.name} has config {spec.config_hash}; "
-            f"measure it with `ditplan profile --model {spec.name}`"
+            f"{spec.name} has config {spec.config_hash}; measure it with `",
+            Command("profile", (Setting("model", spec.name),)),
+            "`",
         )
     names = sorted({device.name for device in cluster.devices})
     if profile.device not in names:
         raise InputError(
             f"the model profile was measured on {profile.device}, cluster {cluster.name} has "
-            f"{', '.join(names)}; measure it there with `ditplan profile --model {spec.name}`"
+            f"{', '.join(names)}; measure it there with `",
+            Command("profile", (Setting("model", spec.name),)),
+            "`",
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.space.approximations import (
+    PIPEFUSION_S,
     STEP_CACHES,
     Allowed,
     step_caches_within,
@@ -13,7 +14,7 @@ from ditplan.planner.space.approximations import (
 )
 from ditplan.profiles.backends import BACKENDS, Backend, require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
@@ -29,12 +30,13 @@ def workload_for(
     """The model's usual workload with what the user asked for, checked against model and device."""
     changes = {name: value for name, value in asked.items() if value is not None}
     if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
-        raise InputError(f"--dtype {changes['dtype']}: on CPUs the dtype is float32")
+        raise InputError(Setting("dtype", changes["dtype"]), ": on CPUs the dtype is float32")
     if guidance is not None:
         if family_of(spec.transformer_class).guidance == "embedded":
             raise InputError(
-                f"--{'' if guidance else 'no-'}guidance: {spec.name} makes one pass a step with or "
-                "without guidance, so there is none to switch; leave it out"
+                Setting("guidance", guidance),
+                f": {spec.name} makes one pass a step with or without guidance, so there is none "
+                "to switch; leave it out",
             )
         changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
     workload = spec.defaults.model_copy(update=changes)
@@ -43,10 +45,12 @@ def workload_for(
         if size % unit:
             near = max(unit, round(size / unit) * unit)
             raise InputError(
-                f"--{edge} {size}: {spec.name} needs a multiple of {unit}; the nearest is {near}"
+                Setting(edge, size),
+                f": {spec.name} needs a multiple of {unit}; the nearest is {near}",
             )
     if workload.frames > 1 and spec.defaults.frames == 1:
-        raise InputError(f"--frames {workload.frames}: {spec.name} makes pictures; leave it out")
+        frames = Setting("frames", workload.frames)
+        raise InputError(frames, f": {spec.name} makes pictures; leave it out")
     return workload
 
 
@@ -63,7 +67,8 @@ def check_quality(quality: str) -> float | None:
     except ValueError:
         bound = -1.0
     if not 0 <= bound < float("inf"):
-        raise InputError(f"--quality {quality!r}: must be safe, exact, any or a number from 0 on")
+        asked = Setting("quality", quality)
+        raise InputError(asked, ": must be safe, exact, any or a number from 0 on")
     return bound
 
 
@@ -93,20 +98,23 @@ def allowed_for(
     if quality == "exact" or pipefusion == 1:
         if patches is None and warmup_steps is None:
             return Allowed(bound=bound, known=known, step_caches=caches) if caches else None
-        remedy = "--pipefusion 2 or more" if pipefusion == 1 else "--quality safe"
+        remedy = Setting("quality", "safe")
+        if pipefusion == 1:
+            remedy = Setting("pipefusion", "2 or more")
         raise InputError(
-            f"--patches and --warmup are PipeFusion's, which is ruled out: give {remedy}, or leave "
-            "them out"
+            *PIPEFUSION_S, ", which is ruled out: give ", remedy, ", or leave them out"
         )
     if warmup_steps is not None and (wrong := warmup_excess(warmup_steps, workload)):
         raise InputError(wrong)
     if bound is not None and known is None:
         raise InputError(
-            f"--quality {quality}: how far approximate latents are from one device's is not known "
-            f"for these weights of {spec.name} at {workload.width}x{workload.height}, "
-            f"{workload.steps} steps, and neither random weights nor another model can tell; it "
-            f"takes a measurement, recorded in profiles/distances/{spec.name}.json; till then use "
-            "--quality exact, or safe"
+            Setting("quality", quality),
+            ": how far approximate latents are from one device's is not known for these weights of "
+            f"{spec.name} at {workload.width}x{workload.height}, {workload.steps} steps, and "
+            "neither random weights nor another model can tell; it takes a measurement, recorded "
+            f"in profiles/distances/{spec.name}.json; till then use ",
+            Setting("quality", "exact"),
+            ", or safe",
         )
     return Allowed(patches, warmup_steps, bound, known, caches)
 

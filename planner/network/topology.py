@@ -37,7 +37,7 @@ from ditplan.planner.network.traffic import (
 )
 from ditplan.planner.network.twin_hosts import are_alike, moved, pairs_seen, renamed, touches
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, Operation
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import Source
 
 CROSSINGS = ("memory", "socket")
@@ -105,8 +105,9 @@ class Topology:
             first = first_of(talking)
             raise InputError(
                 f"cluster {self.cluster.name}: no {operation} of {len(first)} ranks was "
-                f"measured and no links join the ranks {list(first)}; measure it again with "
-                "`ditplan profile --hosts FILE` or give its links"
+                f"measured and no links join the ranks {list(first)}; measure it again with `",
+                Command("profile", (Setting("hosts", "FILE"),)),
+                "` or give its links",
             )
         return Estimate(self._computed_s(traffic, bytes_per_rank), "computed")
 

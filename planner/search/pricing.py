@@ -14,7 +14,7 @@ from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pruning import LARGE_CLUSTER, unbeaten
 from ditplan.planner.search.ranking import EXACT, Ranked, sortable_s
 from ditplan.planner.simulation.timeline import Timeline
-from ditplan.planner.space.approximations import quality_of, quality_with_cache
+from ditplan.planner.space.approximations import PIPEFUSION_S, quality_of, quality_with_cache
 from ditplan.planner.space.candidate import Candidate, Choice, Space
 from ditplan.planner.space.enumerate import (
     enumerate_space,
@@ -29,7 +29,7 @@ from ditplan.planner.space.placement import placement_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import require_mode
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import Execution, Quality
@@ -214,10 +214,8 @@ def price_one(
             "use smaller degrees or a larger cluster"
         )
     if mesh.pipefusion == 1 and (patches is not None or warmup_steps is not None):
-        raise InputError(
-            "--patches and --warmup are PipeFusion's: give --pipefusion 2 or more, or leave them "
-            "out"
-        )
+        stages = Setting("pipefusion", "2 or more")
+        raise InputError(*PIPEFUSION_S, ": give ", stages, ", or leave them out")
     patches = mesh.pipefusion if patches is None else patches
     warmup_steps = 1 if warmup_steps is None else warmup_steps
     part = evenly_staged(mesh, spec, patches, warmup_steps, schedule_of(spec, task.backend))
@@ -241,7 +239,8 @@ def _check_gpus(task: Task, topology: Topology) -> None:
     if task.gpus is not None and task.gpus > topology.ranks:
         raise InputError(
             f"{task.gpus} GPUs were asked for, cluster {task.cluster.name} has {topology.ranks}; "
-            f"use --gpus {topology.ranks} or less"
+            "use ",
+            Setting("gpus", f"{topology.ranks} or less"),
         )
 
 

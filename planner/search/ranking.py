@@ -11,7 +11,7 @@ from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, q
 from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     Execution,
@@ -341,13 +341,15 @@ def _seconds(ranked: Ranked, figures: Figures) -> str:
 
 def _why_none_is_fast_enough(
     weighed: Sequence[Ranked], figures: Sequence[Figures], objective: Objective
-) -> str:
+) -> Sentence:
     fastest, ranked = min(zip(figures, weighed, strict=True), key=lambda pair: pair[0].latency_s)
     enough_s = math.ceil(fastest.latency_s * 1e4) / 1e4
-    return (
-        f"--max-latency {objective.max_latency_s:g}: no plan is that fast; the fastest, "
-        f"{ranked.candidate.mesh}, takes {_seconds(ranked, fastest)}: use --max-latency "
-        f"{enough_s:g} or more, more GPUs, or fewer steps"
+    return Sentence(
+        Setting("max_latency_s", f"{objective.max_latency_s:g}"),
+        f": no plan is that fast; the fastest, {ranked.candidate.mesh}, takes "
+        f"{_seconds(ranked, fastest)}: use ",
+        Setting("max_latency_s", f"{enough_s:g} or more"),
+        ", more GPUs, or fewer steps",
     )
 
 

@@ -5,7 +5,7 @@ legal.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from ditplan.planner.network.topology import Topology
@@ -24,6 +24,7 @@ from ditplan.planner.space.legality import (
 from ditplan.planner.space.placement import axis_orders
 from ditplan.planner.space.stage_blocks import unfolded
 from ditplan.profiles.backends import Backend
+from ditplan.profiles.errors import Part, Sentence, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode, ModelSpec
@@ -50,16 +51,18 @@ def why_illegal(
     another result than one device's is allowed.
     """
     if gpus is not None and mesh.size != gpus:
-        return (
+        return Sentence(
             f"{mesh} needs {_count(mesh.size, 'GPU')}, {gpus} {'was' if gpus == 1 else 'were'} "
-            f"asked for: the degrees must multiply to {gpus}"
-            f"{_example(spec, workload, gpus, backend)}, or ask for --gpus {mesh.size}"
+            f"asked for: the degrees must multiply to {gpus}",
+            *_example(spec, workload, gpus, backend),
+            ", or ask for ",
+            Setting("gpus", mesh.size),
         )
     found = violation(mesh, spec, workload, backend, approximate=approximate)
     if not found:
         return None
     is_off = found.reason == CFG_REASON and workload.passes == 1 and _has_passes_to_split(spec)
-    return f"{found.sentence}{' (guidance is off)' if is_off else ''}"
+    return Sentence(found.sentence, " (guidance is off)" if is_off else "")
 
 
 def patching_violation(
@@ -75,8 +78,11 @@ def patching_violation(
     each = f"{ranks} (ring x ulysses)" if ranks > 1 else "one"
     return Violation(
         "patch tokens < ranks",
-        f"--patches {patches}: {spec.name}'s {tokens} image tokens, with {text} of "
-        f"text in the first patch, don't give each patch at least {each}; use fewer patches",
+        Sentence(
+            Setting("patches", patches),
+            f": {spec.name}'s {tokens} image tokens, with {text} of text in the first patch, don't "
+            f"give each patch at least {each}; use fewer patches",
+        ),
     )
 
 
@@ -243,8 +249,11 @@ def _pipefusion_parts(
     parts: list[PipeFusion | None] = []
     why = Violation(
         "no PipeFusion keeps the bound",
-        f"no setting of PipeFusion that was measured on {spec.name} keeps --quality "
-        f"{allowed.bound}; leave pipefusion at 1, or allow more",
+        Sentence(
+            f"no setting of PipeFusion that was measured on {spec.name} keeps ",
+            Setting("quality", allowed.bound),
+            "; leave pipefusion at 1, or allow more",
+        ),
     )
     schedule = schedule_of(spec, backend)
     for patches, warmup_steps in allowed.settings(mesh.pipefusion):
@@ -269,14 +278,16 @@ def _has_passes_to_split(spec: ModelSpec) -> bool:
     return family_of(spec.transformer_class).guidance != "embedded"
 
 
-def _example(spec: ModelSpec, workload: Workload, gpus: int, backend: Backend) -> str:
-    """Such as `, such as --cfg 2 --ulysses 4`, when there is a legal mesh of so many GPUs."""
+def _example(spec: ModelSpec, workload: Workload, gpus: int, backend: Backend) -> Iterator[Part]:
+    """Such as `, such as cfg=2 ulysses=4`, when there is a legal mesh of so many GPUs."""
     legal, _ = legal_meshes(spec, workload, gpus, backend, exactly=True)
     if gpus == 1 or not legal:
-        return ""
+        return
     best = max(legal, key=lambda mesh: (mesh.cfg == min(2, workload.passes), mesh.ulysses))
-    flags = (f"--{axis} {d}" for axis, d in zip(AXES, best.degrees, strict=True) if d > 1)
-    return f", such as {' '.join(flags)}"
+    yield ", such as"
+    for axis, degree in zip(AXES, best.degrees, strict=True):
+        if degree > 1:
+            yield from (" ", Setting(axis, degree))
 
 
 def _count(number: int, thing: str) -> str:

@@ -60,7 +60,9 @@ def test_tune_keeps_off_a_file_where_measurements_go(
 ) -> None:
     (tmp_path / "plan.study").write_text("mine")
     arguments = ["tune", "--model", "sd3", "--out", out]
-    assert "folder plan.study" in refused(monkeypatch, capsys, tmp_path, arguments)
+    assert "plan.study: measurements go to a folder" in refused(
+        monkeypatch, capsys, tmp_path, arguments
+    )
     assert (tmp_path / "plan.study").read_text() == "mine"
 
 

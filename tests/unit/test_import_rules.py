@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from ditplan.profiles.catalog import find_model
+from ditplan.profiles.mesh import Mesh
+from tests.distributed.small_models import plan_for, workload
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
+FRONT = {"command", "measuring", "models", "planning", "settings", "study"}
+"""What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
-    "cli": {"planner", "runtime", "profiles"},
-    "ditplan": {"runtime", "profiles"},
+    "cli": {"planner", "runtime", "profiles", *FRONT},
+    "ditplan": {"planner", "runtime", "profiles", "cli", *FRONT},
     "planner": {"planner", "profiles"},
     "runtime": {"runtime", "profiles"},
     "profiles": {"profiles"},
@@ -62,9 +68,10 @@ def python_files(root: Path) -> Iterator[Path]:
     """The Python files of a checkout, each once: not those behind ditplan's symlinks."""
     for folder in ("benchmarks", "examples", "tests", *FOLDERS):
         yield from sorted((root / folder).rglob("*.py"))
-    for file in ("cli.py", "ditplan/__init__.py"):
-        if (root / file).exists():
-            yield root / file
+    yield from sorted(root.glob("cli.py"))
+    # a symlink leads to what was listed before
+    own = (path for path in (root / "ditplan").rglob("*.py") if not path.is_symlink())
+    yield from sorted(own)
 
 
 def part_of(file: str) -> str:
@@ -221,6 +228,9 @@ def test_repository_keeps_the_rules() -> None:
 def test_every_part_of_the_layout_is_checked() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in python_files(ROOT)}
     assert {"cli.py", "ditplan/__init__.py", "tests/unit/test_import_rules.py"} <= files
+    own = {Path(file).parts[1].removesuffix(".py") for file in files if part_of(file) == "ditplan"}
+    assert own == {"__init__", "__main__", *FRONT}
+    assert not any("ditplan/planner" in file for file in files)
     assert {part_of(file) for file in files} >= {"cli", "ditplan", "tests", *FOLDERS}
 
 
@@ -267,8 +277,10 @@ PLANTED = [
     ("profiles/plan.py", "from ditplan.planner import cost", "profiles may not import"),
     ("profiles/plan.py", "import numpy", "standard library and pydantic"),
     ("profiles/plan.py", "from torch import Tensor", "profiles may not import torch"),
-    ("ditplan/__init__.py", "from ditplan.planner import search", "ditplan may not import"),
-    ("ditplan/__init__.py", "from .planner import search", "ditplan may not import"),
+    ("planner/search/search.py", "from ditplan.planning import plan", "planner may not import"),
+    ("runtime/native.py", "from ditplan.study import Study", "runtime may not import"),
+    ("ditplan/planning.py", "import optuna", "only planner/search/search.py"),
+    ("ditplan/planning.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
     ("cli.py", "import networkx", "only planner/network/topology.py"),
     ("cli.py", "from planner import search", "ditplan.planner"),
     ("tests/unit/test_x.py", "from profiles.plan import ExecutionPlan", "ditplan.profiles"),
@@ -307,6 +319,10 @@ ALLOWED = [
     ("cli.py", "from ditplan.planner import search\nfrom ditplan.runtime import ranks"),
     ("ditplan/__init__.py", "from ditplan.runtime.native import parallelize"),
     (
+        "ditplan/planning.py",
+        "from ditplan.planner import search\nfrom ditplan.runtime import ranks",
+    ),
+    (
         "planner/network/topology.py",
         "import networkx as nx\nfrom ditplan.profiles.cluster import Link",
     ),
@@ -342,6 +358,19 @@ def test_importing_every_module_loads_no_torch(folder: str) -> None:
     script = (
         f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
         f"print(sorted({DEVICE_LIBRARIES} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_who_runs_a_plan_imports_nothing_of_the_planner(tmp_path: Path) -> None:
+    plan = plan_for(find_model("sd3-tiny"), Mesh(cfg=2), workload()).save(tmp_path / "plan.json")
+    script = (
+        f"import sys, ditplan\nditplan.load({str(plan)!r})\n"
+        "large = {'networkx', 'optuna', 'rich', 'scipy', 'torch', 'typer'}\n"
+        "print([name for name in sys.modules if name in large or '.planner' in name])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False

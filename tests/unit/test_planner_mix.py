@@ -222,9 +222,9 @@ def test_a_mix_s_entries_start_from_the_model_s_usual_workload(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ({"height": 1000}, "entry 2: --height 1000"),
+        ({"height": 1000}, "entry 2: height=1000"),
         ({"height": 1024}, "entry 2: the same workload as entry 1"),
-        ({"frames": 3}, "entry 2: --frames 3: sd3 makes pictures"),
+        ({"frames": 3}, "entry 2: frames=3: sd3 makes pictures"),
     ],
 )
 def test_an_entry_that_the_model_cannot_make_is_named(

@@ -275,7 +275,7 @@ def test_a_bound_that_nothing_keeps_is_refused_with_the_fastest() -> None:
         InputError, match=f"the fastest, {fastest.candidate.mesh}, takes"
     ) as refused:
         by("gpus", 0.001)
-    enough_s = float(str(refused.value).split("use --max-latency ")[1].split()[0])
+    enough_s = float(str(refused.value).split("use max_latency_s=")[1].split()[0])
     assert by("gpus", enough_s).best.candidate.mesh == fastest.candidate.mesh
 
 

@@ -386,8 +386,8 @@ def test_batch_and_dtype_do_not_change_a_number() -> None:
     ("quality", "more", "words"),
     [
         ("0.1", {}, "takes a measurement, recorded in profiles/distances/sd3-like.json"),
-        ("exact", {"patches": 4}, "give --quality safe"),
-        ("safe", {"pipefusion": 1, "warmup_steps": 4}, "give --pipefusion 2 or more"),
+        ("exact", {"patches": 4}, "give quality=safe"),
+        ("safe", {"pipefusion": 1, "warmup_steps": 4}, "give pipefusion=2 or more"),
         ("any", {"warmup_steps": 21}, "there are 20 steps; use 1 to 20"),
         ("good", {}, "must be safe, exact, any or a number"),
         ("-0.1", {}, "must be safe, exact, any or a number"),
@@ -495,8 +495,8 @@ def test_patches_smaller_than_text_tokens_allow_are_not_asked_for() -> None:
     [
         (Mesh(pipefusion=2), None, 21, "there are 20 steps"),
         (Mesh(pipefusion=2), 4097, None, "at least one; use fewer patches"),
-        (Mesh(cfg=2), 4, None, "give --pipefusion 2 or more"),
-        (Mesh(cfg=2), None, 1, "give --pipefusion 2 or more"),
+        (Mesh(cfg=2), 4, None, "give pipefusion=2 or more"),
+        (Mesh(cfg=2), None, 1, "give pipefusion=2 or more"),
     ],
 )
 def test_one_configuration_that_cannot_be_says_why(

@@ -37,7 +37,7 @@ def test_one_mesh_costs_what_it_costs_among_all(gpus: int | None) -> None:
 @pytest.mark.parametrize(
     ("mesh", "mode", "gpus", "words"),
     [
-        (Mesh(cfg=2), "eager", 4, "must multiply to 4, such as --cfg 2 --ulysses 2"),
+        (Mesh(cfg=2), "eager", 4, "must multiply to 4, such as cfg=2 ulysses=2"),
         (Mesh(cfg=3), "eager", None, "cfg is 3, but sd3-like has 2 passes a step"),
         (Mesh(dp=2), "eager", None, "dp is 2, but sd3-like has 1 pictures a batch"),
         (Mesh(ulysses=8), "eager", None, "ulysses8 needs 8 GPUs, cluster test has 4"),

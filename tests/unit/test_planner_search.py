@@ -321,7 +321,7 @@ def test_a_model_that_fits_nowhere_is_wrong_input() -> None:
         ({"pins": {"pipefusion": 2}}, "pipefusion2 gives another result than one device"),
         (
             {"pins": {"pipefusion": 2}, "allowed": Allowed(patches=5000)},
-            "--patches 5000: sd3-like's 4096 image tokens",
+            "patches=5000: sd3-like's 4096 image tokens",
         ),
     ],
 )

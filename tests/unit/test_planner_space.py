@@ -84,11 +84,11 @@ def test_pins_keep_their_degree() -> None:
 @pytest.mark.parametrize(
     ("mesh", "gpus", "words"),
     [
-        (Mesh(cfg=2, ulysses=3), 8, "must multiply to 8, such as --cfg 2 --ulysses 4"),
+        (Mesh(cfg=2, ulysses=3), 8, "must multiply to 8, such as cfg=2 ulysses=4"),
         (Mesh(cfg=3), 3, "cfg is 3, but sd3-like has 2 passes a step: use at most 2"),
         (Mesh(ulysses=25), None, "has 24 attention heads: use at most 24"),
         (Mesh(ring=400), None, "has 333 text tokens: use at most 333"),
-        (Mesh(pipefusion=2), 2, "only exact plans are allowed: use --quality safe"),
+        (Mesh(pipefusion=2), 2, "only exact plans are allowed: use quality=safe"),
         (Mesh(dp=2), 2, "dp is 2, but sd3-like has 1 pictures a batch: use at most 1"),
     ],
 )
