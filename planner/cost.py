@@ -14,6 +14,7 @@ from ditplan.planner.crew import ROUNDS, Crew, Load, crew_of, whole_shares
 from ditplan.planner.floors import Floors
 from ditplan.planner.groups import listed
 from ditplan.planner.ledger import Ledger, worst_source
+from ditplan.planner.memo import Memo
 from ditplan.planner.memory import Memory, MemoryModel, held_parameters
 from ditplan.planner.pipeline import Pipeline
 from ditplan.planner.space import Candidate
@@ -55,11 +56,11 @@ class CostModel:
         self._work = RankWork(self.topology, spec, profile, self.constants)
         self._all_devices = self._work.devices
         self._are_all_alike = len(set(self._all_devices)) == 1
-        self._known_crews: dict[tuple[object, ...], Crew] = {}
+        self._known_crews: Memo[tuple[object, ...], Crew] = Memo()
         self._one_crew: Crew = ((None, self._all_devices[0]),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
-        self._around_s: dict[tuple[str, Workload], float] = {}
-        self._pipelines: dict[tuple[int, ...], tuple[object, Pipeline]] = {}
+        self._around_s: Memo[tuple[str, Workload], float] = Memo()
+        self._pipelines: Memo[tuple[int, ...], tuple[object, Pipeline]] = Memo()
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ditplan.planner.memo import Memo
 from ditplan.planner.share import Share, Shares
 from ditplan.planner.space import Candidate
 from ditplan.profiles.cluster import Device
@@ -55,7 +56,7 @@ class Loads:
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
-        self._found: dict[tuple[object, ...], tuple[Load, ...]] = {}
+        self._found: Memo[tuple[object, ...], tuple[Load, ...]] = Memo()
 
     def of(
         self, candidate: Candidate, workload: Workload, crew: Crew, patch: int | None = None

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ditplan.planner.activities import seconds_of
+from ditplan.planner.activities import Activity, RingAttention
 from ditplan.planner.compute import Timed, overlapped_s
 from ditplan.planner.constants import minds_transfers
 from ditplan.planner.groups import AxisGroups, Groups, groups_along
+from ditplan.planner.memo import Memo
 from ditplan.planner.memory import MemoryModel
 from ditplan.planner.share import Share, calls_of
 from ditplan.planner.space import Candidate
@@ -46,12 +47,12 @@ class Floors:
         cluster = work.topology.cluster
         self._devices = list({device.name: device for device in work.devices}.values())
         self._is_measured = bool(work.profile or cluster.collectives)
-        self._places: dict[PlaceKey, Place] = {}
-        self._keys: dict[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = {}
-        self._exchanged_s: dict[tuple[object, ...], float] = {}
-        self._pieces: dict[tuple[object, ...], _Piece] = {}
-        self._kinds: dict[int, Sequence[tuple[Share, int]]] = {}
-        self._slowed: dict[tuple[object, ...], bool] = {}
+        self._places: Memo[PlaceKey, Place] = Memo()
+        self._keys: Memo[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = Memo()
+        self._exchanged_s: Memo[tuple[object, ...], float] = Memo()
+        self._pieces: Memo[tuple[object, ...], _Piece] = Memo()
+        self._kinds: Memo[int, Sequence[tuple[Share, int]]] = Memo()
+        self._slowed: Memo[tuple[object, ...], bool] = Memo()
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
     def least_s(self, candidate: Candidate) -> float:
@@ -290,9 +291,15 @@ class Floors:
         hiding_s = block.attention_s if step.share.ring > 1 else 0.0
         key = (id(step.share), id(run), id(step.place), step.device.name, is_staged, hiding_s)
         if key not in self._exchanged_s:
-            block_s = sum(map(seconds_of, self._work.block(step, run)))
-            self._exchanged_s[key] = block_s - block.seconds
+            self._exchanged_s[key] = sum(map(_beside_s, self._work.block(step, run)))
         return self._exchanged_s[key]
+
+
+def _beside_s(activity: Activity) -> float:
+    """What an activity of a block takes beside computing the block."""
+    if isinstance(activity, RingAttention):
+        return activity.merged_s + activity.waited_s
+    return 0.0 if activity.part in ("blocks", "attention") else activity.timed.seconds
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
+from ditplan.planner.memo import Memo
 from ditplan.planner.share import Share, Shares
 from ditplan.planner.space import Candidate
 from ditplan.planner.stages import runs_of_stages
@@ -66,9 +67,9 @@ class MemoryModel:
         self, shares: Shares, spec: ModelSpec, constants: MemoryConstants | None = None
     ) -> None:
         self._shares, self._spec, self._constants = shares, spec, constants or MemoryConstants()
-        self._found: dict[tuple[object, ...], Memory] = {}
-        self._fullest: dict[tuple[object, ...], tuple[int, ...]] = {}
-        self._cached: dict[tuple[object, ...], tuple[int, ...]] = {}
+        self._found: Memo[tuple[object, ...], Memory] = Memo()
+        self._fullest: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
+        self._cached: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
 
     def of(
         self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None

@@ -8,6 +8,7 @@ from ditplan.planner.compute import Timed
 from ditplan.planner.constants import minds_transfers
 from ditplan.planner.crew import Crew
 from ditplan.planner.ledger import Ledger, worst_source
+from ditplan.planner.memo import Memo
 from ditplan.planner.schedule import Durations, pipeline_s
 from ditplan.planner.space import Candidate
 from ditplan.planner.staged_work import LoopTimes, Piece, Pieces, Stage
@@ -40,7 +41,7 @@ class Pipeline:
         assert candidate.pipefusion is not None
         self._work, self._candidate, self._workload = work, candidate, workload
         self._part, self._stages = candidate.pipefusion, candidate.mesh.pipefusion
-        self._tasks_s: dict[tuple[int, Stage, int], float] = {}
+        self._tasks_s: Memo[tuple[int, Stage, int], float] = Memo()
         self._lines = work.place(candidate).groups(("pipefusion",))
         distinct = {id(crew): crew for crew in crews}
         found = {key: self._pieces(crew) for key, crew in distinct.items()}

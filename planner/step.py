@@ -7,6 +7,7 @@ from ditplan.planner.activities import Exchange
 from ditplan.planner.crew import Load
 from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import Ledger
+from ditplan.planner.memo import Memo
 from ditplan.planner.share import Share
 from ditplan.planner.space import Candidate
 from ditplan.profiles.cluster import Device
@@ -20,9 +21,9 @@ class Place:
         self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
     ) -> None:
         self.placement, self._groups_of = placement, groups_of
-        self._groups: dict[tuple[str, ...], Groups] = {}
-        self.booked: dict[tuple[object, ...], Ledger] = {}
-        self.exchanges: dict[tuple[object, ...], Exchange] = {}
+        self._groups: Memo[tuple[str, ...], Groups] = Memo()
+        self.booked: Memo[tuple[object, ...], Ledger] = Memo()
+        self.exchanges: Memo[tuple[object, ...], Exchange] = Memo()
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""

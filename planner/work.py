@@ -16,6 +16,7 @@ from ditplan.planner.constants import CostConstants, ModeConstants, counts_on_al
 from ditplan.planner.crew import Crew, Load, Loads
 from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import SOURCES, Ledger
+from ditplan.planner.memo import Memo
 from ditplan.planner.share import Share, Shares, calls_of, values_per_token
 from ditplan.planner.space import Candidate
 from ditplan.planner.step import Place, Step
@@ -46,10 +47,10 @@ class RankWork:
         self.devices = at_data_sheets(topology.cluster.devices, constants)
         self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
         self._loads = Loads(self.shares)
-        self._times: dict[str, DeviceTimes] = {}
-        self._places: dict[tuple[object, ...], Place] = {}
-        self._computed: dict[tuple[object, ...], Timed] = {}
-        self._host_s: dict[tuple[object, ...], float] = {}
+        self._times: Memo[str, DeviceTimes] = Memo()
+        self._places: Memo[tuple[object, ...], Place] = Memo()
+        self._computed: Memo[tuple[object, ...], Timed] = Memo()
+        self._host_s: Memo[tuple[object, ...], float] = Memo()
 
     def place(self, candidate: Candidate) -> Place:
         """Where the candidate's axes lie: the same one for all that differ in something else."""
