@@ -76,10 +76,17 @@ class MemoryModel:
     ) -> Memory:
         """The peak of the rank that holds most, as `memory_of`, of all or of one stage."""
         part = candidate.pipefusion
-        stages = (part.blocks_per_stage, part.schedule) if part else None
-        graphs = _graphs(candidate)
-        held = (stages, stage, candidate.token_shares, candidate.weights, graphs)
-        key = (candidate.mesh.degrees, held, device.kind, workload)
+        key = (
+            candidate.mesh.degrees,
+            part.blocks_per_stage if part else None,
+            part.schedule if part else None,
+            stage,
+            candidate.token_shares,
+            candidate.weights,
+            _graphs(candidate),
+            device.kind,
+            workload,
+        )
         if key not in self._found:
             counts = self.fullest_stage(candidate, workload)
             if part is not None and stage is not None:
@@ -121,8 +128,14 @@ class MemoryModel:
         part = candidate.pipefusion
         if part is None:
             return tuple(run.count for run in self._spec.blocks)
-        stages = (part.blocks_per_stage, part.schedule)
-        key = (candidate.mesh.degrees, stages, candidate.token_shares, candidate.weights, workload)
+        key = (
+            candidate.mesh.degrees,
+            part.blocks_per_stage,
+            part.schedule,
+            candidate.token_shares,
+            candidate.weights,
+            workload,
+        )
         if key not in self._fullest:
             sizes = self.block_bytes(candidate, workload)
 

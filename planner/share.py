@@ -36,6 +36,15 @@ class Share:
     heads_by: tuple[int, ...] | None = None
     place: int | None = None
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Found once: a share is part of many keys."""
+        counts = (*self.tokens.values(), *self.queries.values(), *self.keys.values())
+        return hash((self.batch, *counts, self.ring, self.ulysses, self.predicted, self.place))
+
     @cached_property
     def rows(self) -> int:
         """Tokens of all samples that the rank holds: rows of its matrix products."""

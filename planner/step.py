@@ -27,9 +27,9 @@ class Place:
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""
-        if (found := self._groups.get(axes)) is None:
-            found = self._groups[axes] = self._groups_of(axes)
-        return found
+        if axes not in self._groups:
+            self._groups[axes] = self._groups_of(axes)
+        return self._groups[axes]
 
 
 @dataclass(frozen=True)
