@@ -28,8 +28,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """All that the ranks of a stage run: the whole sequence, and patches of each size (`kinds`) with
-    how often they come by. `patches` says which of these each patch is.
+    """All that the ranks of a stage run: the whole sequence, and patches of each size, in `kinds`
+    with how often they come by. `patches` says which of these each patch is.
     """
 
     whole: Piece

@@ -153,7 +153,8 @@ class RankWork:
 
     def _booked(self, step: Step, what: str, activities: Iterable[Activity]) -> Ledger:
         """What some activities take, found once for such a step at its place; not to be changed."""
-        of, dtype, booked = step.candidate, step.workload.dtype, step.place.booked
+        of, dtype = step.candidate, step.workload.dtype
+        booked = step.place.booked
         key = (what, step.share, step.loads, step.device.name, of.mode, of.weights, dtype)
         if key not in booked:
             ledger = Ledger()
@@ -382,7 +383,8 @@ class RankWork:
         axes: tuple[str, ...],
     ) -> Exchange:
         """An exchange along axes."""
-        key, exchanges = (part, operation, rank_bytes, axes), step.place.exchanges
+        exchanges = step.place.exchanges
+        key = (part, operation, rank_bytes, axes)
         if key not in exchanges:
             groups = step.place.groups(axes)
             found = self.topology.collective_s(operation, rank_bytes, groups)
