@@ -16,6 +16,7 @@ from ditplan.planner.cost.mixed_devices import ROUNDS, Crew, Load, crew_of, whol
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Roofline
 from ditplan.planner.cost.step import Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import listed
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.pipefusion.price import Pipeline
@@ -55,11 +56,10 @@ class CostModel:
         self._work = RankWork(self.topology, spec, profile, self.constants)
         self._all_devices = self._work.devices
         self._are_all_alike = len(set(self._all_devices)) == 1
-        self._known_crews: dict[tuple[object, ...], Crew] = {}
-        self._one_crew: Crew = ((None, self._all_devices[0]),)
+        self._one_crew: Crew = ((None, self._all_devices[0].name),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
-        self._around_s: dict[tuple[str, Workload], float] = {}
-        self._pipelines: dict[tuple[int, ...], tuple[object, Pipeline]] = {}
+        self._around_s: Memo[tuple[str, Workload], float] = Memo()
+        self._pipelines: Memo[tuple[Crew, ...], tuple[object, Pipeline]] = Memo()
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 
@@ -129,12 +129,12 @@ class CostModel:
         if part is None:
             return candidate
         found = self.devices_of_stages(candidate)
-        distinct = {id(devices): devices for devices in found}
+        distinct = {_names(devices): devices for devices in found}
         room_of = {
-            key: self._memory.room_for_blocks(candidate, workload, devices)
-            for key, devices in distinct.items()
+            names: self._memory.room_for_blocks(candidate, workload, devices)
+            for names, devices in distinct.items()
         }
-        rooms = [room_of[id(devices)] for devices in found]
+        rooms = [room_of[_names(devices)] for devices in found]
         sizes = self._memory.block_bytes(candidate, workload)
         stages = self._pipeline(candidate, workload).balanced(sizes, rooms)
         changed = part.model_copy(update={"blocks_per_stage": stages})
@@ -203,8 +203,8 @@ class CostModel:
         """The ranks of each sequence of an exact candidate, as far as sequences differ."""
         if self._are_all_alike and candidate.token_shares is None:
             return [self._one_crew]
-        crews = (self._crew(candidate, [group]) for group in self._sequences(candidate))
-        return list({id(crew): crew for crew in crews}.values())
+        crews = (crew_of(candidate, [group]) for group in self._sequences(candidate))
+        return list(dict.fromkeys(crews))
 
     def _crews_of_stages(self, candidate: Candidate) -> tuple[Crew, ...]:
         """The ranks of each stage, of all sequences."""
@@ -212,13 +212,7 @@ class CostModel:
         if self._are_all_alike and candidate.token_shares is None:
             return (self._one_crew,) * stages
         groups = self._sequences(candidate)
-        return tuple(self._crew(candidate, groups[stage::stages]) for stage in range(stages))
-
-    def _crew(self, candidate: Candidate, groups: Sequence[Sequence[Device]]) -> Crew:
-        """The same object for the same ranks."""
-        crew = crew_of(candidate, groups)
-        key = tuple((place, device.name) for place, device in crew)
-        return self._known_crews.setdefault(key, crew)
+        return tuple(crew_of(candidate, groups[stage::stages]) for stage in range(stages))
 
     def _sequences(self, candidate: Candidate) -> list[list[Device]]:
         """The devices that share a sequence, or a stage's part of its blocks: dp, cfg, stages."""
@@ -230,15 +224,22 @@ class CostModel:
         """The candidate's pipeline; of those on such devices the one asked for last is kept."""
         part = candidate.pipefusion
         assert part is not None
-        place = (candidate.mesh, candidate.placement, candidate.mode, candidate.token_shares)
-        settings = (part.patches, part.warmup_steps, part.schedule, candidate.weights)
-        key = (*place, *settings, workload)
+        key = (
+            candidate.mesh,
+            candidate.placement,
+            candidate.mode,
+            candidate.token_shares,
+            part.patches,
+            part.warmup_steps,
+            part.schedule,
+            candidate.weights,
+            workload,
+        )
         crews = self._crews_of_stages(candidate)
-        where = tuple(map(id, crews))
-        kept = self._pipelines.get(where)
+        kept = self._pipelines.get(crews)
         if kept is None or kept[0] != key:
             kept = (key, Pipeline(self._work, candidate, workload, crews))
-            self._pipelines[where] = kept
+            self._pipelines[crews] = kept
         return kept[1]
 
     def devices_of_stages(self, candidate: Candidate) -> list[list[Device]]:
@@ -295,7 +296,7 @@ class CostModel:
         shapes = 1
         if part := candidate.pipefusion:
             patches = self._work.shares.of_patches(candidate.mesh, workload, part.patches)
-            shapes += len({id(share) for share in patches})
+            shapes += len(set(patches))
         compile_s = kinds * shapes * c.compile_s if "compile" in candidate.mode else 0.0
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
 
@@ -306,6 +307,10 @@ class CostModel:
         shares = self.constants.interval_share
         half_s = math.fsum(s * shares[source] for (_, source), s in ledger.seconds.items())
         return (latency_s - half_s, latency_s + half_s)
+
+
+def _names(devices: Sequence[Device]) -> tuple[str, ...]:
+    return tuple(device.name for device in devices)
 
 
 def _check_profile(profile: ModelProfile, spec: ModelSpec, cluster: ClusterProfile) -> None:

@@ -59,6 +59,16 @@ class RingAttention:
         """Seconds of each later one, which begins after a merge and is hidden by one more."""
         return self._seen_s(self.attend.seconds + self.merge.seconds)
 
+    @property
+    def merged_s(self) -> float:
+        """Seconds of all merging."""
+        return self.merges * self.merge.seconds
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds of all transfers that are waited for."""
+        return self.first_sent_s + (self.blocks - 2) * self.later_sent_s
+
     def _seen_s(self, behind_s: float) -> float:
         return max(0.0, self.sent.timed.seconds - (behind_s if self.is_hidden else 0.0))
 
@@ -71,6 +81,4 @@ def seconds_of(activity: Activity) -> float:
     if not isinstance(activity, RingAttention):
         return activity.timed.seconds
     attended_s = activity.blocks * activity.attend.seconds + activity.stale.seconds
-    merged_s = activity.merges * activity.merge.seconds
-    sent_s = activity.first_sent_s + (activity.blocks - 2) * activity.later_sent_s
-    return attended_s + merged_s + sent_s
+    return attended_s + activity.merged_s + activity.waited_s

@@ -17,6 +17,7 @@ from ditplan.planner.cost.mixed_devices import Crew, Load, Loads
 from ditplan.planner.cost.roofline import DeviceTimes, Timed, at_data_sheets, overlapped_s
 from ditplan.planner.cost.share import Share, Shares, calls_of, values_per_token
 from ditplan.planner.cost.step import Place, Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.candidate import Candidate
@@ -31,7 +32,7 @@ from ditplan.profiles.workload import Dtype, Workload
 class RankWork:
     """Prices what a rank does, by what was measured of the model and of the cluster.
 
-    Shares must be those of `shares`: what was found for one is known by its identity.
+    A device is known by its name, a run of blocks by its kind.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class RankWork:
         self.profile = profile
         self.devices = at_data_sheets(topology.cluster.devices, constants)
         self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
-        self._loads = Loads(self.shares)
-        self._times: dict[str, DeviceTimes] = {}
-        self._places: dict[tuple[object, ...], Place] = {}
-        self._computed: dict[tuple[object, ...], Timed] = {}
-        self._host_s: dict[tuple[object, ...], float] = {}
+        self._named = {device.name: device for device in self.devices}
+        self._loads = Loads(self.shares, self._named)
+        self._times: Memo[str, DeviceTimes] = Memo()
+        self._places: Memo[tuple[object, ...], Place] = Memo()
+        self._computed: Memo[tuple[object, ...], Timed] = Memo()
+        self._host_s: Memo[tuple[object, ...], float] = Memo()
 
     def place(self, candidate: Candidate) -> Place:
         """Where the candidate's axes lie: the same one for all that differ in something else."""
@@ -99,7 +101,7 @@ class RankWork:
         """
         place = self.place(candidate)
         if len(crew) == 1 and candidate.token_shares is None:
-            return Step(candidate, workload, share, crew[0][1], place)
+            return Step(candidate, workload, share, self._named[crew[0][1]], place)
         loads = self._loads.of(candidate, workload, crew, patch)
         slowest = max(loads, key=lambda one: self.blocks_s(one, candidate.mode, workload.dtype))
         return Step(candidate, workload, share, slowest.device, place, loads=loads)
@@ -135,7 +137,7 @@ class RankWork:
 
     def of_block(self, step: Step, run: BlockRun) -> Ledger:
         """One block of a run with its exchanges."""
-        return self._booked(step, id(run), self.block(step, run))
+        return self._booked(step, run.kind, self.block(step, run))
 
     def of_outside(self, step: Step) -> Ledger:
         """What is in no block."""
@@ -149,16 +151,17 @@ class RankWork:
         """The exchange of the samples' outputs."""
         return self._booked(step, "cfg", self.cfg(step))
 
-    def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
+    def _booked(self, step: Step, what: str, activities: Iterable[Activity]) -> Ledger:
         """What some activities take, found once for such a step at its place; not to be changed."""
-        of = step.candidate
-        how = (step.device.name, of.mode, of.weights, of.pipefusion is None)
-        key, known = (what, id(step.share), id(step.loads), *how), step.place.booked
-        if key not in known:
-            known[key] = Ledger()
+        of, dtype = step.candidate, step.workload.dtype
+        booked = step.place.booked
+        key = (what, step.share, step.loads, step.device.name, of.mode, of.weights, dtype)
+        if key not in booked:
+            ledger = Ledger()
             for activity in activities:
-                self._book(known[key], activity)
-        return known[key]
+                self._book(ledger, activity)
+            booked[key] = ledger
+        return booked[key]
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         """What a rank does in one block of a run, in this order."""
@@ -213,7 +216,7 @@ class RankWork:
     def _computed_by(
         self, share: Share, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
     ) -> Timed:
-        key = (id(share), id(run), device.name, dtype, mode)
+        key = (share, run.kind if run else None, device.name, dtype, mode)
         if key not in self._computed:
             on = self.times_on(device)
             found = on.block(run, share, dtype, mode) if run else on.outside(share, dtype, mode)
@@ -352,8 +355,12 @@ class RankWork:
         if "graph" in mode:
             return c.replay_launches * c.launch_s
         key = (mode, dtype, step.device.name, *counts, gathers, mesh.ring, mesh.ulysses > 1)
-        if key in self._host_s:
-            return self._host_s[key]
+        if key not in self._host_s:
+            self._host_s[key] = self._launched_s(step, counts, gathers)
+        return self._host_s[key]
+
+    def _launched_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
+        c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
         times, mode_counts = self.times_on(step.device), c.modes[mode]
         host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
         host_s += gathers * mode_counts.gather_launches * c.launch_s
@@ -363,9 +370,9 @@ class RankWork:
                 mode_counts.operation_launches * run.operations,
             )
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
-            exchange_s = _exchange_launches(mode_counts, mesh) * c.launch_s
+            exchange_s = _exchange_launches(mode_counts, step.candidate.mesh) * c.launch_s
             host_s += count * (block_s + exchange_s * attentions)
-        return self._host_s.setdefault(key, host_s)
+        return host_s
 
     def _over(
         self,
@@ -376,14 +383,15 @@ class RankWork:
         axes: tuple[str, ...],
     ) -> Exchange:
         """An exchange along axes."""
-        key, known = (part, operation, rank_bytes, axes), step.place.exchanges
-        if key not in known:
+        exchanges = step.place.exchanges
+        key = (part, operation, rank_bytes, axes)
+        if key not in exchanges:
             groups = step.place.groups(axes)
             found = self.topology.collective_s(operation, rank_bytes, groups)
             start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
             timed = Timed(found.seconds + start_s, found.source)
-            known[key] = Exchange(part, operation, rank_bytes, groups, timed)
-        return known[key]
+            exchanges[key] = Exchange(part, operation, rank_bytes, groups, timed)
+        return exchanges[key]
 
     def _book(self, ledger: Ledger, activity: Activity) -> None:
         """Books what an activity takes of the rank's time."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.share import Share, attention_flops, linear_flops, point_share, width_of
+from ditplan.planner.memo import Memo
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.model import (
     AttentionKernel,
@@ -234,8 +235,8 @@ class DeviceTimes:
     ) -> None:
         """`profile` must be of this model and device."""
         self.spec, self.profile, self.device, self.constants = spec, profile, device, constants
-        self._known: dict[tuple[str, Mode], list[TimePoint]] = {}
-        self._lines: dict[tuple[str, Mode, Dtype], Lines] = {}
+        self._known: Memo[tuple[str, Mode], list[TimePoint]] = Memo()
+        self._lines: Memo[tuple[str, Mode, Dtype], Lines] = Memo()
 
     def block(self, run: BlockRun, share: Share, dtype: Dtype, mode: Mode) -> Timed:
         """One block of a run, on the device's clock (without waiting for launches unless

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from ditplan.planner.memo import Memo
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
@@ -34,6 +35,15 @@ class Share:
     predicted: int = 0
     heads_by: tuple[int, ...] | None = None
     place: int | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Found once: a share is part of many keys."""
+        counts = (*self.tokens.values(), *self.queries.values(), *self.keys.values())
+        return hash((self.batch, *counts, self.ring, self.ulysses, self.predicted, self.place))
 
     @cached_property
     def rows(self) -> int:
@@ -132,8 +142,8 @@ class Shares:
 
     def __init__(self, spec: ModelSpec, *, repeat_text: bool = False) -> None:
         self._spec, self._repeat_text = spec, repeat_text
-        self._whole: dict[tuple[object, ...], Share] = {}
-        self._patches: dict[tuple[object, ...], tuple[Share, ...]] = {}
+        self._whole: Memo[tuple[object, ...], Share] = Memo()
+        self._patches: Memo[tuple[object, ...], tuple[Share, ...]] = Memo()
 
     def of(
         self,

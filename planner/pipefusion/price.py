@@ -10,6 +10,7 @@ from ditplan.planner.cost.mixed_devices import Crew
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Timed
 from ditplan.planner.cost.step import Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.pipefusion.partition import StageWork, balanced_stages, balanced_unlike_stages
 from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
 from ditplan.planner.pipefusion.stage_times import LoopTimes, Piece, Pieces, Stage
@@ -29,16 +30,16 @@ class Pipeline:
         self, work: RankWork, candidate: Candidate, workload: Workload, crews: Sequence[Crew]
     ) -> None:
         """`candidate` has a PipeFusion part, whose blocks per stage have no say here. `crews` are
-        the ranks of each stage, the same object where they are alike.
+        the ranks of each stage.
         """
         assert candidate.pipefusion is not None
         self._work, self._candidate, self._workload = work, candidate, workload
         self._part, self._stages = candidate.pipefusion, candidate.mesh.pipefusion
-        self._tasks_s: dict[tuple[int, Stage, int], float] = {}
+        self._tasks_s: Memo[tuple[object, ...], float] = Memo()
         self._lines = work.place(candidate).groups(("pipefusion",))
-        distinct = {id(crew): crew for crew in crews}
-        found = {key: self._pieces(crew) for key, crew in distinct.items()}
-        self._of_stage = tuple(found[id(crew)] for crew in crews)
+        found = {crew: self._pieces(crew) for crew in dict.fromkeys(crews)}
+        self._crews, self._pieces_of = crews, found
+        self._of_stage = tuple(found[crew] for crew in crews)
         self._first = self._of_stage[0]
         self._are_alike = len(found) == 1
         self._is_on_cpu = self._first.whole.step.device.kind == "cpu"
@@ -53,11 +54,9 @@ class Pipeline:
         block_sizes = [
             size for size, run in zip(sizes, runs, strict=True) for _ in range(run.count)
         ]
-        distinct = {id(pieces): pieces for pieces in self._of_stage}
-        found = {key: self._stage_work(pieces) for key, pieces in distinct.items()}
+        found = {crew: self._stage_work(pieces) for crew, pieces in self._pieces_of.items()}
         stages = [
-            StageWork(*found[id(pieces)], room)
-            for pieces, room in zip(self._of_stage, rooms, strict=True)
+            StageWork(*found[crew], room) for crew, room in zip(self._crews, rooms, strict=True)
         ]
         between_s = sum(self._between_s) if self._patched_steps else 0.0
         predicting = self._of_stage[0 if self._is_folded else -1]
@@ -181,18 +180,17 @@ class Pipeline:
         work, candidate, workload = self._work, self._candidate, self._workload
         mesh, uneven = candidate.mesh, candidate.token_shares
         shares = work.shares.of_patches(mesh, workload, self._part.patches, uneven)
-        found: dict[int, Piece] = {}
-        for patch, share in enumerate(shares):
-            # patches of one size have the same share
-            if id(share) not in found:
-                step = work.step_of(candidate, workload, crew, share, patch)
-                found[id(share)] = self._piece(step, is_patch=True)
-        counts = Counter(map(id, shares))
+        # patches of one size have equal shares
+        counts, kinds = Counter(shares), []
+        for share, times in counts.items():
+            step = work.step_of(candidate, workload, crew, share, shares.index(share))
+            kinds.append((self._piece(step, is_patch=True), times))
+        numbers = {share: number for number, share in enumerate(counts)}
         whole = work.shares.of(mesh, workload, uneven)
         return Pieces(
             whole=self._piece(work.step_of(candidate, workload, crew, whole), is_patch=False),
-            patches=tuple(found[id(share)] for share in shares),
-            kinds=tuple((found[key], times) for key, times in counts.items()),
+            patches=tuple(numbers[share] for share in shares),
+            kinds=tuple(kinds),
         )
 
     def _piece(self, step: Step, *, is_patch: bool) -> Piece:
@@ -212,15 +210,16 @@ class Pipeline:
 
     def _row(self, pieces: Pieces, seconds_of: Callable[[Piece], float]) -> list[float]:
         """The seconds of each patch, found once for those of one size."""
-        found = {id(piece): seconds_of(piece) for piece, _ in pieces.kinds}
-        return [found[id(piece)] for piece in pieces.patches]
+        found = [seconds_of(piece) for piece, _ in pieces.kinds]
+        return [found[kind] for kind in pieces.patches]
 
     def _hop_s(self, piece: Piece, position: int) -> float:
         return self._hop(piece, position).seconds
 
     def _task_s(self, piece: Piece, stage: Stage, visit: int) -> float:
         """Seconds in which a stage computes a piece when it comes by."""
-        key = (id(piece), stage, visit)
+        step = piece.step
+        key = (step.share, step.loads, step.device.name, piece.is_patch, stage, visit)
         if key not in self._tasks_s:
             device_s = self._device_s(piece, stage, visit)
             self._tasks_s[key] = device_s + self._waits_s(piece, stage, visit, device_s)

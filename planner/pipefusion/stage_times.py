@@ -28,12 +28,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """All that the ranks of a stage run: the whole sequence, each patch, and how often patches of
-    each size come by.
+    """All that the ranks of a stage run: the whole sequence, and patches of each size, in `kinds`
+    with how often they come by. `patches` says which of these each patch is.
     """
 
     whole: Piece
-    patches: tuple[Piece, ...]
+    patches: tuple[int, ...]
     kinds: tuple[tuple[Piece, int], ...]
 
 

@@ -83,14 +83,14 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
     """
     listing, ranks = Listing(), Row("ranks", "all")
     activities = list(_activities(work, step))
-    # blocks of a run share their activities
-    distinct = {id(activity): activity for _, activity in activities}
-    links_of = {key: _links_of(work.topology, activity) for key, activity in distinct.items()}
+    # blocks of a run do the same
+    distinct = {activity for _, activity in activities}
+    links_of = {activity: _links_of(work.topology, activity) for activity in distinct}
     steps = step.workload.steps
     shown = min(steps, SHOWN_STEPS)
     for listing.step in range(shown):
         for name, activity in activities:
-            links = links_of[id(activity)]
+            links = links_of[activity]
             if isinstance(activity, RingAttention):
                 _list_ring(listing, name, activity, (ranks,), links)
             else:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 ORDER = {
     "planner": (
-        ("constants", "objectives"),
+        ("constants", "memo", "objectives"),
         ("network",),
         ("space",),
         ("task",),
