@@ -29,11 +29,11 @@ from ditplan.planner.report import (
     tune_json,
 )
 from ditplan.planner.search.pricing import price_one, space_of, timeline_of
-from ditplan.planner.search.ranking import Ranking
-from ditplan.planner.search.search import Trialrun, Trials, search, study_name
+from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
 from ditplan.planner.search.workload_mix import load_mix, plan_mix
 from ditplan.planner.simulation.chrome_trace import chrome_trace
-from ditplan.planner.task import Task, Wishes, check_quality, workload_for
+from ditplan.planner.task import Task, TuneRequest, check_quality, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
@@ -259,7 +259,7 @@ def tune(
         "dtype": dtype,
     }
     pins = {"cfg": cfg, "pipefusion": pipefusion, "ulysses": ulysses, "ring": ring, "dp": dp}
-    wishes = Wishes(
+    wishes = TuneRequest(
         spec,
         known=partial(_recorded_quality, model, spec) if weights is None else _nothing_known,
         quality=quality,
@@ -506,12 +506,12 @@ class _How:
 
 
 def _tune_for_real(
-    wishes: Wishes,
+    wishes: TuneRequest,
     asked: dict[str, Any],
     hosts: Path | None,
     how: _How,
     say: Callable[[str], None],
-) -> Ranking:
+) -> SearchResult:
     """Measures what is missing, searches, and runs the best plans; keeps it all in a folder."""
     with _workers(hosts, wishes.gpus) as workers:
         workload = workload_for(wishes.spec, workers.device, **asked)
@@ -527,17 +527,17 @@ def _tune_for_real(
         task = _with_model_profile(task, requests, workers, how.study, say)
         top = _default_measure(task.spec, workers.device) if how.measure is None else how.measure
 
-        def run(plan: ExecutionPlan) -> Trialrun:
+        def run(plan: ExecutionPlan) -> RunResult:
             result = workers.measure(task.spec, how.weights, plan)
-            return Trialrun(result.latency_s, result.memory_bytes)
+            return RunResult(result.latency_s, result.memory_bytes)
 
         journal = how.study / "journal.log"
-        trials = Trials(run, top=top, budget_s=how.budget_s, journal=journal)
+        trials = MeasurementPolicy(run, top=top, budget_s=how.budget_s, journal=journal)
         return search(task, trials, progress=say)
 
 
 def _tune_mix(
-    wishes: Wishes, workloads: Path, cluster: ClusterProfile, out: Path, terminal: Terminal
+    wishes: TuneRequest, workloads: Path, cluster: ClusterProfile, out: Path, terminal: Terminal
 ) -> None:
     """Plans each workload of a mix, writes the book, and says what one mesh would cost."""
     mix = load_mix(workloads, wishes.spec, cluster.devices[0].kind)

@@ -16,7 +16,7 @@ class Computation:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class CollectiveCost:
     """An operation that all groups of ranks make at once, `rank_bytes` put in by each rank."""
 
     part: str
@@ -38,7 +38,7 @@ class RingAttention:
     blocks: int
     attend: Timed
     merge: Timed
-    sent: Exchange
+    sent: CollectiveCost
     is_hidden: bool
     stale: Timed
     stale_pieces: float
@@ -73,7 +73,7 @@ class RingAttention:
         return max(0.0, self.sent.timed.seconds - (behind_s if self.is_hidden else 0.0))
 
 
-Activity = Computation | Exchange | RingAttention
+Activity = Computation | CollectiveCost | RingAttention
 
 
 def seconds_of(activity: Activity) -> float:

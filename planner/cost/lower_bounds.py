@@ -11,7 +11,7 @@ from ditplan.planner.cost.activities import Activity, RingAttention
 from ditplan.planner.cost.memory import MemoryModel
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Timed, overlapped_s
-from ditplan.planner.cost.share import Share, calls_of
+from ditplan.planner.cost.share import RankShard, calls_of
 from ditplan.planner.cost.step import Place, Step
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import AxisGroups, Groups, groups_along
@@ -28,11 +28,11 @@ ROUNDING = 1 - 1e-9
 
 PlaceKey = tuple[tuple[tuple[str, ...], tuple[int, int]], ...]
 
-PieceOf = Callable[[Share, bool], "_Piece"]
+PieceOf = Callable[[RankShard, bool], "_Piece"]
 """What a share costs, its products slowed by transfers or not."""
 
 
-class Floors:
+class LowerBounds:
     """Lower bounds of the latency and memory of candidates, whatever their division into stages and
     their mode.
 
@@ -51,7 +51,7 @@ class Floors:
         self._keys: Memo[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = Memo()
         self._exchanged_s: Memo[tuple[object, ...], float] = Memo()
         self._pieces: Memo[tuple[object, ...], _Piece] = Memo()
-        self._kinds: Memo[tuple[Share, ...], Sequence[tuple[Share, int]]] = Memo()
+        self._kinds: Memo[tuple[RankShard, ...], Sequence[tuple[RankShard, int]]] = Memo()
         self._slowed: Memo[tuple[tuple[int, int], ...], bool] = Memo()
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
@@ -224,12 +224,12 @@ class Floors:
             self._slowed[lines.runs] = minds_transfers(device.name, kinds)
         return self._slowed[lines.runs]
 
-    def _kinds_of(self, shares: tuple[Share, ...]) -> Sequence[tuple[Share, int]]:
+    def _kinds_of(self, shares: tuple[RankShard, ...]) -> Sequence[tuple[RankShard, int]]:
         """The shares of patches that differ, with how many there are. Of those that are computed
         the smallest one stands for all with as much text, which cost no less.
         """
         if shares not in self._kinds:
-            kinds: dict[object, list[Share]] = {}
+            kinds: dict[object, list[RankShard]] = {}
             for share in shares:
                 kind = share if self._is_measured else share.tokens["text"]
                 kinds.setdefault(kind, []).append(share)
@@ -244,7 +244,7 @@ class Floors:
         candidate: Candidate,
         device: Device,
         modes: tuple[Mode, ...],
-        share: Share,
+        share: RankShard,
         is_slowed: bool,
     ) -> "_Piece":
         # a share says itself whether it is a patch's, which is all that PipeFusion changes here
@@ -332,7 +332,7 @@ class _Piece:
         return max(blocks * self.least_block_s + self.outside_s, self.again_s)
 
 
-class Front:
+class ParetoFront:
     """Plans that no other beats in latency, memory and quality at once, of those with the fewest
     GPUs first.
     """

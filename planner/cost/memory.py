@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
-from ditplan.planner.cost.share import Share, Shares
+from ditplan.planner.cost.share import RankShard, RankShards
 from ditplan.planner.memo import Memo
 from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.stage_blocks import runs_of_stages
@@ -57,14 +57,14 @@ def memory_of(
 
     In PipeFusion's warm-up a stage sees the whole sequence.
     """
-    return MemoryModel(Shares(spec), spec, constants).of(candidate, workload, device)
+    return MemoryModel(RankShards(spec), spec, constants).of(candidate, workload, device)
 
 
 class MemoryModel:
     """Counts candidates' memory, what several have in common once."""
 
     def __init__(
-        self, shares: Shares, spec: ModelSpec, constants: MemoryConstants | None = None
+        self, shares: RankShards, spec: ModelSpec, constants: MemoryConstants | None = None
     ) -> None:
         self._shares, self._spec, self._constants = shares, spec, constants or MemoryConstants()
         self._found: Memo[tuple[object, ...], Memory] = Memo()
@@ -177,7 +177,7 @@ class MemoryModel:
         return self._cached[key]
 
 
-def cached_bytes(share: Share, run: BlockRun, workload: Workload) -> int:
+def cached_bytes(share: RankShard, run: BlockRun, workload: Workload) -> int:
     """The keys and values of the whole sequence for the heads of a rank with such a share."""
     numbers = sum(
         sum(share.keys[segment] for segment in attention.segments)
@@ -234,7 +234,7 @@ def why_swapping(memory: Memory, ranks: int, host: Host) -> str | None:
     )
 
 
-def _buffers_bytes(mesh: Mesh, share: Share, hidden_bytes: int) -> int:
+def _buffers_bytes(mesh: Mesh, share: RankShard, hidden_bytes: int) -> int:
     """Ulysses holds q, k, v and the output before and after its exchange.
 
     A ring two K/V blocks and fp32 results.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ditplan.planner.cost.share import Share, Shares
+from ditplan.planner.cost.share import RankShard, RankShards
 from ditplan.planner.memo import Memo
 from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import Device
@@ -22,7 +22,7 @@ ROUNDS = 3
 class Load:
     """What a rank has to do, and with what."""
 
-    share: Share
+    share: RankShard
     device: Device
 
     def __hash__(self) -> int:
@@ -30,19 +30,19 @@ class Load:
         return hash((self.share, self.device.name))
 
 
-Post = tuple[int | None, str]
+RankKind = tuple[int | None, str]
 """A rank's place in its sequence, ring first, None where all have equal parts; and the name of its
 device.
 """
 
-Crew = tuple[Post, ...]
+RankKinds = tuple[RankKind, ...]
 """Those of the ranks that wait for each other that differ."""
 
 
-def crew_of(candidate: Candidate, devices: Iterable[Sequence[Device]]) -> Crew:
+def rank_kinds_of(candidate: Candidate, devices: Iterable[Sequence[Device]]) -> RankKinds:
     """The ranks of some groups that share a sequence each, given by their devices in order."""
     shares, ulysses = candidate.token_shares, candidate.mesh.ulysses
-    found: dict[tuple[object, ...], Post] = {}
+    found: dict[tuple[object, ...], RankKind] = {}
     for group in devices:
         for place, device in enumerate(group):
             if shares is None:
@@ -57,23 +57,27 @@ def crew_of(candidate: Candidate, devices: Iterable[Sequence[Device]]) -> Crew:
     return tuple(found.values())
 
 
-class Loads:
-    """The loads of crews on devices, by name, each found once."""
+class RankLoads:
+    """The loads of kinds_of_stages on devices, by name, each found once."""
 
-    def __init__(self, shares: Shares, devices: Mapping[str, Device]) -> None:
+    def __init__(self, shares: RankShards, devices: Mapping[str, Device]) -> None:
         self._shares, self._devices = shares, devices
         self._found: Memo[tuple[object, ...], tuple[Load, ...]] = Memo()
 
     def of(
-        self, candidate: Candidate, workload: Workload, crew: Crew, patch: int | None = None
+        self,
+        candidate: Candidate,
+        workload: Workload,
+        rank_kinds: RankKinds,
+        patch: int | None = None,
     ) -> tuple[Load, ...]:
-        """What each post of a crew has to do for the whole sequence, or for a patch of it."""
+        """What each post of a rank_kinds has to do for the whole sequence, or for a patch of it."""
         mesh, shares, part = candidate.mesh, candidate.token_shares, candidate.pipefusion
         patches = part.patches if part and patch is not None else None
-        key = (crew, mesh.degrees, shares, patches, patch, workload)
+        key = (rank_kinds, mesh.degrees, shares, patches, patch, workload)
         if key not in self._found:
             loads = []
-            for place, name in crew:
+            for place, name in rank_kinds:
                 if patches is None or patch is None:
                     share = self._shares.of(mesh, workload, shares, place)
                 else:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ditplan.planner.cost.activities import Exchange
-from ditplan.planner.cost.breakdown import Ledger
+from ditplan.planner.cost.activities import CollectiveCost
+from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.mixed_devices import Load
-from ditplan.planner.cost.share import Share
+from ditplan.planner.cost.share import RankShard
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
 from ditplan.planner.space.candidate import Candidate
@@ -22,8 +22,8 @@ class Place:
     ) -> None:
         self.placement, self._groups_of = placement, groups_of
         self._groups: Memo[tuple[str, ...], Groups] = Memo()
-        self.booked: Memo[tuple[object, ...], Ledger] = Memo()
-        self.exchanges: Memo[tuple[object, ...], Exchange] = Memo()
+        self.booked: Memo[tuple[object, ...], CostBreakdown] = Memo()
+        self.exchanges: Memo[tuple[object, ...], CollectiveCost] = Memo()
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""
@@ -42,7 +42,7 @@ class Step:
 
     candidate: Candidate
     workload: Workload
-    share: Share
+    share: RankShard
     device: Device
     place: Place
     loads: tuple[Load, ...] = ()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ditplan.planner.cost.breakdown import Ledger
+from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.step import Step
 from ditplan.planner.pipefusion.schedule import Durations
 
@@ -16,11 +16,11 @@ class Piece:
     """
 
     step: Step
-    blocks: tuple[Ledger, ...]
+    blocks: tuple[CostBreakdown, ...]
     total_s: tuple[float, ...]
-    outside: Ledger
-    gather: Ledger
-    passes: Ledger
+    outside: CostBreakdown
+    gather: CostBreakdown
+    passes: CostBreakdown
     onward_bytes: int
     back_bytes: int
     is_patch: bool
@@ -38,7 +38,7 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageBlocks:
     """A stage's blocks of each run, each time that a patch comes by, and whether predictions end
     there.
     """

@@ -17,7 +17,7 @@ STEP_CACHES = tuple(TaylorSeer(interval=interval) for interval in (2, 3, 5))
 
 
 @dataclass(frozen=True)
-class Allowed:
+class ApproximationPolicy:
     """Which settings of PipeFusion and which step caches may be used, and what was measured of
     their quality.
 

@@ -15,7 +15,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, TimePoint
 from ditplan.profiles.plan import PipeFusion, Schedule, TaylorSeer
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_nouns import a_cluster, a_device, a_link, a_table, sd3_like
+from tests.unit.planner_factories import a_cluster, a_device, a_link, a_table, sd3_like
 
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
 NATIVE = BACKENDS["native"]

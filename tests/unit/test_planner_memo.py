@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ditplan.planner.cost.lower_bounds import Floors
+from ditplan.planner.cost.lower_bounds import LowerBounds
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.topology import Topology
@@ -59,7 +59,7 @@ class Asked:
     def __init__(self, scene: Scene) -> None:
         self.topology = Topology(scene.cluster)
         self.model = CostModel(self.topology, scene.spec, scene.profile)
-        self._floors: dict[Workload, Floors] = {}
+        self._floors: dict[Workload, LowerBounds] = {}
 
     def answer(self, question: str, candidate: Candidate, workload: Workload) -> object:
         """What a method says of a candidate."""
@@ -105,7 +105,7 @@ class Asked:
         """On the largest device."""
         return self._floors_of(workload).least_bytes(_anywhere(candidate))
 
-    def _floors_of(self, workload: Workload) -> Floors:
+    def _floors_of(self, workload: Workload) -> LowerBounds:
         if workload not in self._floors:
             self._floors[workload] = self.model.floors(workload, MODES)
         return self._floors[workload]
@@ -146,10 +146,11 @@ def test_one_cost_model_says_what_a_forgetful_one_says(scene: Scene) -> None:
     ]
     random.Random(1).shuffle(asked)
     remembering, forgetful = Asked(scene), dict[object, Asked]()
-    for question, *pair in asked:
+    for question, candidate, workload in asked:
+        pair = candidate, workload
         answer = remembering.answer(question, *pair)
         with forgetting():
-            oracle = forgetful.setdefault(tuple(pair), Asked(scene))
+            oracle = forgetful.setdefault(pair, Asked(scene))
             assert oracle.answer(question, *pair) == answer, (question, pair)
 
 
