@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ditplan.planner.search.search import search
-from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Host, Link, LinkKind
@@ -69,7 +69,7 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
     else:
         cluster = find_cluster(cluster_name)
     spec = find_model(model)
-    task = Task(spec, spec.defaults, cluster, allowed=Allowed())
+    task = Task(spec, spec.defaults, cluster, allowed=ApproximationPolicy())
     began_s, began_cpu_s = time.monotonic(), time.process_time()
     found = search(task)
     return {

@@ -9,9 +9,9 @@ from ditplan.models import NamedModel, model_named
 from ditplan.planner.cost.profile_points import grid_points, wanted_points
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import space_of
-from ditplan.planner.search.ranking import Ranking
-from ditplan.planner.search.search import Trialrun, Trials, search
-from ditplan.planner.task import Task, Wishes, workload_for
+from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
@@ -93,33 +93,33 @@ def measured_blocks(
 
 
 def tuned(
-    wishes: Wishes, asked: Mapping[str, Any], hosts: Hosts, how: Measuring, say: Say
-) -> Ranking:
+    request: TuneRequest, asked: Mapping[str, Any], hosts: Hosts, how: Measuring, say: Say
+) -> SearchResult:
     """Measures what is missing, searches, and runs the best plans; keeps it all in a folder.
 
     Raises:
         InputError: something that was asked for can't be. ClusterError: all plans failed.
     """
-    require_runtime(wishes.backend)
+    require_runtime(request.backend)
     study = study_in(how.study)
-    with start_workers(hosts, wishes.gpus) as workers:
-        workload = workload_for(wishes.spec, workers.device, **asked)
+    with start_workers(hosts, request.gpus) as workers:
+        workload = workload_for(request.spec, workers.device, **asked)
         # what can't be planned is refused before anything is measured
-        wishes.allowed(workload)
-        if wishes.mode is not None:
-            require_mode(wishes.backend, wishes.mode, workers.device)
+        request.allowed(workload)
+        if request.mode is not None:
+            require_mode(request.backend, request.mode, workers.device)
         cluster = study.cluster(workers, say)
-        task = wishes.task(workload, cluster)
+        task = request.task(workload, cluster)
         requests = _points_of(task)
         study.keep_cluster(cluster)
         task = study.with_blocks_measured(task, requests, workers, say)
         top = _usual_runs(task.spec, workers.device) if how.measure is None else how.measure
 
-        def run(plan: ExecutionPlan) -> Trialrun:
+        def run(plan: ExecutionPlan) -> RunResult:
             result = workers.measure(task.spec, how.weights, plan)
-            return Trialrun(result.latency_s, result.memory_bytes)
+            return RunResult(result.latency_s, result.memory_bytes)
 
-        trials = Trials(run, top=top, budget_s=how.budget_s, journal=study.journal)
+        trials = MeasurementPolicy(run, top=top, budget_s=how.budget_s, journal=study.journal)
         return search(task, trials, progress=say)
 
 

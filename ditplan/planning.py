@@ -23,12 +23,12 @@ from ditplan.planner.report import (
     tune_json,
 )
 from ditplan.planner.search.pricing import price_one, timeline_of
-from ditplan.planner.search.ranking import Ranked, Ranking
+from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
 from ditplan.planner.search.workload_mix import Mixed, load_mix, plan_mix
 from ditplan.planner.simulation.chrome_trace import chrome_trace
 from ditplan.planner.simulation.timeline import Timeline
-from ditplan.planner.task import Task, Wishes, check_quality, workload_for
+from ditplan.planner.task import Task, TuneRequest, check_quality, workload_for
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import find_cluster
@@ -49,23 +49,23 @@ Cluster = ClusterProfile | Path | str
 class PlanResult:
     """The outcome of a search for one workload."""
 
-    ranking: Ranking
+    found: SearchResult
 
     @cached_property
     def plan(self) -> ExecutionPlan:
         """The best plan, to save or to run."""
-        return self.ranking.to_plan()
+        return self.found.to_plan()
 
     def table(self, rows: int = 12) -> Table:
         """The first candidates and why they lost, for rich and for notebooks."""
-        return ranking_table(self.ranking, rows)
+        return ranking_table(self.found, rows)
 
     def to_json(self) -> dict[str, object]:
         """All candidates, as `tune` prints them."""
-        return tune_json(self.ranking)
+        return tune_json(self.found)
 
     def __str__(self) -> str:
-        return best_text(self.ranking)
+        return best_text(self.found)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class SimulateResult:
     """What one configuration costs."""
 
     task: Task
-    priced: Ranked
+    priced: PricedCandidate
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -173,17 +173,17 @@ def plan(
     entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
-    wishes, wanted = _wishes(named, asked), workload_in(asked)
+    request, wanted = _request(named, asked), workload_in(asked)
     if cluster is not None:
         known = _cluster(cluster)
         workload = workload_for(named.spec, known.devices[0].kind, **wanted)
-        return PlanResult(search(wishes.task(workload, known), progress=say))
+        return PlanResult(search(request.task(workload, known), progress=say))
     weights = asked.get("weights")
     if weights is not None:
         check_weights(Path(weights), named.spec)
     own = named.weights if weights is None else Path(weights)
     how = Measuring(Path(study), own, measure, budget_s)
-    return PlanResult(tuned(wishes, wanted, entries, how, say))
+    return PlanResult(tuned(request, wanted, entries, how, say))
 
 
 def plan_book(
@@ -204,7 +204,7 @@ def plan_book(
     asked = checked(PlanSettings, settings)
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
-    wishes = _wishes(named, asked)
+    request = _request(named, asked)
     if cluster is None:
         raise InputError(
             Setting("workloads"),
@@ -214,7 +214,7 @@ def plan_book(
             Command("profile", (Setting("hosts", "FILE"), Setting("out", "cluster.json"))),
             "` has measured",
         )
-    if wishes.objective != FASTEST:
+    if request.objective != FASTEST:
         raise InputError(
             Setting("workloads"),
             " makes the weighted mean latency best; leave out ",
@@ -231,7 +231,7 @@ def plan_book(
         )
     known = _cluster(cluster)
     mix = load_mix(Path(workloads), named.spec, known.devices[0].kind)
-    return BookResult(plan_mix(wishes, mix, known, progress or _say_nothing))
+    return BookResult(plan_mix(request, mix, known, progress or _say_nothing))
 
 
 def simulate(
@@ -263,10 +263,10 @@ def simulate(
     return SimulateResult(task, priced)
 
 
-def _wishes(named: NamedModel, settings: PlanSettings) -> Wishes:
+def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
     own_weights = settings.get("weights") is not None
     known: Callable[[Workload], Any] = _nothing_known if own_weights else named.known_quality
-    return Wishes(
+    return TuneRequest(
         named.spec,
         known=known,
         quality=settings.get("quality", "safe"),

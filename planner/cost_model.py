@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ditplan.planner.constants import CostConstants, MemoryConstants
-from ditplan.planner.cost.breakdown import Ledger, worst_source
-from ditplan.planner.cost.lower_bounds import Floors
+from ditplan.planner.cost.breakdown import CostBreakdown, worst_source
+from ditplan.planner.cost.lower_bounds import LowerBounds
 from ditplan.planner.cost.memory import Memory, MemoryModel, held_parameters
-from ditplan.planner.cost.mixed_devices import ROUNDS, Crew, Load, crew_of, whole_shares
+from ditplan.planner.cost.mixed_devices import ROUNDS, Load, RankKinds, rank_kinds_of, whole_shares
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Roofline
 from ditplan.planner.cost.step import Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import listed
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.pipefusion.price import Pipeline
+from ditplan.planner.pipefusion.price import PipeFusionCost
 from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
 from ditplan.planner.simulation.timeline import Timeline, exact_timeline
 from ditplan.planner.space.candidate import Candidate
@@ -55,11 +56,10 @@ class CostModel:
         self._work = RankWork(self.topology, spec, profile, self.constants)
         self._all_devices = self._work.devices
         self._are_all_alike = len(set(self._all_devices)) == 1
-        self._known_crews: dict[tuple[object, ...], Crew] = {}
-        self._one_crew: Crew = ((None, self._all_devices[0]),)
+        self._one_kind: RankKinds = ((None, self._all_devices[0].name),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
-        self._around_s: dict[tuple[str, Workload], float] = {}
-        self._pipelines: dict[tuple[int, ...], tuple[object, Pipeline]] = {}
+        self._around_s: Memo[tuple[str, Workload], float] = Memo()
+        self._pipefusion_costs: Memo[tuple[RankKinds, ...], tuple[object, PipeFusionCost]] = Memo()
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 
@@ -74,7 +74,7 @@ class CostModel:
         computed = 1 if candidate.pipefusion else workload.steps
         if candidate.step_cache:
             computed = candidate.step_cache.computed_steps(workload.steps)
-        ledger = Ledger()
+        ledger = CostBreakdown()
         ledger.include_all(step, computed)
         if candidate.step_cache:
             ledger.include_part("scheduler", step, workload.steps - computed)
@@ -102,15 +102,15 @@ class CostModel:
             InputError: as `price`.
         """
         if part := candidate.pipefusion:
-            times = self._pipeline(candidate, workload).times(part)
+            times = self._pipefusion_cost(candidate, workload).times(part)
             lines = listed(candidate.groups(("pipefusion",)))
             passes = listed(candidate.groups(("dp", "cfg")))
             return staged_timeline(self.topology, lines, passes, times)
         return exact_timeline(self._work, self._slowest_step(candidate, workload))
 
-    def floors(self, workload: Workload, modes: Sequence[Mode]) -> Floors:
+    def floors(self, workload: Workload, modes: Sequence[Mode]) -> LowerBounds:
         """What candidates cost at least in one of these modes."""
-        return Floors(self._work, self._memory, workload, modes)
+        return LowerBounds(self._work, self._memory, workload, modes)
 
     def memory(
         self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
@@ -129,14 +129,14 @@ class CostModel:
         if part is None:
             return candidate
         found = self.devices_of_stages(candidate)
-        distinct = {id(devices): devices for devices in found}
+        distinct = {_names(devices): devices for devices in found}
         room_of = {
-            key: self._memory.room_for_blocks(candidate, workload, devices)
-            for key, devices in distinct.items()
+            names: self._memory.room_for_blocks(candidate, workload, devices)
+            for names, devices in distinct.items()
         }
-        rooms = [room_of[id(devices)] for devices in found]
+        rooms = [room_of[_names(devices)] for devices in found]
         sizes = self._memory.block_bytes(candidate, workload)
-        stages = self._pipeline(candidate, workload).balanced(sizes, rooms)
+        stages = self._pipefusion_cost(candidate, workload).balanced(sizes, rooms)
         changed = part.model_copy(update={"blocks_per_stage": stages})
         return replace(candidate, pipefusion=changed)
 
@@ -184,41 +184,43 @@ class CostModel:
         """How a ring's keys and values get about."""
         return self._work.ring_variant(candidate)
 
-    def _ledger(self, candidate: Candidate, workload: Workload) -> Ledger:
+    def _ledger(self, candidate: Candidate, workload: Workload) -> CostBreakdown:
         """A step of the slowest ranks that share a sequence; with PipeFusion the whole loop."""
         if candidate.pipefusion:
-            return self._pipeline(candidate, workload).loop(candidate.pipefusion)
-        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+            return self._pipefusion_cost(candidate, workload).loop(candidate.pipefusion)
+        steps = (
+            self._step(candidate, workload, rank_kinds)
+            for rank_kinds in self._kinds_of_sequences(candidate)
+        )
         return max(map(self._work.step, steps), key=lambda found: found.total)
 
     def _slowest_step(self, candidate: Candidate, workload: Workload) -> Step:
-        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+        steps = (
+            self._step(candidate, workload, rank_kinds)
+            for rank_kinds in self._kinds_of_sequences(candidate)
+        )
         return max(steps, key=lambda step: self._work.step(step).total)
 
-    def _step(self, candidate: Candidate, workload: Workload, crew: Crew) -> Step:
+    def _step(self, candidate: Candidate, workload: Workload, rank_kinds: RankKinds) -> Step:
         share = self._work.shares.of(candidate.mesh, workload, candidate.token_shares)
-        return self._work.step_of(candidate, workload, crew, share)
+        return self._work.step_of(candidate, workload, rank_kinds, share)
 
-    def _crews(self, candidate: Candidate) -> list[Crew]:
+    def _kinds_of_sequences(self, candidate: Candidate) -> list[RankKinds]:
         """The ranks of each sequence of an exact candidate, as far as sequences differ."""
         if self._are_all_alike and candidate.token_shares is None:
-            return [self._one_crew]
-        crews = (self._crew(candidate, [group]) for group in self._sequences(candidate))
-        return list({id(crew): crew for crew in crews}.values())
+            return [self._one_kind]
+        kinds_of_stages = (
+            rank_kinds_of(candidate, [group]) for group in self._sequences(candidate)
+        )
+        return list(dict.fromkeys(kinds_of_stages))
 
-    def _crews_of_stages(self, candidate: Candidate) -> tuple[Crew, ...]:
+    def _kinds_of_stages(self, candidate: Candidate) -> tuple[RankKinds, ...]:
         """The ranks of each stage, of all sequences."""
         stages = candidate.mesh.pipefusion
         if self._are_all_alike and candidate.token_shares is None:
-            return (self._one_crew,) * stages
+            return (self._one_kind,) * stages
         groups = self._sequences(candidate)
-        return tuple(self._crew(candidate, groups[stage::stages]) for stage in range(stages))
-
-    def _crew(self, candidate: Candidate, groups: Sequence[Sequence[Device]]) -> Crew:
-        """The same object for the same ranks."""
-        crew = crew_of(candidate, groups)
-        key = tuple((place, device.name) for place, device in crew)
-        return self._known_crews.setdefault(key, crew)
+        return tuple(rank_kinds_of(candidate, groups[stage::stages]) for stage in range(stages))
 
     def _sequences(self, candidate: Candidate) -> list[list[Device]]:
         """The devices that share a sequence, or a stage's part of its blocks: dp, cfg, stages."""
@@ -226,19 +228,26 @@ class CostModel:
         devices = [self._all_devices[rank] for rank in ranks]
         return [devices[first : first + size] for first in range(0, len(ranks), size)]
 
-    def _pipeline(self, candidate: Candidate, workload: Workload) -> Pipeline:
+    def _pipefusion_cost(self, candidate: Candidate, workload: Workload) -> PipeFusionCost:
         """The candidate's pipeline; of those on such devices the one asked for last is kept."""
         part = candidate.pipefusion
         assert part is not None
-        place = (candidate.mesh, candidate.placement, candidate.mode, candidate.token_shares)
-        settings = (part.patches, part.warmup_steps, part.schedule, candidate.weights)
-        key = (*place, *settings, workload)
-        crews = self._crews_of_stages(candidate)
-        where = tuple(map(id, crews))
-        kept = self._pipelines.get(where)
+        key = (
+            candidate.mesh,
+            candidate.placement,
+            candidate.mode,
+            candidate.token_shares,
+            part.patches,
+            part.warmup_steps,
+            part.schedule,
+            candidate.weights,
+            workload,
+        )
+        kinds_of_stages = self._kinds_of_stages(candidate)
+        kept = self._pipefusion_costs.get(kinds_of_stages)
         if kept is None or kept[0] != key:
-            kept = (key, Pipeline(self._work, candidate, workload, crews))
-            self._pipelines[where] = kept
+            kept = (key, PipeFusionCost(self._work, candidate, workload, kinds_of_stages))
+            self._pipefusion_costs[kinds_of_stages] = kept
         return kept[1]
 
     def devices_of_stages(self, candidate: Candidate) -> list[list[Device]]:
@@ -295,17 +304,21 @@ class CostModel:
         shapes = 1
         if part := candidate.pipefusion:
             patches = self._work.shares.of_patches(candidate.mesh, workload, part.patches)
-            shapes += len({id(share) for share in patches})
+            shapes += len(set(patches))
         compile_s = kinds * shapes * c.compile_s if "compile" in candidate.mode else 0.0
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
 
-    def _interval(self, ledger: Ledger, latency_s: float) -> tuple[float, float]:
+    def _interval(self, ledger: CostBreakdown, latency_s: float) -> tuple[float, float]:
         """The 90% interval: each part as uncertain as its source, all erring in the same
         direction.
         """
         shares = self.constants.interval_share
         half_s = math.fsum(s * shares[source] for (_, source), s in ledger.seconds.items())
         return (latency_s - half_s, latency_s + half_s)
+
+
+def _names(devices: Sequence[Device]) -> tuple[str, ...]:
+    return tuple(device.name for device in devices)
 
 
 def _check_profile(profile: ModelProfile, spec: ModelSpec, cluster: ClusterProfile) -> None:

@@ -8,7 +8,7 @@ from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.space.approximations import (
     PIPEFUSION_S,
     STEP_CACHES,
-    Allowed,
+    ApproximationPolicy,
     step_caches_within,
     warmup_excess,
 )
@@ -81,7 +81,7 @@ def allowed_for(
     pipefusion: int | None = None,
     patches: int | None = None,
     warmup_steps: int | None = None,
-) -> Allowed | None:
+) -> ApproximationPolicy | None:
     """Which approximate plans the user allows; None if only exact ones.
 
     `known` is what was measured of the model with the user's weights at this workload. PipeFusion
@@ -97,7 +97,11 @@ def allowed_for(
         caches = step_caches_within(bound, known)
     if quality == "exact" or pipefusion == 1:
         if patches is None and warmup_steps is None:
-            return Allowed(bound=bound, known=known, step_caches=caches) if caches else None
+            return (
+                ApproximationPolicy(bound=bound, known=known, step_caches=caches)
+                if caches
+                else None
+            )
         remedy = Setting("quality", "safe")
         if pipefusion == 1:
             remedy = Setting("pipefusion", "2 or more")
@@ -116,7 +120,7 @@ def allowed_for(
             Setting("quality", "exact"),
             ", or safe",
         )
-    return Allowed(patches, warmup_steps, bound, known, caches)
+    return ApproximationPolicy(patches, warmup_steps, bound, known, caches)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Task:
     modes: tuple[Mode, ...] | None = None
     backend: Backend = BACKENDS["native"]
     profile: ModelProfile | None = None
-    allowed: Allowed | None = None
+    allowed: ApproximationPolicy | None = None
     known: MeasuredQuality | None = None
     objective: Objective = FASTEST
 
@@ -166,7 +170,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class TuneRequest:
     """What a user asked of `tune` that holds for any cluster and workload.
 
     `quality` is what `check_quality` takes, `known` tells what was measured of the user's weights
@@ -184,7 +188,7 @@ class Wishes:
     backend: Backend = BACKENDS["native"]
     objective: Objective = FASTEST
 
-    def allowed(self, workload: Workload) -> Allowed | None:
+    def allowed(self, workload: Workload) -> ApproximationPolicy | None:
         """Which approximate plans the user allows at a workload.
 
         Raises:

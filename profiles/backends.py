@@ -4,10 +4,10 @@ from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
-from ditplan.profiles.record import Noun
+from ditplan.profiles.record import FrozenModel
 
 
-class Backend(Noun):
+class Backend(FrozenModel):
     """A runtime: the mesh axes it can use (all other degrees stay 1) and its execution modes.
 
     Those of `approximate_axes` give another result than one device.

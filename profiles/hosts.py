@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.record import Noun, read_text
+from ditplan.profiles.record import FrozenModel, read_text
 
 FORMS = "`host`, `host slots=4`, `user@host` or `host:4`"
 NAME = re.compile(
@@ -14,7 +14,7 @@ NAME = re.compile(
 )
 
 
-class HostLine(Noun):
+class HostLine(FrozenModel):
     """One host of the file; `slots` is None when the line doesn't give a number of ranks."""
 
     host: str

@@ -5,12 +5,12 @@ import math
 
 from pydantic import PositiveInt
 
-from ditplan.profiles.record import Noun
+from ditplan.profiles.record import FrozenModel
 
 AXES = ("dp", "cfg", "pipefusion", "ring", "ulysses")
 
 
-class Mesh(Noun):
+class Mesh(FrozenModel):
     """Degrees of parallelism; one rank for each coordinate (dp, cfg, pipefusion, ring, ulysses)."""
 
     dp: PositiveInt = 1

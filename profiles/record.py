@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ditplan.profiles.errors import InputError
 
 
-class Noun(BaseModel):
+class FrozenModel(BaseModel):
     """A value: immutable, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Record(Noun):
+class Record(FrozenModel):
     """A noun with a file of its own: JSON with a `schema_version`."""
 
     kind: ClassVar[str]
@@ -81,7 +81,7 @@ def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
     return at_the_end or not text.endswith("}")
 
 
-N = TypeVar("N", bound=Noun)
+N = TypeVar("N", bound=FrozenModel)
 
 
 def validate(cls: type[N], data: Any, where: str, remedy: str = "") -> N:

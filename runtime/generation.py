@@ -12,7 +12,7 @@ import torch
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Noun, replacing
+from ditplan.profiles.record import FrozenModel, replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
 from ditplan.runtime.blocks import block_paths
@@ -29,7 +29,7 @@ from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 WARMUP_STEPS = 2
 
 
-class RankRun(Noun):
+class RankRun(FrozenModel):
     """One run on one rank; the memory is the device's peak, on CPUs the process's."""
 
     latency_s: float

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
-from ditplan.planner.cost.share import Share, Shares
+from ditplan.planner.cost.share import RankShard, RankShards
+from ditplan.planner.memo import Memo
 from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.stage_blocks import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
@@ -56,29 +57,36 @@ def memory_of(
 
     In PipeFusion's warm-up a stage sees the whole sequence.
     """
-    return MemoryModel(Shares(spec), spec, constants).of(candidate, workload, device)
+    return MemoryModel(RankShards(spec), spec, constants).of(candidate, workload, device)
 
 
 class MemoryModel:
     """Counts candidates' memory, what several have in common once."""
 
     def __init__(
-        self, shares: Shares, spec: ModelSpec, constants: MemoryConstants | None = None
+        self, shares: RankShards, spec: ModelSpec, constants: MemoryConstants | None = None
     ) -> None:
         self._shares, self._spec, self._constants = shares, spec, constants or MemoryConstants()
-        self._found: dict[tuple[object, ...], Memory] = {}
-        self._fullest: dict[tuple[object, ...], tuple[int, ...]] = {}
-        self._cached: dict[tuple[object, ...], tuple[int, ...]] = {}
+        self._found: Memo[tuple[object, ...], Memory] = Memo()
+        self._fullest: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
+        self._cached: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
 
     def of(
         self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
     ) -> Memory:
         """The peak of the rank that holds most, as `memory_of`, of all or of one stage."""
         part = candidate.pipefusion
-        stages = (part.blocks_per_stage, part.schedule) if part else None
-        graphs = _graphs(candidate)
-        held = (stages, stage, candidate.token_shares, candidate.weights, graphs)
-        key = (candidate.mesh.degrees, held, device.kind, workload)
+        key = (
+            candidate.mesh.degrees,
+            part.blocks_per_stage if part else None,
+            part.schedule if part else None,
+            stage,
+            candidate.token_shares,
+            candidate.weights,
+            _graphs(candidate),
+            device.kind,
+            workload,
+        )
         if key not in self._found:
             counts = self.fullest_stage(candidate, workload)
             if part is not None and stage is not None:
@@ -120,8 +128,14 @@ class MemoryModel:
         part = candidate.pipefusion
         if part is None:
             return tuple(run.count for run in self._spec.blocks)
-        stages = (part.blocks_per_stage, part.schedule)
-        key = (candidate.mesh.degrees, stages, candidate.token_shares, candidate.weights, workload)
+        key = (
+            candidate.mesh.degrees,
+            part.blocks_per_stage,
+            part.schedule,
+            candidate.token_shares,
+            candidate.weights,
+            workload,
+        )
         if key not in self._fullest:
             sizes = self.block_bytes(candidate, workload)
 
@@ -163,7 +177,7 @@ class MemoryModel:
         return self._cached[key]
 
 
-def cached_bytes(share: Share, run: BlockRun, workload: Workload) -> int:
+def cached_bytes(share: RankShard, run: BlockRun, workload: Workload) -> int:
     """The keys and values of the whole sequence for the heads of a rank with such a share."""
     numbers = sum(
         sum(share.keys[segment] for segment in attention.segments)
@@ -220,7 +234,7 @@ def why_swapping(memory: Memory, ranks: int, host: Host) -> str | None:
     )
 
 
-def _buffers_bytes(mesh: Mesh, share: Share, hidden_bytes: int) -> int:
+def _buffers_bytes(mesh: Mesh, share: RankShard, hidden_bytes: int) -> int:
     """Ulysses holds q, k, v and the output before and after its exchange.
 
     A ring two K/V blocks and fp32 results.

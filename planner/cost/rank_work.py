@@ -7,16 +7,17 @@ from dataclasses import replace
 from ditplan.planner.constants import CostConstants, ModeConstants, counts_on_all
 from ditplan.planner.cost.activities import (
     Activity,
+    CollectiveCost,
     Computation,
-    Exchange,
     RingAttention,
     seconds_of,
 )
-from ditplan.planner.cost.breakdown import SOURCES, Ledger
-from ditplan.planner.cost.mixed_devices import Crew, Load, Loads
+from ditplan.planner.cost.breakdown import SOURCES, CostBreakdown
+from ditplan.planner.cost.mixed_devices import Load, RankKinds, RankLoads
 from ditplan.planner.cost.roofline import DeviceTimes, Timed, at_data_sheets, overlapped_s
-from ditplan.planner.cost.share import Share, Shares, calls_of, values_per_token
+from ditplan.planner.cost.share import RankShard, RankShards, calls_of, values_per_token
 from ditplan.planner.cost.step import Place, Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.candidate import Candidate
@@ -31,7 +32,7 @@ from ditplan.profiles.workload import Dtype, Workload
 class RankWork:
     """Prices what a rank does, by what was measured of the model and of the cluster.
 
-    Shares must be those of `shares`: what was found for one is known by its identity.
+    A device is known by its name, a run of blocks by its kind.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class RankWork:
         self.topology, self.spec, self.constants = topology, spec, constants
         self.profile = profile
         self.devices = at_data_sheets(topology.cluster.devices, constants)
-        self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
-        self._loads = Loads(self.shares)
-        self._times: dict[str, DeviceTimes] = {}
-        self._places: dict[tuple[object, ...], Place] = {}
-        self._computed: dict[tuple[object, ...], Timed] = {}
-        self._host_s: dict[tuple[object, ...], float] = {}
+        self.shares = RankShards(spec, repeat_text=constants.text_with_every_patch)
+        self._named = {device.name: device for device in self.devices}
+        self._loads = RankLoads(self.shares, self._named)
+        self._times: Memo[str, DeviceTimes] = Memo()
+        self._places: Memo[tuple[object, ...], Place] = Memo()
+        self._computed: Memo[tuple[object, ...], Timed] = Memo()
+        self._host_s: Memo[tuple[object, ...], float] = Memo()
 
     def place(self, candidate: Candidate) -> Place:
         """Where the candidate's axes lie: the same one for all that differ in something else."""
@@ -90,17 +92,17 @@ class RankWork:
         self,
         candidate: Candidate,
         workload: Workload,
-        crew: Crew,
-        share: Share,
+        rank_kinds: RankKinds,
+        share: RankShard,
         patch: int | None = None,
     ) -> Step:
         """A step of some ranks that wait for each other, on the whole sequence or a patch of it, of
         which none has more than `share`.
         """
         place = self.place(candidate)
-        if len(crew) == 1 and candidate.token_shares is None:
-            return Step(candidate, workload, share, crew[0][1], place)
-        loads = self._loads.of(candidate, workload, crew, patch)
+        if len(rank_kinds) == 1 and candidate.token_shares is None:
+            return Step(candidate, workload, share, self._named[rank_kinds[0][1]], place)
+        loads = self._loads.of(candidate, workload, rank_kinds, patch)
         slowest = max(loads, key=lambda one: self.blocks_s(one, candidate.mode, workload.dtype))
         return Step(candidate, workload, share, slowest.device, place, loads=loads)
 
@@ -112,16 +114,16 @@ class RankWork:
             for run in runs
         )
 
-    def step(self, step: Step) -> Ledger:
+    def step(self, step: Step) -> CostBreakdown:
         """One denoising step of the busiest rank, with all blocks."""
         calls = calls_of(step.candidate.mesh, self.spec, step.workload)
-        ledger = Ledger()
+        ledger = CostBreakdown()
         ledger.include_all(self._call(step), calls)
         ledger.add("scheduler", self.scheduler(step.workload, step.device))
         return ledger
 
-    def _call(self, step: Step) -> Ledger:
-        ledger, mesh = Ledger(), step.candidate.mesh
+    def _call(self, step: Step) -> CostBreakdown:
+        ledger, mesh = CostBreakdown(), step.candidate.mesh
         for run in self.spec.blocks:
             ledger.include_all(self.of_block(step, run), run.count)
         for what in (self.of_outside, self.of_gather, self.of_cfg):
@@ -133,32 +135,33 @@ class RankWork:
             ledger.add("launch", Timed(waits_s, "computed"))
         return ledger
 
-    def of_block(self, step: Step, run: BlockRun) -> Ledger:
+    def of_block(self, step: Step, run: BlockRun) -> CostBreakdown:
         """One block of a run with its exchanges."""
-        return self._booked(step, id(run), self.block(step, run))
+        return self._booked(step, run.kind, self.block(step, run))
 
-    def of_outside(self, step: Step) -> Ledger:
+    def of_outside(self, step: Step) -> CostBreakdown:
         """What is in no block."""
         return self._booked(step, "outside", [Computation("outside", self.computed(step, None))])
 
-    def of_gather(self, step: Step) -> Ledger:
+    def of_gather(self, step: Step) -> CostBreakdown:
         """The output's tokens being put together again."""
         return self._booked(step, "gather", self.gather(step))
 
-    def of_cfg(self, step: Step) -> Ledger:
+    def of_cfg(self, step: Step) -> CostBreakdown:
         """The exchange of the samples' outputs."""
         return self._booked(step, "cfg", self.cfg(step))
 
-    def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
+    def _booked(self, step: Step, what: str, activities: Iterable[Activity]) -> CostBreakdown:
         """What some activities take, found once for such a step at its place; not to be changed."""
-        of = step.candidate
-        how = (step.device.name, of.mode, of.weights, of.pipefusion is None)
-        key, known = (what, id(step.share), id(step.loads), *how), step.place.booked
-        if key not in known:
-            known[key] = Ledger()
+        of, dtype = step.candidate, step.workload.dtype
+        booked = step.place.booked
+        key = (what, step.share, step.loads, step.device.name, of.mode, of.weights, dtype)
+        if key not in booked:
+            ledger = CostBreakdown()
             for activity in activities:
-                self._book(known[key], activity)
-        return known[key]
+                self._book(ledger, activity)
+            booked[key] = ledger
+        return booked[key]
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         """What a rank does in one block of a run, in this order."""
@@ -169,7 +172,7 @@ class RankWork:
         yield from activities
         yield self._weights(step, run, sum(map(seconds_of, activities)))
 
-    def _weights(self, step: Step, run: BlockRun, block_s: float) -> Exchange:
+    def _weights(self, step: Step, run: BlockRun, block_s: float) -> CollectiveCost:
         """By how much a block's weights are put together later than the block before is done.
 
         On a CPU gathering takes the cores that compute.
@@ -211,9 +214,9 @@ class RankWork:
         return Timed(beside_s + attention_s, source, attention_s)
 
     def _computed_by(
-        self, share: Share, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
+        self, share: RankShard, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
     ) -> Timed:
-        key = (id(share), id(run), device.name, dtype, mode)
+        key = (share, run.kind if run else None, device.name, dtype, mode)
         if key not in self._computed:
             on = self.times_on(device)
             found = on.block(run, share, dtype, mode) if run else on.outside(share, dtype, mode)
@@ -312,13 +315,13 @@ class RankWork:
             rates = [one.device.memory_bytes_per_s * most / one.share.rows for one in step.loads]
         return moved_bytes / (min(rates) * self.constants.bandwidth_efficiency)
 
-    def gather(self, step: Step) -> Iterator[Exchange]:
+    def gather(self, step: Step) -> Iterator[CollectiveCost]:
         """The output's tokens are put together again over ring x ulysses."""
         if step.candidate.mesh.sequence_parallel > 1:
             piece_bytes = self.predicted_bytes(step, step.share.tokens["image"])
             yield self._over(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"))
 
-    def cfg(self, step: Step) -> Iterator[Exchange]:
+    def cfg(self, step: Step) -> Iterator[CollectiveCost]:
         """The samples' outputs are exchanged over dp x cfg."""
         if step.candidate.mesh.batch_parallel > 1:
             whole_bytes = self.predicted_bytes(step, step.share.predicted)
@@ -352,8 +355,12 @@ class RankWork:
         if "graph" in mode:
             return c.replay_launches * c.launch_s
         key = (mode, dtype, step.device.name, *counts, gathers, mesh.ring, mesh.ulysses > 1)
-        if key in self._host_s:
-            return self._host_s[key]
+        if key not in self._host_s:
+            self._host_s[key] = self._launched_s(step, counts, gathers)
+        return self._host_s[key]
+
+    def _launched_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
+        c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
         times, mode_counts = self.times_on(step.device), c.modes[mode]
         host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
         host_s += gathers * mode_counts.gather_launches * c.launch_s
@@ -363,9 +370,9 @@ class RankWork:
                 mode_counts.operation_launches * run.operations,
             )
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
-            exchange_s = _exchange_launches(mode_counts, mesh) * c.launch_s
+            exchange_s = _exchange_launches(mode_counts, step.candidate.mesh) * c.launch_s
             host_s += count * (block_s + exchange_s * attentions)
-        return self._host_s.setdefault(key, host_s)
+        return host_s
 
     def _over(
         self,
@@ -374,18 +381,19 @@ class RankWork:
         operation: Operation,
         rank_bytes: float,
         axes: tuple[str, ...],
-    ) -> Exchange:
+    ) -> CollectiveCost:
         """An exchange along axes."""
-        key, known = (part, operation, rank_bytes, axes), step.place.exchanges
-        if key not in known:
+        exchanges = step.place.exchanges
+        key = (part, operation, rank_bytes, axes)
+        if key not in exchanges:
             groups = step.place.groups(axes)
             found = self.topology.collective_s(operation, rank_bytes, groups)
             start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
             timed = Timed(found.seconds + start_s, found.source)
-            known[key] = Exchange(part, operation, rank_bytes, groups, timed)
-        return known[key]
+            exchanges[key] = CollectiveCost(part, operation, rank_bytes, groups, timed)
+        return exchanges[key]
 
-    def _book(self, ledger: Ledger, activity: Activity) -> None:
+    def _book(self, ledger: CostBreakdown, activity: Activity) -> None:
         """Books what an activity takes of the rank's time."""
         if isinstance(activity, RingAttention):
             sent, passes = activity.sent, activity.blocks - 1
@@ -397,10 +405,10 @@ class RankWork:
             self._book_bytes(ledger, sent, passes)
             return
         ledger.add(activity.part, activity.timed)
-        if isinstance(activity, Exchange):
+        if isinstance(activity, CollectiveCost):
             self._book_bytes(ledger, activity, 1)
 
-    def _book_bytes(self, ledger: Ledger, exchange: Exchange, times: int) -> None:
+    def _book_bytes(self, ledger: CostBreakdown, exchange: CollectiveCost, times: int) -> None:
         moved = self.topology.link_bytes(exchange.operation, exchange.rank_bytes, exchange.groups)
         for kind, count in moved.items():
             ledger.link_bytes[kind] += count * times

@@ -13,6 +13,7 @@ from typing import TypeGuard
 import networkx as nx
 
 from ditplan.planner.constants import CostConstants
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import (
     AxisGroups,
     Groups,
@@ -68,14 +69,14 @@ class Topology:
         """Devices of the smallest host."""
         self.hosts_are_alike = are_alike(cluster)
         """Whether exchanging hosts for each other changes nothing but names."""
-        self._paths: dict[tuple[int, int], Path | None] = {}
-        self._ways: dict[Ends, Way | None] = {}
-        self._traffic: dict[tuple[Operation, Groups], Traffic | None] = {}
-        self._hops: dict[Groups, tuple[Traffic, ...] | None] = {}
-        self._tables: dict[tuple[Operation, Groups], CollectiveTable | None] = {}
-        self._kinds: dict[Group, str | None] = {}
-        self._hops_s: dict[tuple[float, Groups], tuple[Estimate, ...]] = {}
-        self._signatures: dict[Groups, tuple[float, ...]] = {}
+        self._paths: Memo[tuple[int, int], Path | None] = Memo()
+        self._ways: Memo[Ends, Way | None] = Memo()
+        self._traffic: Memo[tuple[Operation, Groups], Traffic | None] = Memo()
+        self._hops: Memo[Groups, tuple[Traffic, ...] | None] = Memo()
+        self._tables: Memo[tuple[Operation, Groups], CollectiveTable | None] = Memo()
+        self._kinds: Memo[Group, str | None] = Memo()
+        self._hops_s: Memo[tuple[float, Groups], tuple[Estimate, ...]] = Memo()
+        self._signatures: Memo[Groups, tuple[float, ...]] = Memo()
 
     @property
     def ranks(self) -> int:

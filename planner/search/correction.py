@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.plan import Prediction
 
@@ -82,7 +82,7 @@ class Refit:
     multipliers: Array
 
 
-def components_of(found: Sequence[Ranked]) -> Components:
+def components_of(found: Sequence[PricedCandidate]) -> Components:
     """The candidates' predictions by component."""
     predictions = [ranked.prediction for ranked in found]
     names, seconds = component_seconds(predictions)

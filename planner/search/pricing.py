@@ -7,20 +7,20 @@ from dataclasses import replace
 from functools import partial
 
 from ditplan.planner.constants import constants_of
-from ditplan.planner.cost.lower_bounds import Front
+from ditplan.planner.cost.lower_bounds import ParetoFront
 from ditplan.planner.cost.memory import why_swapping, why_too_big
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.search.pruning import LARGE_CLUSTER, unbeaten
-from ditplan.planner.search.ranking import EXACT, Ranked, sortable_s
+from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
+from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
 from ditplan.planner.simulation.timeline import Timeline
 from ditplan.planner.space.approximations import PIPEFUSION_S, quality_of, quality_with_cache
 from ditplan.planner.space.candidate import Candidate, Choice, Space
 from ditplan.planner.space.enumerate import (
+    baseline_of,
     enumerate_space,
     evenly_staged,
     patching_violation,
-    rule_of_thumb,
     why_illegal,
     why_no_setting,
 )
@@ -38,7 +38,7 @@ PRICED_RANKS = 6
 """Meshes of up to so many ranks are all priced."""
 
 
-def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, int]]:
+def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], dict[str, int]]:
     """All legal candidates, fastest first, and how many meshes were dropped for each reason.
 
     Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
@@ -61,7 +61,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
         )
     candidates = [ranked.candidate for ranked in fitting]
     priced += _with_step_caches(task, model, fitting)
-    control = rule_of_thumb(candidates, task.spec, task.workload, topology)
+    control = baseline_of(candidates, task.spec, task.workload, topology)
     marked = [replace(r, control=True) if r.candidate is control else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
@@ -71,7 +71,9 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     return sorted(marked, key=_by_latency), dropped
 
 
-def _with_step_caches(task: Task, model: CostModel, fitting: Iterable[Ranked]) -> list[Ranked]:
+def _with_step_caches(
+    task: Task, model: CostModel, fitting: Iterable[PricedCandidate]
+) -> list[PricedCandidate]:
     """Exact plans with each step cache that is allowed."""
     if task.allowed is None or not task.backend.caches_steps:
         return []
@@ -97,19 +99,21 @@ def _no_collecting() -> Iterator[None]:
             gc.enable()
 
 
-def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranked], int]:
+def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[PricedCandidate], int]:
     """The candidates of a space with their prices, and how many meshes were left out because what
     they cost at least is no better than what is priced: they can't be the fastest, nor the one with
     the fewest GPUs that is fast enough, nor one that no other beats.
     """
-    priced: list[Ranked] = []
-    front, floors = Front(), model.floors(task.workload, task.searched_modes)
+    priced: list[PricedCandidate] = []
+    front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
     control, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
         if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
-            tried = unbeaten(choice, front, floors, partial(_quality_of, task), is_large=is_large)
+            tried = undominated(
+                choice, front, floors, partial(_quality_of, task), is_large=is_large
+            )
         before = len(priced)
         for one in tried:
             found = [_price(task, model, candidate) for candidate in space.placed(one)]
@@ -122,9 +126,9 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranke
     return priced, unpriced
 
 
-def _best_seated(found: Iterable[Ranked]) -> list[Ranked]:
+def _best_seated(found: Iterable[PricedCandidate]) -> list[PricedCandidate]:
     """Of candidates that differ only in which devices sit where, the fastest that fits."""
-    best: dict[tuple[object, ...], Ranked] = {}
+    best: dict[tuple[object, ...], PricedCandidate] = {}
     for ranked in found:
         one = ranked.candidate
         part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
@@ -133,7 +137,7 @@ def _best_seated(found: Iterable[Ranked]) -> list[Ranked]:
     return list(best.values())
 
 
-def _worth(ranked: Ranked) -> tuple[bool, float]:
+def _worth(ranked: PricedCandidate) -> tuple[bool, float]:
     """What fits comes first, then what is fast."""
     return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
 
@@ -141,7 +145,7 @@ def _worth(ranked: Ranked) -> tuple[bool, float]:
 def _advised(task: Task, space: Space) -> Mesh:
     """The mesh that the rule of thumb takes if it fits."""
     usual = [Candidate(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
-    return rule_of_thumb(usual, task.spec, task.workload, space.topology).mesh
+    return baseline_of(usual, task.spec, task.workload, space.topology).mesh
 
 
 def _quality_of(task: Task, candidate: Candidate) -> Quality:
@@ -191,7 +195,7 @@ def price_one(
     *,
     patches: int | None = None,
     warmup_steps: int | None = None,
-) -> Ranked:
+) -> PricedCandidate:
     """One configuration on the cluster's first ranks, in the usual order.
 
     `task.gpus` is the number that the mesh must use, None for any; pins, modes and what is allowed
@@ -250,7 +254,7 @@ def cost_model_of(task: Task, topology: Topology) -> CostModel:
     return CostModel(topology, task.spec, task.profile, constants=constants)
 
 
-def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+def _price(task: Task, model: CostModel, candidate: Candidate) -> PricedCandidate:
     """With weights on every rank, or in pieces on all of them where these don't fit."""
     found = _price_shares(task, model, candidate)
     if found.too_big and task.backend.shards_weights and candidate.can_share_weights:
@@ -258,7 +262,7 @@ def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     return found
 
 
-def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> PricedCandidate:
     """With blocks and tokens shared out as is best: by speed, or equally if that is faster or what
     fits.
     """
@@ -272,7 +276,7 @@ def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     return min(by_speed, equal, key=_worth)
 
 
-def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> PricedCandidate:
     """A candidate with its blocks on the stages that it says.
 
     Raises:
@@ -285,7 +289,7 @@ def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
         ring=model.ring_variant(candidate),
         weights=candidate.weights,
     )
-    return Ranked(
+    return PricedCandidate(
         candidate,
         model.price(candidate, task.workload),
         execution,
@@ -332,7 +336,7 @@ def _why_swapping(task: Task, model: CostModel, candidate: Candidate) -> str | N
     return None
 
 
-def _by_latency(ranked: Ranked) -> tuple[object, ...]:
+def _by_latency(ranked: PricedCandidate) -> tuple[object, ...]:
     mesh = ranked.candidate.mesh
     place = ranked.candidate.placement
     return (

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ditplan.planner.cost.lower_bounds import Floors, Front, worth_of
+from ditplan.planner.cost.lower_bounds import LowerBounds, ParetoFront, worth_of
 from ditplan.planner.space.candidate import Candidate, Choice
 from ditplan.planner.space.enumerate import EXHAUSTIVE_RANKS
 from ditplan.profiles.model import Mode
@@ -21,10 +21,10 @@ by no more than `COARSE_MEMORY`."""
 COARSE_MEMORY = 1.1
 
 
-def unbeaten(
+def undominated(
     choice: Choice,
-    front: Front,
-    floors: Floors,
+    front: ParetoFront,
+    floors: LowerBounds,
     quality_of: Callable[[Candidate], Quality],
     *,
     is_large: bool,
@@ -76,7 +76,7 @@ class _EquallyLarge:
 
 
 def _least(
-    choice: Choice, floors: Floors, quality_of: Callable[[Candidate], Quality]
+    choice: Choice, floors: LowerBounds, quality_of: Callable[[Candidate], Quality]
 ) -> _EquallyLarge:
     """What any setting of a mesh needs at least, with the best quality of all: without graphs, and
     with few of them where each patch has its own, it needs least memory.
@@ -93,7 +93,7 @@ def _least(
 
 
 def _equally_large(
-    choice: Choice, floors: Floors, quality_of: Callable[[Candidate], Quality]
+    choice: Choice, floors: LowerBounds, quality_of: Callable[[Candidate], Quality]
 ) -> Iterator[_EquallyLarge]:
     for part, settings in itertools.groupby(choice.settings, key=lambda setting: setting[0]):
         tried = [Candidate(choice.mesh, (), mode, pipefusion=part) for _, mode in settings]

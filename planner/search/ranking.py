@@ -49,7 +49,7 @@ COMPUTED_PARTS = {
 
 
 @dataclass(frozen=True)
-class Ranked:
+class PricedCandidate:
     """A candidate with all that is known of it.
 
     `corrected_s` is what is expected of one that wasn't measured by what was measured of others.
@@ -91,7 +91,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class SearchResult:
     """Candidates, the objective's best first: those measured, then those only predicted, those that
     are too slow for it, failed, and those that don't fit.
 
@@ -99,7 +99,7 @@ class Ranking:
     fewer were measured than asked for.
     """
 
-    ranked: tuple[Ranked, ...]
+    ranked: tuple[PricedCandidate, ...]
     legal: int
     pruned: dict[str, int]
     search_s: float
@@ -111,17 +111,17 @@ class Ranking:
     ended: str = ""
 
     @property
-    def best(self) -> Ranked:
+    def best(self) -> PricedCandidate:
         """The candidate to run."""
         return self.ranked[0]
 
     @property
-    def alternatives(self) -> tuple[Ranked, ...]:
+    def alternatives(self) -> tuple[PricedCandidate, ...]:
         """All that lost."""
         return self.ranked[1:]
 
     @property
-    def pareto(self) -> tuple[Ranked, ...]:
+    def pareto(self) -> tuple[PricedCandidate, ...]:
         """Those that no other one beats in latency, GPUs, memory and quality at once, fastest
         first.
         """
@@ -145,7 +145,7 @@ class Ranking:
 
 
 def build_plan(
-    ranked: Ranked,
+    ranked: PricedCandidate,
     spec: ModelSpec,
     workload: Workload,
     cluster: ClusterProfile,
@@ -185,7 +185,7 @@ def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
     )
 
 
-def runner_up(ranked: Ranked) -> RunnerUp:
+def runner_up(ranked: PricedCandidate) -> RunnerUp:
     """A loser as plans record it."""
     return RunnerUp(
         mesh=ranked.candidate.mesh,
@@ -201,11 +201,11 @@ def runner_up(ranked: Ranked) -> RunnerUp:
 
 
 def in_order(
-    found: Sequence[Ranked],
+    found: Sequence[PricedCandidate],
     topology: Topology,
     objective: Objective,
     batch: int = 1,
-) -> tuple[Ranked, ...]:
+) -> tuple[PricedCandidate, ...]:
     """Best first, with the reasons why the others lost; `batch` is the pictures a call makes.
 
     What was measured comes before what was only predicted; equals by fewer GPUs first.
@@ -221,7 +221,7 @@ def in_order(
     best = weighed[place]
     others = sorted(
         (ranked for ranked in found if ranked is not best),
-        key=lambda ranked: _rank(ranked, objective, batch),
+        key=lambda ranked: _sort_key(ranked, objective, batch),
     )
     losers = (
         replace(ranked, reason=reason_for(ranked, best, topology, objective, batch))
@@ -230,7 +230,9 @@ def in_order(
     return (best, *losers)
 
 
-def to_measure(fitting: Sequence[Ranked], objective: Objective, batch: int) -> list[Ranked]:
+def to_measure(
+    fitting: Sequence[PricedCandidate], objective: Objective, batch: int
+) -> list[PricedCandidate]:
     """Candidates in the order in which they are worth measuring.
 
     For the fewest GPUs the first ones are the fastest of each number of GPUs that is faster than
@@ -252,7 +254,11 @@ def to_measure(fitting: Sequence[Ranked], objective: Objective, batch: int) -> l
 
 
 def reason_for(
-    loser: Ranked, best: Ranked, topology: Topology, objective: Objective, batch: int = 1
+    loser: PricedCandidate,
+    best: PricedCandidate,
+    topology: Topology,
+    objective: Objective,
+    batch: int = 1,
 ) -> str:
     """Why a candidate lost against the best, in words."""
     if loser.too_big:
@@ -269,7 +275,7 @@ def reason_for(
     return _slower(loser, best, topology)
 
 
-def _slower(loser: Ranked, best: Ranked, topology: Topology) -> str:
+def _slower(loser: PricedCandidate, best: PricedCandidate, topology: Topology) -> str:
     if loser.measurement and best.measurement:
         return _compared("measured", loser.latency_s, best.latency_s, loser, best)
     how = "predicted" if loser.corrected_s is None else "expected"
@@ -283,7 +289,7 @@ def _slower(loser: Ranked, best: Ranked, topology: Topology) -> str:
     return f"{words}: {_main_cause(loser, best, topology)}"
 
 
-def _less_throughput(loser: Ranked, best: Ranked, batch: int) -> str:
+def _less_throughput(loser: PricedCandidate, best: PricedCandidate, batch: int) -> str:
     """Compares what was measured, or is expected after measurements; else what is predicted of
     both.
     """
@@ -300,7 +306,7 @@ def _less_throughput(loser: Ranked, best: Ranked, batch: int) -> str:
     return words if loser.measurement or not best.measurement else f"not measured; {words}"
 
 
-def _how_known(ranked: Ranked) -> str:
+def _how_known(ranked: PricedCandidate) -> str:
     """Where a candidate's latency comes from."""
     if ranked.measurement:
         return "measured"
@@ -312,13 +318,13 @@ def sortable_s(latency_s: float) -> float:
     return float(f"{latency_s:.6g}")
 
 
-def _eligible(found: Sequence[Ranked]) -> list[Ranked]:
+def _eligible(found: Sequence[PricedCandidate]) -> list[PricedCandidate]:
     """Those to choose from: the measured ones if there are any, else all that fit."""
     able = [ranked for ranked in found if not ranked.too_big and not ranked.failure]
     return [ranked for ranked in able if ranked.measurement] or able
 
 
-def _rank(ranked: Ranked, objective: Objective, batch: int) -> tuple[object, ...]:
+def _sort_key(ranked: PricedCandidate, objective: Objective, batch: int) -> tuple[object, ...]:
     group = 0 if ranked.measurement else 1
     group = 2 if ranked.failure else group
     group = 3 if ranked.too_big else group
@@ -333,14 +339,14 @@ def _rank(ranked: Ranked, objective: Objective, batch: int) -> tuple[object, ...
     )
 
 
-def _seconds(ranked: Ranked, figures: Figures) -> str:
+def _seconds(ranked: PricedCandidate, figures: Figures) -> str:
     """How long a call takes, whether that was measured, and how many others run beside it."""
     beside = f" while {ranked.replicas} copies run" if ranked.replicas > 1 else ""
     return f"{figures.latency_s:.3g} s{beside} ({_how_known(ranked)})"
 
 
 def _why_none_is_fast_enough(
-    weighed: Sequence[Ranked], figures: Sequence[Figures], objective: Objective
+    weighed: Sequence[PricedCandidate], figures: Sequence[Figures], objective: Objective
 ) -> Sentence:
     fastest, ranked = min(zip(figures, weighed, strict=True), key=lambda pair: pair[0].latency_s)
     enough_s = math.ceil(fastest.latency_s * 1e4) / 1e4
@@ -353,7 +359,9 @@ def _why_none_is_fast_enough(
     )
 
 
-def _compared(how: str, theirs_s: float, ours_s: float, loser: Ranked, best: Ranked) -> str:
+def _compared(
+    how: str, theirs_s: float, ours_s: float, loser: PricedCandidate, best: PricedCandidate
+) -> str:
     percent = 100 * (theirs_s / ours_s - 1)
     if abs(percent) < 100 * (SAME_SPEED - 1):
         more = loser.candidate.mesh.size - best.candidate.mesh.size
@@ -361,7 +369,7 @@ def _compared(how: str, theirs_s: float, ours_s: float, loser: Ranked, best: Ran
     return f"{how} {abs(percent):.0f}% {'slower' if percent > 0 else 'faster'}"
 
 
-def _main_cause(loser: Ranked, best: Ranked, topology: Topology) -> str:
+def _main_cause(loser: PricedCandidate, best: PricedCandidate, topology: Topology) -> str:
     """The part in which the loser loses most, with the kind of link where it is an exchange."""
     ours, theirs = best.prediction.parts, loser.prediction.parts
     part = max(theirs, key=lambda name: theirs[name] - ours.get(name, 0.0))

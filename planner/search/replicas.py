@@ -10,7 +10,7 @@ from ditplan.planner.network.groups import AxisGroups, Groups, listed, wanted
 from ditplan.planner.network.tables import Group
 from ditplan.planner.network.topology import Estimate, Topology
 from ditplan.planner.search.pricing import cost_model_of
-from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile, Operation
 
@@ -82,7 +82,9 @@ def replica_starts(cluster: ClusterProfile, size: int, gpus: int) -> tuple[int, 
     return tuple(starts)
 
 
-def with_replicas(task: Task, topology: Topology, priced: Sequence[Ranked]) -> list[Ranked]:
+def with_replicas(
+    task: Task, topology: Topology, priced: Sequence[PricedCandidate]
+) -> list[PricedCandidate]:
     """The candidates with the number of their replicas, and how much slower one is while all
     run.
     """
@@ -104,7 +106,7 @@ def with_replicas(task: Task, topology: Topology, priced: Sequence[Ranked]) -> l
     ]
 
 
-def _slowdown(ranked: Ranked, model: CostModel | None, task: Task) -> float:
+def _slowdown(ranked: PricedCandidate, model: CostModel | None, task: Task) -> float:
     if model is None or ranked.too_big:
         return 1.0
     together_s = model.price(ranked.candidate, task.workload).latency_s

@@ -29,8 +29,8 @@ from ditplan.planner.search.acquisition import (
 )
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import (
-    Ranked,
-    Ranking,
+    PricedCandidate,
+    SearchResult,
     build_plan,
     fingerprint_of,
     in_order,
@@ -59,7 +59,7 @@ MOST_PATCHES = 2**20
 
 
 @dataclass(frozen=True)
-class Trialrun:
+class RunResult:
     """One real run of a plan's denoising loop."""
 
     latency_s: float
@@ -67,7 +67,7 @@ class Trialrun:
 
 
 @dataclass(frozen=True)
-class Trials:
+class MeasurementPolicy:
     """How to measure: `top` candidates and the control, `rounds` runs of each, one of each in turn.
 
     The first ones are those predicted fastest, later ones those that what was measured speaks for.
@@ -76,7 +76,7 @@ class Trials:
     study; a search that finds its own study in there goes on with it.
     """
 
-    measure: Callable[[ExecutionPlan], Trialrun]
+    measure: Callable[[ExecutionPlan], RunResult]
     top: int = 3
     rounds: int = 3
     budget_s: float | None = None
@@ -84,8 +84,10 @@ class Trials:
 
 
 def search(
-    task: Task, trials: Trials | None = None, progress: Callable[[str], None] | None = None
-) -> Ranking:
+    task: Task,
+    trials: MeasurementPolicy | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> SearchResult:
     """Ranks all candidates by the objective with predicted latency and, with `trials`, the first
     ones with measured latency.
 
@@ -113,7 +115,7 @@ def search(
     if trials and trials.top > 0:
         fitting = to_measure(fitting, task.objective, task.workload.batch)
         fitting, ended = measured(task, fitting, trials, say)
-    return Ranking(
+    return SearchResult(
         ranked=in_order([*fitting, *too_big], topology, task.objective, task.workload.batch),
         legal=len(fitting),
         pruned=pruned,
@@ -148,8 +150,11 @@ def study_name(task: Task) -> str:
 
 
 def measured(
-    task: Task, fitting: Sequence[Ranked], trials: Trials, say: Callable[[str], None]
-) -> tuple[list[Ranked], str]:
+    task: Task,
+    fitting: Sequence[PricedCandidate],
+    trials: MeasurementPolicy,
+    say: Callable[[str], None],
+) -> tuple[list[PricedCandidate], str]:
     """The candidates, those that were tried with their measurement or failure and the others
     corrected by it; and why no more were tried, if the model says so.
 
@@ -196,7 +201,7 @@ class _Measuring:
     """
 
     def __init__(
-        self, task: Task, study: optuna.Study, trials: Trials, say: Callable[[str], None]
+        self, task: Task, study: optuna.Study, trials: MeasurementPolicy, say: Callable[[str], None]
     ) -> None:
         self.task, self.study, self.trials, self.say = task, study, trials, say
         self.ended, self.refusals = "", list[str]()
@@ -205,7 +210,7 @@ class _Measuring:
         self.plans: dict[str, ExecutionPlan] = {}
         self.started = time.monotonic()
 
-    def run(self, fitting: Sequence[Ranked]) -> list[Ranked]:
+    def run(self, fitting: Sequence[PricedCandidate]) -> list[PricedCandidate]:
         """Measures what is worth it and isn't in the study; returns all with what came out.
 
         A trial that was begun in an earlier go is finished first.
@@ -229,7 +234,7 @@ class _Measuring:
         self._finish(self.running)
         return self._results(fitting)
 
-    def _next(self, results: list[Ranked]) -> list[Ranked]:
+    def _next(self, results: list[PricedCandidate]) -> list[PricedCandidate]:
         """The next batch; empty when no more are to be tried or none is worth it."""
         if waiting := untried(results, self.trials.top):
             return waiting
@@ -251,7 +256,7 @@ class _Measuring:
         self.say(f"predictions corrected by {known} measured plans; to be tried next: {names}")
         return batch
 
-    def _results(self, fitting: Sequence[Ranked]) -> list[Ranked]:
+    def _results(self, fitting: Sequence[PricedCandidate]) -> list[PricedCandidate]:
         """All candidates with what the study has of them, and what failed in this go."""
         known = {
             str(trial.user_attrs.get("candidate")): trial
@@ -267,7 +272,7 @@ class _Measuring:
                 results[row] = replace(ranked, measurement=self._measurement(trial, ranked))
         return results
 
-    def _open_trials(self, wanted: Mapping[str, Ranked]) -> int:
+    def _open_trials(self, wanted: Mapping[str, PricedCandidate]) -> int:
         """Sees to it that each has a running trial; returns the round in which they start."""
         starts = [t.user_attrs.get("start", 0) for k, t in self.running.items() if k in wanted]
         reported = [n for t in self.study.get_trials(deepcopy=False) for n in t.intermediate_values]
@@ -306,7 +311,7 @@ class _Measuring:
             trial.suggest_int(name, 1, MOST_PATCHES)
         trial.set_user_attr("mesh", str(candidate))
 
-    def _run_rounds(self, wanted: Mapping[str, Ranked]) -> bool:
+    def _run_rounds(self, wanted: Mapping[str, PricedCandidate]) -> bool:
         """Runs each candidate once a round, in turn, so that a clock that drifts touches all alike,
         and the fastest one so far beside them.
 
@@ -386,7 +391,7 @@ class _Measuring:
         self.study.tell(trial, state=TrialState.PRUNED)
         self.say(f"{trial.user_attrs['mesh']}: not run any more: {reason}")
 
-    def _plan(self, ranked: Ranked) -> ExecutionPlan:
+    def _plan(self, ranked: PricedCandidate) -> ExecutionPlan:
         t = self.task
         # what fell back would be timed as something that it isn't
         strict = ranked.execution.model_copy(update={"fallback": "refuse"})
@@ -412,7 +417,7 @@ class _Measuring:
             if runs := self._runs()[key]:
                 self.study.tell(self.running.pop(key), statistics.median(runs.values()))
 
-    def _measurement(self, trial: FrozenTrial, ranked: Ranked) -> Measurement:
+    def _measurement(self, trial: FrozenTrial, ranked: PricedCandidate) -> Measurement:
         memory_bytes = trial.user_attrs.get("memory_bytes")
         devices = self.task.cluster.devices[: ranked.candidate.mesh.size]
         return measurement_of(

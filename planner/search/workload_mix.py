@@ -11,15 +11,15 @@ from pydantic import Field, PositiveInt
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import cost_model_of, priced_as_is
-from ditplan.planner.search.ranking import Ranked, Ranking
+from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
-from ditplan.planner.task import Task, Wishes, workload_for
+from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import PipeFusion
-from ditplan.profiles.record import Noun, read_text, validate
+from ditplan.profiles.record import FrozenModel, read_text, validate
 from ditplan.profiles.workload import Dtype, Workload
 
 Configuration = tuple[object, ...]
@@ -29,7 +29,7 @@ OWN_DIVISION_SLACK = 1.02
 about as fast, the planner takes the one that needs least memory."""
 
 
-class MixLine(Noun, strict=True):
+class MixLine(FrozenModel, strict=True):
     """A workload as a user writes it: its weight, and what differs from the model's usual one."""
 
     weight: float = Field(gt=0)
@@ -54,7 +54,7 @@ class Weighted:
 class OneMesh:
     """A configuration that serves all workloads, with what it costs for each of them."""
 
-    costs: tuple[Ranked, ...]
+    costs: tuple[PricedCandidate, ...]
     mean_s: float
 
 
@@ -65,7 +65,7 @@ class Mixed:
     """
 
     mix: tuple[Weighted, ...]
-    rankings: tuple[Ranking, ...]
+    rankings: tuple[SearchResult, ...]
     one_mesh: OneMesh | None
 
     @property
@@ -135,7 +135,7 @@ def parse_mix(text: str, where: str) -> tuple[MixLine, ...]:
 
 
 def plan_mix(
-    wishes: Wishes,
+    wishes: TuneRequest,
     mix: Sequence[Weighted],
     cluster: ClusterProfile,
     progress: Callable[[str], None] | None = None,
@@ -148,7 +148,7 @@ def plan_mix(
     say = progress or (lambda message: None)
     tasks = [wishes.task(weighted.workload, cluster) for weighted in mix]
 
-    def ranking_of(task: Task) -> Ranking:
+    def ranking_of(task: Task) -> SearchResult:
         return search(task, progress=lambda message: say(f"{task.workload}: {message}"))
 
     rankings = tuple(map(ranking_of, tasks))
@@ -156,7 +156,7 @@ def plan_mix(
 
 
 def one_mesh_for_all(
-    tasks: Sequence[Task], mix: Sequence[Weighted], rankings: Sequence[Ranking]
+    tasks: Sequence[Task], mix: Sequence[Weighted], rankings: Sequence[SearchResult]
 ) -> OneMesh | None:
     """The configuration with the least weighted mean latency of those that are legal and fit for
     all workloads; None if there is none.
@@ -186,7 +186,7 @@ def one_mesh_for_all(
     return best
 
 
-def configuration_of(ranked: Ranked) -> Configuration:
+def configuration_of(ranked: PricedCandidate) -> Configuration:
     """What stays the same when a job goes from workload to workload, but for the blocks of
     stages.
     """
@@ -200,9 +200,9 @@ def configuration_of(ranked: Ranked) -> Configuration:
 def _with_part(
     tasks: Sequence[Task],
     models: Sequence[CostModel],
-    own: Sequence[Ranked],
+    own: Sequence[PricedCandidate],
     part: PipeFusion | None,
-) -> list[Ranked]:
+) -> list[PricedCandidate]:
     """The workloads' prices with the same blocks on each stage."""
     return [
         one
@@ -212,7 +212,7 @@ def _with_part(
     ]
 
 
-def _mean_s(mix: Sequence[Weighted], costs: Sequence[Ranked]) -> float:
+def _mean_s(mix: Sequence[Weighted], costs: Sequence[PricedCandidate]) -> float:
     weights = [weighted.weight for weighted in mix]
     return statistics.fmean((one.prediction.latency_s for one in costs), weights)
 

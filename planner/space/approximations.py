@@ -21,7 +21,7 @@ PIPEFUSION_S = (Setting("patches"), " and ", Setting("warmup_steps"), " are Pipe
 
 
 @dataclass(frozen=True)
-class Allowed:
+class ApproximationPolicy:
     """Which settings of PipeFusion and which step caches may be used, and what was measured of
     their quality.
 

@@ -10,7 +10,7 @@ from functools import cache
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import is_even
-from ditplan.planner.space.approximations import Allowed, warmup_excess
+from ditplan.planner.space.approximations import ApproximationPolicy, warmup_excess
 from ditplan.planner.space.candidate import Candidate, Choice, Space
 from ditplan.planner.space.legality import (
     CFG_REASON,
@@ -135,7 +135,7 @@ def enumerate_space(
     pins: Mapping[str, int] | None = None,
     modes: Sequence[Mode] = ("eager",),
     exactly: bool = False,
-    allowed: Allowed | None = None,
+    allowed: ApproximationPolicy | None = None,
 ) -> Space:
     """All legal meshes x settings of PipeFusion x placements that differ x modes.
 
@@ -212,7 +212,7 @@ def _evenly_staged(
     )
 
 
-def rule_of_thumb(
+def baseline_of(
     candidates: Sequence[Candidate], spec: ModelSpec, workload: Workload, topology: Topology
 ) -> Candidate:
     """What users choose by hand, among the candidates: the control that a search must beat.
@@ -241,7 +241,11 @@ def rule_of_thumb(
 
 
 def _pipefusion_parts(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None, backend: Backend
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    allowed: ApproximationPolicy | None,
+    backend: Backend,
 ) -> list[PipeFusion | None] | Violation:
     """The settings of PipeFusion to try on a mesh, or why there are none."""
     if mesh.pipefusion == 1 or allowed is None:
@@ -266,7 +270,11 @@ def _pipefusion_parts(
 
 
 def why_no_setting(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None, backend: Backend
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    allowed: ApproximationPolicy | None,
+    backend: Backend,
 ) -> str | None:
     """Why no allowed setting of PipeFusion can run on a legal mesh; None if one can."""
     found = _pipefusion_parts(mesh, spec, workload, allowed, backend)

@@ -60,8 +60,8 @@ def ring_attention(
     group. The next block is in flight while `attend` is at work on this one, and the first of them
     also while it is at work on what is `beside`: further keys and values, which this rank has.
     `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index. If it is
-    `bidirectional`, a block comes from each side at once, in half as many steps, as queries and outputs do in
-    TokenRing (arXiv 2412.20501).
+    `bidirectional`, a block comes from each side at once, in half as many steps, as queries and
+    outputs do in TokenRing (arXiv 2412.20501).
     """
     ranks = group.size
     batch, heads, own, width = key.shape

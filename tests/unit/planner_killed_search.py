@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from ditplan.planner.search.search import Trialrun, Trials, search
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
 from ditplan.profiles.plan import ExecutionPlan
 from tests.unit.test_planner_search import TASK
 
@@ -15,13 +15,13 @@ from tests.unit.test_planner_search import TASK
 def main(journal: Path, runs: Path, seconds: float) -> None:
     """Searches with four candidates and three rounds."""
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         time.sleep(seconds)
         with runs.open("a") as file:
             file.write(f"{plan.mesh}\n")
-        return Trialrun(1.0 + plan.mesh.ring)
+        return RunResult(1.0 + plan.mesh.ring)
 
-    search(TASK, Trials(measure, top=4, rounds=3, journal=journal))
+    search(TASK, MeasurementPolicy(measure, top=4, rounds=3, journal=journal))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ditplan.profiles.catalog import cluster_names, find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
 from tests.distributed.small_models import plan_for, small_sd3, workload
-from tests.unit.planner_nouns import a_cluster, a_device
+from tests.unit.planner_factories import a_cluster, a_device
 
 ROOT = Path(__file__).parents[2]
 TUNE = ["tune", "--model", "sd3", "--cluster", "8xa100-nvlink"]

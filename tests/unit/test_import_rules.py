@@ -25,7 +25,7 @@ MAY_IMPORT = {
 }
 ORDER = {
     "planner": (
-        ("constants", "objectives"),
+        ("constants", "memo", "objectives"),
         ("network",),
         ("space",),
         ("task",),

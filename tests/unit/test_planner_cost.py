@@ -21,7 +21,7 @@ from ditplan.profiles.cluster import CollectiveTable, Device
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.splits import split_sizes
-from tests.unit.planner_nouns import (
+from tests.unit.planner_factories import (
     WORKLOAD,
     a_cluster,
     a_device,

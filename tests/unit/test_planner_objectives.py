@@ -22,17 +22,19 @@ from ditplan.planner.objectives import (
 )
 from ditplan.planner.search.acquisition import corrected, next_by_objective
 from ditplan.planner.search.pricing import price_all
-from ditplan.planner.search.ranking import Ranked, Ranking, to_measure
+from ditplan.planner.search.ranking import PricedCandidate, SearchResult, to_measure
 from ditplan.planner.search.replicas import replica_starts, with_replicas
-from ditplan.planner.search.search import Trialrun, Trials, search
-from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile, Host
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan, Measurement, Quality
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_link, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, a_link, sd3_like
 
-TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4), modes=("eager",), allowed=Allowed())
+TASK = Task(
+    sd3_like(), WORKLOAD, a_cluster(devices=4), modes=("eager",), allowed=ApproximationPolicy()
+)
 PAIRS = WORKLOAD.model_copy(update={"batch": 2})
 NAMES: tuple[ObjectiveName, ...] = ("latency", "throughput", "gpus")
 
@@ -187,7 +189,7 @@ def crossed(bytes_per_s: float) -> ClusterProfile:
     )
 
 
-def replicated(task: Task) -> list[Ranked]:
+def replicated(task: Task) -> list[PricedCandidate]:
     topology = Topology(task.cluster)
     return with_replicas(task, topology, price_all(task, topology)[0])
 
@@ -223,7 +225,7 @@ def test_replicas_that_share_no_link_are_as_fast_as_alone() -> None:
         assert one.slowdown == pytest.approx(1, rel=1e-9)
 
 
-def by(name: ObjectiveName, max_latency_s: float | None = None, task: Task = TASK) -> Ranking:
+def by(name: ObjectiveName, max_latency_s: float | None = None, task: Task = TASK) -> SearchResult:
     return search(replace(task, objective=Objective(name, max_latency_s)))
 
 
@@ -298,7 +300,7 @@ def test_for_the_fewest_gpus_the_fastest_of_each_number_is_measured_first() -> N
     fitting = search(TASK).ranked
     bound_s = 2.5 * fitting[0].prediction.latency_s
     order = to_measure(fitting, Objective("gpus", bound_s), 1)
-    fastest: list[Ranked] = []
+    fastest: list[PricedCandidate] = []
     for gpus in range(1, 5):
         own = [one for one in fitting if one.candidate.mesh.size == gpus]
         first = min(own, key=lambda one: one.prediction.latency_s)
@@ -317,9 +319,9 @@ class Slow:
     def __init__(self) -> None:
         self.ran: list[int] = []
 
-    def __call__(self, plan: ExecutionPlan) -> Trialrun:
+    def __call__(self, plan: ExecutionPlan) -> RunResult:
         self.ran.append(plan.mesh.size)
-        return Trialrun(10.0 if plan.mesh.size == 2 else 0.1)
+        return RunResult(10.0 if plan.mesh.size == 2 else 0.1)
 
 
 def test_the_fewest_gpus_are_judged_by_what_was_measured() -> None:
@@ -327,7 +329,7 @@ def test_the_fewest_gpus_are_judged_by_what_was_measured() -> None:
     bound_s = 1.05 * min(s for s, gpus in predicted if gpus == 2)
     machine = Slow()
     objective = Objective("gpus", bound_s)
-    found = search(replace(TASK, objective=objective), Trials(machine, top=3, rounds=1))
+    found = search(replace(TASK, objective=objective), MeasurementPolicy(machine, top=3, rounds=1))
     assert machine.ran[0] == 2
     assert found.best.measurement is not None
     assert found.best.candidate.mesh.size == min(size for size in machine.ran if size != 2)
@@ -376,7 +378,7 @@ def measured(latency_s: float) -> Measurement:
 def test_measuring_ends_where_nothing_should_serve_the_objective_better() -> None:
     """One GPU is enough, and was measured first."""
     task = replace(TASK, objective=Objective("gpus", 1000.0))
-    found = search(task, Trials(lambda plan: Trialrun(1.0), top=9, rounds=1))
+    found = search(task, MeasurementPolicy(lambda plan: RunResult(1.0), top=9, rounds=1))
     assert found.best.candidate.mesh.size == 1
     assert sum(one.measurement is not None for one in found.ranked) <= 4
     assert "should serve the objective better" in found.ended
@@ -385,7 +387,7 @@ def test_measuring_ends_where_nothing_should_serve_the_objective_better() -> Non
 def test_measured_throughput_decides() -> None:
     found = search(
         replace(TASK, objective=Objective("throughput")),
-        Trials(lambda plan: Trialrun(9.0 / plan.mesh.size**2), top=4, rounds=4),
+        MeasurementPolicy(lambda plan: RunResult(9.0 / plan.mesh.size**2), top=4, rounds=4),
     )
     measured = [one for one in found.ranked if one.measurement]
     assert {len(one.measurement.runs_s) for one in measured if one.measurement} == {4}

@@ -13,7 +13,7 @@ from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, sd3_like
 
 TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4))
 ON_CPU = WORKLOAD.model_copy(update={"dtype": "float32"})

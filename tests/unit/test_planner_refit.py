@@ -27,16 +27,16 @@ from ditplan.planner.search.correction import (
     refit,
 )
 from ditplan.planner.search.pricing import price_all
-from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.search.rounds import behind_leader
 from ditplan.planner.search.search import search
-from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.plan import Measurement
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, sd3_like
 
 CLUSTER = a_cluster(devices=4, inside_bytes_per_s=24e9, inside_kind="pcie")
-TASK = Task(sd3_like(), WORKLOAD, CLUSTER, modes=("eager",), allowed=Allowed())
+TASK = Task(sd3_like(), WORKLOAD, CLUSTER, modes=("eager",), allowed=ApproximationPolicy())
 FOUND = price_all(TASK, Topology(TASK.cluster))[0]
 PREDICTIONS = [ranked.prediction for ranked in FOUND]
 PREDICTED_S = np.array([prediction.latency_s for prediction in PREDICTIONS])
@@ -59,7 +59,7 @@ def corrected_by(true_s: np.ndarray, rows: list[int]) -> Refit:
     return refit(components_of(FOUND), {row: float(true_s[row]) for row in rows})
 
 
-def measured_as(ranked: Ranked, seconds: float) -> Ranked:
+def measured_as(ranked: PricedCandidate, seconds: float) -> PricedCandidate:
     """The candidate with a measurement."""
     found = Measurement(latency_s=seconds, runs_s=(seconds,), measured_on="now", devices="a test")
     return replace(ranked, measurement=found)

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.enumerate import (
+    baseline_of,
     enumerate_space,
     legal_meshes,
-    rule_of_thumb,
     why_illegal,
 )
 from ditplan.planner.space.placement import placement_of, placements
 from ditplan.profiles.backends import BACKENDS, Backend
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import AXES, Mesh
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, sd3_like
 
 NATIVE = BACKENDS["native"]
 WIDE = Backend(
@@ -165,5 +165,5 @@ def test_rule_of_thumb_is_what_users_choose(
     workload = WORKLOAD.model_copy(update={"passes": passes})
     topology = Topology(a_cluster(hosts=hosts, devices=8))
     space = enumerate_space(spec, workload, topology, 8 * hosts, NATIVE)
-    control = rule_of_thumb(space.candidates, spec, workload, topology)
+    control = baseline_of(space.candidates, spec, workload, topology)
     assert control == Candidate(expected, tuple(range(8 * hosts)))

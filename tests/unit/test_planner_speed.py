@@ -16,9 +16,9 @@ from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.groups import AxisGroups, groups_along
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import price_all, space_of
-from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.search.trials import key_of
-from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.enumerate import evenly_staged
 from ditplan.planner.space.placement import axis_orders, placement_of
@@ -29,7 +29,7 @@ from ditplan.profiles.cluster import ClusterProfile, Operation
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import Prediction
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_link, a_table, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_link, a_table, sd3_like
 
 SPEC = sd3_like()
 MESHES = st.sampled_from(
@@ -52,7 +52,7 @@ def railed(hosts: int, odd_link: bool = False) -> ClusterProfile:
 
 
 def a_task(cluster: ClusterProfile) -> Task:
-    return Task(SPEC, WORKLOAD, cluster, allowed=Allowed())
+    return Task(SPEC, WORKLOAD, cluster, allowed=ApproximationPolicy())
 
 
 def same(ours: Prediction, theirs: Prediction) -> bool:
@@ -73,7 +73,13 @@ def test_prices_are_those_of_a_cost_model_that_has_priced_nothing_before(
     name: str, model: str
 ) -> None:
     cluster, spec = find_cluster(name), find_model(model)
-    task = Task(spec, spec.defaults, cluster, gpus=min(10, len(cluster.devices)), allowed=Allowed())
+    task = Task(
+        spec,
+        spec.defaults,
+        cluster,
+        gpus=min(10, len(cluster.devices)),
+        allowed=ApproximationPolicy(),
+    )
     ranked, _ = price_all(task, Topology(cluster))
     for found in random.Random(1).sample(ranked, min(20, len(ranked))):
         fresh = CostModel(Topology(cluster), spec)
@@ -143,7 +149,13 @@ def test_floors_are_never_above_prices() -> None:
         (find_model("wan2.1-1.3b"), find_cluster("2x8xl40-pcie-eth100"), "native"),
         (find_model("sana"), find_cluster("8xh100-nvlink"), "native"),
     ):
-        task = Task(spec, spec.defaults, cluster, backend=find_backend(backend), allowed=Allowed())
+        task = Task(
+            spec,
+            spec.defaults,
+            cluster,
+            backend=find_backend(backend),
+            allowed=ApproximationPolicy(),
+        )
         model = CostModel(Topology(cluster), spec, constants=constants_of(backend))
         space = space_of(task, Topology(cluster))
         floors = model.floors(spec.defaults, task.searched_modes)
@@ -169,7 +181,7 @@ def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.Mon
     every, _ = price_all(task, Topology(cluster))
     assert pruned["can't be among the best"] > 0
     assert len(few) < len(every)
-    assert unbeaten(few) == unbeaten(every)
+    assert undominated(few) == undominated(every)
     assert str(few[0].candidate) == str(every[0].candidate)
     assert [r.candidate for r in few if r.control] == [r.candidate for r in every if r.control]
 
@@ -180,18 +192,18 @@ def test_on_large_clusters_no_more_memory_is_given_up_than_may_be(
     monkeypatch.setattr("ditplan.planner.search.pricing.LARGE_CLUSTER", 8)
     monkeypatch.setattr("ditplan.planner.search.pruning.COARSE_MEMORY", 1.02)
     cluster, flux = a_cluster(hosts=4, devices=8, between_bytes_per_s=50e9), find_model("flux-dev")
-    task = Task(flux, flux.defaults, cluster, modes=("eager",), allowed=Allowed())
+    task = Task(flux, flux.defaults, cluster, modes=("eager",), allowed=ApproximationPolicy())
     few, _ = price_all(task, Topology(cluster))
     monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(cluster))
     assert len(few) < len(every) / 2
-    known = unbeaten(few)
-    for latency_s, gpus, memory_bytes, approximate in unbeaten(every):
+    known = undominated(few)
+    for latency_s, gpus, memory_bytes, approximate in undominated(every):
         most = (latency_s, gpus, 1.02 * memory_bytes, approximate)
         assert any(all(a <= b for a, b in zip(one, most, strict=True)) for one in known)
 
 
-def unbeaten(ranked: Sequence[Ranked]) -> set[tuple[float, ...]]:
+def undominated(ranked: Sequence[PricedCandidate]) -> set[tuple[float, ...]]:
     """The plans that no other beats in latency, GPUs, memory and exactness."""
     points = {
         (

@@ -21,7 +21,7 @@ from ditplan.planner.simulation.chrome_trace import FIRST_THREADS, chrome_trace
 from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
 from ditplan.planner.simulation.simulator import Row
 from ditplan.planner.simulation.timeline import Timeline
-from ditplan.planner.space.approximations import Allowed
+from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.enumerate import evenly_staged
 from ditplan.planner.space.placement import placement_of
@@ -30,7 +30,7 @@ from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, ranks, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, ranks, sd3_like
 
 SPEC = sd3_like()
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
@@ -71,7 +71,7 @@ def test_the_simulated_loop_takes_what_the_price_says(model: str, cluster: str) 
     and placement.
     """
     spec, profile = find_model(model), find_cluster(cluster)
-    task = Task(spec, spec.defaults, profile, modes=MODES, allowed=Allowed())
+    task = Task(spec, spec.defaults, profile, modes=MODES, allowed=ApproximationPolicy())
     topology = Topology(profile)
     candidates = space_of(task, topology).candidates
     cost = CostModel(topology, spec)

@@ -11,7 +11,7 @@ from ditplan.profiles import catalog, family
 from ditplan.profiles.backends import BACKENDS, find_backend
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import AXES
-from tests.unit.nouns import a_cluster, a_model_spec
+from tests.unit.factories import a_cluster, a_model_spec
 
 
 @pytest.fixture
