@@ -56,7 +56,7 @@ def staged(
     return Candidate(mesh, ranks(mesh), mode, pipefusion=part)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mesh=MESHES, mode=MODES, setting=SETTINGS, kind=st.sampled_from(["cuda", "cpu"]))
 def test_parts_sum_to_the_latency(
     mesh: Mesh, mode: Mode, setting: tuple[int, int], kind: str
@@ -69,7 +69,7 @@ def test_parts_sum_to_the_latency(
     assert found.interval_s[0] < found.latency_s < found.interval_s[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(mesh=MESHES, setting=SETTINGS, inside=st.floats(1, 50), between=st.floats(1, 50))
 def test_more_bandwidth_never_hurts(
     mesh: Mesh, setting: tuple[int, int], inside: float, between: float
