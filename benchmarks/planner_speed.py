@@ -29,6 +29,7 @@ HOSTS = 128
 CASES = (
     ("8xa100-nvlink", "sd3"),
     ("8xa100-nvlink", "flux-dev"),
+    ("8xl20-pcie", "flux-dev"),
     ("2x8xl40-pcie-eth100", "sd3"),
     *(
         (cluster, model)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ditplan.planner.network.topology import Topology
@@ -82,11 +82,9 @@ def test_the_pareto_set_is_all_that_no_other_one_beats(figures: list[Figures]) -
 def test_the_choice_from_the_set_is_the_best_of_all_candidates(
     figures: list[Figures], name: ObjectiveName, max_latency_s: int | None
 ) -> None:
-    chosen = choose(figures, Objective(name, max_latency_s))
     enough = [one for one in figures if max_latency_s is None or one.latency_s <= max_latency_s]
-    if not enough:
-        assert chosen is None
-        return
+    assume(enough)
+    chosen = choose(figures, Objective(name, max_latency_s))
     assert chosen is not None
     one = figures[chosen]
     assert one in enough
@@ -101,6 +99,14 @@ def test_the_choice_from_the_set_is_the_best_of_all_candidates(
         equal = [o for o in enough if o.pictures / o.latency_s == pytest.approx(most, rel=1e-9)]
         assert one in equal
         assert one.gpus == min(other.gpus for other in equal)
+
+
+@given(some_figures(), st.sampled_from(NAMES), st.floats(0, 1, exclude_max=True))
+def test_nothing_is_chosen_where_none_is_fast_enough(
+    figures: list[Figures], name: ObjectiveName, part: float
+) -> None:
+    too_short_s = part * min(one.latency_s for one in figures)
+    assert choose(figures, Objective(name, too_short_s)) is None
 
 
 def test_of_equal_throughput_the_plan_of_fewer_gpus_is_chosen() -> None:
@@ -127,18 +133,23 @@ def hosts_of(sizes: Sequence[int], slow: Sequence[bool]) -> ClusterProfile:
     return ClusterProfile(name="test", hosts=tuple(hosts), links=tuple(links), source="a test")
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4),
-    st.integers(1, 6),
-    st.integers(0, 4),
-)
+@st.composite
+def hosts_and_plans(draw: st.DrawFn) -> tuple[list[tuple[int, bool]], int, int]:
+    """Hosts, each with its GPUs and whether they are slow; how many GPUs of all are used; the size
+    of a plan that has room on them.
+    """
+    hosts = draw(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4))
+    there = sum(size for size, _ in hosts)
+    gpus = draw(st.integers(max(1, there - 4), there))
+    return hosts, gpus, draw(st.integers(1, min(6, gpus)))
+
+
+@given(hosts_and_plans())
 def test_replicas_are_as_many_as_fit_like_the_first_one(
-    hosts: list[tuple[int, bool]], size: int, unused: int
+    case: tuple[list[tuple[int, bool]], int, int],
 ) -> None:
+    hosts, gpus, size = case
     sizes, slow = zip(*hosts, strict=True)
-    gpus = sum(sizes) - unused
-    if size > gpus:
-        return
     cluster = hosts_of(sizes, slow)
     places = [
         (number, is_slow) for number, (count, is_slow) in enumerate(hosts) for _ in range(count)

