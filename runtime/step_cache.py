@@ -15,7 +15,7 @@ import torch
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from torch import nn
 
-from ditplan.profiles.plan import TaylorSeer
+from ditplan.profiles.configuration import TaylorSeer
 from ditplan.runtime.takeover import (
     as_output,
     names_arguments,

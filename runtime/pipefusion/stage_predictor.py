@@ -23,9 +23,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
 from ditplan.runtime.batch.batch_split import BatchSplit
 from ditplan.runtime.compilation.cuda_graphs import GraphedForward

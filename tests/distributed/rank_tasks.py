@@ -108,7 +108,7 @@ def latents(
         )
     try:
         with parallelize(pipeline, plan, context):
-            if context.rank not in plan.placement:
+            if context.rank not in plan.configuration.placement:
                 return None
             words = same_start(spec, plan.workload, context.device)
             return denoise(pipeline, spec, plan.workload, words)
@@ -165,7 +165,7 @@ def transformer_output(
             torch.randn(samples, tokens, width, generator=generator) for _ in range(2)
         ]
     with parallelize(pipeline, plan, context), torch.no_grad():
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         output = pipeline.transformer(**inputs, return_dict=return_dict)
         result: torch.Tensor = output.sample if return_dict else output[0]
