@@ -105,13 +105,12 @@ class SequenceAttention:
         scale: float | None,
     ) -> torch.Tensor:
         """Attention over the keys of all members of the ring, who have `key_sizes` of them."""
-        ring = self.layout.groups.ring
+        ring, visiting = self.layout.groups.ring, self.layout.visiting
         if ring is None or self.gather_kv is not None:
             if self.gather_kv is not None:
                 key, value = self.gather_kv(key, value, key_sizes)
             if self.cache is not None:
-                patch = self.layout.patch
-                key, value = self.cache.renew(self.number, patch, key, value, self._tokens_of)
+                key, value = self.cache.renew(visiting, self.number, key, value, self._tokens_of)
             mask = self.layout.mask(self.declared.segments, self.layout.groups.arrivals)
             return attend(query, key, value, scale, self.kernel, mask)
 
@@ -124,10 +123,9 @@ class SequenceAttention:
         own = transfer.begin(key, value)
         if self.cache is None:
             return ring_attention(query, [own], transfer, block)
-        patch = self.layout.patch
-        stale = self.cache.others(self.number, patch) if patch is not None else []
+        stale = self.cache.others(visiting, self.number)
         attended = ring_attention(query, [*stale, own], transfer, block)
-        self.cache.renew(self.number, patch, *transfer.gathered(), self._tokens_of)
+        self.cache.renew(visiting, self.number, *transfer.gathered(), self._tokens_of)
         return attended
 
     def _tokens_of(self, patch: int | None) -> list[int]:
