@@ -1,4 +1,4 @@
-"""Sequence parallelism on an unmodified transformer, by hooks and one door for attention.
+"""Sequence parallelism on an unmodified transformer, by hooks and an answer to its attention.
 
 The family says where tensors with a sequence dim appear whole, where they are put together again,
 and which modules are self-attention. A sequence is an ordered list of segments (image, text), each
