@@ -230,14 +230,14 @@ def compared(runs: Runs) -> list[Compared]:
     }
     return [
         Compared(
-            ranked[run.configuration],
-            computed.get(run.configuration, math.nan),
+            ranked[run.candidate],
+            computed.get(run.candidate, math.nan),
             statistics.median(run.latency_s),
             run.memory_bytes,
-            loop_bytes(task, ranked[run.configuration]),
+            loop_bytes(task, ranked[run.candidate]),
         )
         for run in runs.runs
-        if run.configuration in ranked
+        if run.candidate in ranked
     ]
 
 

@@ -145,7 +145,7 @@ def true_seconds(
             math.fsum(
                 part_s(p, s, ranked.configuration) for p, s in ranked.prediction.parts.items()
             )
-            * math.exp(random.normal(0, wrong.configuration))
+            * math.exp(random.normal(0, wrong.candidate))
             for ranked in found
         ]
     )
@@ -364,7 +364,7 @@ def main() -> None:
             print(f"\n{model} on {cluster}\n{'wrong by':21}", end="")
             print("".join(f"{name:>19}" for name in STRATEGIES))
             for wrong in WRONG:
-                words = f"{wrong.part:.0%} / {wrong.setting:.0%} / {wrong.configuration:.0%}"
+                words = f"{wrong.part:.0%} / {wrong.setting:.0%} / {wrong.candidate:.0%}"
                 cells = "".join(f"{cell(results[wrong, name]):>19}" for name in STRATEGIES)
                 print(f"{words:21}{cells}", flush=True)
     print(f"\n{time.monotonic() - started:.0f} s")

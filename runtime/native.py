@@ -32,7 +32,7 @@ from ditplan.runtime.sequence.kernels import attend
 from ditplan.runtime.sequence.layout import Layout, Patches, SequenceGroups
 from ditplan.runtime.sequence.linear_attention import RowOperators, apply_rows
 from ditplan.runtime.sequence.peer_ulysses import PeerExchange
-from ditplan.runtime.sequence.ring import RingBuffers
+from ditplan.runtime.sequence.ring import BidirectionalTransfer, RingBuffers, RingTransfer
 from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
 from ditplan.runtime.sequence.usp import GatherKV, SequenceAttention
@@ -59,7 +59,7 @@ class Prepared:
     answers: tuple[AttentionOperator, ...] | None
     rows: RowOperators | None
     blocks: CompiledBlocks
-    room: RingBuffers
+    ring_buffers: RingBuffers
     route: StageRoute | None
     cache: StaleKVCache | None
 
@@ -98,7 +98,7 @@ def _parallelize(
     mode = plan.configuration.mode
     prepared = _prepared(model, plan, context)
     may_fall_back = plan.fallback == "eager"
-    undo.callback(prepared.room.clear)
+    undo.callback(prepared.ring_buffers.clear)
     _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, undo)
     if "compile" in mode:
@@ -187,7 +187,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     if route and plan.configuration.pipefusion:
         patches = Patches("image", has_filler=family.needs_text)
         cache = StaleKVCache(plan.configuration.pipefusion.patches)
-    layout, room = None, RingBuffers()
+    layout, ring_buffers = None, RingBuffers()
     answers: tuple[AttentionOperator, ...] | None = None
     if sequence or route:
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
@@ -200,6 +200,9 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         if ring and (plan.configuration.ring == "gather" or whole):
             gather_kv = _kv_gatherer(ring, context)
         kernel = plan.configuration.attention
+        transfer = (
+            BidirectionalTransfer if plan.configuration.ring == "bidirectional" else RingTransfer
+        )
         answers = tuple(
             _distributed(
                 SequenceAttention(
@@ -208,10 +211,10 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
                     kernel,
                     exchange,
                     gather_kv,
-                    room,
+                    ring_buffers,
                     cache,
                     number,
-                    bidirectional=plan.configuration.ring == "bidirectional",
+                    transfer,
                 )
             )
             for number, declared in enumerate(family.self_attentions)
@@ -235,7 +238,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         answers,
         rows,
         blocks,
-        room,
+        ring_buffers,
         route,
         cache,
     )

@@ -1,4 +1,4 @@
-"""Sequence parallelism on an unmodified transformer, by hooks and one door for attention.
+"""Sequence parallelism on an unmodified transformer, by hooks and an answer to its attention.
 
 The family says where tensors with a sequence dim appear whole, where they are put together again,
 and which modules are self-attention. A sequence is an ordered list of segments (image, text), each
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, Split
 from ditplan.runtime.collectives import all_gather_uneven
+from ditplan.runtime.compilation.operators import AttentionFn
+from ditplan.runtime.sequence.interception import Interceptor, intercepted
 from ditplan.runtime.sequence.layout import Layout
 from ditplan.runtime.takeover import (
     change_arguments,
@@ -27,37 +28,32 @@ from ditplan.runtime.takeover import (
     replace_forward,
     submodule,
     take_class,
-    traceable,
 )
 
-AttentionFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 
-
-class SdpaInterceptor(TorchFunctionMode):
-    """While entered, scaled_dot_product_attention is answered by `answer`; counts how often.
+class SdpaInterceptor(Interceptor):
+    """While entered, scaled_dot_product_attention is answered by the module's `_attention_answer`.
 
     Raises:
         InputError: a mask, causality, dropout or grouped heads that the answer doesn't honour.
     """
 
-    def __init__(self, module: nn.Module, answer: AttentionFn) -> None:
-        super().__init__()
-        # not its name: torch.compile would compile each block anew for its own
-        self._module = module
-        self._answer = answer
-        self.answered = 0
+    functions = (functional.scaled_dot_product_attention,)
+    expected = 1
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is not functional.scaled_dot_product_attention:
-            return traceable(func)(*args, **(kwargs or {}))
-        self.answered += 1
-        return self._distributed(*args, **(kwargs or {}))
+    def answer(self, _func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, H, Q, D) and (B, H, K, D) twice -> (B, H, Q, D)."""
+        return self._distributed(*args, **kwargs)
+
+    def gone_around(self) -> str:
+        """As `Interceptor`."""
+        return (
+            f"{self._module._attention_name} called torch's scaled_dot_product_attention "
+            f"{self.calls} times in one forward, once was expected: an attention "
+            "backend or processor goes around it, so its sequence can't be split. Use the "
+            'default one (`transformer.set_attention_backend("native")`, no '
+            "DIFFUSERS_ATTN_BACKEND, no extra attention processors)"
+        )
 
     def _distributed(
         self,
@@ -82,7 +78,8 @@ class SdpaInterceptor(TorchFunctionMode):
                 "plan's attention doesn't honour; run this model with ring and ulysses of 1 and "
                 "attention auto"
             )
-        return self._answer(query, key, value, scale)
+        answer: AttentionFn = self._module._attention_answer
+        return answer(query, key, value, scale)
 
 
 def answer_attention(module: nn.Module, name: str, answer: AttentionFn, undo: ExitStack) -> None:
@@ -95,38 +92,12 @@ def answer_attention(module: nn.Module, name: str, answer: AttentionFn, undo: Ex
     original: Any = type(module)
     take_class(
         module,
-        _answered(original),
+        intercepted(original, SdpaInterceptor),
         name,
         undo,
         _attention_answer=answer,
         _attention_name=name,
     )
-
-
-@functools.cache
-def _answered(original: type[Any]) -> type[Any]:
-    """A subclass that enters the door around its forward."""
-    # called by this name: not all versions of torch.compile follow super() to it
-    inner = original.forward
-
-    class Answered(original):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            # entered inside the wrapped forward: outside, torch.compile would apply the mode twice
-            door = SdpaInterceptor(self, self._attention_answer)
-            with door:
-                result = inner(self, *args, **kwargs)
-            if door.answered != 1:
-                raise InputError(
-                    f"{self._attention_name} called torch's scaled_dot_product_attention "
-                    f"{door.answered} times in one forward, once was expected: an attention "
-                    "backend or processor goes around it, so its sequence can't be split. Use the "
-                    'default one (`transformer.set_attention_backend("native")`, no '
-                    "DIFFUSERS_ATTN_BACKEND, no extra attention processors)"
-                )
-            return result
-
-    Answered.__name__, Answered.__qualname__ = original.__name__, original.__qualname__
-    return Answered
 
 
 def apply_sequence_parallel(

@@ -266,7 +266,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     said = {}
     for name, kwargs in asked.items():
         try:
-            with SdpaInterceptor(module, lambda q, _k, _v, _s: q):
+            with SdpaInterceptor(module):
                 functional.scaled_dot_product_attention(query, query, query, **kwargs)
         except ValueError as error:
             said[name] = str(error)

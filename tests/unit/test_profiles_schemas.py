@@ -58,7 +58,7 @@ def test_a_book_of_schema_1_is_read() -> None:
 
 
 def test_a_ring_both_ways_has_its_new_name() -> None:
-    saved = PLAN | {"execution": PLAN["execution"] | {"ring": "both-ways"}}
+    saved = PLAN | {"execution": PLAN["execution"] | {"ring": "bidirectional"}}
     plan = ExecutionPlan.from_json(json.dumps(saved), "plan.json")
     assert plan.configuration.ring == "bidirectional"
 
