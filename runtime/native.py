@@ -16,6 +16,7 @@ from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
 from ditplan.runtime.batch.batch_split import apply_cfg
+from ditplan.runtime.batch.call_check import CallCheck
 from ditplan.runtime.batch.call_split import apply_calls
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.collectives import all_gather_uneven
@@ -27,6 +28,7 @@ from ditplan.runtime.models.inspection import config_digest
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
 from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
+from ditplan.runtime.sequence.adapter_attention import AdapterAttention
 from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence.kernels import attend
 from ditplan.runtime.sequence.layout import Layout, Patches, SequenceGroups
@@ -48,7 +50,8 @@ class Prepared:
 
     `batch_group` are the ranks that share a call's samples, `cfg_group` those that share a step's
     calls, `weight_group` those that share out the weights of their blocks. `answers` are those to
-    the family's self-attentions, None where they are left to the model.
+    the family's self-attentions, None where they are left to the model, `adapters` those to its
+    adapters.
     """
 
     family: ModelFamily
@@ -57,6 +60,7 @@ class Prepared:
     weight_group: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
+    adapters: dict[str, AttentionOperator]
     rows: RowOperators | None
     blocks: CompiledBlocks
     ring_buffers: RingBuffers
@@ -99,6 +103,9 @@ def _parallelize(
     prepared = _prepared(model, plan, context)
     may_fall_back = plan.fallback == "eager"
     undo.callback(prepared.ring_buffers.clear)
+    if prepared.layout or prepared.batch_group:
+        sharing = prepared.batch_group.size if prepared.batch_group else 1
+        CallCheck(model, prepared.family, sharing, bool(prepared.route)).apply(undo)
     _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, undo)
     if "compile" in mode:
@@ -123,9 +130,11 @@ def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> No
     if prepared.layout and prepared.answers is not None:
         if prepared.rows:
             apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
-        apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
+        apply_sequence_parallel(
+            model, prepared.family, prepared.layout, prepared.answers, undo, prepared.adapters
+        )
     elif prepared.answers:
-        answer_attentions(model, prepared.family, prepared.answers, undo)
+        answer_attentions(model, prepared.family, prepared.answers, undo, prepared.adapters)
 
 
 def weight_group_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
@@ -226,6 +235,12 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
+    adapters = {
+        name: AttentionOperator(
+            AdapterAttention(segments, layout, plan.configuration.attention), interleaved=False
+        )
+        for name, segments in family.adapters.items()
+    }
     weight_group = weight_group_of(plan, context)
     blocks = CompiledBlocks(answers or (), movable=weight_group is None)
     rows = RowOperators(sequence) if sequence and family.rows else None
@@ -236,6 +251,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         weight_group,
         layout,
         answers,
+        adapters,
         rows,
         blocks,
         ring_buffers,

@@ -27,6 +27,10 @@ class Interceptor(TorchFunctionMode):
         """What a call gives in place of what `func` would."""
         raise NotImplementedError
 
+    def counts_right(self) -> bool:
+        """Whether a forward that has ended made the calls that it should."""
+        return self.calls == self.expected
+
     def gone_around(self) -> str:
         """What to say of a forward that made another number of calls than expected."""
         raise NotImplementedError
@@ -60,7 +64,7 @@ def intercepted(original: type[Any], interceptor: type[Interceptor]) -> type[Any
             mode = interceptor(self)
             with mode:
                 result = inner(self, *args, **kwargs)
-            if mode.calls != mode.expected:
+            if not mode.counts_right():
                 raise InputError(mode.gone_around())
             return result
 

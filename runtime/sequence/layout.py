@@ -128,11 +128,17 @@ class Layout:
                 f"{here} {segment} {what} can't be split over {ranks} ranks; use a plan with "
                 f"ring x ulysses of at most {here}"
             )
-        first, last = self._bounds(segment, end - start, self.groups.index)
+        first, last = self.held(segment)
         # with the usual strides even where a dim is 1 long, as compiled blocks put out: they are
         # compiled anew for others
-        share = tensor.narrow(dim, start + first, last - first)
+        share = tensor.narrow(dim, first, last - first)
         return share.clone(memory_format=torch.contiguous_format)
+
+    def held(self, segment: str) -> tuple[int, int]:
+        """Start and end in the segment of this rank's tokens of what is computed."""
+        start, end = self.range_of(segment, self.patch)
+        first, last = self._bounds(segment, end - start, self.groups.index)
+        return start + first, start + last
 
     def sizes(self, segments: Sequence[str]) -> list[int]:
         """How many tokens of these segments together each rank holds of what is computed."""

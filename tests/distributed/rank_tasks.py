@@ -257,6 +257,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     """What the attention door says to each thing that it can't honour."""
     query, module = torch.randn(1, 2, 4, 8), torch.nn.Module()
     module._attention_name = "blocks.0.attn"  # type: ignore[assignment]
+    module._attention_adapters = {}  # type: ignore[assignment]
     asked: dict[str, dict[str, Any]] = {
         "mask": {"attn_mask": torch.zeros(4, 4)},
         "causal": {"is_causal": True},
