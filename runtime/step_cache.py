@@ -18,6 +18,7 @@ from torch import nn
 from ditplan.profiles.plan import TaylorSeer
 from ditplan.runtime.takeover import (
     as_output,
+    inner_forward,
     names_arguments,
     replace_forward,
     replaced,
@@ -35,7 +36,7 @@ class ExtrapolatedForward:
 
     def __init__(self, model: nn.Module, cache: TaylorSeer) -> None:
         self._cache = cache
-        self._whole: Callable[..., Any] = model.forward
+        self._whole: Callable[..., Any] = inner_forward(model)
         self._named = names_arguments(model)
         self._call = ""
         self._lists_samples = False

@@ -17,6 +17,7 @@ from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import (
     as_output,
+    inner_forward,
     names_arguments,
     replace_forward,
     replaced,
@@ -112,7 +113,7 @@ def apply_calls(
             f"{type(model).__name__} of this diffusers has no cache_context, by which a step's "
             "passes are told apart; install a newer one or use a plan with cfg 1"
         )
-    calls = CallSplit(model, family, group, model.forward)
+    calls = CallSplit(model, family, group, inner_forward(model))
     scheduler = pipeline.scheduler
     step = scheduler.step
 

@@ -18,6 +18,7 @@ from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.takeover import (
     carried_by,
     handed_on,
+    inner_forward,
     names_arguments,
     replace_forward,
     submodule,
@@ -53,7 +54,7 @@ class Stage:
             block for path in self._family.blocks for block in submodule(model, path).children()
         ]
         for index, block in enumerate(blocks):
-            own, named = block.forward, names_arguments(block)
+            own, named = inner_forward(block), names_arguments(block)
             replace_forward(block, partial(self._block, index, named, own), undo)
 
     def run(

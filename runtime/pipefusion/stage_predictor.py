@@ -35,7 +35,7 @@ from ditplan.runtime.pipefusion.route import StageRoute, Visit
 from ditplan.runtime.pipefusion.stage import Carried, Skips, Stage
 from ditplan.runtime.sequence.layout import Layout, Patches
 from ditplan.runtime.sequence.stale_kv import StaleKVCache
-from ditplan.runtime.takeover import sample_of, signature_of, submodule
+from ditplan.runtime.takeover import inner_forward, sample_of, signature_of, submodule
 from ditplan.runtime.transport.collective_link import Arriving
 
 Graphed = Callable[[Callable[..., Any]], GraphedForward]
@@ -87,7 +87,7 @@ class StagePredictor:
         self._most_underway = min(route.stages.size - route.stage, part.patches)
         self._underway: deque[_Underway] = deque()
         self._finished: dict[int, torch.Tensor] = {}
-        self._forward: Callable[..., Any] = model.forward
+        self._forward: Callable[..., Any] = inner_forward(model)
         self._graphs: GraphedForward | None = None
         self._entered: dict[tuple[int, int | None, int, int], list[torch.Tensor]] = {}
         self._locating = False
@@ -116,7 +116,7 @@ class StagePredictor:
         projection = submodule(self._model, name)
         undo.callback(projection.register_forward_hook(self._numbered).remove)
         self._stage.apply(self._model, undo)
-        self._forward = self._model.forward
+        self._forward = inner_forward(self._model)
         if graphed is not None:
             self._graphs = graphed(self._compute)
         # at once, though graphs and this refer to each other: the next plan wants their memory
