@@ -38,7 +38,7 @@ ORDER = {
     ),
     "runtime": (
         ("groups", "takeover"),
-        ("ranks", "weights", "blocks", "collectives", "step_cache"),
+        ("ranks", "weights", "blocks", "collectives", "step_cache", "in_force"),
         ("admission", "transport", "compilation", "batch"),
         ("sequence",),
         ("pipefusion",),
