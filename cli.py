@@ -35,15 +35,23 @@ from ditplan.planner.search import Trialrun, Trials, search, study_name
 from ditplan.planner.topology import Topology
 from ditplan.planner.trace import chrome_trace
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
+from ditplan.profiles.bounds import (
+    MOST_PATCHES,
+    MOST_PIXELS,
+    MOST_RANKS,
+    MOST_SECONDS,
+    MOST_STEPS,
+)
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality, shipped_weights
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
-from ditplan.profiles.errors import DitplanError, InputError, PlanWarning
+from ditplan.profiles.errors import DitplanError, InputError, PlanWarning, one_line
+from ditplan.profiles.files import is_text, path_text
 from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.quality import MeasuredQuality
-from ditplan.profiles.record import write_atomically
+from ditplan.profiles.record import shortened, write_atomically
 from ditplan.profiles.workload import Dtype, Workload
 
 if TYPE_CHECKING:
@@ -63,20 +71,33 @@ Hosts = Annotated[
     Path | None, typer.Option(help="File of hosts, one a line; this machine without it.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Gpus = Annotated[int | None, typer.Option(min=1, help="How many GPUs (or CPU ranks).")]
-Pixels = Annotated[int | None, typer.Option(min=1, help="Pixels; the model's usual if left out.")]
-Count = Annotated[int | None, typer.Option(min=1, help="The model's usual if left out.")]
+Gpus = Annotated[
+    int | None, typer.Option(min=1, max=MOST_RANKS, help="How many GPUs (or CPU ranks).")
+]
+Pixels = Annotated[
+    int | None,
+    typer.Option(min=1, max=MOST_PIXELS, help="Pixels; the model's usual if left out."),
+]
+Count = Annotated[
+    int | None, typer.Option(min=1, max=MOST_STEPS, help="The model's usual if left out.")
+]
 Guidance = Annotated[
     bool | None, typer.Option("--guidance/--no-guidance", help="Classifier-free guidance.")
 ]
 Type = Annotated[Dtype | None, typer.Option(help="float32 is the only one on CPUs.")]
-Degree = Annotated[int | None, typer.Option(min=1, help="Fix this degree.")]
-ExactDegree = Annotated[int, typer.Option(min=1, help="Degree of this parallelism.")]
+Degree = Annotated[int | None, typer.Option(min=1, max=MOST_RANKS, help="Fix this degree.")]
+ExactDegree = Annotated[
+    int, typer.Option(min=1, max=MOST_RANKS, help="Degree of this parallelism.")
+]
 Patches = Annotated[
-    int | None, typer.Option(min=1, help="Patches of PipeFusion; it has stages by --pipefusion.")
+    int | None,
+    typer.Option(
+        min=1, max=MOST_PATCHES, help="Patches of PipeFusion; it has stages by --pipefusion."
+    ),
 ]
 Warmup = Annotated[
-    int | None, typer.Option(min=1, help="PipeFusion's first steps, on the whole picture.")
+    int | None,
+    typer.Option(min=1, max=MOST_STEPS, help="PipeFusion's first steps, on the whole picture."),
 ]
 AskedMode = Annotated[
     Mode | None,
@@ -202,7 +223,11 @@ def tune(
     ] = "latency",
     max_latency: Annotated[
         float | None,
-        typer.Option(min=0, help="The most seconds of denoising a call may take, copies running."),
+        typer.Option(
+            min=0,
+            max=MOST_SECONDS,
+            help="The most seconds of denoising a call may take, copies running.",
+        ),
     ] = None,
     workloads: Annotated[
         Path | None,
@@ -222,6 +247,7 @@ def tune(
         int | None,
         typer.Option(
             min=0,
+            max=MOST_STEPS,
             help="Run so many of the best plans for real, and the rule of thumb beside them; fewer "
             "when no other can be more than 3% faster. Default with hosts: 3; 0 for a full-size "
             "model on CPUs.",
@@ -231,7 +257,8 @@ def tune(
         Path | None, typer.Option(help="Folder of real weights to measure with.")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(min=0, help="Seconds after which no new run is started.")
+        float | None,
+        typer.Option(min=0, max=MOST_SECONDS, help="Seconds after which no new run is started."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -384,7 +411,7 @@ def run(
     weights: Annotated[
         Path | None, typer.Option(help="Folder of a diffusers pipeline with real weights.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time it took with the one predicted."""
@@ -420,9 +447,10 @@ def run(
 
 def _find_model(name: str) -> tuple[ModelSpec, Path | None]:
     """The spec of a shipped model or of a folder, and its weights if there are any."""
-    folder = Path(name)
-    if not folder.is_dir():
+    # unlike pathlib's, os.path's answer for a name that no file can have is no
+    if not os.path.isdir(name):
         return find_model(name), shipped_weights(name.lower())
+    folder = Path(name)
     from ditplan.runtime.inspection import inspect_folder
 
     return inspect_folder(folder, folder.resolve().name), folder
@@ -460,10 +488,18 @@ def _check_weights(weights: Path, spec: ModelSpec) -> None:
 
 def _require_folder(out: Path) -> None:
     folder = out.absolute().parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{out}: the folder {out.parent} doesn't exist; make it first")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise InputError(f"{out}: this is a folder; name a file in it")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise InputError(f"{out}: this is no regular file; name one that is, or a new one")
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"{path_text(out)}: can't be written: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"{out}: the folder {out.parent} can't be written to; name another")
 
@@ -589,7 +625,7 @@ def _nothing_known(workload: Workload) -> None:
 
 def _recorded_quality(model: str, spec: ModelSpec, workload: Workload) -> MeasuredQuality | None:
     """What was measured of approximate pictures, which holds for the shipped weights alone."""
-    return None if Path(model).is_dir() else known_quality(spec, workload)
+    return None if os.path.isdir(model) else known_quality(spec, workload)
 
 
 def _points_of(task: Task) -> Sequence[PointRequest]:
@@ -661,11 +697,23 @@ def _show_warning(
         show(message, category, *place)
 
 
+def _check_words(words: Sequence[str]) -> None:
+    """Refuses words that can be neither printed nor saved, nor be a file's name.
+
+    Raises:
+        InputError: there is one.
+    """
+    for word in words:
+        if not is_text(word) or "\0" in word:
+            raise InputError(f"{shortened(word)}: this is no UTF-8 text; write it otherwise")
+
+
 def main() -> None:
     """Runs the command line; a user's errors end it with one message and their exit code."""
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     warnings.simplefilter("always", PlanWarning)
     try:
+        _check_words(sys.argv[1:])
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except (DitplanError, typer.TyperException) as error:
         message = str(error)
@@ -673,7 +721,7 @@ def main() -> None:
             usage = error.format_message().replace("Value error, ", "")
             message = f"{usage.rstrip('.')}; see --help"
         if error.exit_code == InputError.exit_code:
-            message = " ".join(message.split())
+            message = one_line(message)
         console = Console(stderr=True, highlight=False)
         console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
         sys.exit(error.exit_code)

@@ -13,6 +13,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.quality import MeasuredQuality
+from ditplan.profiles.record import shortened, validate
 from ditplan.profiles.workload import Workload
 
 QUALITIES = ("safe", "exact", "any")
@@ -21,7 +22,11 @@ QUALITIES = ("safe", "exact", "any")
 def workload_for(
     spec: ModelSpec, device: DeviceKind, *, guidance: bool | None = None, **asked: Any
 ) -> Workload:
-    """The model's usual workload with what the user asked for, checked against model and device."""
+    """The model's usual workload with what the user asked for, checked against model and device.
+
+    Raises:
+        InputError: a number out of bounds, or what the model or the device can't do.
+    """
     changes = {name: value for name, value in asked.items() if value is not None}
     if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
         raise InputError(f"--dtype {changes['dtype']}: on CPUs the dtype is float32")
@@ -32,7 +37,7 @@ def workload_for(
                 "without guidance, so there is none to switch; leave it out"
             )
         changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
-    workload = spec.defaults.model_copy(update=changes)
+    workload = validate(Workload, spec.defaults.model_dump() | changes, "the workload")
     for edge in ("height", "width"):
         size, unit = getattr(workload, edge), spec.pixels_per_token
         if size % unit:
@@ -58,7 +63,9 @@ def check_quality(quality: str) -> float | None:
     except ValueError:
         bound = -1.0
     if not 0 <= bound < float("inf"):
-        raise InputError(f"--quality {quality!r}: must be safe, exact, any or a number from 0 on")
+        raise InputError(
+            f"--quality {shortened(quality)}: must be safe, exact, any or a number from 0 on"
+        )
     return bound
 
 

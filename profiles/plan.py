@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from ditplan.profiles.bounds import MOST_BLOCKS, MOST_ORDER, Blocks, Patches, Steps
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
@@ -51,9 +52,9 @@ class PipeFusion(Noun):
     steps the first `warmup_steps` run the whole image, so that there are keys to start from.
     """
 
-    blocks_per_stage: tuple[PositiveInt, ...] = Field(min_length=2)
-    patches: PositiveInt
-    warmup_steps: PositiveInt
+    blocks_per_stage: tuple[Blocks, ...] = Field(min_length=2, max_length=MOST_BLOCKS)
+    patches: Patches
+    warmup_steps: Steps
     schedule: Schedule = "linear"
 
     @model_validator(mode="after")
@@ -96,9 +97,9 @@ class TaylorSeer(Noun):
     """
 
     name: Literal["taylorseer"] = "taylorseer"
-    interval: PositiveInt
-    full_steps: PositiveInt = 3
-    order: NonNegativeInt = 1
+    interval: Steps
+    full_steps: Steps = 3
+    order: NonNegativeInt = Field(default=1, le=MOST_ORDER)
 
     def computes(self, step: int) -> bool:
         """Whether a step, counted from 0, runs the transformer."""
@@ -106,7 +107,10 @@ class TaylorSeer(Noun):
 
     def computed_steps(self, steps: int) -> int:
         """How many of so many steps run the transformer."""
-        return sum(self.computes(step) for step in range(steps))
+        full, every = min(steps, self.full_steps), self.interval
+        # the step after the full ones is left out unless each one computes
+        later = steps - full - 1
+        return steps if every == 1 else full + max(0, -(-later // every))
 
     def __str__(self) -> str:
         """Such as `taylorseer interval 3 after 3, order 1`."""

@@ -24,8 +24,9 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.calls import PASSES
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config, read_json
+from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config
 from ditplan.runtime.launch import RankPool
+from ditplan.runtime.model_folder import read_json
 from ditplan.runtime.modules import names_arguments, sample_of
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.pipelines import random_model

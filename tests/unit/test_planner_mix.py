@@ -185,7 +185,7 @@ def test_without_a_common_configuration_there_is_no_one_mesh() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[{", "line 1, column 3: not JSON"),
+        ("[{", "line 1, column 3: this mix of workloads is not JSON"),
         ("{}", "not a list of workloads; write a list such as"),
         ("[]", "not a list of workloads"),
         ("[3]", "mix.json: entry 1: Input should be a valid dictionary"),

@@ -239,7 +239,7 @@ WRONG = [
     ({"brand_new": 1}, "brand_new", "Extra inputs are not permitted (given: 1)"),
     ({"mesh.tp": 2}, "mesh.tp", "Extra inputs are not permitted (given: 2)"),
     ({"workload.height": "tall"}, "workload.height", "valid integer"),
-    ({"workload.height": 0}, "workload.height", "greater than 0 (given: 0)"),
+    ({"workload.height": 0}, "workload.height", "greater than 0 pixels (given: 0)"),
     ({"workload.dtype": "int4"}, "workload.dtype", "'float32', 'bfloat16' or 'float16'"),
     ({"model.transformers": []}, "model.transformers", "at least 1 item"),
     ({"model.transformers.0.config_hash": 7}, "model.transformers.0.config_hash", "valid string"),
