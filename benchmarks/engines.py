@@ -27,8 +27,8 @@ from ditplan.profiles.plan import (
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import GroupCache, RankContext
+from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline
 
 Pipeline = Callable[..., Any]
 

@@ -24,7 +24,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.plan import Execution, ExecutionPlan
 from ditplan.runtime.generation import measure_plan
-from ditplan.runtime.launch import RankError, RankPool
+from ditplan.runtime.ranks.pool import RankError, RankPool
 
 MODES: tuple[Mode, ...] = ("eager", "compile+graph")
 

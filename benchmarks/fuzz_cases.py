@@ -29,9 +29,10 @@ from benchmarks.mutations import (
     put_no_file,
 )
 from ditplan import cli
-from ditplan.planner.mix import load_mix
-from ditplan.planner.pricing import Task, price_one
-from ditplan.planner.search import Trialrun, Trials, search
+from ditplan.planner.search.pricing import price_one
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.search.workload_mix import load_mix
+from ditplan.planner.task import Task
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.catalog import CLUSTERS, DISTANCES, MODELS, find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
@@ -43,8 +44,8 @@ from ditplan.profiles.model import ModelProfile, ModelSpec, TimePoint
 from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.record import Record
-from ditplan.runtime.inspection import inspect_folder
-from ditplan.runtime.pipelines import load_pipeline
+from ditplan.runtime.models.inspection import inspect_folder
+from ditplan.runtime.models.loading import load_pipeline
 
 Damage = Callable[[random.Random, str], bytes]
 FOLDER_FILES = (
@@ -95,7 +96,9 @@ def workplace(seed: int) -> Iterator[Workplace]:
     with tempfile.TemporaryDirectory(prefix=f"fuzz{seed}-") as name:
         folder = Path(name)
         journal = folder / "sample.log"
-        trials = Trials(lambda _plan: Trialrun(0.5, 1000), top=1, rounds=1, journal=journal)
+        trials = MeasurementPolicy(
+            lambda _plan: RunResult(0.5, 1000), top=1, rounds=1, journal=journal
+        )
         search(Task(tiny, tiny.defaults, cluster), trials)
         flux = find_model("flux-dev")
         plans = tuple(
@@ -123,6 +126,8 @@ def workplace(seed: int) -> Iterator[Workplace]:
             "mix": (MIX,),
             "study": (journal.read_text(),),
         }
+        # what is imported when a pipeline is first loaded takes no case's time
+        load_pipeline(tiny, MODELS / tiny.name, torch.device("cpu"), "float32")
         yield Workplace(folder, texts, tiny, sd3, cluster, tuple(map(_smaller, specs)))
 
 
@@ -322,8 +327,13 @@ def _price(task: Task, mesh: Mesh) -> None:
 
 
 def _study(place: Workplace, path: Path) -> None:
-    trials = Trials(lambda _plan: Trialrun(0.5, 1000), top=1, rounds=1, journal=path)
-    search(Task(place.tiny, place.tiny.defaults, place.cluster), trials)
+    search(Task(place.tiny, place.tiny.defaults, place.cluster), _one_run(path))
+
+
+def _one_run(journal: Path) -> MeasurementPolicy:
+    """Runs the best plan once, as far as it goes here."""
+    run = RunResult(0.5, 1000)
+    return MeasurementPolicy(lambda _plan: run, top=1, rounds=1, journal=journal)
 
 
 def _damaged_journal(rng: random.Random, text: str) -> bytes:

@@ -23,7 +23,7 @@ from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan, PipeFusion, TaylorSeer
 from ditplan.profiles.splits import split_sizes
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sd3_tiny"
 TIMEOUT_S = 3600.0

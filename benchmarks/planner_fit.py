@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from ditplan.planner.constants import XDIT, CostConstants, ModeConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.placing import placement_of
-from ditplan.planner.space import Candidate, evenly_staged
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.placement import placement_of
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 

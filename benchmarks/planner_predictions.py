@@ -24,19 +24,20 @@ from pathlib import Path
 from typing import ClassVar, get_args
 
 from benchmarks.ordering import in_order
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all, space_of
-from ditplan.planner.ranking import Ranked, build_plan
-from ditplan.planner.requests import wanted_points
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost.profile_points import wanted_points
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, space_of
+from ditplan.planner.search.ranking import PricedCandidate, build_plan
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import DitplanError
 from ditplan.profiles.model import Mode, ModelProfile
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.launch import count_slots
+from ditplan.runtime.ranks.pool import count_slots
 from ditplan.runtime.workers import Workers, device_kind
 
 MEASURED = Path(__file__).parent / "measured"
@@ -52,7 +53,7 @@ LINKS = {
 }
 
 
-class Run(Noun):
+class Run(FrozenModel):
     """What each of its rounds measured of a plan; `candidate` as the planner writes it.
 
     No `memory_bytes` where other plans had left theirs.
@@ -87,7 +88,7 @@ class Runs(Record):
     def task(self) -> Task:
         """What was planned."""
         spec = find_model(self.model)
-        allowed = Allowed()
+        allowed = ApproximationPolicy()
         return Task(
             spec,
             self.workload,
@@ -124,7 +125,7 @@ def with_profile(task: Task, workers: Workers) -> Task:
     return replace(task, profile=profile)
 
 
-def plans_to_run(task: Task, settings: int) -> list[Ranked]:
+def plans_to_run(task: Task, settings: int) -> list[PricedCandidate]:
     """All plans that fit, of those with stages the first `settings` of each mesh and mode."""
     ranked, _ = price_all(task, Topology(task.cluster))
     kept, seen = [], dict[tuple[object, ...], int]()
@@ -177,7 +178,7 @@ def measured(
         )
 
 
-def loop_bytes(task: Task, ranked: Ranked) -> int:
+def loop_bytes(task: Task, ranked: PricedCandidate) -> int:
     """What of the predicted memory a run without text encoders holds in the allocator."""
     memory = memory_of(task.spec, task.workload, ranked.candidate, task.cluster.devices[0])
     encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
@@ -189,7 +190,7 @@ def loop_bytes(task: Task, ranked: Ranked) -> int:
 class Compared:
     """A plan with its measured seconds and bytes, and the seconds predicted without a profile."""
 
-    ranked: Ranked
+    ranked: PricedCandidate
     computed_s: float
     measured_s: float
     measured_bytes: int | None
@@ -342,7 +343,9 @@ def measure(asked: argparse.Namespace) -> Iterator[Runs]:
                     print(f"{text}: not started, time is up")
                     continue
                 name, workload = workload_of(text, asked.steps, workers.device)
-                task = Task(find_model(name), workload, cluster, modes=modes, allowed=Allowed())
+                task = Task(
+                    find_model(name), workload, cluster, modes=modes, allowed=ApproximationPolicy()
+                )
                 known = profiles.get(text)
                 task = replace(task, profile=known) if known else with_profile(task, workers)
                 assert task.profile is not None

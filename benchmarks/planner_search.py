@@ -24,17 +24,19 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of, why_too_big
-from ditplan.planner.placing import placement_of
-from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.rules import schedule_of
-from ditplan.planner.search import Trialrun, Trials, measured, search
-from ditplan.planner.space import Candidate, evenly_staged
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import parameters_of
+from ditplan.planner.cost.memory import memory_of, why_too_big
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, measured, search
+from ditplan.planner.search.trials import parameters_of
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.legality import schedule_of
+from ditplan.planner.space.placement import placement_of
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
@@ -73,7 +75,9 @@ WRONG = (Wrongness(0.2, 0.0, 0.03), Wrongness(0.2, 0.1, 0.03), Wrongness(0.2, 0.
 def task_of(model: str, cluster: str, gpus: int | None = None) -> Task:
     """A model's usual workload on a recorded cluster, PipeFusion allowed."""
     spec = find_model(model)
-    return Task(spec, spec.defaults, find_cluster(cluster), gpus=gpus, allowed=Allowed())
+    return Task(
+        spec, spec.defaults, find_cluster(cluster), gpus=gpus, allowed=ApproximationPolicy()
+    )
 
 
 def everything(task: Task) -> Iterator[Candidate]:
@@ -123,7 +127,9 @@ def fastest_s(task: Task) -> tuple[float, int]:
     return best_s, count
 
 
-def true_seconds(found: Sequence[Ranked], wrong: Wrongness, seed: int) -> NDArray[np.float64]:
+def true_seconds(
+    found: Sequence[PricedCandidate], wrong: Wrongness, seed: int
+) -> NDArray[np.float64]:
     """What each candidate really takes, in a world where the cost model is wrong."""
     random = np.random.default_rng(seed)
     factors: dict[object, float] = {}
@@ -170,7 +176,7 @@ class World:
     """A task with all its candidates, and what each of them really takes."""
 
     task: Task
-    found: Sequence[Ranked]
+    found: Sequence[PricedCandidate]
     true_s: NDArray[np.float64]
     seed: int
 
@@ -190,13 +196,13 @@ def ours(world: World, trials: int) -> list[int]:
     rows = {place_of(ranked.candidate): row for row, ranked in enumerate(world.found)}
     random = np.random.default_rng(world.seed)
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         row = rows[plan.mesh, plan.placement, plan.execution.mode, plan.pipefusion]
         ran.append(row)
-        return Trialrun(world.run(row, random))
+        return RunResult(world.run(row, random))
 
     results, _ = measured(
-        world.task, world.found, Trials(measure, top=trials), say=lambda message: None
+        world.task, world.found, MeasurementPolicy(measure, top=trials), say=lambda message: None
     )
     tried = {row: r.measurement for row, r in enumerate(results) if r.measurement}
     return sorted(tried, key=lambda row: tried[row].latency_s)
@@ -272,7 +278,7 @@ def tpe(world: World, trials: int, told: int = 0) -> list[int]:
     return by_runs(world, ran)
 
 
-def patches_of(ranked: Ranked) -> int:
+def patches_of(ranked: PricedCandidate) -> int:
     """Patches, 1 without PipeFusion."""
     part = ranked.candidate.pipefusion
     return part.patches if part else 1

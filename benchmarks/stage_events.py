@@ -11,8 +11,8 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.links import Arriving
-from ditplan.runtime.pipefusion import StagePredictor
+from ditplan.runtime.pipefusion.stage_predictor import StagePredictor
+from ditplan.runtime.transport.collective_link import Arriving
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ditplan.planner.mix import Mixed
 from ditplan.planner.objectives import Objective
-from ditplan.planner.ranking import Ranked, Ranking
+from ditplan.planner.search.ranking import PricedCandidate, SearchResult
+from ditplan.planner.search.workload_mix import Mixed
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import Prediction
@@ -19,7 +19,7 @@ RIGHT = ("#", "GPUs", "copies", "per s", "measured", "GB", "weight", "best s", "
 """Columns whose cells stand on the right."""
 
 
-def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
+def ranking_table(ranking: SearchResult, rows: int = 12) -> Table:
     """The first candidates, and the rule of thumb wherever it stands: what they cost and need, and
     why they lost.
 
@@ -48,7 +48,7 @@ def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
     return table
 
 
-def headings_of(ranking: Ranking) -> list[str]:
+def headings_of(ranking: SearchResult) -> list[str]:
     """The columns that say something of this ranking."""
     with_mode = len({ranked.candidate.mode for ranked in ranking.ranked}) > 1
     with_measured = any(ranked.measurement for ranked in ranking.ranked)
@@ -62,7 +62,7 @@ def headings_of(ranking: Ranking) -> list[str]:
     ]
 
 
-def table_cells(place: int, ranked: Ranked, batch: int = 1) -> dict[str, str]:
+def table_cells(place: int, ranked: PricedCandidate, batch: int = 1) -> dict[str, str]:
     """What `ranking_table` can say of a candidate, by heading; a call makes `batch` pictures."""
     candidate, prediction = ranked.candidate, ranked.prediction
     low_s, high_s = prediction.interval_s
@@ -84,7 +84,7 @@ def table_cells(place: int, ranked: Ranked, batch: int = 1) -> dict[str, str]:
     }
 
 
-def mesh_text(ranked: Ranked) -> str:
+def mesh_text(ranked: PricedCandidate) -> str:
     """The mesh, a star at the rule of thumb, and below it the order of its axes where that isn't
     the usual one, PipeFusion's settings, and the least and the largest share of the tokens.
     """
@@ -109,7 +109,7 @@ def digits_after_point(seconds: float) -> int:
     return max(0, 2 - math.floor(math.log10(seconds)))
 
 
-def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
+def caption_parts(shown: list[tuple[int, PricedCandidate]], hidden: int) -> list[str]:
     """What is said below the table."""
     orders = any(ranked.candidate.order != AXES for _, ranked in shown)
     patched = any(ranked.candidate.pipefusion for _, ranked in shown)
@@ -128,7 +128,7 @@ def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
     return parts + ([f"{hidden} more not shown"] if hidden else [])
 
 
-def tune_json(ranking: Ranking) -> dict[str, object]:
+def tune_json(ranking: SearchResult) -> dict[str, object]:
     """What `tune --json` prints, without the path of the plan."""
     backend, batch = ranking.backend.name, ranking.workload.batch
     return {
@@ -143,7 +143,7 @@ def tune_json(ranking: Ranking) -> dict[str, object]:
     }
 
 
-def candidate_json(ranked: Ranked, backend: str, batch: int = 1) -> dict[str, object]:
+def candidate_json(ranked: PricedCandidate, backend: str, batch: int = 1) -> dict[str, object]:
     """A candidate that makes `batch` pictures a call, as `tune --json` shows it.
 
     `latency_s` is predicted, `measured_s` null unless it was run; both are of one copy alone.
@@ -173,7 +173,7 @@ def candidate_json(ranked: Ranked, backend: str, batch: int = 1) -> dict[str, ob
     }
 
 
-def best_text(ranking: Ranking) -> str:
+def best_text(ranking: SearchResult) -> str:
     """What is best, in a line: mesh, mode, PipeFusion's settings or a step cache, and where
     throughput is asked for what the copies make.
     """
@@ -268,7 +268,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.{digits_after_point(seconds)}f}"
 
 
-def shares_text(ranked: Ranked, spec: ModelSpec, workload: Workload) -> str:
+def shares_text(ranked: PricedCandidate, spec: ModelSpec, workload: Workload) -> str:
     """How unlike ranks share the image's tokens, in a line; empty where they have equal parts."""
     shares = ranked.candidate.token_shares
     if shares is None:
@@ -277,7 +277,7 @@ def shares_text(ranked: Ranked, spec: ModelSpec, workload: Workload) -> str:
     return f"image tokens by rank of a sequence: {' + '.join(map(str, tokens))}"
 
 
-def shares_json(ranked: Ranked) -> dict[str, object]:
+def shares_json(ranked: PricedCandidate) -> dict[str, object]:
     """PipeFusion's settings, the shares of the tokens (null for equal ones), and what the result
     is: `quality` is the relative L2 distance of the final latents from one device's, null where it
     isn't known.

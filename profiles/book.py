@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 from ditplan.profiles.bounds import Weight
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 
 
-class BookEntry(Noun):
+class BookEntry(FrozenModel):
     """A plan and the weight of its workload among all: any positive number."""
 
     weight: Weight

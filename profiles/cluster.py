@@ -16,7 +16,7 @@ from ditplan.profiles.bounds import (
     MessageBytes,
 )
 from ditplan.profiles.errors import one_line
-from ditplan.profiles.record import Noun, Record, shortened
+from ditplan.profiles.record import FrozenModel, Record, shortened
 
 Operation = Literal[
     "all_to_all", "all_gather", "send_recv", "all_reduce", "peer_all_to_all", "peer_all_gather"
@@ -31,7 +31,7 @@ DeviceKind = Literal["cuda", "cpu"]
 LinkKind = Literal["nvlink", "pcie", "socket", "ethernet", "infiniband", "memory"]
 
 
-class Device(Noun):
+class Device(FrozenModel):
     """One accelerator, or one CPU rank.
 
     Rates are data-sheet peaks, or what a large product and a copy reach if they were `measured`.
@@ -51,14 +51,14 @@ class Device(Noun):
     source: str
 
 
-class Host(Noun):
+class Host(FrozenModel):
     """One machine and its devices; ranks number the devices of all hosts in order."""
 
     name: str
     devices: tuple[Device, ...] = Field(min_length=1)
 
 
-class Link(Noun):
+class Link(FrozenModel):
     """A connection of two nodes of the topology that everything crossing it shares.
 
     Nodes are `host/N` (N-th device of the host) or any other name for a switch, a socket, a NIC,
@@ -73,7 +73,7 @@ class Link(Noun):
     source: str
 
 
-class CollectivePoint(Noun):
+class CollectivePoint(FrozenModel):
     """Duration of an operation.
 
     `bytes` is what one rank puts in, of all its tensors (all_gather: its own piece; send_recv: the
@@ -85,7 +85,7 @@ class CollectivePoint(Noun):
     p95_s: MeasuredSeconds
 
 
-class CollectiveTable(Noun):
+class CollectiveTable(FrozenModel):
     """An operation on groups of `size` ranks `stride` apart, `groups` of them measured at once."""
 
     operation: Operation

@@ -1,6 +1,60 @@
 """Errors that a user can cause or meet, each with the command line's exit code, and warnings."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
 LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Something that can be asked for, by its name in Python, with a value where one is meant.
+
+    Reads as `height=1000`; the command line says `--height 1000`.
+    """
+
+    name: str
+    value: object = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that helps, with the settings that it takes then.
+
+    Reads as `ditplan profile`; the command line says `ditplan profile --hosts FILE`.
+    """
+
+    name: str
+    settings: tuple[Setting, ...] = ()
+
+    def __str__(self) -> str:
+        return f"ditplan {self.name}"
+
+
+Part = str | Setting | Command
+
+
+class Sentence(str):
+    """A text that remembers which of its words are settings and commands."""
+
+    parts: tuple[Part, ...]
+
+    def __new__(cls, *parts: Part) -> Self:
+        """Joins parts, which may be sentences themselves."""
+        flat: list[Part] = []
+        for part in parts:
+            flat += part.parts if isinstance(part, Sentence) else [part]
+        self = super().__new__(cls, "".join(map(str, flat)))
+        self.parts = tuple(flat)
+        return self
+
+    def worded(self, word: Callable[[Setting | Command], str]) -> str:
+        """The text with its settings and commands as `word` says them."""
+        return "".join(part if isinstance(part, str) else word(part) for part in self.parts)
 
 
 class DitplanError(Exception):
@@ -17,8 +71,10 @@ class InputError(DitplanError, ValueError):
 
     exit_code = 2
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+    def __init__(self, *parts: Part) -> None:
+        """Joins the parts to one `sentence`, of which `str` gives a line."""
+        self.sentence = Sentence(*parts)
+        super().__init__(one_line(self.sentence))
 
 
 class PlanWarning(UserWarning):

@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, one_line
 from ditplan.profiles.files import parse_toml, path_text, read_text
-from ditplan.profiles.record import Noun, shortened, validate
+from ditplan.profiles.record import FrozenModel, validate
 
 InputKind = Literal["mask", "zeros", "pair", "sizes", "list"]
 FAMILIES = Path(__file__).parent / "families"
 
 
-class Split(Noun):
+class Split(FrozenModel):
     """A place where a tensor with a sequence dim appears whole and is cut to this rank's share.
 
     `place` is `input` (the root's argument `name`), `output` (of submodule `name`), `entry` (the
@@ -33,7 +33,7 @@ class Split(Noun):
     ndim: int | None = None
 
 
-class Gather(Noun):
+class Gather(FrozenModel):
     """The submodule whose output is put together again from all ranks' shares of its segments.
 
     `name` is its path, in which -1 stands for the last of a list.
@@ -44,7 +44,7 @@ class Gather(Noun):
     dim: int = 1
 
 
-class SelfAttention(Noun):
+class SelfAttention(FrozenModel):
     """Self-attention modules and what they attend over.
 
     `modules` is a path pattern in which `*` stands for one path element. `segments` are the pieces
@@ -55,7 +55,7 @@ class SelfAttention(Noun):
     segments: tuple[str, ...]
 
 
-class TextMask(Noun):
+class TextMask(FrozenModel):
     """A mask of tokens that self-attention leaves out.
 
     `input` is the root's argument, (B, tokens of `segment`) and true for tokens that count.
@@ -67,7 +67,7 @@ class TextMask(Noun):
     segment: str = "text"
 
 
-class Rows(Noun):
+class Rows(FrozenModel):
     """What of a model needs the picture to be split in whole rows of `segment`.
 
     The root's argument `input` is (..., height, width) of latents, and `argument` that of the
@@ -82,7 +82,7 @@ class Rows(Noun):
     convolutions: str
 
 
-class Usual(Noun):
+class Usual(FrozenModel):
     """What is usually asked of the models whose config has the values of `when`.
 
     `sample_size` is the edge of the picture in latent pixels: a key of the config or a number.
@@ -99,7 +99,7 @@ class Usual(Noun):
     guidance_scale: float = Field(ge=0)
 
 
-class ModelFamily(Noun):
+class ModelFamily(FrozenModel):
     """A transformer class of diffusers.
 
     With `guidance` "batched" the pipeline doubles the batch, so that cfg parallelism splits it;
@@ -228,7 +228,7 @@ def family_of(transformer_class: str) -> ModelFamily:
     families = load_families()
     if transformer_class not in families:
         raise InputError(
-            f"{shortened(transformer_class)}: no family describes this transformer class; there "
+            f"{one_line(transformer_class, 60)}: no family describes this transformer class; there "
             f"are {', '.join(family.name for family in families.values())} (CONTRIBUTING.md says "
             "how to add one)"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from ditplan.profiles.bounds import MOST_RANKS, MOST_SLOTS, Slots
 from ditplan.profiles.errors import InputError, one_line
 from ditplan.profiles.files import path_text, read_text
-from ditplan.profiles.record import Noun
+from ditplan.profiles.record import FrozenModel
 
 FORMS = "`host`, `host slots=4`, `user@host` or `host:4`"
 NAME = re.compile(
@@ -14,7 +14,7 @@ NAME = re.compile(
 )
 
 
-class HostLine(Noun):
+class HostLine(FrozenModel):
     """One host of the file; `slots` is None when the line doesn't give a number of ranks."""
 
     host: str

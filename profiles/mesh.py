@@ -4,12 +4,12 @@ import itertools
 import math
 
 from ditplan.profiles.bounds import Degree
-from ditplan.profiles.record import Noun
+from ditplan.profiles.record import FrozenModel
 
 AXES = ("dp", "cfg", "pipefusion", "ring", "ulysses")
 
 
-class Mesh(Noun):
+class Mesh(FrozenModel):
     """Degrees of parallelism; one rank for each coordinate (dp, cfg, pipefusion, ring, ulysses)."""
 
     dp: Degree = 1

@@ -20,7 +20,7 @@ from ditplan.profiles.bounds import (
     Tokens,
     Width,
 )
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Dtype, Workload
 
@@ -39,7 +39,7 @@ AttentionKernel = Literal[
 """Which implementation computes self-attention on a device; `auto` leaves it to torch."""
 
 
-class Attention(Noun):
+class Attention(FrozenModel):
     """A self-attention of a block over the given segments of the sequence.
 
     One that is `linear` keeps a state of heads x (head_dim + 1) x head_dim float32 numbers for each
@@ -57,7 +57,7 @@ class Attention(Noun):
         return 4 * self.heads * (self.head_dim + 1) * self.head_dim if self.linear else 0
 
 
-class BlockRun(Noun):
+class BlockRun(FrozenModel):
     """`count` blocks of one structure in a row.
 
     FLOPs count a multiply-add as two. `image_flops` and `text_flops` are for each token of that
@@ -150,7 +150,7 @@ class ModelSpec(Record):
         return workload.text_tokens if joint else 0
 
 
-class TimePoint(Noun):
+class TimePoint(FrozenModel):
     """One measured duration.
 
     `part` is a block kind or one of `outside` (everything in the transformer that is not a block),
@@ -174,7 +174,7 @@ class TimePoint(Noun):
     runs: PositiveInt
 
 
-class PointRequest(Noun):
+class PointRequest(FrozenModel):
     """What the planner asks to be measured of every kind of block and of what is outside of them.
 
     `whole` is the workload's shape; the share of one sample's tokens that one rank holds follows

@@ -9,14 +9,14 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, Source
-from ditplan.profiles.record import Noun, Record, shortened
+from ditplan.profiles.record import FrozenModel, Record, shortened
 from ditplan.profiles.workload import Workload
 
 Fallback = Literal["eager", "refuse"]
 RingVariant = Literal["pass", "both-ways", "gather"]
 
 
-class PlannedTransformer(Noun):
+class PlannedTransformer(FrozenModel):
     """A transformer of the pipeline: the component's name, its class, the digest of its config."""
 
     component: str
@@ -24,7 +24,7 @@ class PlannedTransformer(Noun):
     config_hash: str
 
 
-class PlannedModel(Noun):
+class PlannedModel(FrozenModel):
     """The model a plan is for."""
 
     name: str
@@ -44,7 +44,7 @@ Schedule = Literal["linear", "folded"]
 Weights = Literal["replicated", "sharded"]
 
 
-class PipeFusion(Noun):
+class PipeFusion(FrozenModel):
     """Patch-level pipelining: how many blocks each stage has, patches the image is cut into.
 
     With the "linear" schedule a patch comes by each stage once. With the "folded" one it goes
@@ -88,7 +88,7 @@ class PipeFusion(Noun):
         return f"{patches}, {warmup}, {folded}stages of {blocks} blocks"
 
 
-class TaylorSeer(Noun):
+class TaylorSeer(FrozenModel):
     """A step cache: most steps extrapolate the transformer's prediction instead of computing it.
 
     The first `full_steps` compute, later ones as diffusers' `TaylorSeerCacheConfig` has it: step
@@ -117,7 +117,7 @@ class TaylorSeer(Noun):
         return f"{self.name} interval {self.interval} after {self.full_steps}, order {self.order}"
 
 
-class Execution(Noun):
+class Execution(FrozenModel):
     """How each rank runs its share.
 
     What can't be compiled or captured falls back to eager with a warning, or with `fallback`
@@ -137,7 +137,7 @@ class Execution(Noun):
     vae: Literal["first-rank"] = "first-rank"
 
 
-class Quality(Noun):
+class Quality(FrozenModel):
     """Whether a plan equals one device up to rounding.
 
     If not, `relative_l2` is the measured relative L2 distance of the final latents.
@@ -154,7 +154,7 @@ class Quality(Noun):
         return self
 
 
-class Prediction(Noun):
+class Prediction(FrozenModel):
     """What the cost model expects.
 
     `parts` are the seconds of the denoising loop by cause and sum to `latency_s`. `latency_s` is
@@ -171,7 +171,7 @@ class Prediction(Noun):
     source: Source
 
 
-class Measurement(Noun):
+class Measurement(FrozenModel):
     """Real runs of the denoising loop."""
 
     latency_s: float = Field(gt=0)
@@ -181,7 +181,7 @@ class Measurement(Noun):
     devices: str
 
 
-class RunnerUp(Noun):
+class RunnerUp(FrozenModel):
     """A plan that lost, and why."""
 
     mesh: Mesh
@@ -195,7 +195,7 @@ class RunnerUp(Noun):
     reason: str
 
 
-class Fingerprint(Noun):
+class Fingerprint(FrozenModel):
     """Where the plan holds: cluster, device names by rank, kinds of link, software versions."""
 
     cluster: str

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from ditplan.profiles.bounds import Patches, Steps
 from ditplan.profiles.plan import TaylorSeer
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 
 
-class QualityPoint(Noun):
+class QualityPoint(FrozenModel):
     """PipeFusion with so many patches and warm-up steps, whatever the stages: these don't matter.
 
     `relative_l2` is the L2 distance of the final latents from those of one device over their norm,
@@ -22,7 +22,7 @@ class QualityPoint(Noun):
     relative_l2: float = Field(ge=0)
 
 
-class StepCachePoint(Noun):
+class StepCachePoint(FrozenModel):
     """An otherwise exact plan with a step cache; the mesh doesn't matter. Distances as above."""
 
     step_cache: TaylorSeer

@@ -14,13 +14,13 @@ from ditplan.profiles.errors import LONGEST_MESSAGE, InputError
 from ditplan.profiles.files import field_text, parse_json, path_text, read_text
 
 
-class Noun(BaseModel):
+class FrozenModel(BaseModel):
     """A value: immutable, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Record(Noun):
+class Record(FrozenModel):
     """A noun with a file of its own: JSON with a `schema_version`."""
 
     kind: ClassVar[str]
@@ -66,7 +66,7 @@ class Record(Noun):
         return validate(cls, data, where, f"correct it or {remedy}")
 
 
-N = TypeVar("N", bound=Noun)
+N = TypeVar("N", bound=FrozenModel)
 
 
 def validate(cls: type[N], data: Any, where: str, remedy: str = "") -> N:
@@ -89,7 +89,14 @@ def _faults_of(error: ValidationError, room: int) -> str:
     """All fields that are missing, and the first that is wrong with what was given."""
     faults = error.errors(include_url=False)
     missing = [fault["loc"] for fault in faults if fault["type"] == "missing"]
-    wrong = [fault for fault in faults if fault["type"] != "missing"]
+    # a list whose items are wrong is said to be too short as well
+    owners = {fault["loc"][:depth] for fault in faults for depth in range(1, len(fault["loc"]))}
+    wrong = [
+        fault
+        for fault in faults
+        if fault["type"] != "missing"
+        and not (fault["type"] == "too_short" and fault["loc"] in owners)
+    ]
     texts = []
     if wrong:
         fault = wrong[0]

@@ -3,13 +3,13 @@
 from typing import Literal
 
 from ditplan.profiles.bounds import Batch, Frames, Passes, Pixels, Steps, Tokens
-from ditplan.profiles.record import Noun
+from ditplan.profiles.record import FrozenModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-class Workload(Noun):
+class Workload(FrozenModel):
     """One kind of request.
 
     `passes` is how often the transformer sees a latent in each step: 1 without classifier-free

@@ -21,16 +21,16 @@ from ditplan.profiles.family import FAMILIES, ModelFamily, load_families
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.calls import PASSES
+from ditplan.runtime.batch.call_split import PASSES
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.model_folder import read_json
-from ditplan.runtime.modules import names_arguments, sample_of
+from ditplan.runtime.models.folder import read_json
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.inspection import config_digest, diffusers_class, plain_config
+from ditplan.runtime.models.loading import random_model
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import random_model
-from ditplan.runtime.sequence import apply_splits, matching_modules, submodule
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.sequence.hooks import apply_splits
+from ditplan.runtime.takeover import matching_modules, names_arguments, sample_of, submodule
 
 EXACT = 1e-4
 TEXT_TOKENS, FRAMES, ROWS, COLUMNS = 11, 2, 7, 9

@@ -12,24 +12,24 @@ import torch
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Noun, replacing
+from ditplan.profiles.record import FrozenModel, replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
-from ditplan.runtime.denoising import DenoisingClock
+from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import block_paths
-from ditplan.runtime.native import parallelize, sharers_of
-from ditplan.runtime.pipelines import (
+from ditplan.runtime.models.loading import (
     call_arguments,
     load_pipeline,
     pictures_of,
     prompt_embeddings,
 )
+from ditplan.runtime.native import parallelize, weight_group_of
+from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
 WARMUP_STEPS = 2
 
 
-class RankRun(Noun):
+class RankRun(FrozenModel):
     """One run on one rank; the memory is the device's peak, on CPUs the process's."""
 
     latency_s: float
@@ -128,14 +128,14 @@ def _kept_pipeline(
 
     One that was loaded whole serves plans with stages as well.
     """
-    blocks, sharers = plan.blocks_of(context.rank), sharers_of(plan, context)
-    key = (spec.config_hash, weights, plan.workload.dtype, sharers and sharers.ranks)
+    blocks, weight_group = plan.blocks_of(context.rank), weight_group_of(plan, context)
+    key = (spec.config_hash, weights, plan.workload.dtype, weight_group and weight_group.ranks)
     if context.kept.get("pipeline key") not in ((*key, None), (*key, blocks)):
         if context.kept.pop("pipeline", None) is not None:
             # modules and their hooks refer to each other, so they don't go by themselves
             gc.collect()
         context.kept["pipeline"] = load_pipeline(
-            spec, weights, context.device, plan.workload.dtype, blocks, sharers
+            spec, weights, context.device, plan.workload.dtype, blocks, weight_group
         )
         context.kept["pipeline key"] = (*key, blocks)
     return context.kept["pipeline"]

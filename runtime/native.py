@@ -15,51 +15,53 @@ from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
-from ditplan.runtime.attention import attend
-from ditplan.runtime.calls import apply_calls
-from ditplan.runtime.cfg import apply_cfg
+from ditplan.runtime.batch.batch_split import apply_cfg
+from ditplan.runtime.batch.call_split import apply_calls
+from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.collectives import all_gather_uneven
-from ditplan.runtime.compiling import CompiledBlocks
-from ditplan.runtime.exchange import CollectiveExchange, Exchange
-from ditplan.runtime.graphs import GraphedForward
+from ditplan.runtime.compilation.blocks import CompiledBlocks
+from ditplan.runtime.compilation.cuda_graphs import GraphedForward
+from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.inspection import block_paths, config_digest
-from ditplan.runtime.layout import Layout, Patches, SequenceGroups
-from ditplan.runtime.modules import replace_forward
-from ditplan.runtime.operators import AttentionOperator
-from ditplan.runtime.patches import REMEDY, apply_patches
-from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
-from ditplan.runtime.pipe import Pipe, make_pipe
-from ditplan.runtime.pipefusion import StagePredictor, require_stages
-from ditplan.runtime.ring import RingRoom
-from ditplan.runtime.rows import RowOperators, apply_rows
-from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
-from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
-from ditplan.runtime.sharded_weights import ShardedWeights, shard, shards_of
-from ditplan.runtime.stale import KeyCache
+from ditplan.runtime.models.inspection import config_digest
+from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
+from ditplan.runtime.pipefusion.route import StageRoute, make_route
+from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
+from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
+from ditplan.runtime.sequence.kernels import attend
+from ditplan.runtime.sequence.layout import Layout, Patches, SequenceGroups
+from ditplan.runtime.sequence.linear_attention import RowOperators, apply_rows
+from ditplan.runtime.sequence.peer_ulysses import PeerExchange
+from ditplan.runtime.sequence.ring import RingBuffers
+from ditplan.runtime.sequence.stale_kv import StaleKVCache
+from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
+from ditplan.runtime.sequence.usp import GatherKV, SequenceAttention
 from ditplan.runtime.step_cache import apply_step_cache
+from ditplan.runtime.takeover import replace_forward
+from ditplan.runtime.transport.mailbox import can_write_to_peers
+from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What a process keeps of a plan while another one is in force: compiled code stays valid.
 
-    `sharers` are the ranks that share a call's samples, `callers` those that share a step's calls.
-    `weight_sharers` are those that share out the weights of their blocks. `answers` are those to
+    `batch_group` are the ranks that share a call's samples, `cfg_group` those that share a step's
+    calls, `weight_group` those that share out the weights of their blocks. `answers` are those to
     the family's self-attentions, None where they are left to the model.
     """
 
     family: ModelFamily
-    sharers: AxisGroup | None
-    callers: AxisGroup | None
-    weight_sharers: AxisGroup | None
+    batch_group: AxisGroup | None
+    cfg_group: AxisGroup | None
+    weight_group: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
     rows: RowOperators | None
     blocks: CompiledBlocks
-    room: RingRoom
-    pipe: Pipe | None
-    cache: KeyCache | None
+    room: RingBuffers
+    route: StageRoute | None
+    cache: StaleKVCache | None
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> ExitStack:
@@ -103,18 +105,18 @@ def _parallelize(
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
     if shards:
         shards.apply(undo)
-    if prepared.pipe:
+    if prepared.route:
         _apply_pipefusion(pipeline, plan, prepared, context, undo)
-    elif prepared.sharers:
-        apply_cfg(model, prepared.family, prepared.sharers, undo)
-    if "graph" in execution.mode and not prepared.pipe:
+    elif prepared.batch_group:
+        apply_cfg(model, prepared.family, prepared.batch_group, undo)
+    if "graph" in execution.mode and not prepared.route:
         graphed = GraphedForward(model.forward, context.device, may_fall_back)
         replace_forward(model, graphed, undo)
         undo.callback(graphed.clear)
     if plan.step_cache:
         apply_step_cache(pipeline, model, plan.step_cache, undo)
-    if prepared.callers:
-        apply_calls(pipeline, model, prepared.family, prepared.callers, undo)
+    if prepared.cfg_group:
+        apply_calls(pipeline, model, prepared.family, prepared.cfg_group, undo)
 
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:
@@ -126,7 +128,7 @@ def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> No
         answer_attentions(model, prepared.family, prepared.answers, undo)
 
 
-def sharers_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
+def weight_group_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
     """The ranks among which the weights of this rank's blocks are shared out; None where they
     aren't. Every rank of the world asks.
     """
@@ -144,7 +146,7 @@ def _shards(
     context: RankContext,
     undo: ExitStack,
 ) -> ShardedWeights | None:
-    if prepared.weight_sharers is None:
+    if prepared.weight_group is None:
         return None
     if (loaded := shards_of(model)) is not None:
         return loaded
@@ -154,7 +156,7 @@ def _shards(
         for number, path in enumerate(block_paths(model, prepared.family))
         if held is None or number in held
     ]
-    return shard(blocks, prepared.weight_sharers, context.device, undo)
+    return shard(blocks, prepared.weight_group, context.device, undo)
 
 
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
@@ -171,29 +173,29 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     mesh, groups = plan.mesh, context.groups
     by_calls = family.guidance == "calls"
     shared = ("dp",) if by_calls else ("dp", "cfg")
-    sharers = groups.axis_group(mesh, plan.placement, shared)
-    callers = groups.axis_group(mesh, plan.placement, ("cfg",)) if by_calls else None
+    batch_group = groups.axis_group(mesh, plan.placement, shared)
+    cfg_group = groups.axis_group(mesh, plan.placement, ("cfg",)) if by_calls else None
     ring = groups.axis_group(mesh, plan.placement, ("ring",))
     ulysses = groups.axis_group(mesh, plan.placement, ("ulysses",))
     sequence = groups.axis_group(mesh, plan.placement, ("ring", "ulysses"))
     part = plan.pipefusion
-    pipe = make_pipe(context, mesh, plan.placement, part) if part else None
+    route = make_route(context, mesh, plan.placement, part) if part else None
     patches, cache = None, None
-    if pipe and plan.pipefusion:
+    if route and plan.pipefusion:
         patches = Patches("image", has_filler=family.needs_text)
-        cache = KeyCache(plan.pipefusion.patches)
-    layout, room = None, RingRoom()
+        cache = StaleKVCache(plan.pipefusion.patches)
+    layout, room = None, RingBuffers()
     answers: tuple[AttentionOperator, ...] | None = None
-    if sequence or pipe:
+    if sequence or route:
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
         layout = Layout(groups_of_sequence, plan.token_shares, patches)
         shares = head_shares(plan.token_shares, mesh.ulysses)
         exchange = _exchange(ulysses, context, shares) if ulysses else None
-        gather_keys = None
+        gather_kv = None
         # masks and filler are of all keys at once
         whole = family.text_mask or (cache and family.needs_text)
         if ring and (plan.execution.ring == "gather" or whole):
-            gather_keys = _key_gatherer(ring, context)
+            gather_kv = _kv_gatherer(ring, context)
         kernel = plan.execution.attention
         answers = tuple(
             _distributed(
@@ -202,11 +204,11 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
                     layout,
                     kernel,
                     exchange,
-                    gather_keys,
+                    gather_kv,
                     room,
                     cache,
                     number,
-                    both_ways=plan.execution.ring == "both-ways",
+                    bidirectional=plan.execution.ring == "both-ways",
                 )
             )
             for number, declared in enumerate(family.self_attentions)
@@ -218,11 +220,21 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
-    weight_sharers = sharers_of(plan, context)
-    blocks = CompiledBlocks(answers or (), movable=weight_sharers is None)
+    weight_group = weight_group_of(plan, context)
+    blocks = CompiledBlocks(answers or (), movable=weight_group is None)
     rows = RowOperators(sequence) if sequence and family.rows else None
     return Prepared(
-        family, sharers, callers, weight_sharers, layout, answers, rows, blocks, room, pipe, cache
+        family,
+        batch_group,
+        cfg_group,
+        weight_group,
+        layout,
+        answers,
+        rows,
+        blocks,
+        room,
+        route,
+        cache,
     )
 
 
@@ -239,13 +251,13 @@ def _apply_pipefusion(
     context: RankContext,
     undo: ExitStack,
 ) -> None:
-    if not (prepared.pipe and prepared.layout and prepared.cache and plan.pipefusion):
+    if not (prepared.route and prepared.layout and prepared.cache and plan.pipefusion):
         return
     predictor = StagePredictor(
         pipeline.transformer,
         prepared.family,
-        prepared.pipe,
-        prepared.sharers,
+        prepared.route,
+        prepared.batch_group,
         prepared.layout,
         prepared.cache,
         plan.pipefusion,
@@ -253,7 +265,7 @@ def _apply_pipefusion(
     graphed = None
     if "graph" in plan.execution.mode:
         # the whole sequence and each patch, for the two calls a step that some pipelines make
-        visits = len(plan.pipefusion.visits(prepared.pipe.stage))
+        visits = len(plan.pipefusion.visits(prepared.route.stage))
         graphed = partial(
             GraphedForward,
             device=context.device,
@@ -272,9 +284,9 @@ def _exchange(
     return CollectiveExchange(group, head_shares)
 
 
-def _key_gatherer(group: AxisGroup, context: RankContext) -> GatherKeys:
+def _kv_gatherer(group: AxisGroup, context: RankContext) -> GatherKV:
     if can_write_to_peers(group, context):
-        return PeerExchange(group, context.device).gather_keys
+        return PeerExchange(group, context.device).gather_kv
 
     def gather(key: Any, value: Any, sizes: Any) -> Any:
         return (

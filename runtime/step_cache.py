@@ -16,7 +16,13 @@ from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from torch import nn
 
 from ditplan.profiles.plan import TaylorSeer
-from ditplan.runtime.modules import as_output, names_arguments, replace_forward, replaced, sample_of
+from ditplan.runtime.takeover import (
+    as_output,
+    names_arguments,
+    replace_forward,
+    replaced,
+    sample_of,
+)
 
 
 class ExtrapolatedForward:

@@ -11,12 +11,12 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime.calls import PASSES
+from ditplan.runtime.batch.call_split import PASSES
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.modules import sample_of
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.loading import load_pipeline, random_model
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline, random_model
+from ditplan.runtime.takeover import sample_of
 from tests.distributed.rank_tasks import latents_of_call
 
 GAIN = 2.0

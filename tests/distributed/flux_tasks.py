@@ -10,7 +10,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import split_bounds
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
+from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
 from tests.distributed.rank_tasks import latents_of_call, pipeline_of
 

@@ -20,7 +20,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.pipelines import prompt_embeddings
+from ditplan.runtime.models.loading import prompt_embeddings
 
 Predict = Callable[[torch.Tensor, torch.Tensor, "Cut"], torch.Tensor]
 

@@ -4,7 +4,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, PipeFusion, PlannedModel, TaylorSeer, bare_plan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.inspection import inspect_configs
+from ditplan.runtime.models.inspection import inspect_configs
 
 VAE = {
     "_class_name": "AutoencoderKL",

@@ -12,7 +12,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
-from tests.distributed.rank_tasks import hooks_left, latents_of_call, pipeline_of
+from tests.distributed.rank_tasks import latents_of_call, pipeline_of
 
 
 @contextmanager
@@ -71,11 +71,3 @@ def refused_beside_another_cache(
     pipeline = pipeline_of(context, spec)
     with with_cache_of_diffusers(pipeline):
         parallelize(pipeline, plan, context).close()
-
-
-def left_behind(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> list[str]:
-    """What a closed plan left changed on the transformer and the scheduler."""
-    left = hooks_left(context, spec, plan)
-    pipeline = pipeline_of(context, spec)
-    taken = {"set_timesteps", "cache_context"}
-    return left + sorted(taken & (vars(pipeline.scheduler).keys() | vars(pipeline.transformer)))

@@ -15,16 +15,16 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
-from ditplan.runtime.attention import attend_with_lse, usable_kernels
-from ditplan.runtime.exchange import CollectiveExchange
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.host_links import HostLink
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.links import CollectiveLink
+from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.peer_links import PeerLink
-from ditplan.runtime.peer_memory import PeerExchange
-from ditplan.runtime.pipelines import load_pipeline
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.sequence.kernels import attend_with_lse, usable_kernels
+from ditplan.runtime.sequence.peer_ulysses import PeerExchange
+from ditplan.runtime.sequence.ulysses import CollectiveExchange
+from ditplan.runtime.transport.collective_link import CollectiveLink
+from ditplan.runtime.transport.host_link import HostLink
+from ditplan.runtime.transport.peer_link import PeerLink
 from tests.distributed.rank_tasks import denoise, same_start
 from tests.distributed.small_models import plan_for
 

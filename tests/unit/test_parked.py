@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ditplan.runtime.parked import Stopped, Worker
+from ditplan.runtime.pipefusion.call_thread import CallThread, Stopped
 
 CPU = torch.device("cpu")
 
@@ -23,20 +23,20 @@ def threads_end() -> Iterator[None]:
 def test_a_call_and_its_caller_take_turns_and_hand_each_other_values() -> None:
     events: list[str] = []
 
-    def call(worker: Worker) -> str:
+    def call(thread: CallThread) -> str:
         events.append("begins")
-        first = worker.park("asks for one")
+        first = thread.park("asks for one")
         events.append(f"got {first}")
-        second = worker.park("asks for two")
+        second = thread.park("asks for two")
         events.append(f"got {second}")
         return "result"
 
-    worker = Worker(call, CPU)
+    thread = CallThread(call, CPU)
     assert events == []
     for given, asked in ((None, "asks for one"), (1, "asks for two"), (2, "result")):
         events.append(f"resumes with {given}")
-        assert worker.resume(given) == asked
-        assert worker.finished == (asked == "result")
+        assert thread.resume(given) == asked
+        assert thread.finished == (asked == "result")
     assert events == [
         "resumes with None",
         "begins",
@@ -45,23 +45,23 @@ def test_a_call_and_its_caller_take_turns_and_hand_each_other_values() -> None:
         "resumes with 2",
         "got 2",
     ]
-    worker.stop()
+    thread.stop()
 
 
 def test_several_calls_are_resumed_in_any_order() -> None:
-    def call(worker: Worker) -> int:
+    def call(thread: CallThread) -> int:
         total = 0
-        while (given := worker.park(total)) is not None:
+        while (given := thread.park(total)) is not None:
             total += given
         return total
 
-    workers = [Worker(call, CPU) for _ in range(3)]
-    assert [worker.resume() for worker in workers] == [0, 0, 0]
-    assert [workers[i].resume(n) for i, n in ((2, 5), (0, 1), (2, 6), (1, 2))] == [5, 1, 11, 2]
-    assert [worker.resume(None) for worker in workers] == [1, 2, 11]
-    assert all(worker.finished for worker in workers)
-    for worker in workers:
-        worker.stop()
+    threads = [CallThread(call, CPU) for _ in range(3)]
+    assert [thread.resume() for thread in threads] == [0, 0, 0]
+    assert [threads[i].resume(n) for i, n in ((2, 5), (0, 1), (2, 6), (1, 2))] == [5, 1, 11, 2]
+    assert [thread.resume(None) for thread in threads] == [1, 2, 11]
+    assert all(thread.finished for thread in threads)
+    for thread in threads:
+        thread.stop()
 
 
 @pytest.mark.parametrize("parks", [False, True])
@@ -69,27 +69,27 @@ def test_what_a_call_raises_is_raised_where_it_is_resumed_with_its_traceback(par
     def raises_deep_inside() -> None:
         raise KeyError("no such block")
 
-    def call(worker: Worker) -> None:
+    def call(thread: CallThread) -> None:
         if parks:
-            worker.park("asked")
+            thread.park("asked")
         raises_deep_inside()
 
-    worker = Worker(call, CPU)
+    thread = CallThread(call, CPU)
     if parks:
-        assert worker.resume() == "asked"
+        assert thread.resume() == "asked"
     with pytest.raises(KeyError, match="no such block") as caught:
-        worker.resume()
+        thread.resume()
     assert "raises_deep_inside" in "".join(traceback.format_exception(caught.value))
-    assert worker.finished
-    worker.stop()
+    assert thread.finished
+    thread.stop()
 
 
 def test_stop_ends_a_parked_call_as_nothing_catches_it_and_cleans_up() -> None:
     seen: list[str] = []
 
-    def call(worker: Worker) -> None:
+    def call(thread: CallThread) -> None:
         try:
-            worker.park("asked")
+            thread.park("asked")
         except Exception:  # noqa: BLE001 (what is stopped must get past the broadest)
             seen.append("caught")
         except Stopped:
@@ -98,20 +98,20 @@ def test_stop_ends_a_parked_call_as_nothing_catches_it_and_cleans_up() -> None:
         finally:
             seen.append("cleaned up")
 
-    worker = Worker(call, CPU)
-    worker.resume()
-    worker.stop()
+    thread = CallThread(call, CPU)
+    thread.resume()
+    thread.stop()
     assert seen == ["stopped", "cleaned up"]
-    assert worker.finished
+    assert thread.finished
 
 
 def test_stop_ends_a_call_that_was_never_resumed_without_beginning_it() -> None:
-    begun: list[Worker] = []
-    worker = Worker(begun.append, CPU)
-    worker.stop()
-    worker.stop()
+    begun: list[CallThread] = []
+    thread = CallThread(begun.append, CPU)
+    thread.stop()
+    thread.stop()
     assert not begun
-    assert worker.finished
+    assert thread.finished
 
 
 def modes() -> tuple[bool, bool, bool, torch.dtype]:
@@ -137,25 +137,25 @@ def modes() -> tuple[bool, bool, bool, torch.dtype]:
 def test_a_call_has_the_modes_of_who_made_it_and_keeps_them(
     mode: torch.no_grad | torch.enable_grad | torch.inference_mode | torch.autocast,
 ) -> None:
-    def call(worker: Worker) -> tuple[bool, bool, bool, torch.dtype]:
-        worker.park(modes())
+    def call(thread: CallThread) -> tuple[bool, bool, bool, torch.dtype]:
+        thread.park(modes())
         return modes()
 
     with mode:
         expected = modes()
-        worker = Worker(call, CPU)
-    assert worker.resume() == expected
-    assert worker.resume() == expected
+        thread = CallThread(call, CPU)
+    assert thread.resume() == expected
+    assert thread.resume() == expected
 
 
 def test_modes_that_a_call_enters_are_not_those_of_its_caller() -> None:
-    def call(worker: Worker) -> None:
+    def call(thread: CallThread) -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            worker.park(modes())
+            thread.park(modes())
 
     before = modes()
-    worker = Worker(call, CPU)
-    assert worker.resume() != before
+    thread = CallThread(call, CPU)
+    assert thread.resume() != before
     assert modes() == before
-    worker.stop()
+    thread.stop()
     assert modes() == before

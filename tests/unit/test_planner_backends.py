@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.pricing import Task, price_all, price_one
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend, require_runtime
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.errors import InputError

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ditplan.planner.asked import Wishes
-from ditplan.planner.cost import CostModel
-from ditplan.planner.mix import (
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.report import mix_text
+from ditplan.planner.search.pricing import price_all, priced_as_is
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.planner.search.workload_mix import (
     OneMesh,
     Weighted,
     configuration_of,
@@ -18,10 +21,7 @@ from ditplan.planner.mix import (
     parse_mix,
     plan_mix,
 )
-from ditplan.planner.pricing import price_all, priced_as_is
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.report import mix_text
-from ditplan.planner.topology import Topology
+from ditplan.planner.task import TuneRequest
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
@@ -29,13 +29,13 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, sd3_like
 
 SMALL = WORKLOAD.model_copy(update={"height": 256, "width": 256})
 PAIR = WORKLOAD.model_copy(update={"batch": 2, "steps": 4})
 MIX = (Weighted(WORKLOAD, 1.0), Weighted(SMALL, 30.0), Weighted(PAIR, 0.5))
 SLOW_LINKS = a_cluster(hosts=2, devices=2, inside_bytes_per_s=10e9, inside_kind="pcie")
-WISHES = Wishes(sd3_like(), known=lambda workload: None, mode="eager")
+WISHES = TuneRequest(sd3_like(), known=lambda workload: None, mode="eager")
 
 
 STAGED = replace(WISHES, spec=find_model("flux-dev"), pins={"pipefusion": 4})
@@ -45,7 +45,9 @@ SIZES = tuple(
 )
 
 
-def cheapest_of_all(wishes: Wishes, mix: tuple[Weighted, ...], cluster: ClusterProfile) -> float:
+def cheapest_of_all(
+    wishes: TuneRequest, mix: tuple[Weighted, ...], cluster: ClusterProfile
+) -> float:
     """The least mean of one configuration for all workloads, each with every division into stages
     that is best for one of them.
     """
@@ -76,7 +78,7 @@ def cheapest_of_all(wishes: Wishes, mix: tuple[Weighted, ...], cluster: ClusterP
     ],
 )
 def test_one_mesh_is_the_cheapest_of_all_configurations(
-    wishes: Wishes, mix: tuple[Weighted, ...]
+    wishes: TuneRequest, mix: tuple[Weighted, ...]
 ) -> None:
     mixed = plan_mix(wishes, mix, SLOW_LINKS)
     assert mixed.one_mesh is not None
@@ -120,7 +122,7 @@ def test_a_mesh_that_is_fast_only_with_stages_of_each_workload_s_own_does_not_wi
     mixed = plan_mix(STAGED, SIZES, SLOW_LINKS)
     fast = configuration_of(mixed.rankings[0].best)
 
-    def doctored(one: Ranked, blocks: tuple[int, ...]) -> Ranked:
+    def doctored(one: PricedCandidate, blocks: tuple[int, ...]) -> PricedCandidate:
         part = one.candidate.pipefusion
         assert part is not None
         part = part.model_copy(update={"blocks_per_stage": blocks})
@@ -222,9 +224,9 @@ def test_a_mix_s_entries_start_from_the_model_s_usual_workload(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ({"height": 1000}, "entry 2: --height 1000"),
+        ({"height": 1000}, "entry 2: height=1000"),
         ({"height": 1024}, "entry 2: the same workload as entry 1"),
-        ({"frames": 3}, "entry 2: --frames 3: sd3 makes pictures"),
+        ({"frames": 3}, "entry 2: frames=3: sd3 makes pictures"),
     ],
 )
 def test_an_entry_that_the_model_cannot_make_is_named(

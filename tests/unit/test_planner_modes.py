@@ -7,17 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.search import Trialrun, Trials, search
-from ditplan.planner.space import Candidate
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.task import Task
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, TimePoint
 from ditplan.profiles.plan import ExecutionPlan
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_profile, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, a_profile, sd3_like
 
 SPEC = sd3_like()
 TASK = Task(SPEC, WORKLOAD, a_cluster())
@@ -70,11 +71,11 @@ def test_a_demanded_mode_is_not_to_be_replaced_and_a_chosen_one_may_be() -> None
 def test_what_is_measured_may_not_fall_back() -> None:
     run: list[ExecutionPlan] = []
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         run.append(plan)
-        return Trialrun(1.0 + len(run))
+        return RunResult(1.0 + len(run))
 
-    ranking = search(TASK, Trials(measure, top=3, rounds=1))
+    ranking = search(TASK, MeasurementPolicy(measure, top=3, rounds=1))
     assert {plan.execution.fallback for plan in run} == {"refuse"}
     assert ranking.to_plan().execution.fallback == "eager"
 
@@ -82,11 +83,11 @@ def test_what_is_measured_may_not_fall_back() -> None:
 def test_no_more_than_two_modes_of_a_mesh_are_run() -> None:
     run: list[ExecutionPlan] = []
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         run.append(plan)
-        return Trialrun(1.0)
+        return RunResult(1.0)
 
-    search(TASK, Trials(measure, top=3, rounds=1))
+    search(TASK, MeasurementPolicy(measure, top=3, rounds=1))
     predicted = [plan.mesh for plan in run if plan.execution.mode != "eager"]
     assert len(predicted) == 3
     assert all(predicted.count(mesh) <= 2 for mesh in predicted)

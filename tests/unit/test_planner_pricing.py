@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.pricing import Task, price_all, price_one
-from ditplan.planner.search import search
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.search.search import search
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, sd3_like
 
 TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4))
 ON_CPU = WORKLOAD.model_copy(update={"dtype": "float32"})
@@ -36,7 +37,7 @@ def test_one_mesh_costs_what_it_costs_among_all(gpus: int | None) -> None:
 @pytest.mark.parametrize(
     ("mesh", "mode", "gpus", "words"),
     [
-        (Mesh(cfg=2), "eager", 4, "must multiply to 4, such as --cfg 2 --ulysses 2"),
+        (Mesh(cfg=2), "eager", 4, "must multiply to 4, such as cfg=2 ulysses=2"),
         (Mesh(cfg=3), "eager", None, "cfg is 3, but sd3-like has 2 passes a step"),
         (Mesh(dp=2), "eager", None, "dp is 2, but sd3-like has 1 pictures a batch"),
         (Mesh(ulysses=8), "eager", None, "ulysses8 needs 8 GPUs, cluster test has 4"),

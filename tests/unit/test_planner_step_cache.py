@@ -4,26 +4,25 @@ import math
 
 import pytest
 
-from ditplan.planner.asked import allowed_for
-from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task
-from ditplan.planner.ranking import Ranking
+from ditplan.planner.cost_model import CostModel
 from ditplan.planner.report import candidate_json
-from ditplan.planner.search import search
-from ditplan.planner.space import Candidate
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.search import search
+from ditplan.planner.search.trials import key_of
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.task import Task, allowed_for
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_model, known_quality
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan, TaylorSeer
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, ranks, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, ranks, sd3_like
 
 TINY = find_model("sd3-tiny")
 KNOWN = known_quality(TINY, TINY.defaults)
 DISTANCES = {point.step_cache: point.relative_l2 for point in KNOWN.step_caches} if KNOWN else {}
 
 
-def planned(quality: str, backend: str = "native", **pins: int) -> Ranking:
+def planned(quality: str, backend: str = "native", **pins: int) -> SearchResult:
     """What `tune --quality` plans for `sd3-tiny` on paper."""
     found = allowed_for(TINY, TINY.defaults, quality, KNOWN, pipefusion=pins.get("pipefusion"))
     return search(
@@ -39,7 +38,7 @@ def planned(quality: str, backend: str = "native", **pins: int) -> Ranking:
     )
 
 
-def caches_in(ranking: Ranking) -> set[TaylorSeer]:
+def caches_in(ranking: SearchResult) -> set[TaylorSeer]:
     return {one.candidate.step_cache for one in ranking.ranked if one.candidate.step_cache}
 
 

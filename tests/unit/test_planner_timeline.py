@@ -7,28 +7,30 @@ from typing import Any
 
 import pytest
 
-from ditplan.planner.activities import RingAttention
-from ditplan.planner.allowed import Allowed
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.placing import placement_of
-from ditplan.planner.pricing import Task, space_of
-from ditplan.planner.schedule import Durations
-from ditplan.planner.share import share_of
-from ditplan.planner.simulator import Row
-from ditplan.planner.space import Candidate, evenly_staged
-from ditplan.planner.staged_timeline import staged_timeline
-from ditplan.planner.staged_work import LoopTimes
-from ditplan.planner.step import Step
-from ditplan.planner.timeline import Timeline
-from ditplan.planner.topology import Topology
-from ditplan.planner.trace import FIRST_THREADS, chrome_trace
-from ditplan.planner.work import RankWork
+from ditplan.planner.cost.activities import RingAttention
+from ditplan.planner.cost.rank_work import RankWork
+from ditplan.planner.cost.share import share_of
+from ditplan.planner.cost.step import Step
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.pipefusion.schedule import Durations
+from ditplan.planner.pipefusion.stage_times import LoopTimes
+from ditplan.planner.search.pricing import space_of
+from ditplan.planner.simulation.chrome_trace import FIRST_THREADS, chrome_trace
+from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
+from ditplan.planner.simulation.simulator import Row
+from ditplan.planner.simulation.timeline import Timeline
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.placement import placement_of
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, ranks, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, ranks, sd3_like
 
 SPEC = sd3_like()
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
@@ -69,7 +71,7 @@ def test_the_simulated_loop_takes_what_the_price_says(model: str, cluster: str) 
     and placement.
     """
     spec, profile = find_model(model), find_cluster(cluster)
-    task = Task(spec, spec.defaults, profile, modes=MODES, allowed=Allowed())
+    task = Task(spec, spec.defaults, profile, modes=MODES, allowed=ApproximationPolicy())
     topology = Topology(profile)
     candidates = space_of(task, topology).candidates
     cost = CostModel(topology, spec)

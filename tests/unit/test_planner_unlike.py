@@ -6,29 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.cost import CostModel
-from ditplan.planner.crew import whole_shares
-from ditplan.planner.placing import placement_of, placements, seatings
-from ditplan.planner.pricing import (
-    Task,
-    price_all,
-    price_one,
-    priced_as_is,
-    space_of,
-    timeline_of,
-)
-from ditplan.planner.ranking import Ranked, build_plan
+from ditplan.planner.cost.mixed_devices import whole_shares
+from ditplan.planner.cost.share import share_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.pipefusion.partition import AS_FAST, StageWork, balanced_unlike_stages
 from ditplan.planner.report import shares_json, shares_text
-from ditplan.planner.search import search
-from ditplan.planner.share import share_of
-from ditplan.planner.space import Candidate
-from ditplan.planner.stages import AS_FAST, StageWork, balanced_unlike_stages
-from ditplan.planner.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one, priced_as_is, space_of, timeline_of
+from ditplan.planner.search.ranking import PricedCandidate, build_plan
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.placement import placement_of, placements, seatings
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.mesh import Mesh
-from tests.unit.planner_nouns import a_cluster, a_device
+from tests.unit.planner_factories import a_cluster, a_device
 
 FLUX = find_model("flux-dev")
 GB = 10**9
@@ -59,12 +53,12 @@ def unlike(*times: float) -> ClusterProfile:
     return of_devices(*map(slowed, times))
 
 
-def priced(cluster: ClusterProfile, mesh: Mesh, **changes: object) -> Ranked:
+def priced(cluster: ClusterProfile, mesh: Mesh, **changes: object) -> PricedCandidate:
     workload = FLUX.defaults.model_copy(update=changes)
     return price_one(Task(FLUX, workload, cluster), mesh, "compile+graph")
 
 
-def equally_shared(cluster: ClusterProfile, ranked: Ranked) -> Ranked:
+def equally_shared(cluster: ClusterProfile, ranked: PricedCandidate) -> PricedCandidate:
     task = Task(FLUX, FLUX.defaults, cluster)
     equal = replace(ranked.candidate, token_shares=None)
     return priced_as_is(task, CostModel(cluster, FLUX), equal)
@@ -196,9 +190,9 @@ def test_devices_are_seated_in_all_ways_and_symmetric_ones_once() -> None:
     assert len(placements(Mesh(ring=3), topology)) == 1
 
 
-@pytest.mark.parametrize("allowed", [None, Allowed()], ids=["exact", "any"])
+@pytest.mark.parametrize("allowed", [None, ApproximationPolicy()], ids=["exact", "any"])
 def test_the_order_of_hosts_makes_no_difference_where_all_devices_are_used(
-    allowed: Allowed | None,
+    allowed: ApproximationPolicy | None,
 ) -> None:
     fast, slow = slowed(1), slowed(2)
     hosts = ((fast, fast), (slow, slow))
@@ -214,7 +208,7 @@ def test_the_order_of_hosts_makes_no_difference_where_all_devices_are_used(
 
 
 def test_one_gpu_less_of_a_mixed_cluster_is_slower_and_still_shared_by_speed() -> None:
-    def best(cluster: ClusterProfile) -> Ranked:
+    def best(cluster: ClusterProfile) -> PricedCandidate:
         return search(Task(FLUX, FLUX.defaults, cluster)).best
 
     all_four, three = best(unlike(1, 1, 2, 2)), best(unlike(1, 1, 2))
@@ -240,7 +234,9 @@ def test_a_plan_and_the_report_say_the_shares() -> None:
 
 def test_floors_are_never_above_the_price() -> None:
     cluster = unlike(1, 2, 2, 1, 3, 1)
-    task = Task(FLUX, FLUX.defaults, cluster, modes=("compile+graph",), allowed=Allowed())
+    task = Task(
+        FLUX, FLUX.defaults, cluster, modes=("compile+graph",), allowed=ApproximationPolicy()
+    )
     topology = Topology(cluster)
     model = CostModel(topology, FLUX)
     floors = model.floors(task.workload, task.searched_modes)

@@ -4,20 +4,21 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import candidate_json
-from ditplan.planner.search import search
-from ditplan.planner.space import Candidate
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.search import search
+from ditplan.planner.search.trials import key_of
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, ranks, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, ranks, sd3_like
 
 SPEC = sd3_like()
 FLUX = find_model("flux-dev")
@@ -91,7 +92,7 @@ def test_stages_are_rather_made_than_weights_gathered_over_a_slow_link() -> None
         inside_bytes_per_s=2e9,
         inside_kind="pcie",
     )
-    task = replace(task_on(24_000_000_000), cluster=slow, allowed=Allowed())
+    task = replace(task_on(24_000_000_000), cluster=slow, allowed=ApproximationPolicy())
     best = search(task).best.candidate
     assert best.weights == "replicated"
     assert best.mesh.pipefusion > 1

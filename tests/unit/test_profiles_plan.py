@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan, PipeFusion, Quality, TaylorSeer
-from tests.unit.nouns import a_plan
+from tests.unit.factories import a_plan
 
 
 def plan_with(**changes: Any) -> ExecutionPlan:

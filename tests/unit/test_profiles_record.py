@@ -18,7 +18,7 @@ from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import Record, shortened, write_atomically
 from ditplan.profiles.workload import Workload
-from tests.unit.nouns import a_cluster, a_plan, all_records
+from tests.unit.factories import a_cluster, a_plan, all_records
 
 RECORDS: list[type[Record]] = [ExecutionPlan, ClusterProfile, ModelSpec, ModelProfile]
 each_record = pytest.mark.parametrize("record", all_records(), ids=lambda record: record.kind)
