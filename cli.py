@@ -26,6 +26,7 @@ from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_of_plan
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.files import path_text
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
@@ -137,7 +138,8 @@ def tune_command(
     ] = None,
     weights: Weights = None,
     budget: Annotated[
-        float | None, typer.Option(min=0, help="Seconds after which no new run is started.")
+        float | None,
+        typer.Option(min=0, help="Seconds after which no new run is started."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -242,7 +244,7 @@ def run_command(
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
     hosts: Hosts = None,
     weights: Weights = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time it took with the one predicted."""
@@ -278,13 +280,24 @@ def require_folder(out: Path) -> None:
     """Refuses a file that can't be written, before any work is done for it.
 
     Raises:
-        InputError: its folder doesn't exist or can't be written to, or it is a folder itself.
+        InputError: its folder doesn't exist or can't be written to, it is no regular file, or has a
+            name that no file can have.
     """
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} doesn't exist; make it first")
-    if out.is_dir():
-        raise InputError(f"{out}: this is a folder; name a file in it")
+    folder, name = out.absolute().parent, path_text(out)
+    # unlike pathlib's, os.path's answer for a name that no file can have is no
+    if not os.path.isdir(folder):
+        parent = path_text(out.parent)
+        raise InputError(f"{name}: the folder {parent} doesn't exist; make it first")
+    if os.path.isdir(out):
+        raise InputError(f"{name}: this is a folder; name a file in it")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise InputError(f"{name}: this is no regular file; name one that is, or a new one")
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"{name}: can't be written: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"{out}: the folder {out.parent} can't be written to; name another")
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from ditplan.command.options import as_options
-from ditplan.profiles.errors import DitplanError, InputError, PlanWarning
+from ditplan.profiles.errors import DitplanError, InputError, PlanWarning, one_line
+from ditplan.profiles.files import is_text
+from ditplan.profiles.record import shortened
 
 PIPE_COLUMNS = 120
 """A pipe has no width of its own, and a table of 80 columns folds."""
@@ -48,12 +50,24 @@ def run(app: typer.Typer, arguments: list[str]) -> None:
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     warnings.simplefilter("always", PlanWarning)
     try:
+        _check_words(arguments)
         sys.exit(app(arguments or ["--help"], standalone_mode=False))
     except (DitplanError, typer.TyperException) as error:
         message = _message_of(error)
         console = Console(stderr=True, highlight=False)
-        console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, emoji=False)
         sys.exit(error.exit_code)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuses words that can be neither printed nor saved, nor be a file's name.
+
+    Raises:
+        InputError: there is one.
+    """
+    for word in words:
+        if not is_text(word) or "\0" in word:
+            raise InputError(f"{shortened(word)}: this is no UTF-8 text; write it otherwise")
 
 
 def _message_of(error: DitplanError | typer.TyperException) -> str:
@@ -63,7 +77,7 @@ def _message_of(error: DitplanError | typer.TyperException) -> str:
         message = f"{usage.rstrip('.')}; see --help"
     else:
         message = error.sentence.worded(as_options) if isinstance(error, InputError) else str(error)
-    return " ".join(message.split()) if error.exit_code == InputError.exit_code else message
+    return one_line(message) if error.exit_code == InputError.exit_code else message
 
 
 def _show_warning(

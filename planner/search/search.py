@@ -40,10 +40,12 @@ from ditplan.planner.search.replicas import with_replicas
 from ditplan.planner.search.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
 from ditplan.planner.search.trials import (
     cause_in,
-    cut_torn_line,
+    check_trial,
     measurement_of,
+    mend_journal,
     parameters_of,
     patching_of,
+    refusing_strange_journals,
 )
 from ditplan.planner.task import Task
 from ditplan.profiles.configuration import Configuration
@@ -185,12 +187,17 @@ def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = None
     if journal is not None:
-        cut_torn_line(journal)
-        lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-    return optuna.create_study(
-        storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
-    )
+        mend_journal(journal)
+    with refusing_strange_journals(journal):
+        if journal is not None:
+            lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
+            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        study = optuna.create_study(
+            storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
+        )
+        for trial in study.get_trials(deepcopy=False):
+            check_trial(trial.user_attrs, trial.intermediate_values)
+    return study
 
 
 class _Measuring:
