@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ditplan.planner.network.topology import Topology
@@ -27,6 +25,7 @@ from ditplan.planner.search.acquisition import (
     trials_left,
     untried,
 )
+from ditplan.planner.search.journal import open_journal
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import (
     PricedCandidate,
@@ -40,7 +39,6 @@ from ditplan.planner.search.replicas import with_replicas
 from ditplan.planner.search.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
 from ditplan.planner.search.trials import (
     cause_in,
-    cut_torn_line,
     key_of,
     measurement_of,
     parameters_of,
@@ -53,7 +51,6 @@ from ditplan.profiles.errors import ClusterError, DitplanError, InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
-LOCK_GRACE_S = 5
 MOST_PATCHES = 2**20
 """What a study allows for patches and warm-up steps: more than anybody asks for."""
 
@@ -181,15 +178,11 @@ def measured(
 def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     """The task's study, in the journal file if there is one, else in memory.
 
-    A process that was killed while it wrote leaves half a line and a lock behind: the line is cut
-    off, since what it said was never acted on, and the lock is taken over after some seconds.
+    Raises:
+        InputError: the file is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None
-    if journal is not None:
-        cut_torn_line(journal)
-        lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    storage = None if journal is None else open_journal(journal)
     return optuna.create_study(
         storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
     )
