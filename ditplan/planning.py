@@ -111,17 +111,17 @@ class SimulateResult:
     @cached_property
     def timeline(self) -> Timeline:
         """When each rank and each link does what."""
-        return timeline_of(self.task, self.priced.candidate)
+        return timeline_of(self.task, self.priced.configuration)
 
     @property
     def title(self) -> str:
         """Model, workload, mesh and cluster, in a line."""
         spec, workload, cluster = self.task.spec, self.task.workload, self.task.cluster
-        return f"{spec.name}: {workload}, {self.priced.candidate.mesh} on {cluster.name}"
+        return f"{spec.name}: {workload}, {self.priced.configuration.mesh} on {cluster.name}"
 
     def save_trace(self, path: Path | str) -> Path:
         """Writes the timeline for https://ui.perfetto.dev."""
-        text = chrome_trace(self.timeline, self.priced.candidate, self.title)
+        text = chrome_trace(self.timeline, self.priced.configuration, self.title)
         return write_atomically(Path(path), text)
 
     def to_json(self) -> dict[str, object]:
@@ -129,7 +129,7 @@ class SimulateResult:
         return simulate_json(self.task, self.priced) | {"modes_compared": list(self.modes)}
 
     def __str__(self) -> str:
-        prediction, candidate, task = self.priced.prediction, self.priced.candidate, self.task
+        prediction, candidate, task = self.priced.prediction, self.priced.configuration, self.task
         low_s, high_s = prediction.interval_s
         patched = f", {candidate.pipefusion}" if candidate.pipefusion else ""
         fastest = f" (fastest of {', '.join(self.modes)})" if len(self.modes) > 1 else ""

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
-from ditplan.profiles.plan import TaylorSeer
+from ditplan.profiles.configuration import TaylorSeer
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 

@@ -52,13 +52,13 @@ def measure_plan(
     workload = plan.workload
     pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         embeddings = prompt_embeddings(spec, workload, context.device, seed=1)
         warm = context.kept.setdefault("warm plans", set())
-        key = (plan.mesh, plan.placement, plan.pipefusion, plan.execution, workload)
+        key = (plan.configuration, workload)
         # graphs are gone when their plan isn't in force; compiled code and loaded kernels stay
-        if key not in warm or "graph" in plan.execution.mode:
+        if key not in warm or "graph" in plan.configuration.mode:
             _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
@@ -87,13 +87,13 @@ def generate(
     workload = plan.workload
     pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         words: dict[str, Any] = {"prompt": [prompt] * workload.batch}
         if weights is None:
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
-        first = context.rank == plan.placement[0]
+        first = context.rank == plan.configuration.placement[0]
         _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
@@ -134,7 +134,7 @@ def frame_rate(spec: ModelSpec) -> float | None:
 
 def _warmup_steps(plan: ExecutionPlan) -> int:
     """So many that all is computed once that compiles or is captured: with patches, those too."""
-    of_patches = plan.pipefusion.warmup_steps if plan.pipefusion else 0
+    of_patches = plan.configuration.pipefusion.warmup_steps if plan.configuration.pipefusion else 0
     return min(of_patches + WARMUP_STEPS, plan.workload.steps)
 
 

@@ -17,7 +17,7 @@ from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.record import Record, read_text
 
 KINDS: tuple[tuple[type[Record], frozenset[str]], ...] = (
-    (ExecutionPlan, frozenset({"mesh", "placement"})),
+    (ExecutionPlan, frozenset({"runner_ups", "fingerprint"})),
     (PlanBook, frozenset({"entries"})),
     (ClusterProfile, frozenset({"hosts"})),
     (ModelProfile, frozenset({"device", "points"})),
@@ -94,7 +94,7 @@ def text_of(record: Record) -> str:
     if isinstance(record, PlanBook):
         plans = (
             f"weight {entry.weight:g}: {entry.workload}\n  {entry.plan.mesh}, "
-            f"{entry.plan.execution.mode}{_seconds(entry.plan)}"
+            f"{entry.plan.configuration.mode}{_seconds(entry.plan)}"
             for entry in record.entries
         )
         return "\n".join([f"book of {len(record.entries)} plans", *plans])
@@ -119,12 +119,13 @@ def plan_text(plan: ExecutionPlan) -> str:
     """What a plan does, what it costs, where it holds and what lost against it."""
     devices = plan.fingerprint.devices
     names = ", ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices))
-    settings = [str(part) for part in (plan.pipefusion, plan.step_cache) if part]
-    if plan.execution.weights == "sharded":
+    configuration = plan.configuration
+    settings = [str(part) for part in (configuration.pipefusion, configuration.step_cache) if part]
+    if configuration.weights == "sharded":
         settings.append("weights in pieces")
     lines = [
         f"plan for {plan.model.name}: {plan.workload}",
-        ", ".join([str(plan.mesh), plan.execution.mode, *settings]),
+        ", ".join([str(plan.mesh), configuration.mode, *settings]),
         quality_text(plan.quality),
         f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}",
     ]
@@ -139,7 +140,10 @@ def plan_text(plan: ExecutionPlan) -> str:
             f"measured {measured.latency_s:.4g} s in {len(measured.runs_s)} runs on "
             f"{measured.devices}, {measured.measured_on}"
         )
-    lines += [f"  not {other.mesh}, {other.mode}: {other.reason}" for other in plan.runner_ups]
+    lines += [
+        f"  not {other.configuration.mesh}, {other.configuration.mode}: {other.reason}"
+        for other in plan.runner_ups
+    ]
     return "\n".join(lines)
 
 

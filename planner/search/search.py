@@ -39,16 +39,14 @@ from ditplan.planner.search.replicas import with_replicas
 from ditplan.planner.search.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
 from ditplan.planner.search.trials import (
     cause_in,
-    key_of,
     measurement_of,
     parameters_of,
     patching_of,
 )
-from ditplan.planner.space.candidate import Candidate
-from ditplan.planner.space.placement import axis_orders
 from ditplan.planner.task import Task
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import ClusterError, DitplanError, InputError
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.mesh import Mesh, axis_orders
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
 MOST_PATCHES = 2**20
@@ -106,7 +104,7 @@ def search(
     if swapping:
         say(
             f"warning: {len(swapping)} of them need more memory than there is; "
-            f"{swapping[0].candidate}: {swapping[0].warning}"
+            f"{swapping[0].configuration}: {swapping[0].warning}"
         )
     ended = ""
     if trials and trials.top > 0:
@@ -170,7 +168,7 @@ def measured(
             raise InputError(measuring.refusals[0])
         raise ClusterError(
             f"all {len(failed)} plans that were tried failed; "
-            f"{failed[0].candidate}: {failed[0].failure}"
+            f"{failed[0].configuration}: {failed[0].failure}"
         )
     return corrected(results), measuring.ended
 
@@ -208,7 +206,7 @@ class _Measuring:
 
         A trial that was begun in an earlier go is finished first.
         """
-        names = {key_of(ranked.candidate): ranked for ranked in fitting}
+        names = {ranked.configuration.key: ranked for ranked in fitting}
         self.running = {
             str(frozen.user_attrs.get("candidate")): Trial(self.study, frozen._trial_id)
             for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -217,11 +215,11 @@ class _Measuring:
         begun = [names[key] for key in self.running]
         results = self._results(fitting)
         for ranked in results:
-            if ranked.measurement and key_of(ranked.candidate) not in self.running:
-                self.say(f"{ranked.candidate}: measured before")
+            if ranked.measurement and ranked.configuration.key not in self.running:
+                self.say(f"{ranked.configuration}: measured before")
         waiting = [r for r in untried(results, self.trials.top) if r not in begun]
         batch = [*begun, *waiting] or self._next(results)
-        while batch and self._run_rounds({key_of(r.candidate): r for r in batch}):
+        while batch and self._run_rounds({r.configuration.key: r for r in batch}):
             results = self._results(fitting)
             batch = self._next(results)
         self._finish(self.running)
@@ -245,7 +243,7 @@ class _Measuring:
             self.say(f"{self.ended}, by {known} measured ones; stopped {left} before the end")
             return []
         batch = next_batch(results, left)
-        names = "; ".join(str(ranked.candidate) for ranked in batch)
+        names = "; ".join(str(ranked.configuration) for ranked in batch)
         self.say(f"predictions corrected by {known} measured plans; to be tried next: {names}")
         return batch
 
@@ -258,7 +256,7 @@ class _Measuring:
         }
         results = list(fitting)
         for row, ranked in enumerate(fitting):
-            key = key_of(ranked.candidate)
+            key = ranked.configuration.key
             if failure := self.failures.get(key):
                 results[row] = replace(ranked, failure=failure)
             elif trial := known.get(key):
@@ -277,7 +275,7 @@ class _Measuring:
         for key, ranked in wanted.items():
             if key not in self.running and key not in waiting:
                 attrs = {"candidate": key, "control": ranked.control, "start": start}
-                parameters = parameters_of(ranked.candidate, self.task.backend.axes)
+                parameters = parameters_of(ranked.configuration, self.task.backend.axes)
                 self.study.enqueue_trial(parameters, user_attrs=attrs)
         while wanted.keys() - self.running.keys():
             trial = self.study.ask()
@@ -289,10 +287,10 @@ class _Measuring:
                 trial.set_user_attr("reason", "no longer among the candidates to measure")
                 self.study.tell(trial, state=TrialState.PRUNED)
         for key, ranked in wanted.items():
-            self._suggest(self.running[key], ranked.candidate)
+            self._suggest(self.running[key], ranked.configuration)
         return start
 
-    def _suggest(self, trial: Trial, candidate: Candidate) -> None:
+    def _suggest(self, trial: Trial, candidate: Configuration) -> None:
         """Records the candidate as the trial's parameters, with the same distributions for all."""
         ranks = len(self.task.cluster.devices)
         for axis in self.task.backend.axes:
@@ -387,8 +385,7 @@ class _Measuring:
     def _plan(self, ranked: PricedCandidate) -> ExecutionPlan:
         t = self.task
         # what fell back would be timed as something that it isn't
-        strict = ranked.execution.model_copy(update={"fallback": "refuse"})
-        unreplaced = replace(ranked, execution=strict)
+        unreplaced = replace(ranked, fallback="refuse")
         return build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend)
 
     def _budget_is_spent(self) -> bool:
@@ -412,7 +409,7 @@ class _Measuring:
 
     def _measurement(self, trial: FrozenTrial, ranked: PricedCandidate) -> Measurement:
         memory_bytes = trial.user_attrs.get("memory_bytes")
-        devices = self.task.cluster.devices[: ranked.candidate.mesh.size]
+        devices = self.task.cluster.devices[: ranked.configuration.mesh.size]
         return measurement_of(
             trial.intermediate_values, memory_bytes, trial.datetime_complete, devices
         )

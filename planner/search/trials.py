@@ -6,42 +6,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ditplan.planner.search.acquisition import OUT_OF_MEMORY
-from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import Measurement
 
 
-def key_of(candidate: Candidate) -> str:
-    """The name of a candidate inside its study."""
-    degrees = " ".join(
-        f"{axis}{degree}" for axis, degree in zip(AXES, candidate.mesh.degrees, strict=True)
-    )
-    key = f"{degrees} {'>'.join(candidate.order)} {candidate.mode}"
-    if not candidate.follows_order:
-        key += f" ranks{'+'.join(map(str, candidate.placement))}"
-    if candidate.token_shares:
-        key += f" tokens{':'.join(map(str, candidate.token_shares))}"
-    if candidate.weights == "sharded":
-        key += " sharded"
-    if candidate.step_cache:
-        key += f" {candidate.step_cache}"
-    part = candidate.pipefusion
-    if part is None:
-        return key
-    stages = "+".join(map(str, part.blocks_per_stage))
-    return f"{key} patches{part.patches} warmup{part.warmup_steps} stages{stages}"
-
-
-def parameters_of(candidate: Candidate, axes: Iterable[str]) -> dict[str, object]:
+def parameters_of(candidate: Configuration, axes: Iterable[str]) -> dict[str, object]:
     """A candidate as a trial's parameters, with PipeFusion's settings where it has them."""
     degrees = {axis: getattr(candidate.mesh, axis) for axis in axes}
     settings = {"order": ">".join(candidate.order), "mode": candidate.mode}
     return {**degrees, **settings, **patching_of(candidate)}
 
 
-def patching_of(candidate: Candidate) -> dict[str, int]:
+def patching_of(candidate: Configuration) -> dict[str, int]:
     """PipeFusion's settings as parameters of a trial."""
     part = candidate.pipefusion
     return {"patches": part.patches, "warmup": part.warmup_steps} if part else {}

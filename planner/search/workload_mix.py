@@ -16,9 +16,9 @@ from ditplan.planner.search.search import search
 from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.record import FrozenModel, read_text, validate
 from ditplan.profiles.workload import Dtype, Workload
 
@@ -176,7 +176,7 @@ def one_mesh_for_all(
     for own in sorted(served.values(), key=lambda own: _mean_s(mix, own)):
         if best and _mean_s(mix, own) >= best.mean_s * OWN_DIVISION_SLACK:
             break
-        for part in dict.fromkeys(one.candidate.pipefusion for one in own):
+        for part in dict.fromkeys(one.configuration.pipefusion for one in own):
             costs = _with_part(tasks, models, own, part)
             if any(one.too_big for one in costs):
                 continue
@@ -190,7 +190,7 @@ def configuration_of(ranked: PricedCandidate) -> Configuration:
     """What stays the same when a job goes from workload to workload, but for the blocks of
     stages.
     """
-    candidate = ranked.candidate
+    candidate = ranked.configuration
     part = candidate.pipefusion
     patching = (part.patches, part.warmup_steps) if part else ()
     held = (candidate.weights, candidate.step_cache)
@@ -206,8 +206,8 @@ def _with_part(
     """The workloads' prices with the same blocks on each stage."""
     return [
         one
-        if one.candidate.pipefusion == part
-        else priced_as_is(task, model, replace(one.candidate, pipefusion=part))
+        if one.configuration.pipefusion == part
+        else priced_as_is(task, model, replace(one.configuration, pipefusion=part))
         for task, model, one in zip(tasks, models, own, strict=True)
     ]
 

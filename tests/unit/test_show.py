@@ -91,7 +91,7 @@ def test_a_study_says_what_was_measured(tmp_path: Path) -> None:
     assert journal.read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", "words", '{"mesh": {}, "placement": 3}', ""])
+@pytest.mark.parametrize("text", ["{}", "[1]", "words", '{"runner_ups": {}, "fingerprint": 3}', ""])
 def test_what_ditplan_has_not_written_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=r"x\.json"):
