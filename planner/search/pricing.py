@@ -1,6 +1,7 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
 import gc
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,12 +54,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
         priced, unpriced = _price_space(task, space, model)
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
-        least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
-        raise InputError(
-            f"{task.spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
-            f"{least.configuration.mesh}, {least.too_big}; use larger devices, a smaller picture "
-            "or batch"
-        )
+        raise InputError(_why_none_fits(task, priced))
     candidates = [ranked.configuration for ranked in fitting]
     priced += _with_step_caches(task, model, fitting)
     control = baseline_of(candidates, task.spec, task.workload, topology)
@@ -69,6 +65,20 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
     if too_big := sum(ranked.too_big is not None for ranked in priced):
         dropped["does not fit in memory"] = too_big
     return sorted(marked, key=_by_latency), dropped
+
+
+def _why_none_fits(task: Task, priced: Iterable[PricedCandidate]) -> str:
+    """What the smallest candidate needs, what of it no mesh makes smaller, and what would do."""
+    least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
+    spec = task.spec
+    encoders_bytes = spec.encoder_parameters * task.workload.dtype_bytes
+    enough = math.ceil(least.prediction.memory_bytes / 1e9)
+    return (
+        f"{spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
+        f"{least.configuration.mesh}, {least.too_big}; every rank holds the text encoders, "
+        f"{encoders_bytes / 1e9:.1f} GB; use devices of {enough} GB or more, a smaller picture or "
+        "batch"
+    )
 
 
 def _with_step_caches(
@@ -133,11 +143,11 @@ def _best_seated(found: Iterable[PricedCandidate]) -> list[PricedCandidate]:
         one = ranked.configuration
         part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
         key = (one.mesh.degrees, one.order, one.mode, part)
-        best[key] = min(best.get(key, ranked), ranked, key=_worth)
+        best[key] = min(best.get(key, ranked), ranked, key=worth)
     return list(best.values())
 
 
-def _worth(ranked: PricedCandidate) -> tuple[bool, float]:
+def worth(ranked: PricedCandidate) -> tuple[bool, float]:
     """What fits comes first, then what is fast."""
     return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
 
@@ -273,7 +283,7 @@ def _price_shares(task: Task, model: CostModel, candidate: Configuration) -> Pri
     if shared.token_shares is None:
         return equal
     by_speed = priced_as_is(task, model, model.balanced(shared, task.workload))
-    return min(by_speed, equal, key=_worth)
+    return min(by_speed, equal, key=worth)
 
 
 def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:

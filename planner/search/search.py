@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ditplan.planner.network.topology import Topology
@@ -27,6 +25,7 @@ from ditplan.planner.search.acquisition import (
     trials_left,
     untried,
 )
+from ditplan.planner.search.journal import open_journal
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import (
     PricedCandidate,
@@ -42,7 +41,6 @@ from ditplan.planner.search.trials import (
     cause_in,
     check_trial,
     measurement_of,
-    mend_journal,
     parameters_of,
     patching_of,
     refusing_strange_journals,
@@ -53,7 +51,6 @@ from ditplan.profiles.errors import ClusterError, DitplanError, InputError
 from ditplan.profiles.mesh import Mesh, axis_orders
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
-LOCK_GRACE_S = 5
 MOST_PATCHES = 2**20
 """What a study allows for patches and warm-up steps: more than anybody asks for."""
 
@@ -181,17 +178,12 @@ def measured(
 def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     """The task's study, in the journal file if there is one, else in memory.
 
-    A process that was killed while it wrote leaves half a line and a lock behind: the line is cut
-    off, since what it said was never acted on, and the lock is taken over after some seconds.
+    Raises:
+        InputError: the file is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None
-    if journal is not None:
-        mend_journal(journal)
     with refusing_strange_journals(journal):
-        if journal is not None:
-            lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
-            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        storage = None if journal is None else open_journal(journal)
         study = optuna.create_study(
             storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
         )

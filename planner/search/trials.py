@@ -61,22 +61,28 @@ def mend_journal(journal: Path) -> None:
     """Cuts off what a process that was killed while it wrote left of a line.
 
     Raises:
-        InputError: the journal's folder doesn't exist, or it isn't a file of JSON objects; says
-            which line.
+        InputError: the journal's folder doesn't exist, or as `check_journal`.
     """
     if not journal.parent.is_dir():
         raise InputError(f"{journal}: the folder {journal.parent} doesn't exist; make it first")
-    if not os.path.lexists(journal):
-        return
+    if os.path.lexists(journal) and (whole := check_journal(journal)) < os.path.getsize(journal):
+        os.truncate(journal, whole)
+
+
+def check_journal(journal: Path) -> int:
+    """How many bytes of a journal are whole lines.
+
+    Raises:
+        InputError: it isn't a file of JSON objects; says which line.
+    """
     content = read_bytes(journal, "the journal of a study", MOST_JOURNAL_BYTES)
     whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(journal, whole)
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         where = f"{path_text(journal)}: line {number}"
         text = line.decode("utf-8", errors="replace")
         if not isinstance(parse_json(text, where, "entry of a study", DELETE), dict):
             raise InputError(f"{where}: this is no entry of a study; {DELETE}")
+    return whole
 
 
 def check_trial(attributes: Mapping[str, object], runs_s: Mapping[int, object]) -> None:

@@ -356,7 +356,7 @@ def test_tune_json_holds_what_the_command_line_promises() -> None:
 
 
 def test_simulate_json_holds_what_the_command_line_promises() -> None:
-    found = simulate_json(search(TASK).best.prediction)
+    found = simulate_json(TASK, search(TASK).best)
     assert {"latency_s", "interval_s", "memory_bytes", "breakdown", "link_bytes"} <= set(found)
 
 

@@ -56,7 +56,12 @@ OUT_OF_BOUNDS = [
     (a_plan(), "workload.batch", 10**9, "less than or equal to 65536"),
     (a_plan(), "workload.passes", 10**9, "less than or equal to 16"),
     (a_plan(), "configuration.mesh.ring", 10**9, "less than or equal to 65536"),
-    (a_plan(), "configuration.pipefusion", STAGES, "pipefusion.blocks_per_stage.1: Input should be less than"),
+    (
+        a_plan(),
+        "configuration.pipefusion",
+        STAGES,
+        "pipefusion.blocks_per_stage.1: Input should be less than",
+    ),
     (a_plan(), "configuration.step_cache", {"interval": 10**9}, "less than or equal to 100000"),
     (a_model_spec(), "blocks.0.count", 10**9, "less than or equal to 1024"),
     (a_model_spec(), "blocks.0.image_flops", 1e300, "FLOP (given: 1e+300)"),
