@@ -27,7 +27,8 @@ GatherKV = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Ten
 class SequenceAttention:
     """The distributed answer to one declared self-attention: ring outside, ulysses inside.
 
-    Source: USP (arXiv 2405.07719).
+    With `gather_kv` a ring's keys and values are gathered in each call, with `gather_masked` in
+    those that have a mask. Source: USP (arXiv 2405.07719).
     """
 
     declared: SelfAttention
@@ -39,6 +40,7 @@ class SequenceAttention:
     cache: StaleKVCache | None = None
     number: int = 0
     bidirectional: bool = False
+    gather_masked: GatherKV | None = None
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -106,9 +108,10 @@ class SequenceAttention:
         scale: float | None,
     ) -> torch.Tensor:
         ring = self.layout.groups.ring
-        if ring is None or self.gather_kv is not None:
-            if self.gather_kv is not None:
-                key, value = self.gather_kv(key, value, key_sizes)
+        gather_kv = self.gather_kv or (self.gather_masked if self.layout.masks else None)
+        if ring is None or gather_kv is not None:
+            if gather_kv is not None:
+                key, value = gather_kv(key, value, key_sizes)
             if self.cache is not None:
                 patch = self.layout.patch
                 key, value = self.cache.renew(self.number, patch, key, value, self._tokens_of)
