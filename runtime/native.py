@@ -230,11 +230,13 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         layout = Layout(groups_of_sequence, plan.configuration.token_shares, patches)
         shares = head_shares(plan.configuration.token_shares, mesh.ulysses)
         exchange = _exchange(ulysses, context, shares) if ulysses else None
-        gather_kv = None
+        gather_kv, gather_masked, mask = None, None, family.text_mask
         # masks and filler are of all keys at once
-        whole = family.text_mask or (cache and family.needs_text)
+        whole = (mask and mask.input) or (cache and family.needs_text)
         if ring and (plan.configuration.ring == "gather" or whole):
             gather_kv = _kv_gatherer(ring, context)
+        elif ring and mask:
+            gather_masked = _kv_gatherer(ring, context)
         kernel = plan.configuration.attention
         transfer = (
             BidirectionalTransfer if plan.configuration.ring == "bidirectional" else RingTransfer
@@ -251,6 +253,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
                     cache,
                     number,
                     transfer,
+                    gather_masked,
                 )
             )
             for number, declared in enumerate(family.self_attentions)

@@ -250,7 +250,8 @@ def as_output(inputs: dict[str, Any], prediction: Any) -> Any:
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an attribute of the instance for a while."""
-    before = vars(owner).get(name)
+    missing = object()
+    before = vars(owner).get(name, missing)
     vars(owner)[name] = value
     try:
         yield
@@ -258,7 +259,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         if vars(owner).get(name) is not value:
             # what has come on top meanwhile is not this one's to take away
             pass
-        elif before is None:
+        elif before is missing:
             del vars(owner)[name]
         else:
             vars(owner)[name] = before

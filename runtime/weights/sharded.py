@@ -149,6 +149,8 @@ class ShardedWeights:
 
     def _take(self, number: int, name: str, value: torch.Tensor) -> None:
         """Takes in what somebody else has copied into a parameter."""
+        # a block that is put together already has other values
+        self._settle()
         self.put(number, name, value)
         kept = self._blocks[number].swaps[name].kept
         if kept is not None:

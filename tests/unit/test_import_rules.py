@@ -38,8 +38,8 @@ ORDER = {
     ),
     "runtime": (
         ("groups", "takeover"),
-        ("ranks", "weights", "blocks", "collectives", "step_cache", "in_force"),
-        ("admission", "transport", "compilation", "batch"),
+        ("ranks", "weights", "blocks", "collectives", "step_cache"),
+        ("admission", "in_force", "transport", "compilation", "batch"),
         ("sequence",),
         ("pipefusion",),
         ("models",),
