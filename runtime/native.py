@@ -155,11 +155,11 @@ def _parallelize(
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:
     if prepared.layout and prepared.answers is not None:
-        if prepared.rows:
-            apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
         apply_sequence_parallel(
             model, prepared.family, prepared.layout, prepared.answers, undo, prepared.adapters
         )
+        if prepared.rows:
+            apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
     elif prepared.answers:
         answer_attentions(model, prepared.family, prepared.answers, undo, prepared.adapters)
 
