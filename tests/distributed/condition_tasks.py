@@ -65,7 +65,7 @@ def _latents_of(
     found: list[torch.Tensor | None] = []
     for plan in plans:
         with parallelize(pipeline, plan, context):
-            used = context.rank in plan.placement
+            used = context.rank in plan.configuration.placement
             found.append(
                 latents_of_call(pipeline, small(name), plan.workload, **more) if used else None
             )

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.condition_models import (
     CONDITIONED,
