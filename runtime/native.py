@@ -15,6 +15,9 @@ from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
+from ditplan.runtime.admission.call_guard import CallGuard, Calls
+from ditplan.runtime.admission.fit import require_alike
+from ditplan.runtime.admission.guarding import put_in_force, require_no_other
 from ditplan.runtime.batch.batch_split import apply_cfg
 from ditplan.runtime.batch.call_split import apply_calls
 from ditplan.runtime.blocks import block_paths
@@ -75,15 +78,32 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
     models = transformers_of(pipeline)
-    if plan.pipefusion and len(models) > 1:
-        raise InputError(
-            f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
-            f"of one; {REMEDY}"
-        )
-    with ExitStack() as undo:
+
+    def check() -> None:
+        require_no_other(models)
+        if plan.pipefusion and len(models) > 1:
+            raise InputError(
+                f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are "
+                f"made of one; {REMEDY}"
+            )
         for model in models:
-            _parallelize(pipeline, model, plan, context, undo)
-        return undo.pop_all()
+            _checked_family(model, plan, context)
+
+    def apply(calls: Calls, undo: ExitStack) -> None:
+        if isinstance(calls, CallGuard):
+            _refuse_what_cannot_be(pipeline, plan, calls)
+        for model in models:
+            _parallelize(pipeline, model, plan, context, calls, undo)
+
+    def forget() -> None:
+        for model in models:
+            context.kept["prepared plans"].pop(model)
+
+    if plan.mesh.size > 1:
+        require_alike(plan, context, check)
+    else:
+        check()
+    return put_in_force(pipeline, models, plan, context, apply, forget)
 
 
 def transformers_of(pipeline: Any) -> list[nn.Module]:
@@ -93,7 +113,12 @@ def transformers_of(pipeline: Any) -> list[nn.Module]:
 
 
 def _parallelize(
-    pipeline: Any, model: Any, plan: ExecutionPlan, context: RankContext, undo: ExitStack
+    pipeline: Any,
+    model: Any,
+    plan: ExecutionPlan,
+    context: RankContext,
+    calls: Calls,
+    undo: ExitStack,
 ) -> None:
     execution = plan.execution
     prepared = _prepared(model, plan, context)
@@ -101,12 +126,14 @@ def _parallelize(
     undo.callback(prepared.room.clear)
     _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, undo)
+    if shards:
+        calls.pieces.append(shards.holds)
     if "compile" in execution.mode:
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
     if shards:
         shards.apply(undo)
     if prepared.route:
-        _apply_pipefusion(pipeline, plan, prepared, context, undo)
+        _apply_pipefusion(pipeline, plan, prepared, context, calls, undo)
     elif prepared.batch_group:
         apply_cfg(model, prepared.family, prepared.batch_group, undo)
     if "graph" in execution.mode and not prepared.route:
@@ -114,9 +141,30 @@ def _parallelize(
         replace_forward(model, graphed, undo)
         undo.callback(graphed.clear)
     if plan.step_cache:
-        apply_step_cache(pipeline, model, plan.step_cache, undo)
+        apply_step_cache(pipeline, model, plan.step_cache, calls.around, undo)
     if prepared.cfg_group:
-        apply_calls(pipeline, model, prepared.family, prepared.cfg_group, undo)
+        apply_calls(pipeline, model, prepared.family, prepared.cfg_group, calls, undo)
+
+
+def _refuse_what_cannot_be(pipeline: Any, plan: ExecutionPlan, guard: CallGuard) -> None:
+    """Has the guard refuse calls that would be computed wrongly under the plan."""
+    if plan.pipefusion or (plan.step_cache and callable(pipeline)):
+        what = "pipefusion" if plan.pipefusion else "a step cache"
+        guard.strays_refused = (
+            f"the transformer is under a plan with {what} and was called outside of the pipeline "
+            "that the plan was put in force on: call that pipeline, or put the plan in force on "
+            "the other one"
+        )
+
+    def refuse_perturbed_attention() -> None:
+        # its processors take the batch apart into passes themselves
+        if getattr(pipeline, "do_perturbed_attention_guidance", False):
+            raise InputError(
+                "perturbed-attention guidance changes attention inside the blocks, which a plan "
+                "over several ranks replaces: call the pipeline with pag_scale=0, or close the plan"
+            )
+
+    guard.checks[:] = [refuse_perturbed_attention]
 
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:
@@ -249,6 +297,7 @@ def _apply_pipefusion(
     plan: ExecutionPlan,
     prepared: Prepared,
     context: RankContext,
+    calls: Calls,
     undo: ExitStack,
 ) -> None:
     if not (prepared.route and prepared.layout and prepared.cache and plan.pipefusion):
@@ -273,7 +322,8 @@ def _apply_pipefusion(
             most=2 * visits * (plan.pipefusion.patches + 1),
         )
     predictor.apply(undo, graphed)
-    apply_patches(pipeline, predictor, undo)
+    if isinstance(calls, CallGuard):
+        apply_patches(pipeline, predictor, calls.admit, undo)
 
 
 def _exchange(

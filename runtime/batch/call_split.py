@@ -13,6 +13,7 @@ from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily
+from ditplan.runtime.admission.call_guard import Calls
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import (
@@ -31,8 +32,15 @@ class CallSplit:
     """Splits a step's calls of one transformer over the ranks of a cfg group of two."""
 
     def __init__(
-        self, model: nn.Module, family: ModelFamily, group: AxisGroup, forward: Callable[..., Any]
+        self,
+        model: nn.Module,
+        family: ModelFamily,
+        group: AxisGroup,
+        is_shared: Callable[[], bool],
     ) -> None:
+        """`is_shared` says whether the calls that are made now are shared out."""
+        forward: Callable[..., Any] = model.forward
+        self._is_shared = is_shared
         self._family, self._group, self._whole = family, group, forward
         self._named = names_arguments(model)
         self._current: str | None = None
@@ -55,7 +63,7 @@ class CallSplit:
         Raises:
             InputError: the step before made only one of the calls.
         """
-        if self._current not in PASSES:
+        if self._current not in PASSES or not self._is_shared():
             return self._whole(*args, **kwargs)
         given = self._named(*args, **kwargs)
         number = PASSES.index(self._current)
@@ -97,11 +105,33 @@ class CallSplit:
                 "negative prompt and a guidance scale above 1, or use a plan with cfg 1"
             )
 
+    @contextmanager
+    def picture(self, scheduler: Any) -> Iterator[None]:
+        """A picture is made, with the steps of a scheduler."""
+        self._unfilled = None
+        step = scheduler.step
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            self.require_filled()
+            return step(*args, **kwargs)
+
+        with replaced(scheduler, "step", checked):
+            yield
+        self.require_filled()
+
 
 def apply_calls(
-    pipeline: Any, model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack
+    pipeline: Any,
+    model: nn.Module,
+    family: ModelFamily,
+    group: AxisGroup,
+    calls: Calls,
+    undo: ExitStack,
 ) -> None:
     """Splits the calls of each step over the group; closing `undo` takes that away again.
+
+    Those in a call of the pipeline: what another pipeline asks of the same transformer is computed
+    on every rank. Where the pipeline can't be called, all are split.
 
     Raises:
         InputError: the transformer has no `cache_context`, by which the calls are told apart.
@@ -112,16 +142,13 @@ def apply_calls(
             f"{type(model).__name__} of this diffusers has no cache_context, by which a step's "
             "passes are told apart; install a newer one or use a plan with cfg 1"
         )
-    calls = CallSplit(model, family, group, model.forward)
-    scheduler = pipeline.scheduler
-    step = scheduler.step
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        calls.require_filled()
-        return step(*args, **kwargs)
-
-    undo.enter_context(replaced(scheduler, "step", checked))
+    is_called = callable(pipeline)
+    split = CallSplit(model, family, group, lambda: calls.is_in_call or not is_called)
+    if is_called:
+        calls.around.append(lambda: split.picture(pipeline.scheduler))
+    else:
+        undo.enter_context(split.picture(pipeline.scheduler))
     undo.enter_context(
-        replaced(model, "cache_context", lambda name, **more: calls.context(own, name, **more))
+        replaced(model, "cache_context", lambda name, **more: split.context(own, name, **more))
     )
-    replace_forward(model, calls, undo)
+    replace_forward(model, split, undo)

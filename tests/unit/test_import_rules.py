@@ -33,7 +33,8 @@ ORDER = {
     "runtime": (
         ("groups", "takeover"),
         ("ranks", "weights", "blocks", "collectives", "step_cache"),
-        ("admission", "transport", "compilation", "batch"),
+        ("admission",),
+        ("transport", "compilation", "batch"),
         ("sequence",),
         ("pipefusion",),
         ("models",),
