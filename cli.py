@@ -33,12 +33,7 @@ from ditplan.command.options import (
 )
 from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_named, model_of_plan
-from ditplan.outputs import (
-    measured_plans,
-    refuse_to_replace,
-    require_folder,
-    require_picture,
-)
+from ditplan.outputs import measured_plans, refuse_to_replace, require_folder, require_picture
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
@@ -168,7 +163,8 @@ def tune_command(
     ] = None,
     weights: Weights = None,
     budget: Annotated[
-        float | None, typer.Option(min=0, help="Seconds after which no new run is started.")
+        float | None,
+        typer.Option(min=0, help="Seconds after which no new run is started."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -285,7 +281,7 @@ def run_command(
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
     hosts: Hosts = None,
     weights: Weights = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""

@@ -172,7 +172,7 @@ def measured(
         sys.stderr.write(f"{took_s:6.1f} s: {name}, {run.latency_s:.4f} s\n")
         yield tuple(
             Run(
-                configuration=name,
+                candidate=name,
                 latency_s=tuple(seconds for seconds, _ in runs),
                 memory_bytes=max(memory for _, memory in runs),
             )

@@ -1,5 +1,6 @@
 """What users name as a model: a shipped one, or a folder with a pipeline saved by diffusers."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +31,10 @@ def model_named(name: str | Path) -> NamedModel:
     Raises:
         InputError: neither, or a folder whose pipeline isn't known.
     """
-    folder = Path(name)
-    if not folder.is_dir():
+    # unlike pathlib's, os.path's answer for a name that no file can have is no
+    if not os.path.isdir(name):
         return NamedModel(find_model(str(name)), shipped_weights(str(name).lower()), True)
+    folder = Path(name)
     return NamedModel(_inspected(folder, folder.resolve().name), folder, False)
 
 

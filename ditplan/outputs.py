@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ditplan.profiles.book import PlanBook
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.files import path_text
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import Record
@@ -19,13 +20,24 @@ def require_folder(out: Path) -> None:
     """Refuses a file that can't be written.
 
     Raises:
-        InputError: its folder doesn't exist or can't be written to, or it is a folder itself.
+        InputError: its folder doesn't exist or can't be written to, it is no regular file, or has a
+            name that no file can have.
     """
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} doesn't exist; make it first")
-    if out.is_dir():
-        raise InputError(f"{out}: this is a folder; name a file in it")
+    folder, name = out.absolute().parent, path_text(out)
+    # unlike pathlib's, os.path's answer for a name that no file can have is no
+    if not os.path.isdir(folder):
+        parent = path_text(out.parent)
+        raise InputError(f"{name}: the folder {parent} doesn't exist; make it first")
+    if os.path.isdir(out):
+        raise InputError(f"{name}: this is a folder; name a file in it")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise InputError(f"{name}: this is no regular file; name one that is, or a new one")
+    try:
+        os.lstat(out)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"{name}: can't be written: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"{out}: the folder {out.parent} can't be written to; name another")
 

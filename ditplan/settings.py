@@ -10,25 +10,25 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from ditplan.planner.objectives import ObjectiveName
+from ditplan.profiles.bounds import MOST_SECONDS, Batch, Degree, Frames, Patches, Pixels, Steps
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
 from ditplan.profiles.record import shortened
 from ditplan.profiles.workload import Dtype
 
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
 
 
 class WorkloadSettings(TypedDict, total=False):
     """What is asked of the model; what is left out or None is the model's usual."""
 
-    height: Count | None
-    width: Count | None
-    frames: Count | None
-    steps: Count | None
+    height: Pixels | None
+    width: Pixels | None
+    frames: Frames | None
+    steps: Steps | None
     guidance: bool | None
-    batch: Count | None
+    batch: Batch | None
     dtype: Dtype | None
 
 
@@ -37,13 +37,13 @@ class MeshSettings(TypedDict, total=False):
     or to `simulate` has degree 1.
     """
 
-    dp: Count | None
-    cfg: Count | None
-    pipefusion: Count | None
-    ring: Count | None
-    ulysses: Count | None
-    patches: Count | None
-    warmup_steps: Count | None
+    dp: Degree | None
+    cfg: Degree | None
+    pipefusion: Degree | None
+    ring: Degree | None
+    ulysses: Degree | None
+    patches: Patches | None
+    warmup_steps: Steps | None
     mode: Mode | None
 
 
@@ -54,7 +54,7 @@ class SearchSettings(MeshSettings, total=False):
     `max_latency_s` bounds a call's denoising. `weights` is a folder of the model's real weights.
     """
 
-    gpus: Count | None
+    gpus: Degree | None
     quality: str
     backend: str
     objective: ObjectiveName
@@ -69,7 +69,7 @@ class PlanSettings(SearchSettings, WorkloadSettings, total=False):
 class SimulateSettings(MeshSettings, WorkloadSettings, total=False):
     """All that pricing one configuration takes."""
 
-    gpus: Count | None
+    gpus: Degree | None
     backend: str
 
 

@@ -1,5 +1,6 @@
 """The folder beside a plan that keeps what was measured for it."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -118,7 +119,7 @@ def study_in(folder: Path) -> Study:
     Raises:
         InputError: a file lies in its place.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"{folder}: measurements go to a folder of this name; rename the file")
     return Study(folder)
 

@@ -27,7 +27,11 @@ QUALITIES = ("safe", "exact", "any")
 def workload_for(
     spec: ModelSpec, device: DeviceKind, *, guidance: bool | None = None, **asked: Any
 ) -> Workload:
-    """The model's usual workload with what the user asked for, checked against model and device."""
+    """The model's usual workload with what the user asked for, checked against model and device.
+
+    Raises:
+        InputError: what the model or the device can't do.
+    """
     changes = {name: value for name, value in asked.items() if value is not None}
     if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
         raise InputError(Setting("dtype", changes["dtype"]), ": on CPUs the dtype is float32")

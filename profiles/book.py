@@ -4,6 +4,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from ditplan.profiles.bounds import Weight
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import FrozenModel, Record
@@ -13,7 +14,7 @@ from ditplan.profiles.workload import Workload
 class BookEntry(FrozenModel):
     """A plan and the weight of its workload among all: any positive number."""
 
-    weight: float = Field(gt=0)
+    weight: Weight
     plan: ExecutionPlan
 
     @property

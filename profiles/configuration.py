@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from ditplan.profiles.bounds import MOST_BLOCKS, MOST_ORDER, Blocks, Patches, Steps
 from ditplan.profiles.mesh import AXES, Mesh, placement_of
 from ditplan.profiles.model import AttentionKernel, Mode
 from ditplan.profiles.record import FrozenModel, shortened
@@ -26,9 +27,9 @@ class PipeFusion(FrozenModel):
     steps the first `warmup_steps` run the whole image, so that there are keys to start from.
     """
 
-    blocks_per_stage: tuple[PositiveInt, ...] = Field(min_length=2)
-    patches: PositiveInt
-    warmup_steps: PositiveInt
+    blocks_per_stage: tuple[Blocks, ...] = Field(min_length=2, max_length=MOST_BLOCKS)
+    patches: Patches
+    warmup_steps: Steps
     schedule: Schedule = "linear"
 
     @model_validator(mode="after")
@@ -77,9 +78,9 @@ class TaylorSeer(FrozenModel):
     """
 
     name: Literal["taylorseer"] = "taylorseer"
-    interval: PositiveInt
-    full_steps: PositiveInt = 3
-    order: NonNegativeInt = 1
+    interval: Steps
+    full_steps: Steps = 3
+    order: NonNegativeInt = Field(default=1, le=MOST_ORDER)
 
     def computes(self, step: int) -> bool:
         """Whether a step, counted from 0, runs the transformer."""
@@ -87,7 +88,10 @@ class TaylorSeer(FrozenModel):
 
     def computed_steps(self, steps: int) -> int:
         """How many of so many steps run the transformer."""
-        return sum(self.computes(step) for step in range(steps))
+        full, every = min(steps, self.full_steps), self.interval
+        # the step after the full ones is left out unless each one computes
+        later = steps - full - 1
+        return steps if every == 1 else full + max(0, -(-later // every))
 
     def __str__(self) -> str:
         """Such as `taylorseer interval 3 after 3, order 1`."""

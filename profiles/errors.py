@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
+LONGEST_MESSAGE = 300
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -62,14 +64,17 @@ class DitplanError(Exception):
 
 
 class InputError(DitplanError, ValueError):
-    """Something the user gave is wrong; the message says what, where, and what would be right."""
+    """Something the user gave is wrong; the message says what, where, and what would be right.
+
+    Whatever was given, the message is one line of at most `LONGEST_MESSAGE` printable characters.
+    """
 
     exit_code = 2
 
     def __init__(self, *parts: Part) -> None:
-        """Joins the parts to one `sentence`, which is what `str` gives."""
+        """Joins the parts to one `sentence`, of which `str` gives a line."""
         self.sentence = Sentence(*parts)
-        super().__init__(self.sentence)
+        super().__init__(one_line(self.sentence))
 
 
 class PlanWarning(UserWarning):
@@ -80,3 +85,21 @@ class ClusterError(DitplanError, RuntimeError):
     """A host, a device or a rank failed, went silent or can't be reached."""
 
     exit_code = 3
+
+
+def one_line(text: str, limit: int = LONGEST_MESSAGE) -> str:
+    """A text as one line without control characters; what is too long lacks some of its middle.
+
+    >>> one_line("a\\nb\\x00", 8)
+    'a b\\\\x00'
+    >>> one_line("0123456789", 8)
+    '0123...9'
+    """
+    if len(text) > 8 * limit:
+        text = f"{text[: 4 * limit]} {text[-4 * limit :]}"
+    words = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    if len(line) <= limit:
+        return line
+    end = (limit - 3) // 3
+    return f"{line[: limit - 3 - end]}...{line[len(line) - end :]}"

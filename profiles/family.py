@@ -1,14 +1,14 @@
 """What is known of a transformer class: data that the runtime's one mechanism reads."""
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, one_line
+from ditplan.profiles.files import parse_toml, path_text, read_text
 from ditplan.profiles.record import FrozenModel, validate
 
 InputKind = Literal["mask", "zeros", "pair", "sizes", "list"]
@@ -221,7 +221,7 @@ class ModelFamily(FrozenModel):
         return {
             name: dims
             for name, dims in self.inputs.items()
-            if name not in self.inputs_when or config[self.inputs_when[name]]
+            if name not in self.inputs_when or config.get(self.inputs_when[name])
         }
 
     def usual_of(self, config: Mapping[str, Any]) -> Usual:
@@ -241,12 +241,27 @@ class ModelFamily(FrozenModel):
 
 @functools.cache
 def load_families() -> dict[str, ModelFamily]:
-    """All shipped families by transformer class name."""
+    """All shipped families by transformer class name.
+
+    Raises:
+        InputError: as `load_family`.
+    """
     families = {}
     for path in sorted(FAMILIES.glob("*.toml")):
-        family = validate(ModelFamily, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        family = load_family(path)
         families[family.transformer_class] = family
     return families
+
+
+def load_family(path: Path) -> ModelFamily:
+    """Reads a family.
+
+    Raises:
+        InputError: names the file, and the line or the field that is wrong.
+    """
+    where, remedy = path_text(path), "CONTRIBUTING.md says what a family holds"
+    text = read_text(path, "a family of models, in TOML")
+    return validate(ModelFamily, parse_toml(text, where, "family", remedy), where, remedy)
 
 
 def family_of(transformer_class: str) -> ModelFamily:
@@ -258,7 +273,8 @@ def family_of(transformer_class: str) -> ModelFamily:
     families = load_families()
     if transformer_class not in families:
         raise InputError(
-            f"{transformer_class}: no family describes this transformer class; there are "
-            f"{', '.join(families)} (CONTRIBUTING.md says how to add one)"
+            f"{one_line(transformer_class, 60)}: no family describes this transformer class; there "
+            f"are {', '.join(family.name for family in families.values())} (CONTRIBUTING.md says "
+            "how to add one)"
         )
     return families[transformer_class]

@@ -5,8 +5,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
-from pydantic import PositiveInt
-
+from ditplan.profiles.bounds import Degree
 from ditplan.profiles.record import FrozenModel
 
 AXES = ("dp", "cfg", "pipefusion", "ring", "ulysses")
@@ -15,11 +14,11 @@ AXES = ("dp", "cfg", "pipefusion", "ring", "ulysses")
 class Mesh(FrozenModel):
     """Degrees of parallelism; one rank for each coordinate (dp, cfg, pipefusion, ring, ulysses)."""
 
-    dp: PositiveInt = 1
-    cfg: PositiveInt = 1
-    pipefusion: PositiveInt = 1
-    ring: PositiveInt = 1
-    ulysses: PositiveInt = 1
+    dp: Degree = 1
+    cfg: Degree = 1
+    pipefusion: Degree = 1
+    ring: Degree = 1
+    ulysses: Degree = 1
 
     @property
     def degrees(self) -> tuple[int, ...]:

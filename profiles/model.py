@@ -5,6 +5,21 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from ditplan.profiles.bounds import (
+    MOST_BLOCKS,
+    MOST_OPERATIONS,
+    MOST_SECONDS,
+    Batch,
+    Blocks,
+    Degree,
+    Flops,
+    Frames,
+    MeasuredSeconds,
+    Parameters,
+    Pixels,
+    Tokens,
+    Width,
+)
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Dtype, Workload
@@ -31,8 +46,8 @@ class Attention(FrozenModel):
     sample, which ranks add up, and its FLOPs are among those for each token.
     """
 
-    heads: PositiveInt
-    head_dim: PositiveInt
+    heads: Width
+    head_dim: Width
     segments: tuple[str, ...]
     linear: bool = False
 
@@ -51,12 +66,12 @@ class BlockRun(FrozenModel):
     """
 
     kind: str
-    count: PositiveInt
-    parameters: PositiveInt
-    image_flops: float = Field(ge=0)
-    text_flops: float = Field(ge=0)
-    fixed_flops: float = Field(ge=0)
-    operations: PositiveInt
+    count: Blocks
+    parameters: Parameters = Field(gt=0)
+    image_flops: Flops
+    text_flops: Flops
+    fixed_flops: Flops
+    operations: PositiveInt = Field(le=MOST_OPERATIONS)
     attentions: tuple[Attention, ...] = Field(min_length=1)
 
 
@@ -83,15 +98,15 @@ class ModelSpec(Record):
     scheduler_config: dict[str, Any]
     defaults: Workload
     guidance_scale: float = Field(ge=0)
-    pixels_per_token: PositiveInt
-    frames_per_token: PositiveInt = 1
-    blocks: tuple[BlockRun, ...] = Field(min_length=1)
-    outside_parameters: int = Field(ge=0)
-    outside_image_flops: float = Field(ge=0)
-    outside_text_flops: float = Field(ge=0)
-    encoder_parameters: int = Field(ge=0)
-    vae_parameters: int = Field(ge=0)
-    vae_flops_per_pixel: float = Field(ge=0)
+    pixels_per_token: Pixels
+    frames_per_token: Frames = 1
+    blocks: tuple[BlockRun, ...] = Field(min_length=1, max_length=MOST_BLOCKS)
+    outside_parameters: Parameters
+    outside_image_flops: Flops
+    outside_text_flops: Flops
+    encoder_parameters: Parameters
+    vae_parameters: Parameters
+    vae_flops_per_pixel: Flops
 
     @property
     def transformer_parameters(self) -> int:
@@ -149,13 +164,13 @@ class TimePoint(FrozenModel):
     part: str
     mode: Mode = "eager"
     kernel: AttentionKernel = "auto"
-    batch: PositiveInt
-    image_tokens: int = Field(ge=0)
-    text_tokens: int = Field(ge=0)
-    key_tokens: int = Field(ge=0)
-    median_s: float = Field(gt=0)
-    p95_s: float = Field(gt=0)
-    host_s: float | None = Field(default=None, ge=0)
+    batch: Batch
+    image_tokens: Tokens
+    text_tokens: Tokens
+    key_tokens: Tokens
+    median_s: MeasuredSeconds
+    p95_s: MeasuredSeconds
+    host_s: float | None = Field(default=None, ge=0, le=MOST_SECONDS)
     runs: PositiveInt
 
 
@@ -168,15 +183,15 @@ class PointRequest(FrozenModel):
     to measure.
     """
 
-    batch: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
-    frames: PositiveInt = 1
+    batch: Batch
+    height: Pixels
+    width: Pixels
+    frames: Frames = 1
     image_tokens: PositiveInt
-    text_tokens: int = Field(ge=0)
-    side_tokens: int = Field(default=0, ge=0)
-    ranks: PositiveInt
-    key_ranks: PositiveInt
+    text_tokens: Tokens
+    side_tokens: Tokens = 0
+    ranks: Degree
+    key_ranks: Degree
     modes: tuple[Mode, ...] = ("eager",)
 
     @property

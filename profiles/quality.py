@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
+from ditplan.profiles.bounds import Patches, Steps
 from ditplan.profiles.configuration import TaylorSeer
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
@@ -16,8 +17,8 @@ class QualityPoint(FrozenModel):
     the mean of the samples.
     """
 
-    patches: PositiveInt
-    warmup_steps: PositiveInt
+    patches: Patches
+    warmup_steps: Steps
     relative_l2: float = Field(ge=0)
 
 

@@ -24,13 +24,9 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.batch.call_check import defaults_of, described, given_values
 from ditplan.runtime.batch.call_split import PASSES
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.models.folder import read_json
 from ditplan.runtime.models.inputs import InputShape, random_inputs
-from ditplan.runtime.models.inspection import (
-    config_digest,
-    diffusers_class,
-    plain_config,
-    read_json,
-)
+from ditplan.runtime.models.inspection import config_digest, diffusers_class, plain_config
 from ditplan.runtime.models.loading import random_model
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.ranks.pool import RankPool

@@ -24,6 +24,7 @@ from ditplan.runtime.compilation.blocks import CompiledBlocks
 from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
+from ditplan.runtime.in_force import PlanInForce, require_neighbours
 from ditplan.runtime.models.inspection import config_digest
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
@@ -39,7 +40,7 @@ from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
 from ditplan.runtime.sequence.usp import GatherKV, SequenceAttention
 from ditplan.runtime.step_cache import apply_step_cache
-from ditplan.runtime.takeover import replace_forward
+from ditplan.runtime.takeover import inner_forward, replace_forward
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
@@ -84,22 +85,48 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
             f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
             f"of one; {REMEDY}"
         )
-    with ExitStack() as undo:
-        for model in models:
-            _parallelize(pipeline, model, plan, context, undo)
-        return undo.pop_all()
+    closing = ExitStack()
+
+    def apply(undo: ExitStack) -> None:
+        for model in models.values():
+            _parallelize(pipeline, model, plan, context, undo, closing)
+
+    in_force = PlanInForce(
+        pipeline,
+        models,
+        apply,
+        "graph" in plan.configuration.mode,
+        plan.configuration.pipefusion is not None,
+    )
+    with ExitStack() as failed:
+        failed.enter_context(closing)
+        in_force.open(closing)
+        failed.pop_all()
+    return closing
 
 
-def transformers_of(pipeline: Any) -> list[nn.Module]:
-    """A pipeline's transformers: Wan 2.2 has one for the first steps and one for the others."""
-    found = (getattr(pipeline, name, None) for name in ("transformer", "transformer_2"))
-    return [model for model in found if model is not None]
+def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
+    """A pipeline's transformers by its names for them: Wan 2.2 has one for the first steps and one
+    for the others.
+    """
+    found = {name: getattr(pipeline, name, None) for name in ("transformer", "transformer_2")}
+    return {name: model for name, model in found.items() if model is not None}
 
 
 def _parallelize(
-    pipeline: Any, model: Any, plan: ExecutionPlan, context: RankContext, undo: ExitStack
+    pipeline: Any,
+    model: Any,
+    plan: ExecutionPlan,
+    context: RankContext,
+    undo: ExitStack,
+    closing: ExitStack,
 ) -> None:
+    """Puts a plan in force on one transformer, again where others have changed its modules.
+
+    Closing `undo` takes it away; what stays from one time to the next goes with `closing`.
+    """
     mode = plan.configuration.mode
+    require_neighbours(model, plan)
     prepared = _prepared(model, plan, context)
     may_fall_back = plan.fallback == "eager"
     undo.callback(prepared.ring_buffers.clear)
@@ -107,7 +134,7 @@ def _parallelize(
         sharing = prepared.batch_group.size if prepared.batch_group else 1
         CallCheck(model, prepared.family, sharing, bool(prepared.route)).apply(undo)
     _apply_sequence(model, prepared, undo)
-    shards = _shards(model, plan, prepared, context, undo)
+    shards = _shards(model, plan, prepared, context, closing)
     if "compile" in mode:
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
     if shards:
@@ -117,7 +144,7 @@ def _parallelize(
     elif prepared.batch_group:
         apply_cfg(model, prepared.family, prepared.batch_group, undo)
     if "graph" in mode and not prepared.route:
-        graphed = GraphedForward(model.forward, context.device, may_fall_back)
+        graphed = GraphedForward(inner_forward(model), context.device, may_fall_back)
         replace_forward(model, graphed, undo)
         undo.callback(graphed.clear)
     if plan.configuration.step_cache:
@@ -165,7 +192,7 @@ def _shards(
         for number, path in enumerate(block_paths(model, prepared.family))
         if held is None or number in held
     ]
-    return shard(blocks, prepared.weight_group, context.device, undo)
+    return shard(model, blocks, prepared.weight_group, context.device, undo)
 
 
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:

@@ -19,6 +19,7 @@ from ditplan.profiles.configuration import TaylorSeer
 from ditplan.runtime.takeover import (
     CurrentCall,
     as_output,
+    inner_forward,
     names_arguments,
     replace_forward,
     replaced,
@@ -36,7 +37,7 @@ class ExtrapolatedForward:
 
     def __init__(self, model: nn.Module, cache: TaylorSeer, call: CurrentCall) -> None:
         self._cache = cache
-        self._whole: Callable[..., Any] = model.forward
+        self._whole: Callable[..., Any] = inner_forward(model)
         self._named = names_arguments(model)
         self._call = call
         self._lists_samples = False

@@ -11,10 +11,11 @@ from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import load_families
+from ditplan.profiles.files import read_text
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Quality
 from ditplan.profiles.quality import MeasuredQuality
-from ditplan.profiles.record import Record, read_text
+from ditplan.profiles.record import Record
 
 KINDS: tuple[tuple[type[Record], frozenset[str]], ...] = (
     (ExecutionPlan, frozenset({"runner_ups", "fingerprint"})),
@@ -64,7 +65,7 @@ def shown_file(path: Path) -> Shown:
             raise InputError(f"{path}: no study of a tune; name a folder such as plan.study")
         fields = study.contents()
         return Shown(study_text(fields), fields)
-    text = read_text(path, "plan, book, cluster or other file of ditplan")
+    text = read_text(path, "a plan, book, cluster or other file of ditplan")
     kind = kind_of(text, path)
     record = kind.from_json(text, str(path))
     return Shown(text_of(record), record.model_dump(mode="json"))

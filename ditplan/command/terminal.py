@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,7 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ditplan.command.options import as_options
-from ditplan.profiles.errors import DitplanError, InputError, PlanWarning
+from ditplan.profiles.errors import DitplanError, InputError, PlanWarning, one_line
+from ditplan.profiles.files import is_text
+from ditplan.profiles.record import shortened
 
 PIPE_COLUMNS = 120
 """A pipe has no width of its own, and a table of 80 columns folds."""
@@ -124,6 +126,7 @@ def run(app: typer.Typer, arguments: list[str]) -> NoReturn:
             # a name that isn't text in the terminal's encoding is no reason to end
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_words(arguments)
         with _ended_by_signals():
             code = app(arguments or ["--help"], prog_name="ditplan", standalone_mode=False)
     except (DitplanError, typer.TyperException) as error:
@@ -183,7 +186,7 @@ def _fail(message: str, exit_code: int, as_json: bool) -> int:
     """Says why a command failed, on stderr and in JSON on stdout; returns the exit code."""
     console = _Console(stderr=True, highlight=False, width=PIPE_COLUMNS, height=LINES)
     with contextlib.suppress(NobodyReadsError, OSError):
-        console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, emoji=False)
     if as_json:
         try:
             _print_json({"error": message, "exit_code": exit_code})
@@ -200,6 +203,17 @@ def _print_json(result: dict[str, Any]) -> None:
         raise NobodyReadsError from None
 
 
+def _check_words(words: Sequence[str]) -> None:
+    """Refuses words that can be neither printed nor saved, nor be a file's name.
+
+    Raises:
+        InputError: there is one.
+    """
+    for word in words:
+        if not is_text(word) or "\0" in word:
+            raise InputError(f"{shortened(word)}: this is no UTF-8 text; write it otherwise")
+
+
 def _message_of(error: DitplanError | typer.TyperException) -> str:
     """What an error says, in a line if it is the user's."""
     if isinstance(error, typer.TyperException):
@@ -207,7 +221,7 @@ def _message_of(error: DitplanError | typer.TyperException) -> str:
         message = f"{usage.rstrip('.')}; see --help"
     else:
         message = error.sentence.worded(as_options) if isinstance(error, InputError) else str(error)
-    return " ".join(message.split()) if error.exit_code == InputError.exit_code else message
+    return one_line(message) if error.exit_code == InputError.exit_code else message
 
 
 def _columns() -> int:

@@ -1,6 +1,5 @@
 """The file of a study: what is wrong with it ends in one line that names it and says what to do."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,11 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from ditplan.planner.search.trials import cut_torn_line
+from ditplan.planner.search.trials import check_journal, mend_journal, refusing_strange_journals
 from ditplan.profiles.errors import InputError
 
 LOCK_GRACE_S = 5
 """A process that was killed leaves a lock behind, which is taken over after so long."""
-
-REMEDY = "delete the file, and its runs are made anew"
-MISREAD = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
-"""What Optuna raises when lines that are JSON say what none of its own would."""
 
 
 class StudyJournal(JournalFileBackend):
@@ -63,21 +58,9 @@ def open_journal(path: Path) -> JournalStorage:
     Raises:
         InputError: there is no folder, the file can't be read or written, or a line isn't Optuna's.
     """
-    cut_torn_line(path)
-    return _storage(path)
-
-
-def _storage(path: Path) -> JournalStorage:
-    try:
-        if path.exists():
-            _check_lines(path)
+    mend_journal(path)
+    with refusing_strange_journals(path):
         return JournalStorage(StudyJournal(path))
-    except OSError as error:
-        raise InputError(f"{path}: can't be used: {error.strerror}; {REMEDY}") from None
-    except MISREAD as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: no journal that Optuna can read; {REMEDY}") from None
 
 
 def recorded_runs(path: Path) -> tuple[RecordedRun, ...]:
@@ -90,7 +73,9 @@ def recorded_runs(path: Path) -> tuple[RecordedRun, ...]:
     """
     if not path.exists():
         return ()
-    storage = _storage(path)
+    check_journal(path)
+    with refusing_strange_journals(path):
+        storage = JournalStorage(StudyJournal(path))
     return tuple(
         RecordedRun(
             study=name,
@@ -101,18 +86,3 @@ def recorded_runs(path: Path) -> tuple[RecordedRun, ...]:
         for name in optuna.get_all_study_names(storage)
         for trial in optuna.load_study(study_name=name, storage=storage).trials
     )
-
-
-def _check_lines(path: Path) -> None:
-    """Refuses whole lines that no journal has."""
-    *lines, _torn = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            data = json.loads(line)
-        except ValueError:
-            data = None
-        if not isinstance(data, dict) or not isinstance(data.get("op_code"), int):
-            raise InputError(
-                f"{path}: line {number}: not a line of an Optuna journal; delete the line, or "
-                f"{REMEDY}"
-            )

@@ -39,9 +39,11 @@ from ditplan.planner.search.replicas import with_replicas
 from ditplan.planner.search.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
 from ditplan.planner.search.trials import (
     cause_in,
+    check_trial,
     measurement_of,
     parameters_of,
     patching_of,
+    refusing_strange_journals,
 )
 from ditplan.planner.task import Task
 from ditplan.profiles.configuration import Configuration
@@ -180,10 +182,14 @@ def _open_study(task: Task, journal: Path | None) -> optuna.Study:
         InputError: the file is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None if journal is None else open_journal(journal)
-    return optuna.create_study(
-        storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
-    )
+    with refusing_strange_journals(journal):
+        storage = None if journal is None else open_journal(journal)
+        study = optuna.create_study(
+            storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
+        )
+        for trial in study.get_trials(deepcopy=False):
+            check_trial(trial.user_attrs, trial.intermediate_values)
+    return study
 
 
 class _Measuring:

@@ -18,7 +18,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.splits import split_bounds, split_sizes
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
-from ditplan.runtime.takeover import names_arguments, replace_forward
+from ditplan.runtime.takeover import inner_forward, names_arguments, replace_forward
 
 
 class BatchSplit:
@@ -63,7 +63,7 @@ class BatchSplit:
 
 def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack) -> None:
     """Splits the batch of each call over the group; closing `undo` takes that away again."""
-    split, whole, named = BatchSplit(family, group), model.forward, names_arguments(model)
+    split, whole, named = BatchSplit(family, group), inner_forward(model), names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given, samples = split.share(named(*args, **kwargs))

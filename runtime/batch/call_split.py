@@ -18,6 +18,7 @@ from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import (
     CurrentCall,
     as_output,
+    inner_forward,
     names_arguments,
     replace_forward,
     replaced,
@@ -108,7 +109,7 @@ def apply_calls(
             f"{type(model).__name__} of this diffusers has no cache_context, by which a step's "
             "passes are told apart; install a newer one or use a plan with cfg 1"
         )
-    calls = CallSplit(model, family, group, model.forward, call)
+    calls = CallSplit(model, family, group, inner_forward(model), call)
     scheduler = pipeline.scheduler
     step = scheduler.step
 

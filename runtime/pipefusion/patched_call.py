@@ -18,7 +18,7 @@ import torch
 from ditplan.profiles.errors import InputError
 from ditplan.runtime.pipefusion.call_setup import RandomState, SetupReplay
 from ditplan.runtime.pipefusion.call_thread import CallThread
-from ditplan.runtime.takeover import as_output, names_arguments, replaced
+from ditplan.runtime.takeover import as_output, names_arguments, replace_forward
 
 REMEDY = "use a plan with pipefusion 1"
 
@@ -123,7 +123,7 @@ class PatchedCall:
         """
         with ExitStack() as undo:
             undo.callback(self._stop_all)
-            undo.enter_context(replaced(self._model, "forward", self._forward))
+            replace_forward(self._model, self._forward, undo)
             undo.enter_context(self._watched(0, self._pipeline))
             undo.enter_context(self._setup.recorded(self._pipeline))
             result = self._class.__call__(self._pipeline, **self._arguments)

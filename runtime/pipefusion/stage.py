@@ -19,6 +19,7 @@ from ditplan.runtime.sequence.layout import Layout, Visiting
 from ditplan.runtime.takeover import (
     carried_by,
     handed_on,
+    inner_forward,
     names_arguments,
     replace_forward,
     submodule,
@@ -55,7 +56,7 @@ class Stage:
         ]
         self._count = len(blocks)
         for index, block in enumerate(blocks):
-            own, named = block.forward, names_arguments(block)
+            own, named = inner_forward(block), names_arguments(block)
             replace_forward(block, partial(self._block, index, named, own), undo)
 
     def run(

@@ -12,7 +12,7 @@ from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.pipefusion.route import Visit
 from ditplan.runtime.pipefusion.stage import Carried, Skips, Stage
 from ditplan.runtime.sequence.layout import Layout, Visiting
-from ditplan.runtime.takeover import sample_of
+from ditplan.runtime.takeover import inner_forward, sample_of
 
 Graphed = Callable[[Callable[..., Any]], GraphedForward]
 
@@ -29,7 +29,7 @@ class VisitRunner:
         """`visits` are those of each patch, in their order."""
         self._model, self._family, self._visits = model, family, visits
         self._stage = Stage(family, layout)
-        self._forward: Callable[..., Any] = model.forward
+        self._forward: Callable[..., Any] = inner_forward(model)
         self._graphs: GraphedForward | None = None
         self._entered: dict[tuple[int, Visiting, int], list[torch.Tensor]] = {}
 
@@ -41,7 +41,7 @@ class VisitRunner:
     def apply(self, undo: ExitStack, graphed: Graphed | None) -> None:
         """Makes the model a stage; closing `undo` takes that away again."""
         self._stage.apply(self._model, undo)
-        self._forward = self._model.forward
+        self._forward = inner_forward(self._model)
         if graphed is not None:
             self._graphs = graphed(self._compute)
 

@@ -24,6 +24,7 @@ from ditplan.runtime.sequence.layout import Layout
 from ditplan.runtime.sequence.token_counts import SegmentLengths, apply_counts
 from ditplan.runtime.takeover import (
     change_arguments,
+    inner_forward,
     matching_modules,
     names_arguments,
     replace_forward,
@@ -201,7 +202,7 @@ def apply_splits(
             for block in blocks[:1] if split.place == "entry" else blocks:
                 change_arguments(block, change, undo)
     inputs = [split for split in family.splits if split.place == "input"]
-    whole, named = model.forward, names_arguments(model)
+    whole, named = inner_forward(model), names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = named(*args, **kwargs)
@@ -275,7 +276,7 @@ def lift_text_mask(
     mask = family.text_mask
     if mask is None:
         return
-    whole, named = model.forward, names_arguments(model)
+    whole, named = inner_forward(model), names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = named(*args, **kwargs)

@@ -24,6 +24,7 @@ from ditplan.runtime.sequence.interception import Interceptor, intercepted
 from ditplan.runtime.sequence.layout import Layout
 from ditplan.runtime.takeover import (
     change_arguments,
+    inner_forward,
     matching_modules,
     names_arguments,
     replace_forward,
@@ -85,7 +86,7 @@ def apply_rows(
         if not isinstance(module, nn.Conv2d) or module.kernel_size != (3, 3):
             raise InputError(f"{name} is no 3x3 convolution; family {family.name} doesn't fit it")
         take_class(module, _RowConvolution, name, undo, _ask_ranks=operators.with_neighbours)
-    whole, named = model.forward, names_arguments(model)
+    whole, named = inner_forward(model), names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = named(*args, **kwargs)

@@ -3,7 +3,6 @@
 HunyuanVideo from a picture, for instance, tells its blocks how many tokens the first frame has.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, Split
 from ditplan.runtime.sequence.layout import Layout
-from ditplan.runtime.takeover import change_arguments, replace_forward, submodule
+from ditplan.runtime.takeover import change_arguments, inner_forward, replace_forward, submodule
 
 
 class SegmentLengths:
@@ -24,7 +23,7 @@ class SegmentLengths:
 
     def apply(self, model: nn.Module, undo: ExitStack) -> None:
         """Has each call of the model begin anew; closing `undo` takes that away again."""
-        whole: Callable[..., Any] = model.forward
+        whole = inner_forward(model)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._first.clear()

@@ -130,12 +130,12 @@ def latents_without_exchange(
     give.
     """
     pipeline = pipeline_of(context, spec)
-    with parallelize(pipeline, plan, context), ExitStack() as undo:
+    with parallelize(pipeline, plan, context):
         for index in range(len(pipeline.transformer.transformer_blocks)):
-            name = f"transformer_blocks.{index}.attn"
-            module = submodule(pipeline.transformer, name)
-            undo.callback(setattr, module, "__class__", type(module))
-            module.__class__ = type(module).__mro__[1]
+            module: Any = submodule(pipeline.transformer, f"transformer_blocks.{index}.attn")
+            module._attention_answer = lambda q, k, v, scale: (
+                functional.scaled_dot_product_attention(q, k, v, scale=scale)
+            )
         words = same_start(spec, plan.workload, context.device)
         return denoise(pipeline, spec, plan.workload, words)
 
@@ -292,11 +292,11 @@ def attends_twice(_context: RankContext) -> None:
 
 
 def answers_a_replaced_forward(_context: RankContext) -> None:
-    """Answers a module that has a forward of its own, as offloading gives it."""
+    """Answers a module that somebody has given a forward of its own."""
     module = Doubled()
-    module.forward = module.forward  # type: ignore[method-assign]
+    module.forward = lambda query: query  # type: ignore[method-assign]
     with ExitStack() as undo:
-        answer_attention(module, "offloaded", lambda query, _k, _v, _s: query, undo)
+        answer_attention(module, "replaced", lambda query, _k, _v, _s: query, undo)
 
 
 def merge_error(_context: RankContext, sizes: tuple[int, ...]) -> float:

@@ -90,7 +90,7 @@ def test_tune_refuses_weights_that_are_no_pipeline(
 ) -> None:
     arguments = ["tune", "--model", "sd3", "--weights", ".", "--out", "plan.json"]
     error = refused(monkeypatch, capsys, tmp_path, arguments)
-    assert "model_index.json: can't be read" in error
+    assert "model_index.json: no such file; expected the folder of a diffusers pipeline" in error
 
 
 @pytest.mark.parametrize("trace", ["no/t.json", "."])

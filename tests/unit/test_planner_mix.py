@@ -15,7 +15,7 @@ from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.search.workload_mix import (
     OneMesh,
     Weighted,
-    configuration_of,
+    kept_by_a_job,
     load_mix,
     one_mesh_for_all,
     parse_mix,
@@ -55,8 +55,8 @@ def cheapest_of_all(
     priced = [price_all(task, Topology(cluster))[0] for task in tasks]
     models = [CostModel(Topology(cluster), task.spec) for task in tasks]
     means = []
-    for key in set.intersection(*({configuration_of(one) for one in found} for found in priced)):
-        own = [next(one for one in found if configuration_of(one) == key) for found in priced]
+    for key in set.intersection(*({kept_by_a_job(one) for one in found} for found in priced)):
+        own = [next(one for one in found if kept_by_a_job(one) == key) for found in priced]
         for part in {one.configuration.pipefusion for one in own}:
             costs = [
                 priced_as_is(task, model, replace(one.configuration, pipefusion=part))
@@ -85,7 +85,7 @@ def test_one_mesh_is_the_cheapest_of_all_configurations(
     assert mixed.one_mesh.mean_s == pytest.approx(
         cheapest_of_all(wishes, mix, SLOW_LINKS), rel=1e-9
     )
-    assert len({configuration_of(one) for one in mixed.one_mesh.costs}) == 1
+    assert len({kept_by_a_job(one) for one in mixed.one_mesh.costs}) == 1
 
 
 def test_stages_of_one_mesh_hold_the_same_blocks_for_all_workloads() -> None:
@@ -120,7 +120,7 @@ def test_stages_of_one_mesh_fit_for_all_workloads() -> None:
 
 def test_a_mesh_that_is_fast_only_with_stages_of_each_workload_s_own_does_not_win() -> None:
     mixed = plan_mix(STAGED, SIZES, SLOW_LINKS)
-    fast = configuration_of(mixed.rankings[0].best)
+    fast = kept_by_a_job(mixed.rankings[0].best)
 
     def doctored(one: PricedCandidate, blocks: tuple[int, ...]) -> PricedCandidate:
         part = one.configuration.pipefusion
@@ -135,7 +135,7 @@ def test_a_mesh_that_is_fast_only_with_stages_of_each_workload_s_own_does_not_wi
 
     with_it, without = [], []
     for ranking, blocks in zip(mixed.rankings, ((54, 1, 1, 1), (1, 1, 1, 54)), strict=True):
-        first = next(one for one in ranking.ranked if configuration_of(one) == fast)
+        first = next(one for one in ranking.ranked if kept_by_a_job(one) == fast)
         others = tuple(one for one in ranking.ranked if one is not first)
         with_it.append(replace(ranking, ranked=(doctored(first, blocks), *others)))
         without.append(replace(ranking, ranked=others))
@@ -187,7 +187,7 @@ def test_without_a_common_configuration_there_is_no_one_mesh() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[{", "line 1, column 3: not JSON"),
+        ("[{", "line 1, column 3: this mix of workloads is not JSON"),
         ("{}", "not a list of workloads; write a list such as"),
         ("[]", "not a list of workloads"),
         ("[3]", "mix.json: entry 1: Input should be a valid dictionary"),

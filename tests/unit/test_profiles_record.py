@@ -243,7 +243,7 @@ WRONG = [
         "Extra inputs are not permitted (given: 2)",
     ),
     ({"workload.height": "tall"}, "workload.height", "valid integer"),
-    ({"workload.height": 0}, "workload.height", "greater than 0 (given: 0)"),
+    ({"workload.height": 0}, "workload.height", "greater than 0 pixels (given: 0)"),
     ({"workload.dtype": "int4"}, "workload.dtype", "'float32', 'bfloat16' or 'float16'"),
     ({"model.transformers": []}, "model.transformers", "at least 1 item"),
     ({"model.transformers.0.config_hash": 7}, "model.transformers.0.config_hash", "valid string"),

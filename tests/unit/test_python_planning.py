@@ -69,7 +69,7 @@ def test_one_configuration_is_priced_as_the_command_line_does(tmp_path: Path) ->
     ("settings", "words"),
     [
         ({"height": 1000}, "height=1000: sd3 needs a multiple of 16"),
-        ({"height": 0}, "height=0: input should be greater than or equal to 1"),
+        ({"height": 0}, "height=0: input should be greater than 0"),
         ({"gpus": 0}, "gpus=0: input should be greater"),
         ({"ulysses": -1}, "ulysses=-1: input should be"),
         ({"objective": "beauty"}, "objective='beauty': input should be 'latency'"),
