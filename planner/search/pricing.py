@@ -42,7 +42,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
     """All legal candidates, fastest first, and how many meshes were dropped for each reason.
 
     Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
-    only carry a warning. The rule of thumb among those that fit is marked as control.
+    only carry a warning. The rule of thumb among those that fit is marked as the baseline.
 
     Raises:
         InputError: no mesh is legal with these pins, none fits, or the cluster profile lacks
@@ -61,8 +61,8 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
         )
     candidates = [ranked.configuration for ranked in fitting]
     priced += _with_step_caches(task, model, fitting)
-    control = baseline_of(candidates, task.spec, task.workload, topology)
-    marked = [replace(r, control=True) if r.configuration is control else r for r in priced]
+    baseline = baseline_of(candidates, task.spec, task.workload, topology)
+    marked = [replace(r, is_baseline=True) if r.configuration is baseline else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
         dropped["can't be among the best"] = unpriced
@@ -106,11 +106,11 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
     """
     priced: list[PricedCandidate] = []
     front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
-    control, unpriced = _advised(task, space), 0
+    baseline, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
-        if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
+        if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
             tried = undominated(
                 choice, front, floors, partial(_quality_of, task), is_large=is_large
             )

@@ -66,7 +66,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class MeasurementPolicy:
-    """How to measure: `top` candidates and the control, `rounds` runs of each, one of each in turn.
+    """How to measure: `top` candidates and the baseline, each `rounds` times, one of each in turn.
 
     The first ones are those predicted fastest, later ones those that what was measured speaks for.
     What is clearly slower gets fewer runs, what can't be told apart more. `budget_s` ends it:
@@ -281,7 +281,7 @@ class _Measuring:
         }
         for key, ranked in wanted.items():
             if key not in self.running and key not in waiting:
-                attrs = {"candidate": key, "control": ranked.control, "start": start}
+                attrs = {"candidate": key, "baseline": ranked.is_baseline, "start": start}
                 parameters = parameters_of(ranked.configuration, self.task.backend.axes)
                 self.study.enqueue_trial(parameters, user_attrs=attrs)
         while wanted.keys() - self.running.keys():
