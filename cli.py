@@ -25,6 +25,7 @@ from ditplan.command.options import (
 from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_of_plan
 from ditplan.planner.objectives import ObjectiveName
+from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.settings import PlanSettings, SimulateSettings, checked
@@ -135,6 +136,13 @@ def tune_command(
             "model on CPUs.",
         ),
     ] = None,
+    sampler: Annotated[
+        SamplerName,
+        typer.Option(
+            help="Who chooses what is run: planner, which knows what plans should cost; or one of "
+            "Optuna's, which only know what was run (gp needs torch).",
+        ),
+    ] = "planner",
     weights: Weights = None,
     budget: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which no new run is started.")
@@ -171,6 +179,9 @@ def tune_command(
     if workloads is not None:
         if hosts is not None or measure:
             raise InputError(Setting("workloads"), " plans on paper; leave out ", Setting("hosts"))
+        if sampler != "planner":
+            wrong = Setting("sampler", sampler)
+            raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
         book = plan_book(model, cluster, workloads, progress=terminal.say, **settings)
         book.plan.save(out)
         terminal.show(book.table())
@@ -182,6 +193,7 @@ def tune_command(
         cluster,
         hosts=hosts,
         measure=measure,
+        sampler=sampler,
         budget_s=budget,
         study=out.with_suffix(".study"),
         progress=terminal.say,

@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from ditplan.planner.cost.memory import memory_of, why_too_big
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.parameters import parameters_of
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import PricedCandidate
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, measured, search
-from ditplan.planner.search.trials import parameters_of
+from ditplan.planner.search.search import measured, search
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.space.enumerate import evenly_staged
 from ditplan.planner.space.legality import schedule_of
@@ -353,9 +354,9 @@ def main() -> None:
         )
     print(
         f"\nA cost model that is wrong, {asked.seeds} seeds, {asked.trials} plans and the "
-        f"baseline, 3 runs each, {RUN_NOISE:.0%} noise a run.\nWrong by: a part's factor / its factor at a "
-        "degree or mode / a candidate's own, standard deviations of their logs.\nRegret in "
-        "percent, mean and 95th percentile, and how many plans were run."
+        f"baseline, 3 runs each, {RUN_NOISE:.0%} noise a run.\nWrong by: a part's factor / its "
+        "factor at a degree or mode / a candidate's own, standard deviations of their logs.\n"
+        "Regret in percent, mean and 95th percentile, and how many plans were run."
     )
     jobs = [(*pair, asked.seeds, asked.trials) for pair in SIMULATED]
     started = time.monotonic()

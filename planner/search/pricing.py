@@ -28,7 +28,7 @@ from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import require_mode
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.configuration import Configuration, TaylorSeer
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
@@ -227,6 +227,21 @@ def price_one(
         raise InputError(found.sentence)
     model = cost_model_of(task, topology)
     return _price(task, model, Configuration(mesh, placement_of(mesh), mode, pipefusion=part))
+
+
+def price_choice(
+    task: Task, model: CostModel, space: Space, choice: Choice, cache: TaylorSeer | None = None
+) -> PricedCandidate:
+    """A choice's one setting in its one order, with a step cache or none: seated best where devices
+    differ.
+
+    Raises:
+        InputError: the cluster profile lacks something.
+    """
+    best = min((_price(task, model, one) for one in space.placed(choice)), key=_worth)
+    if cache is None:
+        return best
+    return priced_as_is(task, model, replace(best.configuration, step_cache=cache))
 
 
 def timeline_of(task: Task, candidate: Configuration) -> Timeline:

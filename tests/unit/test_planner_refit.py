@@ -27,8 +27,8 @@ from ditplan.planner.search.correction import (
     refit,
 )
 from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.racing import behind_leader
 from ditplan.planner.search.ranking import PricedCandidate
-from ditplan.planner.search.rounds import behind_leader
 from ditplan.planner.search.search import search
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task

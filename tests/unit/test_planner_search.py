@@ -19,9 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
+from ditplan.planner.search.racing import MOST_ROUNDS
 from ditplan.planner.search.ranking import SearchResult
-from ditplan.planner.search.rounds import MOST_ROUNDS
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
+from ditplan.planner.search.search import search
+from ditplan.planner.search.storage import study_name
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster
