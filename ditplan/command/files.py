@@ -1,6 +1,5 @@
 """What there is, for `list`, and what a file or a study's folder says, for `show`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import load_families
-from ditplan.profiles.files import read_text
+from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Quality
 from ditplan.profiles.quality import MeasuredQuality
@@ -78,8 +77,8 @@ def kind_of(text: str, path: Path) -> type[Record]:
         InputError: it isn't one that is known.
     """
     try:
-        data = json.loads(text)
-    except ValueError:
+        data = parse_json(text, path_text(path), "file of ditplan", "make it anew")
+    except InputError:
         data = None
     for kind, names in KINDS:
         if isinstance(data, dict) and names <= data.keys():
