@@ -38,6 +38,12 @@ def put_socket(path: Path) -> None:
         server.bind(os.path.relpath(path))
 
 
+def put_gigabytes(path: Path) -> None:
+    """A large file with nothing in it."""
+    path.touch()
+    os.truncate(path, 3 << 30)
+
+
 NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: None, "no such file; expected a plan"),
     "folder": (lambda path: path.mkdir(), "this is a folder; expected a plan"),
@@ -46,7 +52,7 @@ NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "endless device": (lambda path: path.symlink_to("/dev/zero"), "this is no regular file"),
     "loop": (lambda path: path.symlink_to(path), "can't be read as a plan"),
     "below a file": (lambda path: path.symlink_to("/dev/null/x"), "can't be read as a plan"),
-    "3 GB": (lambda path: (path.touch(), os.truncate(path, 3 << 30)), "is larger than 8 MiB"),
+    "3 GB": (put_gigabytes, "is larger than 8 MiB"),
     "Latin-1": (lambda path: path.write_bytes(b"caf\xe9"), "byte 3 isn't UTF-8 text"),
 }
 
