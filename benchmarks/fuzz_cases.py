@@ -203,7 +203,9 @@ def _load(place: Workplace, rng: random.Random, kind: str, folder: Path) -> tupl
     """Damages a sample and loads it: how that ended, and what is wrong with it."""
     if kind in ("model folder", "weights"):
         path = _damaged_folder(place, rng, folder, kind)
-        load = partial(_inspect if kind == "model folder" else _load_weights, place)
+        load: Callable[[Path], object] = partial(
+            _inspect if kind == "model folder" else _load_weights, place
+        )
     else:
         path = folder / f"input.{'toml' if kind == 'family' else 'json'}"
         damage, load = LOADERS[kind][0], partial(LOADERS[kind][1], place)
@@ -294,8 +296,8 @@ def _plan(_place: Workplace, path: Path) -> None:
     plan = ExecutionPlan.load(path)
     for rank in range(min(plan.mesh.size, 4)):
         plan.blocks_of(rank)
-    if plan.step_cache:
-        plan.step_cache.computed_steps(plan.workload.steps)
+    if plan.configuration.step_cache:
+        plan.configuration.step_cache.computed_steps(plan.workload.steps)
     _survives(plan, path.parent)
 
 
@@ -392,7 +394,7 @@ def _command(
             sys.argv = before
     out.flush()
     err.flush()
-    said = err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    said = err.buffer.getvalue().decode()
     if shows:
         sys.stderr.write(f"{words}\n{said}\n")
     if not code:

@@ -130,7 +130,7 @@ def plans_to_run(task: Task, settings: int) -> list[PricedCandidate]:
     ranked, _ = price_all(task, Topology(task.cluster))
     kept, seen = [], dict[tuple[object, ...], int]()
     for one in ranked:
-        place = (one.candidate.mesh, one.candidate.mode)
+        place = (one.configuration.mesh, one.configuration.mode)
         seen[place] = seen.get(place, 0) + 1
         if not one.too_big and seen[place] <= settings:
             kept.append(one)
@@ -146,7 +146,9 @@ def measured(
     On fresh ranks memory is the plan's alone.
     """
     plans = {
-        str(one.candidate): build_plan(one, task.spec, task.workload, task.cluster, task.backend)
+        str(one.configuration): build_plan(
+            one, task.spec, task.workload, task.cluster, task.backend
+        )
         for one in plans_to_run(task, asked.settings)
     }
     found: dict[str, list[tuple[float, int]]] = {}
@@ -180,7 +182,7 @@ def measured(
 
 def loop_bytes(task: Task, ranked: PricedCandidate) -> int:
     """What of the predicted memory a run without text encoders holds in the allocator."""
-    memory = memory_of(task.spec, task.workload, ranked.candidate, task.cluster.devices[0])
+    memory = memory_of(task.spec, task.workload, ranked.configuration, task.cluster.devices[0])
     encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
     held = memory.weights_bytes - encoders + memory.cache_bytes + memory.graph_bytes
     return held + memory.activations_bytes + memory.buffers_bytes
@@ -221,9 +223,9 @@ def compared(runs: Runs) -> list[Compared]:
     """The plans that were run, by what is predicted of them now; such as aren't planned any more
     are left out."""
     task, topology = runs.task, Topology(runs.cluster)
-    ranked = {str(one.candidate): one for one in price_all(task, topology)[0]}
+    ranked = {str(one.configuration): one for one in price_all(task, topology)[0]}
     computed = {
-        str(one.candidate): one.prediction.latency_s
+        str(one.configuration): one.prediction.latency_s
         for one in price_all(replace(task, profile=None), topology)[0]
     }
     return [
@@ -257,7 +259,7 @@ def show(runs: Runs) -> list[Compared]:
     print(f"{runs.model}: {runs.workload}, links {runs.links}")
     for one in sorted(found, key=lambda one: one.measured_s):
         print(
-            f"  {one.ranked.candidate!s:<88} measured {one.measured_s:8.4f} s"
+            f"  {one.ranked.configuration!s:<88} measured {one.measured_s:8.4f} s"
             f"  predicted {one.predicted_s:8.4f} ({100 * one.error:+.0f}%)"
             f"  computed {one.computed_s:8.4f} ({100 * one.guess:+.0f}%)"
             f"  {(one.measured_bytes or math.nan) / 1e9:5.1f} GB, predicted "
@@ -290,7 +292,7 @@ def graphs(found: Sequence[Compared]) -> list[Compared]:
     """Those that run as graphs: what a plan takes that is launched kernel by kernel varied up to
     twofold on the recorded machines.
     """
-    return [one for one in found if "graph" in one.ranked.candidate.mode]
+    return [one for one in found if "graph" in one.ranked.configuration.mode]
 
 
 def say_of_graphs(links: str, models: Sequence[Sequence[Compared]]) -> None:

@@ -146,9 +146,9 @@ def show_choices(rows: list[Row]) -> None:
         best_s = predicted_s(row, plans[0])
         line = f"{row.cluster:<20} {row.workload.width:>5}px {row.gpus:>2} GPUs"
         line += f"  published {row.latency_s:7.2f} s"
-        line += f"  best {plans[0].candidate.mesh!s:<30} {best_s:7.2f} s"
+        line += f"  best {plans[0].configuration.mesh!s:<30} {best_s:7.2f} s"
         if row.mesh is not None:
-            theirs = next(one for one in plans if one.candidate.mesh == row.mesh)
+            theirs = next(one for one in plans if one.configuration.mesh == row.mesh)
             line += f"; {row.mesh} {100 * (predicted_s(row, theirs) / best_s - 1):+.0f}%"
         print(line)
 

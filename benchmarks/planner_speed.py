@@ -77,7 +77,7 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
         "seconds": time.monotonic() - began_s,
         "cpu_s": time.process_time() - began_cpu_s,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
-        "legal": len({ranked.candidate.mesh for ranked in found.ranked}),
+        "legal": len({ranked.configuration.mesh for ranked in found.ranked}),
         "left_out": sum(
             found.pruned.get(reason, 0)
             for reason in (
@@ -87,7 +87,7 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
             )
         ),
         "priced": len(found.ranked),
-        "best": str(found.best.candidate.mesh),
+        "best": str(found.best.configuration.mesh),
         "latency_s": found.best.prediction.latency_s,
     }
 

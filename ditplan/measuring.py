@@ -18,6 +18,9 @@ from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.ranks.hosts import require_local
+from ditplan.settings import workload_in
 from ditplan.study import study_in
 
 if TYPE_CHECKING:
@@ -43,13 +46,25 @@ class Measuring:
     budget_s: float | None = None
 
 
+def usable_hosts(hosts: Hosts) -> Sequence[HostLine] | None:
+    """What a hosts file says, before anything is imported that takes long.
+
+    Raises:
+        InputError: a wrong line, or a host that ranks can't be started on.
+    """
+    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
+    if entries is not None:
+        require_local(entries)
+    return entries
+
+
 def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> "Workers":
     """Ranks on the hosts: as many as a plan needs, else `gpus`, else all there is room for.
 
     Raises:
         InputError: hosts that can't be used, or too few slots.
     """
-    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
+    entries = usable_hosts(hosts)
     from ditplan.runtime.ranks.pool import count_slots
     from ditplan.runtime.workers import Workers, device_kind
 
@@ -64,6 +79,17 @@ def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None =
             Setting("gpus", gpus), f": there is room for {room} rank(s); use at most {room}"
         )
     return Workers(entries, gpus or room, kind)
+
+
+def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
+    """The workload that settings ask for on this machine's devices.
+
+    Raises:
+        InputError: the model can't do it.
+    """
+    from ditplan.runtime.workers import device_kind
+
+    return workload_for(spec, device_kind(), **workload_in(settings))
 
 
 def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile:
@@ -102,7 +128,7 @@ def tuned(
     """
     require_runtime(request.backend)
     study = study_in(how.study)
-    with start_workers(hosts, request.gpus) as workers:
+    with study.held(), start_workers(hosts, request.gpus) as workers:
         workload = workload_for(request.spec, workers.device, **asked)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)

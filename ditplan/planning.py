@@ -8,21 +8,23 @@ from typing import Any, Unpack
 
 from rich.table import Table
 
-from ditplan.measuring import Hosts, Measuring, Say, tuned
+from ditplan.measuring import Hosts, Measuring, Say, tuned, usable_hosts
 from ditplan.models import NamedModel, check_weights, model_named
 from ditplan.planner.objectives import FASTEST, objective_for
 from ditplan.planner.report import (
+    approximation_text,
     best_text,
     mix_json,
     mix_table,
     mix_text,
+    notes_on,
+    parts_text,
     ranking_table,
-    shares_json,
     shares_text,
     simulate_json,
     tune_json,
 )
-from ditplan.planner.search.pricing import price_one, timeline_of
+from ditplan.planner.search.pricing import price_one, timeline_of, worth
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
 from ditplan.planner.search.workload_mix import Mixed, load_mix, plan_mix
@@ -34,8 +36,8 @@ from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import find_cluster
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import Command, InputError, Setting
-from ditplan.profiles.hosts import load_hosts
 from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
@@ -65,7 +67,14 @@ class PlanResult:
         return tune_json(self.found)
 
     def __str__(self) -> str:
-        return best_text(self.found)
+        """The best plan, where its time goes, and what to know before it is started."""
+        prediction = self.found.best.prediction
+        lines = [
+            best_text(self.found),
+            f"predicted {prediction.latency_s:.4g} s: {parts_text(prediction)}",
+            *(f"note: {note}" for note in notes_on(self.found)),
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -93,37 +102,40 @@ class BookResult:
 
 @dataclass(frozen=True)
 class SimulateResult:
-    """What one configuration costs."""
+    """What one configuration costs, in the fastest of `modes`."""
 
     task: Task
     priced: PricedCandidate
+    modes: tuple[Mode, ...]
 
     @cached_property
     def timeline(self) -> Timeline:
         """When each rank and each link does what."""
-        return timeline_of(self.task, self.priced.candidate)
+        return timeline_of(self.task, self.priced.configuration)
 
     @property
     def title(self) -> str:
         """Model, workload, mesh and cluster, in a line."""
         spec, workload, cluster = self.task.spec, self.task.workload, self.task.cluster
-        return f"{spec.name}: {workload}, {self.priced.candidate.mesh} on {cluster.name}"
+        return f"{spec.name}: {workload}, {self.priced.configuration.mesh} on {cluster.name}"
 
     def save_trace(self, path: Path | str) -> Path:
         """Writes the timeline for https://ui.perfetto.dev."""
-        text = chrome_trace(self.timeline, self.priced.candidate, self.title)
+        text = chrome_trace(self.timeline, self.priced.configuration, self.title)
         return write_atomically(Path(path), text)
 
     def to_json(self) -> dict[str, object]:
         """What `simulate` prints."""
-        return simulate_json(self.priced.prediction) | shares_json(self.priced)
+        return simulate_json(self.task, self.priced) | {"modes_compared": list(self.modes)}
 
     def __str__(self) -> str:
-        prediction, candidate, task = self.priced.prediction, self.priced.candidate, self.task
+        prediction, candidate, task = self.priced.prediction, self.priced.configuration, self.task
         low_s, high_s = prediction.interval_s
         patched = f", {candidate.pipefusion}" if candidate.pipefusion else ""
+        fastest = f" (fastest of {', '.join(self.modes)})" if len(self.modes) > 1 else ""
         lines = [
             f"{task.spec.name}: {task.workload}, {candidate.mesh}{patched} on {task.cluster.name}",
+            f"mode {candidate.mode}{fastest}, backend {task.backend.name}",
             f"latency {prediction.latency_s:.4g} s (90% interval {low_s:.3g} to {high_s:.3g} s)",
         ]
         for part, seconds in prediction.parts.items():
@@ -131,7 +143,11 @@ class SimulateResult:
             lines.append(f"  {part:<12} {seconds:8.4f} s  {share:5.1f}%")
         if shared := shares_text(self.priced, task.spec, task.workload):
             lines.append(shared)
-        lines.append(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU; {prediction.source}")
+        shortage = self.priced.too_big or self.priced.warning
+        fits = f"does not fit: {shortage}" if shortage else "fits"
+        lines.append(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU, {fits}")
+        lines.append(approximation_text(self.priced.quality) or "exact")
+        lines.append(f"prices are {prediction.source}")
         return "\n".join(lines)
 
 
@@ -170,7 +186,7 @@ def plan(
             " alone",
         )
     # before anything that takes long to import
-    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
+    entries = usable_hosts(hosts)
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
     request, wanted = _request(named, asked), workload_in(asked)
@@ -237,7 +253,8 @@ def plan_book(
 def simulate(
     model: str | Path, cluster: Cluster, **settings: Unpack[SimulateSettings]
 ) -> SimulateResult:
-    """Prices exactly one configuration; all degrees that aren't given are 1.
+    """Prices exactly one configuration; all degrees that aren't given are 1, and the mode is the
+    fastest if none is given.
 
     Raises:
         InputError: it isn't legal; says why.
@@ -253,14 +270,19 @@ def simulate(
         backend=find_backend(asked.get("backend", "native")),
         known=named.known_quality(workload),
     )
-    priced = price_one(
-        task,
-        Mesh(**degrees_in(asked)),
-        asked.get("mode") or "eager",
-        patches=asked.get("patches"),
-        warmup_steps=asked.get("warmup_steps"),
-    )
-    return SimulateResult(task, priced)
+    demanded = asked.get("mode")
+    modes = (demanded,) if demanded else task.searched_modes
+    found = [
+        price_one(
+            task,
+            Mesh(**degrees_in(asked)),
+            mode,
+            patches=asked.get("patches"),
+            warmup_steps=asked.get("warmup_steps"),
+        )
+        for mode in modes
+    ]
+    return SimulateResult(task, min(found, key=worth), modes)
 
 
 def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:

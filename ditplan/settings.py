@@ -10,15 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from ditplan.planner.objectives import ObjectiveName
-from ditplan.profiles.bounds import (
-    MOST_SECONDS,
-    Batch,
-    Degree,
-    Frames,
-    Patches,
-    Pixels,
-    Steps,
-)
+from ditplan.profiles.bounds import MOST_SECONDS, Batch, Degree, Frames, Patches, Pixels, Steps
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode

@@ -22,11 +22,12 @@ from ditplan.planner.network.topology import Topology
 from ditplan.planner.pipefusion.price import PipeFusionCost
 from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
 from ditplan.planner.simulation.timeline import Timeline, exact_timeline
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import ClusterProfile, Device
+from ditplan.profiles.configuration import Configuration, RingVariant
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
-from ditplan.profiles.plan import Prediction, RingVariant
+from ditplan.profiles.plan import Prediction
 from ditplan.profiles.workload import Workload
 
 
@@ -63,7 +64,7 @@ class CostModel:
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 
-    def price(self, candidate: Candidate, workload: Workload) -> Prediction:
+    def price(self, candidate: Configuration, workload: Workload) -> Prediction:
         """The denoising loop by cause, with interval, what surrounds it, and the busiest rank's
         memory.
 
@@ -95,7 +96,7 @@ class CostModel:
             source=worst_source(ledger),
         )
 
-    def timeline(self, candidate: Candidate, workload: Workload) -> Timeline:
+    def timeline(self, candidate: Configuration, workload: Workload) -> Timeline:
         """The loop that `price` adds up, as tasks on ranks and links.
 
         Raises:
@@ -103,8 +104,8 @@ class CostModel:
         """
         if part := candidate.pipefusion:
             times = self._pipefusion_cost(candidate, workload).times(part)
-            lines = listed(candidate.groups(("pipefusion",)))
-            passes = listed(candidate.groups(("dp", "cfg")))
+            lines = listed(groups_of(candidate, ("pipefusion",)))
+            passes = listed(groups_of(candidate, ("dp", "cfg")))
             return staged_timeline(self.topology, lines, passes, times)
         return exact_timeline(self._work, self._slowest_step(candidate, workload))
 
@@ -113,14 +114,14 @@ class CostModel:
         return LowerBounds(self._work, self._memory, workload, modes)
 
     def memory(
-        self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
+        self, candidate: Configuration, workload: Workload, device: Device, stage: int | None = None
     ) -> Memory:
         """What the rank that holds most, of all or of one stage, has in its memory, if it were this
         device.
         """
         return self._memory.of(candidate, workload, device, stage)
 
-    def balanced(self, candidate: Candidate, workload: Workload) -> Candidate:
+    def balanced(self, candidate: Configuration, workload: Workload) -> Configuration:
         """The candidate with stages that take equally long, as far as blocks and memory allow.
 
         One without PipeFusion stays as it is.
@@ -140,7 +141,7 @@ class CostModel:
         changed = part.model_copy(update={"blocks_per_stage": stages})
         return replace(candidate, pipefusion=changed)
 
-    def shared_by_speed(self, candidate: Candidate, workload: Workload) -> Candidate:
+    def shared_by_speed(self, candidate: Configuration, workload: Workload) -> Configuration:
         """The candidate with shares of the tokens in proportion to the speeds of their ranks: for
         each place in a sequence that of its slowest rank in any of the sequences, and stages.
 
@@ -165,14 +166,14 @@ class CostModel:
         return replace(candidate, token_shares=weights)
 
     def _blocks_s(
-        self, candidate: Candidate, workload: Workload, place: int, device: Device
+        self, candidate: Configuration, workload: Workload, place: int, device: Device
     ) -> float:
         shares = candidate.token_shares
         of_place = None if shares is None else place
         share = self._work.shares.of(candidate.mesh, workload, shares, of_place)
         return self._work.blocks_s(Load(share, device), candidate.mode, workload.dtype)
 
-    def attention_kernel(self, candidate: Candidate, workload: Workload) -> AttentionKernel:
+    def attention_kernel(self, candidate: Configuration, workload: Workload) -> AttentionKernel:
         """What should compute self-attention: measured where it was, else torch's choice."""
         share = self._work.shares.of(candidate.mesh, workload)
         if part := candidate.pipefusion:
@@ -180,11 +181,11 @@ class CostModel:
         times = self._work.times_on(self._all_devices[candidate.placement[0]])
         return times.attention_kernel(share, workload.dtype)
 
-    def ring_variant(self, candidate: Candidate) -> RingVariant:
+    def ring_variant(self, candidate: Configuration) -> RingVariant:
         """How a ring's keys and values get about."""
         return self._work.ring_variant(candidate)
 
-    def _ledger(self, candidate: Candidate, workload: Workload) -> CostBreakdown:
+    def _ledger(self, candidate: Configuration, workload: Workload) -> CostBreakdown:
         """A step of the slowest ranks that share a sequence; with PipeFusion the whole loop."""
         if candidate.pipefusion:
             return self._pipefusion_cost(candidate, workload).loop(candidate.pipefusion)
@@ -194,18 +195,18 @@ class CostModel:
         )
         return max(map(self._work.step, steps), key=lambda found: found.total)
 
-    def _slowest_step(self, candidate: Candidate, workload: Workload) -> Step:
+    def _slowest_step(self, candidate: Configuration, workload: Workload) -> Step:
         steps = (
             self._step(candidate, workload, rank_kinds)
             for rank_kinds in self._kinds_of_sequences(candidate)
         )
         return max(steps, key=lambda step: self._work.step(step).total)
 
-    def _step(self, candidate: Candidate, workload: Workload, rank_kinds: RankKinds) -> Step:
+    def _step(self, candidate: Configuration, workload: Workload, rank_kinds: RankKinds) -> Step:
         share = self._work.shares.of(candidate.mesh, workload, candidate.token_shares)
         return self._work.step_of(candidate, workload, rank_kinds, share)
 
-    def _kinds_of_sequences(self, candidate: Candidate) -> list[RankKinds]:
+    def _kinds_of_sequences(self, candidate: Configuration) -> list[RankKinds]:
         """The ranks of each sequence of an exact candidate, as far as sequences differ."""
         if self._are_all_alike and candidate.token_shares is None:
             return [self._one_kind]
@@ -214,7 +215,7 @@ class CostModel:
         )
         return list(dict.fromkeys(kinds_of_stages))
 
-    def _kinds_of_stages(self, candidate: Candidate) -> tuple[RankKinds, ...]:
+    def _kinds_of_stages(self, candidate: Configuration) -> tuple[RankKinds, ...]:
         """The ranks of each stage, of all sequences."""
         stages = candidate.mesh.pipefusion
         if self._are_all_alike and candidate.token_shares is None:
@@ -222,13 +223,13 @@ class CostModel:
         groups = self._sequences(candidate)
         return tuple(rank_kinds_of(candidate, groups[stage::stages]) for stage in range(stages))
 
-    def _sequences(self, candidate: Candidate) -> list[list[Device]]:
+    def _sequences(self, candidate: Configuration) -> list[list[Device]]:
         """The devices that share a sequence, or a stage's part of its blocks: dp, cfg, stages."""
         size, ranks = candidate.mesh.sequence_parallel, candidate.placement
         devices = [self._all_devices[rank] for rank in ranks]
         return [devices[first : first + size] for first in range(0, len(ranks), size)]
 
-    def _pipefusion_cost(self, candidate: Candidate, workload: Workload) -> PipeFusionCost:
+    def _pipefusion_cost(self, candidate: Configuration, workload: Workload) -> PipeFusionCost:
         """The candidate's pipeline; of those on such devices the one asked for last is kept."""
         part = candidate.pipefusion
         assert part is not None
@@ -250,7 +251,7 @@ class CostModel:
             self._pipefusion_costs[kinds_of_stages] = kept
         return kept[1]
 
-    def devices_of_stages(self, candidate: Candidate) -> list[list[Device]]:
+    def devices_of_stages(self, candidate: Configuration) -> list[list[Device]]:
         """The different devices of each stage."""
         stages = candidate.mesh.pipefusion
         if self._are_all_alike:
@@ -260,7 +261,7 @@ class CostModel:
             list(dict.fromkeys(itertools.chain(*groups[stage::stages]))) for stage in range(stages)
         ]
 
-    def devices_of(self, candidate: Candidate) -> list[Device]:
+    def devices_of(self, candidate: Configuration) -> list[Device]:
         """The different devices that the candidate uses: each could be the slowest, or the
         smallest.
         """
@@ -295,7 +296,7 @@ class CostModel:
         decode = times.simple("vae_decode", samples, decode_s, workload.dtype)
         return encode.seconds + decode.seconds
 
-    def _setup_s(self, candidate: Candidate, workload: Workload) -> float:
+    def _setup_s(self, candidate: Configuration, workload: Workload) -> float:
         """Loading, and compiling or capturing where the mode does."""
         c, spec = self.constants, self.spec
         parameters = held_parameters(spec, self._memory.fullest_stage(candidate, workload))

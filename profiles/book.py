@@ -28,7 +28,9 @@ class PlanBook(Record):
 
     kind: ClassVar[str] = "plan book"
     made_by: ClassVar[str] = "ditplan tune --workloads FILE"
+    newest_schema: ClassVar[int] = 2
 
+    schema_version: int = 2
     entries: tuple[BookEntry, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from ditplan.profiles.errors import InputError, one_line
 from ditplan.profiles.files import parse_toml, path_text, read_text
@@ -31,6 +31,16 @@ class Split(FrozenModel):
     blocks: str = ""
     item: int | None = None
     ndim: int | None = None
+
+
+class Count(FrozenModel):
+    """An argument of every block that counts tokens from the first of `segment` on.
+
+    What the block does with so many of its tokens each rank does with those of them that it has.
+    """
+
+    name: str
+    segment: str
 
 
 class Gather(FrozenModel):
@@ -59,10 +69,11 @@ class TextMask(FrozenModel):
     """A mask of tokens that self-attention leaves out.
 
     `input` is the root's argument, (B, tokens of `segment`) and true for tokens that count.
-    `argument` is that of the blocks which tells attention of it on one device.
+    `argument` is that of the blocks which tells attention of it on one device. Without an `input`
+    the root makes one like it for the blocks, where samples are of unlike lengths.
     """
 
-    input: str
+    input: str | None = None
     argument: str
     segment: str = "text"
 
@@ -94,9 +105,16 @@ class Usual(FrozenModel):
     height: PositiveInt | None = None
     width: PositiveInt | None = None
     frames: PositiveInt = 1
+    frames_per_s: float | None = Field(default=None, gt=0, le=1000)
     steps: PositiveInt
     text_tokens: PositiveInt
     guidance_scale: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _videos_have_a_frame_rate(self) -> Self:
+        if self.frames > 1 and self.frames_per_s is None:
+            raise ValueError("a model of videos needs frames_per_s, how fast they are shown")
+        return self
 
 
 class ModelFamily(FrozenModel):
@@ -106,9 +124,17 @@ class ModelFamily(FrozenModel):
     with "calls" it calls the transformer for each pass, told apart by diffusers' `cache_context`,
     so that cfg parallelism splits the calls; with "embedded" the guidance scale is an input of the
     transformer, which runs once a step. `batched_inputs` are the root's arguments with a batch dim
-    0 (tensors, or lists or dicts of them) or, where their kind is `list`, a tensor for each sample.
+    0 (tensors, or lists or dicts of them) or, where their kind is `list` or `sizes`, an entry for
+    each sample; `whole_inputs` are those that every rank gets as they are, `refused_inputs` those
+    that ranks can't share out, with the reason. `a.b` is item b of the dict a. A call that gives
+    anything else is refused, so together with the `splits` these are all that the root takes.
+
     `blocks` are the module lists in order of execution; `carried` are those arguments of a block
-    that it returns for the next, in the order of what it returns. `latents_per_token` is the edge
+    that it returns for the next, in the order of what it returns, and `block_arguments` those that
+    need nothing done: made of what is split already, or the same for all tokens. `counts` are those
+    that count tokens. `adapters` are the attention processors that, after the self-attention,
+    attend once more, from image tokens to those of the given segments and then to keys that
+    every rank has (IP-Adapter). `latents_per_token` is the edge
     of the square of latent pixels that becomes an image token: a key of the transformer's config or
     a number; so is `frames_per_token` (1 where the config has none), which counts latent frames, of
     which each stands for `frames_per_latent` frames of a video. `long_skips` is the argument by
@@ -149,9 +175,14 @@ class ModelFamily(FrozenModel):
     inputs_when: dict[str, str] = Field(default_factory=dict)
     prompt_inputs: dict[str, tuple[str, ...]]
     batched_inputs: tuple[str, ...]
+    whole_inputs: tuple[str, ...] = ()
+    refused_inputs: dict[str, str] = Field(default_factory=dict)
     blocks: tuple[str, ...]
     carried: tuple[str, ...]
+    block_arguments: tuple[str, ...] = ()
     splits: tuple[Split, ...]
+    counts: tuple[Count, ...] = ()
+    adapters: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     gathers: tuple[Gather, ...]
     self_attentions: tuple[SelfAttention, ...] = ()
     rows: Rows | None = None
@@ -162,9 +193,24 @@ class ModelFamily(FrozenModel):
     projection: str | None = None
 
     @property
-    def listed_inputs(self) -> frozenset[str]:
-        """The inputs that have a tensor for each sample; then the output has one too."""
-        return frozenset(name for name, kind in self.input_kinds.items() if kind == "list")
+    def inputs_by_sample(self) -> frozenset[str]:
+        """The inputs that are lists with an entry for each sample."""
+        kinds = ("list", "sizes")
+        return frozenset(name for name, kind in self.input_kinds.items() if kind in kinds)
+
+    @property
+    def named_inputs(self) -> frozenset[str]:
+        """The root's arguments, or items of them, of which the family says what ranks get."""
+        cut = (split.name for split in self.splits if split.place == "input")
+        return frozenset((*self.batched_inputs, *self.whole_inputs, *cut, "return_dict"))
+
+    @property
+    def named_arguments(self) -> frozenset[str]:
+        """The arguments of blocks of which the family says what ranks get."""
+        found = {split.name for split in self.splits if split.place in ("entry", "every")}
+        found |= {*self.carried, *self.block_arguments, *(count.name for count in self.counts)}
+        found |= {part.argument for part in (self.rows, self.text_mask) if part}
+        return frozenset(found | ({self.long_skips} if self.long_skips else set()))
 
     @property
     def splits_text(self) -> bool:

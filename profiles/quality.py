@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from ditplan.profiles.bounds import Patches, Steps
-from ditplan.profiles.plan import TaylorSeer
+from ditplan.profiles.configuration import TaylorSeer
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -18,6 +18,16 @@ class FrozenModel(BaseModel):
     """A value: immutable, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values in some fields.
+
+        Raises:
+            TypeError: there is no such field, which pydantic's own wouldn't say.
+        """
+        if unknown := set(update or ()) - set(type(self).model_fields):
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        return super().model_copy(update=update, deep=deep)
 
 
 class Record(FrozenModel):
@@ -38,20 +48,20 @@ class Record(FrozenModel):
         return write_atomically(Path(path), self.model_dump_json(indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Reads a record.
+    def load(cls, path: Path | str, *, remedy: str | None = None) -> Self:
+        """Reads a record; `remedy` is what a message says to do about a wrong file.
 
         Raises:
             InputError: no such file, not a regular one or too large, not JSON (truncated), a newer
                 schema, or a wrong field; it is named.
         """
         text = read_text(Path(path), f"a {cls.kind} made with `{cls.made_by}`")
-        return cls.from_json(text, path_text(path))
+        return cls.from_json(text, path_text(path), remedy=remedy)
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> Self:
+    def from_json(cls, text: str, where: str, *, remedy: str | None = None) -> Self:
         """Parses a record; `where` names the text's origin in error messages."""
-        remedy = f"make it again with `{cls.made_by}`"
+        remedy = remedy or f"make it again with `{cls.made_by}`"
         data = parse_json(text, where, cls.kind, f"correct it or {remedy}", broken=remedy)
         if not isinstance(data, dict):
             raise InputError(

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,13 @@ def measure_plan(
     workload = plan.workload
     pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         embeddings = prompt_embeddings(spec, workload, context.device, seed=1)
         warm = context.kept.setdefault("warm plans", set())
-        key = (plan.mesh, plan.placement, plan.pipefusion, plan.execution, workload)
+        key = (plan.configuration, workload)
         # graphs are gone when their plan isn't in force; compiled code and loaded kernels stay
-        if key not in warm or "graph" in plan.execution.mode:
+        if key not in warm or "graph" in plan.configuration.mode:
             _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
@@ -86,38 +87,54 @@ def generate(
     workload = plan.workload
     pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         words: dict[str, Any] = {"prompt": [prompt] * workload.batch}
         if weights is None:
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
-        first = context.rank == plan.placement[0]
+        first = context.rank == plan.configuration.placement[0]
         _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
         )
     if first:
-        save_pictures(images, out)
+        save_pictures(images, out, frame_rate(spec))
     return run
 
 
-def save_pictures(images: list[Any], out: Path) -> None:
+def save_pictures(images: list[Any], out: Path, frames_per_s: float | None = None) -> None:
     """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all.
 
-    A video, which is a list of them, becomes an animated picture.
+    A video, which is a list of them, becomes an animated picture of that frame rate, again and
+    again.
     """
     for number, image in enumerate(images):
         path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
         first, *rest = image if isinstance(image, list) else [image]
-        more: dict[str, Any] = {"save_all": True, "append_images": rest} if rest else {}
+        more: dict[str, Any] = {}
+        if rest:
+            assert frames_per_s is not None, "pictures of a video without its frame rate"
+            times = frame_times_ms(len(rest) + 1, frames_per_s)
+            more = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
         with replacing(path) as temporary:
             first.save(temporary, **more)
 
 
+def frame_times_ms(frames: int, frames_per_s: float) -> list[int]:
+    """How long each frame is shown, in whole milliseconds that don't drift from the rate."""
+    ends = [round(1000 * number / frames_per_s) for number in range(frames + 1)]
+    return [end - start for start, end in itertools.pairwise(ends)]
+
+
+def frame_rate(spec: ModelSpec) -> float | None:
+    """The frames a second that a model's videos are made for; None for a model of pictures."""
+    return family_of(spec.transformer_class).usual_of(spec.config).frames_per_s
+
+
 def _warmup_steps(plan: ExecutionPlan) -> int:
     """So many that all is computed once that compiles or is captured: with patches, those too."""
-    of_patches = plan.pipefusion.warmup_steps if plan.pipefusion else 0
+    of_patches = plan.configuration.pipefusion.warmup_steps if plan.configuration.pipefusion else 0
     return min(of_patches + WARMUP_STEPS, plan.workload.steps)
 
 

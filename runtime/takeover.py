@@ -1,8 +1,11 @@
 """Taking a module's forward, or any object's attribute, over for a while."""
 
 import inspect
+import types
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +21,138 @@ def names_arguments(module: nn.Module) -> Callable[..., dict[str, Any]]:
     return lambda *args, **kwargs: dict(zip(names, args, strict=False)) | kwargs
 
 
+SLOT = "_ditplan_forward"
+
+
+class ForwardSlot:
+    """Stands in for a module's own forward, under whatever others have put around it.
+
+    Hooks of accelerate and of diffusers keep the forward that they found and bring it back when
+    they go: they keep and bring back this. Without layers it is the module's own forward, so it
+    does no harm where it can't be taken out.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._layers = module, list[Callable[..., Any]]()
+        place = _innermost(module)
+        self.replaced: Any = place.get() if place else vars(module).get("forward")
+        """A forward that somebody else gave the module in place of its class's; None for none."""
+        if place or _is_own(self.replaced, module):
+            self.replaced = None
+        (place or _Place(vars(module), "forward")).set(self)
+        vars(module)[SLOT] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the last layer gives."""
+        return self.top(*args, **kwargs)
+
+    @property
+    def top(self) -> Callable[..., Any]:
+        """The last layer, or what is there without any."""
+        return self._layers[-1] if self._layers else self.replaced or own_forward(self._module)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether a call of the module comes here, as far as its attributes tell."""
+        return any(place.get() is self for place in _places(self._module))
+
+    def put(self, layer: Callable[..., Any], undo: ExitStack) -> None:
+        """Has `layer` run; closing `undo` takes it away, and the slot with the last of them."""
+        self._layers.append(layer)
+        undo.callback(self._take, layer)
+
+    def _take(self, layer: Callable[..., Any]) -> None:
+        self._layers.remove(layer)
+        if self._layers:
+            return
+        if vars(self._module).get(SLOT) is self:
+            del vars(self._module)[SLOT]
+        for place in _places(self._module):
+            if place.get() is not self:
+                continue
+            if self.replaced is None and place.is_outermost:
+                place.remove()
+            else:
+                place.set(self.replaced or own_forward(self._module))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An attribute that holds a module's forward, or one under a hook."""
+
+    owner: dict[str, Any]
+    name: str
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether it is the module's own `forward`."""
+        return self.name == "forward" and "_parameters" in self.owner
+
+    def get(self) -> Any:
+        """What is there, None for nothing."""
+        return self.owner.get(self.name)
+
+    def set(self, forward: Any) -> None:
+        """Puts a forward there."""
+        self.owner[self.name] = forward
+
+    def remove(self) -> None:
+        """Leaves nothing there."""
+        del self.owner[self.name]
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a module's class."""
+    return types.MethodType(type(module).forward, module)
+
+
+def _is_own(forward: Any, module: nn.Module) -> bool:
+    return inspect.ismethod(forward) and forward.__self__ is module
+
+
+def _places(module: nn.Module) -> list[_Place]:
+    """Where a module and the hooks of accelerate and diffusers on it keep forwards."""
+    own = vars(module)
+    places = [_Place(own, "forward"), _Place(own, "_old_forward")]
+    for reference in getattr(own.get("_diffusers_hook"), "_fn_refs", ()):
+        places += [_Place(vars(reference), "original_forward"), _Place(vars(reference), "forward")]
+    return [place for place in places if place.get() is not None]
+
+
+def _innermost(module: nn.Module) -> _Place | None:
+    """The place of the class's forward, where it has one."""
+    return next((place for place in _places(module) if _is_own(place.get(), module)), None)
+
+
+def slot_of(module: nn.Module) -> ForwardSlot | None:
+    """The slot of a module whose forward is taken over."""
+    found: ForwardSlot | None = vars(module).get(SLOT)
+    return found
+
+
+def inner_forward(module: nn.Module) -> Callable[..., Any]:
+    """What `replace_forward` replaces: a module's forward without others' hooks around it."""
+    if slot := slot_of(module):
+        return slot.top
+    if "forward" not in vars(module) or _innermost(module):
+        return own_forward(module)
+    found: Callable[..., Any] = module.forward
+    return found
+
+
+def has_other_forward(module: nn.Module) -> bool:
+    """Whether somebody has given a module a forward in place of its class's."""
+    if slot := slot_of(module):
+        return slot.replaced is not None
+    return "forward" in vars(module) and _innermost(module) is None
+
+
 def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
-    """Gives one module another forward; closing `undo` brings back what was there before."""
-    if "forward" in vars(module):
-        undo.callback(setattr, module, "forward", module.forward)
-    else:
-        undo.callback(delattr, module, "forward")
-    module.forward = forward
+    """Gives one module another forward, under the hooks that others have on it, now or later.
+
+    Closing `undo` takes it away, in whatever order they come and go.
+    """
+    (slot_of(module) or ForwardSlot(module)).put(forward, undo)
 
 
 def signature_of(arguments: Any) -> Hashable:
@@ -76,15 +204,28 @@ def take_class(
         InputError: the module has a forward of its own, which would go around its class.
     """
     if "forward" in vars(module):
-        raise InputError(
-            f"the forward of {name} has been replaced (by offloading hooks, for instance), so a "
-            "plan can't take it over; put the plan in force before that, or leave it out"
-        )
-    undo.callback(setattr, module, "__class__", type(module))
+        place = _innermost(module)
+        if place is None:
+            raise InputError(
+                f"the forward of {name} has been replaced, so a plan can't take it over; put the "
+                "plan in force before that, or leave it out"
+            )
+        place.set(types.MethodType(taken.forward, module))
+    before = type(module)
     for attribute, value in attributes.items():
         undo.callback(delattr, module, attribute)
         setattr(module, attribute, value)
     module.__class__ = taken
+    undo.callback(_give_back_class, module, taken, before)
+
+
+def _give_back_class(module: nn.Module, taken: type[Any], before: type[Any]) -> None:
+    """Has a module's class be what it was, unless another one has come on top meanwhile."""
+    if type(module) is taken:
+        module.__class__ = before
+    for place in _places(module):
+        if _is_own(place.get(), module):
+            place.set(own_forward(module))
 
 
 def traceable(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,15 +250,48 @@ def as_output(inputs: dict[str, Any], prediction: Any) -> Any:
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an attribute of the instance for a while."""
-    before = vars(owner).get(name)
+    missing = object()
+    before = vars(owner).get(name, missing)
     vars(owner)[name] = value
     try:
         yield
     finally:
-        if before is None:
+        if vars(owner).get(name) is not value:
+            # what has come on top meanwhile is not this one's to take away
+            pass
+        elif before is missing:
             del vars(owner)[name]
         else:
             vars(owner)[name] = before
+
+
+class CurrentCall:
+    """Which of a step's calls a pipeline of diffusers is making: the name that it gives to the
+    transformer's `cache_context`, None outside of one.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def follow(self, model: nn.Module, undo: ExitStack) -> bool:
+        """Takes over a transformer's `cache_context`; closing `undo` takes that away again.
+
+        False where it has none, so that the calls have no names.
+        """
+        own: Any = getattr(model, "cache_context", None)
+        if own is None:
+            return False
+        undo.enter_context(replaced(model, "cache_context", partial(self._entered, own)))
+        return True
+
+    @contextmanager
+    def _entered(self, own: Callable[..., Any], name: str, **kwargs: Any) -> Iterator[None]:
+        self.name = name
+        try:
+            with own(name, **kwargs):
+                yield
+        finally:
+            self.name = None
 
 
 def matching_modules(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:

@@ -16,8 +16,8 @@ from ditplan.planner.cost.step import Place, Step
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import AxisGroups, Groups, groups_along
 from ditplan.planner.network.traffic import is_even
-from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, Mode
 from ditplan.profiles.plan import Quality
@@ -55,17 +55,17 @@ class LowerBounds:
         self._slowed: Memo[tuple[tuple[int, int], ...], bool] = Memo()
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
-    def least_s(self, candidate: Candidate) -> float:
+    def least_s(self, candidate: Configuration) -> float:
         """Seconds of the denoising loop in the candidate's mode, with its order of axes but on any
         ranks.
         """
         return self._loop_s(candidate, (candidate.mode,))
 
-    def of_modes(self, candidates: Sequence[Candidate]) -> float:
+    def of_modes(self, candidates: Sequence[Configuration]) -> float:
         """The same of candidates that differ in their mode alone."""
         return self._loop_s(candidates[0], [candidate.mode for candidate in candidates])
 
-    def of_settings(self, candidate: Candidate, patches: Sequence[int]) -> float:
+    def of_settings(self, candidate: Configuration, patches: Sequence[int]) -> float:
         """The same in any mode and with any of these numbers of patches, found sooner: by what the
         whole sequence takes. Patches together take no less, as far as that is computed; where it
         was measured nothing is known.
@@ -74,7 +74,7 @@ class LowerBounds:
             return 0.0
         return self._loop_s(candidate, self._modes, (min(patches), max(patches)))
 
-    def least_bytes(self, candidate: Candidate) -> int:
+    def least_bytes(self, candidate: Configuration) -> int:
         """Bytes of the rank that holds most; with its weights in pieces where only that can fit."""
         least = self._bytes(candidate)
         room = max(device.memory_bytes for device in self._devices)
@@ -82,7 +82,7 @@ class LowerBounds:
             return self._bytes(replace(candidate, weights="sharded"))
         return least
 
-    def _bytes(self, candidate: Candidate) -> int:
+    def _bytes(self, candidate: Configuration) -> int:
         sizes = [self._memory.of(candidate, self._workload, device) for device in self._devices]
         least = min(memory.total_bytes for memory in sizes)
         if candidate.pipefusion is None:
@@ -123,7 +123,7 @@ class LowerBounds:
             runs.append((axes, (degree, host if stride % host == 0 else stride)))
         return tuple(runs)
 
-    def _place_of(self, candidate: Candidate) -> Place | None:
+    def _place_of(self, candidate: Configuration) -> Place | None:
         """Groups of the fewest ranks that each host sees as the candidate's own; more of them load
         what joins the hosts no less. None where they can't be told.
         """
@@ -143,7 +143,7 @@ class LowerBounds:
 
     def _loop_s(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         modes: Sequence[Mode],
         patches: tuple[int, int] | None = None,
     ) -> float:
@@ -157,7 +157,7 @@ class LowerBounds:
                 loops_s.append(self._stepped_s(candidate, device, piece_of))
         return ROUNDING * min(loops_s)
 
-    def _stepped_s(self, candidate: Candidate, device: Device, piece_of: PieceOf) -> float:
+    def _stepped_s(self, candidate: Configuration, device: Device, piece_of: PieceOf) -> float:
         work, workload, mesh = self._work, self._workload, candidate.mesh
         piece = piece_of(work.shares.of(mesh, workload), False)
         gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
@@ -167,7 +167,7 @@ class LowerBounds:
 
     def _patched_s(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         device: Device,
         piece_of: PieceOf,
         patches: tuple[int, int] | None,
@@ -241,7 +241,7 @@ class LowerBounds:
 
     def _piece(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         device: Device,
         modes: tuple[Mode, ...],
         share: RankShard,
@@ -255,7 +255,7 @@ class LowerBounds:
             nowhere = place or Place(lambda axes: ())
             steps = []
             for mode in modes:
-                tried = Candidate(candidate.mesh, (), mode, pipefusion=candidate.pipefusion)
+                tried = Configuration(candidate.mesh, (), mode, pipefusion=candidate.pipefusion)
                 steps.append(Step(tried, self._workload, share, device, nowhere))
             slowing = self._work.constants.products_beside_transfers - 1 if is_slowed else 0.0
             self._pieces[key] = self._find_piece(steps, slowing, place_key)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.cost.share import RankShard, RankShards
 from ditplan.planner.memo import Memo
-from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.stage_blocks import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, ModelSpec
 from ditplan.profiles.workload import Workload
@@ -48,7 +48,7 @@ class Memory:
 def memory_of(
     spec: ModelSpec,
     workload: Workload,
-    candidate: Candidate,
+    candidate: Configuration,
     device: Device,
     constants: MemoryConstants | None = None,
 ) -> Memory:
@@ -72,7 +72,7 @@ class MemoryModel:
         self._cached: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
 
     def of(
-        self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
+        self, candidate: Configuration, workload: Workload, device: Device, stage: int | None = None
     ) -> Memory:
         """The peak of the rank that holds most, as `memory_of`, of all or of one stage."""
         part = candidate.pipefusion
@@ -95,7 +95,7 @@ class MemoryModel:
         return self._found[key]
 
     def room_for_blocks(
-        self, candidate: Candidate, workload: Workload, devices: Sequence[Device]
+        self, candidate: Configuration, workload: Workload, devices: Sequence[Device]
     ) -> float:
         """Bytes that the smallest GPU has for a PipeFusion stage's blocks and their keys and
         values.
@@ -112,7 +112,7 @@ class MemoryModel:
         of_blocks = sum(count * size for count, size in zip(counts, sizes, strict=True))
         return device.memory_bytes - (whole.total_bytes - of_blocks)
 
-    def block_bytes(self, candidate: Candidate, workload: Workload) -> list[int]:
+    def block_bytes(self, candidate: Configuration, workload: Workload) -> list[int]:
         """One block's weights and what it keeps on a rank from patch to patch, for each run."""
         kept, sharers = self._cached_bytes(candidate, workload), candidate.weight_group_size
         runs = zip(self._spec.blocks, kept, strict=True)
@@ -121,7 +121,7 @@ class MemoryModel:
             for run, cached in runs
         ]
 
-    def fullest_stage(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
+    def fullest_stage(self, candidate: Configuration, workload: Workload) -> tuple[int, ...]:
         """How many blocks of each run the rank that holds most has; all of them without
         PipeFusion.
         """
@@ -146,7 +146,7 @@ class MemoryModel:
         return self._fullest[key]
 
     def _count(
-        self, candidate: Candidate, workload: Workload, device: Device, counts: Sequence[int]
+        self, candidate: Configuration, workload: Workload, device: Device, counts: Sequence[int]
     ) -> Memory:
         c, spec, mesh = self._constants, self._spec, candidate.mesh
         share = self._shares.of(mesh, workload, candidate.token_shares)
@@ -162,7 +162,7 @@ class MemoryModel:
             graph_bytes=_graph_bytes(_graphs(candidate), c),
         )
 
-    def _cached_bytes(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
+    def _cached_bytes(self, candidate: Configuration, workload: Workload) -> tuple[int, ...]:
         """The keys and values of the whole sequence that a block of each run keeps for PipeFusion:
         those of this rank's heads.
         """
@@ -262,7 +262,7 @@ def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
     return math.ceil(c.vae_live_tensors * pixels * widest * workload.dtype_bytes)
 
 
-def _graphs(candidate: Candidate) -> int:
+def _graphs(candidate: Configuration) -> int:
     """How many CUDA graphs a rank has: of the whole sequence, and of each patch."""
     if "graph" not in candidate.mode:
         return 0

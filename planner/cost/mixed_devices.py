@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ditplan.planner.cost.share import RankShard, RankShards
 from ditplan.planner.memo import Memo
-from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.workload import Workload
 
 PARTS_OF_SLOWEST = 100
@@ -39,7 +39,7 @@ RankKinds = tuple[RankKind, ...]
 """Those of the ranks that wait for each other that differ."""
 
 
-def rank_kinds_of(candidate: Candidate, devices: Iterable[Sequence[Device]]) -> RankKinds:
+def rank_kinds_of(candidate: Configuration, devices: Iterable[Sequence[Device]]) -> RankKinds:
     """The ranks of some groups that share a sequence each, given by their devices in order."""
     shares, ulysses = candidate.token_shares, candidate.mesh.ulysses
     found: dict[tuple[object, ...], RankKind] = {}
@@ -66,7 +66,7 @@ class RankLoads:
 
     def of(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         workload: Workload,
         rank_kinds: RankKinds,
         patch: int | None = None,

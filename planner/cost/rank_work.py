@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ditplan.planner.constants import CostConstants, ModeConstants, counts_on_all
 from ditplan.planner.cost.activities import (
@@ -20,12 +21,12 @@ from ditplan.planner.cost.step import Place, Step
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
+from ditplan.profiles.configuration import Configuration, RingVariant
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, Mode, ModelProfile, ModelSpec
-from ditplan.profiles.plan import RingVariant
 from ditplan.profiles.workload import Dtype, Workload
 
 
@@ -53,12 +54,12 @@ class RankWork:
         self._computed: Memo[tuple[object, ...], Timed] = Memo()
         self._host_s: Memo[tuple[object, ...], float] = Memo()
 
-    def place(self, candidate: Candidate) -> Place:
+    def place(self, candidate: Configuration) -> Place:
         """Where the candidate's axes lie: the same one for all that differ in something else."""
         key = (candidate.mesh.degrees, candidate.order)
         found = self._places.get(key)
         if found is None or found.placement != candidate.placement:
-            found = self._places[key] = Place(candidate.groups, candidate.placement)
+            found = self._places[key] = Place(partial(groups_of, candidate), candidate.placement)
         return found
 
     def times_on(self, device: Device) -> DeviceTimes:
@@ -69,7 +70,7 @@ class RankWork:
             self._times[device.name] = DeviceTimes(self.spec, known, device, self.constants)
         return self._times[device.name]
 
-    def ring_variant(self, candidate: Candidate) -> RingVariant:
+    def ring_variant(self, candidate: Configuration) -> RingVariant:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
         Elsewhere they are passed on behind the attention, which hides a slow link on most GPUs.
@@ -78,19 +79,20 @@ class RankWork:
         """
         return self._ring_variant(candidate, self.place(candidate))
 
-    def _ring_variant(self, candidate: Candidate, place: Place) -> RingVariant:
+    def _ring_variant(self, candidate: Configuration, place: Place) -> RingVariant:
         if self.constants.gathers_keys:
             return "gather"
         if not self.constants.pushes:
             return "pass"
-        if family_of(self.spec.transformer_class).text_mask:
+        mask = family_of(self.spec.transformer_class).text_mask
+        if mask and mask.input:
             return "gather"
         kind = self.topology.slowest_kind(place.groups(("ring",)))
         return "gather" if kind == "nvlink" else "pass"
 
     def step_of(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         workload: Workload,
         rank_kinds: RankKinds,
         share: RankShard,
@@ -116,14 +118,14 @@ class RankWork:
 
     def step(self, step: Step) -> CostBreakdown:
         """One denoising step of the busiest rank, with all blocks."""
-        calls = calls_of(step.candidate.mesh, self.spec, step.workload)
+        calls = calls_of(step.configuration.mesh, self.spec, step.workload)
         ledger = CostBreakdown()
         ledger.include_all(self._call(step), calls)
         ledger.add("scheduler", self.scheduler(step.workload, step.device))
         return ledger
 
     def _call(self, step: Step) -> CostBreakdown:
-        ledger, mesh = CostBreakdown(), step.candidate.mesh
+        ledger, mesh = CostBreakdown(), step.configuration.mesh
         for run in self.spec.blocks:
             ledger.include_all(self.of_block(step, run), run.count)
         for what in (self.of_outside, self.of_gather, self.of_cfg):
@@ -153,7 +155,7 @@ class RankWork:
 
     def _booked(self, step: Step, what: str, activities: Iterable[Activity]) -> CostBreakdown:
         """What some activities take, found once for such a step at its place; not to be changed."""
-        of, dtype = step.candidate, step.workload.dtype
+        of, dtype = step.configuration, step.workload.dtype
         booked = step.place.booked
         key = (what, step.share, step.loads, step.device.name, of.mode, of.weights, dtype)
         if key not in booked:
@@ -165,7 +167,7 @@ class RankWork:
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         """What a rank does in one block of a run, in this order."""
-        if step.candidate.weights == "replicated":
+        if step.configuration.weights == "replicated":
             yield from self._block(step, run)
             return
         activities = list(self._block(step, run))
@@ -177,7 +179,7 @@ class RankWork:
 
         On a CPU gathering takes the cores that compute.
         """
-        sharers, axes = step.candidate.weight_group_size, ("dp", "cfg", "ring", "ulysses")
+        sharers, axes = step.configuration.weight_group_size, ("dp", "cfg", "ring", "ulysses")
         piece_bytes = run.parameters * step.workload.dtype_bytes / sharers
         gathered = self._over(step, "weights", "all_gather", piece_bytes, axes)
         hidden_s = block_s if step.device.kind == "cuda" else 0.0
@@ -204,7 +206,7 @@ class RankWork:
         Of unlike loads the slowest counts, in attention and in what is beside it, as ranks meet
         before and after each attention.
         """
-        how = (run, step.candidate.mode, step.workload.dtype)
+        how = (run, step.configuration.mode, step.workload.dtype)
         if not step.loads:
             return self._computed_by(step.share, step.device, *how)
         found = [self._computed_by(load.share, load.device, *how) for load in step.loads]
@@ -231,7 +233,7 @@ class RankWork:
 
     def _state(self, step: Step, attention: Attention) -> Iterator[Activity]:
         """One sum over ring x ulysses, and a small gathering of the rows at the ranks' edges."""
-        if step.candidate.mesh.sequence_parallel == 1:
+        if step.configuration.mesh.sequence_parallel == 1:
             return
         sum_bytes = step.share.batch * attention.state_bytes
         yield self._over(step, "ring", "all_reduce", sum_bytes, ("ring", "ulysses"))
@@ -242,7 +244,7 @@ class RankWork:
 
     def _ulysses(self, step: Step, attention: Attention, tensors: int) -> Iterator[Activity]:
         """The all_to_all of so many of q, k, v and the output, with its packing."""
-        if step.candidate.mesh.ulysses == 1:
+        if step.configuration.mesh.ulysses == 1:
             return
         tokens = sum(step.share.tokens[segment] for segment in attention.segments)
         numbers = step.share.batch * tokens * attention.heads * attention.head_dim
@@ -262,7 +264,7 @@ class RankWork:
         On a CPU sending takes the cores that compute, so nothing is hidden, nor on GPUs whose
         attention and transfers wait for each other.
         """
-        ring = step.candidate.mesh.ring
+        ring = step.configuration.mesh.ring
         if ring == 1:
             yield Computation("attention", own)
             return
@@ -270,14 +272,14 @@ class RankWork:
         heads = step.share.heads(attention)
         numbers = step.share.batch * tokens * heads * attention.head_dim
         sent_bytes = 2 * numbers * step.workload.dtype_bytes
-        if self._ring_variant(step.candidate, step.place) == "gather":
+        if self._ring_variant(step.configuration, step.place) == "gather":
             operation = self._exchange("all_gather", step.place.groups(("ring",)))
             yield self._over(step, "ring", operation, sent_bytes, ("ring",))
             yield Computation("attention", own)
             return
         merge_s = self._passes_s(step, self.constants.merge_passes * numbers * 4)
         fresh = 1.0
-        if step.candidate.pipefusion and self.constants.sends_fresh_keys:
+        if step.configuration.pipefusion and self.constants.sends_fresh_keys:
             keys = sum(step.share.keys[segment] for segment in attention.segments)
             fresh = min(1.0, ring * tokens / keys)
         yield RingAttention(
@@ -317,13 +319,13 @@ class RankWork:
 
     def gather(self, step: Step) -> Iterator[CollectiveCost]:
         """The output's tokens are put together again over ring x ulysses."""
-        if step.candidate.mesh.sequence_parallel > 1:
+        if step.configuration.mesh.sequence_parallel > 1:
             piece_bytes = self.predicted_bytes(step, step.share.tokens["image"])
             yield self._over(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"))
 
     def cfg(self, step: Step) -> Iterator[CollectiveCost]:
         """The samples' outputs are exchanged over dp x cfg."""
-        if step.candidate.mesh.batch_parallel > 1:
+        if step.configuration.mesh.batch_parallel > 1:
             whole_bytes = self.predicted_bytes(step, step.share.predicted)
             yield self._over(step, "cfg", "all_gather", whole_bytes, ("dp", "cfg"))
 
@@ -341,7 +343,7 @@ class RankWork:
 
     def launch_exponent(self, step: Step) -> float:
         """How well launching and working off overlap; infinite where one hides the other."""
-        mode = step.candidate.mode
+        mode = step.configuration.mode
         if "graph" in mode or self.times_on(step.device).has_blocks(step.workload.dtype, mode):
             return math.inf
         return self.constants.launch_exponent
@@ -350,8 +352,8 @@ class RankWork:
         """Host time to launch so many blocks of each run, what is around them, and gatherings of
         the output: every kernel, or a graph as one.
         """
-        c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
-        mesh = step.candidate.mesh
+        c, mode, dtype = self.constants, step.configuration.mode, step.workload.dtype
+        mesh = step.configuration.mesh
         if "graph" in mode:
             return c.replay_launches * c.launch_s
         key = (mode, dtype, step.device.name, *counts, gathers, mesh.ring, mesh.ulysses > 1)
@@ -360,7 +362,7 @@ class RankWork:
         return self._host_s[key]
 
     def _launched_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
-        c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
+        c, mode, dtype = self.constants, step.configuration.mode, step.workload.dtype
         times, mode_counts = self.times_on(step.device), c.modes[mode]
         host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
         host_s += gathers * mode_counts.gather_launches * c.launch_s
@@ -370,7 +372,7 @@ class RankWork:
                 mode_counts.operation_launches * run.operations,
             )
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
-            exchange_s = _exchange_launches(mode_counts, step.candidate.mesh) * c.launch_s
+            exchange_s = _exchange_launches(mode_counts, step.configuration.mesh) * c.launch_s
             host_s += count * (block_s + exchange_s * attentions)
         return host_s
 

@@ -9,8 +9,8 @@ from ditplan.planner.cost.mixed_devices import Load
 from ditplan.planner.cost.share import RankShard
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
-from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.workload import Workload
 
 
@@ -40,7 +40,7 @@ class Step:
     is the most that any of them has, and `device` the slowest.
     """
 
-    candidate: Candidate
+    configuration: Configuration
     workload: Workload
     share: RankShard
     device: Device

@@ -14,9 +14,8 @@ from ditplan.planner.memo import Memo
 from ditplan.planner.pipefusion.partition import StageWork, balanced_stages, balanced_unlike_stages
 from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
 from ditplan.planner.pipefusion.stage_times import LoopTimes, Piece, Pieces, StageBlocks
-from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.stage_blocks import folded, runs_of_visits, unfolded
-from ditplan.profiles.plan import PipeFusion
+from ditplan.profiles.configuration import Configuration, PipeFusion
 from ditplan.profiles.workload import Workload
 
 PRODUCTS = "blocks"
@@ -29,7 +28,7 @@ class PipeFusionCost:
     def __init__(
         self,
         work: RankWork,
-        candidate: Candidate,
+        candidate: Configuration,
         workload: Workload,
         kinds_of_stages: Sequence[RankKinds],
     ) -> None:

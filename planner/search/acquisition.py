@@ -35,7 +35,7 @@ def shortlist(fitting: Sequence[PricedCandidate], top: int) -> list[PricedCandid
     places: Counter[tuple[object, ...]] = Counter()
     chosen = []
     for ranked in fitting:
-        place = (ranked.candidate.mesh, ranked.candidate.placement)
+        place = (ranked.configuration.mesh, ranked.configuration.placement)
         places[place] += 1
         if places[place] <= MODES_OF_A_MESH:
             chosen.append(ranked)

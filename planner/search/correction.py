@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ditplan.planner.search.ranking import PricedCandidate
-from ditplan.planner.space.candidate import Candidate
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.plan import Prediction
 
 Array = NDArray[np.float64]
@@ -87,7 +87,7 @@ def components_of(found: Sequence[PricedCandidate]) -> Components:
     predictions = [ranked.prediction for ranked in found]
     names, seconds = component_seconds(predictions)
     settings = [
-        _numbers([_setting_of(name, ranked.candidate) for ranked in found]) for name in names
+        _numbers([_setting_of(name, ranked.configuration) for ranked in found]) for name in names
     ]
     widths = component_widths(predictions, seconds)
     return Components(names, seconds, np.column_stack(settings), widths)
@@ -155,7 +155,7 @@ def component_widths(predictions: Sequence[Prediction], seconds: Array) -> Array
     return widths
 
 
-def _setting_of(component: str, candidate: Candidate) -> Hashable:
+def _setting_of(component: str, candidate: Configuration) -> Hashable:
     """What a component's speed depends on beside how much there is of it."""
     mesh, part = candidate.mesh, candidate.pipefusion
     patches = part.patches if part else 1

@@ -1,6 +1,7 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
 import gc
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
 from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
 from ditplan.planner.simulation.timeline import Timeline
 from ditplan.planner.space.approximations import PIPEFUSION_S, quality_of, quality_with_cache
-from ditplan.planner.space.candidate import Candidate, Choice, Space
+from ditplan.planner.space.candidate import Choice, Space
 from ditplan.planner.space.enumerate import (
     baseline_of,
     enumerate_space,
@@ -25,14 +26,14 @@ from ditplan.planner.space.enumerate import (
     why_no_setting,
 )
 from ditplan.planner.space.legality import schedule_of
-from ditplan.planner.space.placement import placement_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import require_mode
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
-from ditplan.profiles.plan import Execution, Quality
+from ditplan.profiles.plan import Quality
 
 PRICED_RANKS = 6
 """Meshes of up to so many ranks are all priced."""
@@ -53,16 +54,11 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
         priced, unpriced = _price_space(task, space, model)
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
-        least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
-        raise InputError(
-            f"{task.spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
-            f"{least.candidate.mesh}, {least.too_big}; use larger devices, a smaller picture or "
-            "batch"
-        )
-    candidates = [ranked.candidate for ranked in fitting]
+        raise InputError(_why_none_fits(task, priced))
+    candidates = [ranked.configuration for ranked in fitting]
     priced += _with_step_caches(task, model, fitting)
     control = baseline_of(candidates, task.spec, task.workload, topology)
-    marked = [replace(r, control=True) if r.candidate is control else r for r in priced]
+    marked = [replace(r, control=True) if r.configuration is control else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
         dropped["can't be among the best"] = unpriced
@@ -71,13 +67,27 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
     return sorted(marked, key=_by_latency), dropped
 
 
+def _why_none_fits(task: Task, priced: Iterable[PricedCandidate]) -> str:
+    """What the smallest candidate needs, what of it no mesh makes smaller, and what would do."""
+    least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
+    spec = task.spec
+    encoders_bytes = spec.encoder_parameters * task.workload.dtype_bytes
+    enough = math.ceil(least.prediction.memory_bytes / 1e9)
+    return (
+        f"{spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
+        f"{least.configuration.mesh}, {least.too_big}; every rank holds the text encoders, "
+        f"{encoders_bytes / 1e9:.1f} GB; use devices of {enough} GB or more, a smaller picture or "
+        "batch"
+    )
+
+
 def _with_step_caches(
     task: Task, model: CostModel, fitting: Iterable[PricedCandidate]
 ) -> list[PricedCandidate]:
     """Exact plans with each step cache that is allowed."""
     if task.allowed is None or not task.backend.caches_steps:
         return []
-    exact = [ranked.candidate for ranked in fitting if ranked.candidate.pipefusion is None]
+    exact = [ranked.configuration for ranked in fitting if ranked.configuration.pipefusion is None]
     return [
         priced_as_is(task, model, replace(candidate, step_cache=cache))
         for candidate in exact
@@ -130,25 +140,25 @@ def _best_seated(found: Iterable[PricedCandidate]) -> list[PricedCandidate]:
     """Of candidates that differ only in which devices sit where, the fastest that fits."""
     best: dict[tuple[object, ...], PricedCandidate] = {}
     for ranked in found:
-        one = ranked.candidate
+        one = ranked.configuration
         part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
         key = (one.mesh.degrees, one.order, one.mode, part)
-        best[key] = min(best.get(key, ranked), ranked, key=_worth)
+        best[key] = min(best.get(key, ranked), ranked, key=worth)
     return list(best.values())
 
 
-def _worth(ranked: PricedCandidate) -> tuple[bool, float]:
+def worth(ranked: PricedCandidate) -> tuple[bool, float]:
     """What fits comes first, then what is fast."""
     return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
 
 
 def _advised(task: Task, space: Space) -> Mesh:
     """The mesh that the rule of thumb takes if it fits."""
-    usual = [Candidate(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
+    usual = [Configuration(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
     return baseline_of(usual, task.spec, task.workload, space.topology).mesh
 
 
-def _quality_of(task: Task, candidate: Candidate) -> Quality:
+def _quality_of(task: Task, candidate: Configuration) -> Quality:
     if candidate.step_cache:
         return quality_with_cache(task.known, candidate.step_cache)
     part = candidate.pipefusion
@@ -226,10 +236,10 @@ def price_one(
     if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
         raise InputError(found.sentence)
     model = cost_model_of(task, topology)
-    return _price(task, model, Candidate(mesh, placement_of(mesh), mode, pipefusion=part))
+    return _price(task, model, Configuration(mesh, placement_of(mesh), mode, pipefusion=part))
 
 
-def timeline_of(task: Task, candidate: Candidate) -> Timeline:
+def timeline_of(task: Task, candidate: Configuration) -> Timeline:
     """When each rank and each link does what in a candidate's loop, by what it was priced with.
 
     Raises:
@@ -254,7 +264,7 @@ def cost_model_of(task: Task, topology: Topology) -> CostModel:
     return CostModel(topology, task.spec, task.profile, constants=constants)
 
 
-def _price(task: Task, model: CostModel, candidate: Candidate) -> PricedCandidate:
+def _price(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
     """With weights on every rank, or in pieces on all of them where these don't fit."""
     found = _price_shares(task, model, candidate)
     if found.too_big and task.backend.shards_weights and candidate.can_share_weights:
@@ -262,7 +272,7 @@ def _price(task: Task, model: CostModel, candidate: Candidate) -> PricedCandidat
     return found
 
 
-def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> PricedCandidate:
+def _price_shares(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
     """With blocks and tokens shared out as is best: by speed, or equally if that is faster or what
     fits.
     """
@@ -273,33 +283,31 @@ def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> PricedC
     if shared.token_shares is None:
         return equal
     by_speed = priced_as_is(task, model, model.balanced(shared, task.workload))
-    return min(by_speed, equal, key=_worth)
+    return min(by_speed, equal, key=worth)
 
 
-def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> PricedCandidate:
+def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
     """A candidate with its blocks on the stages that it says.
 
     Raises:
         InputError: the cluster profile lacks something.
     """
-    execution = Execution(
-        mode=candidate.mode,
-        fallback=task.fallback,
+    candidate = replace(
+        candidate,
         attention=model.attention_kernel(candidate, task.workload),
         ring=model.ring_variant(candidate),
-        weights=candidate.weights,
     )
     return PricedCandidate(
         candidate,
         model.price(candidate, task.workload),
-        execution,
+        task.fallback,
         too_big=_why_too_big(task, model, candidate),
         warning=_why_swapping(task, model, candidate),
         quality=_quality_of(task, candidate),
     )
 
 
-def _why_too_big(task: Task, model: CostModel, candidate: Candidate) -> str | None:
+def _why_too_big(task: Task, model: CostModel, candidate: Configuration) -> str | None:
     """Why the GPU with the least memory of a stage doesn't hold its part of a candidate.
 
     None if all do, or there is no GPU.
@@ -319,7 +327,7 @@ def _why_too_big(task: Task, model: CostModel, candidate: Candidate) -> str | No
     return None
 
 
-def _why_swapping(task: Task, model: CostModel, candidate: Candidate) -> str | None:
+def _why_swapping(task: Task, model: CostModel, candidate: Configuration) -> str | None:
     """What the first host whose CPUs need more memory than it has lacks; None if none does."""
     if all(device.kind != "cpu" for device in model.devices_of(candidate)):
         return None
@@ -337,8 +345,8 @@ def _why_swapping(task: Task, model: CostModel, candidate: Candidate) -> str | N
 
 
 def _by_latency(ranked: PricedCandidate) -> tuple[object, ...]:
-    mesh = ranked.candidate.mesh
-    place = ranked.candidate.placement
+    mesh = ranked.configuration.mesh
+    place = ranked.configuration.placement
     return (
         ranked.too_big is not None,
         sortable_s(ranked.prediction.latency_s),

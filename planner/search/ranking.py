@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, quality_order
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
-    Execution,
     ExecutionPlan,
+    Fallback,
     Fingerprint,
     Measurement,
     PlannedModel,
@@ -58,9 +59,9 @@ class PricedCandidate:
     is asked for, `replicas` copies run at once, each `slowdown` times as slow as alone.
     """
 
-    candidate: Candidate
+    configuration: Configuration
     prediction: Prediction
-    execution: Execution
+    fallback: Fallback = "eager"
     measurement: Measurement | None = None
     corrected_s: float | None = None
     control: bool = False
@@ -83,7 +84,7 @@ class PricedCandidate:
         """What an objective weighs, with so many pictures a call, while all replicas run."""
         return Figures(
             latency_s=sortable_s(self.latency_s * self.slowdown),
-            gpus=self.candidate.mesh.size,
+            gpus=self.configuration.mesh.size,
             memory_bytes=self.prediction.memory_bytes,
             quality=quality_order(self.quality),
             pictures=self.replicas * batch,
@@ -152,24 +153,19 @@ def build_plan(
     backend: Backend,
 ) -> ExecutionPlan:
     """The plan that runs a candidate, with nothing said of others."""
-    candidate = ranked.candidate
     return ExecutionPlan(
         model=PlannedModel.of(
             spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
         ),
         workload=workload,
         backend=backend.name,
-        mesh=candidate.mesh,
-        placement=candidate.placement,
-        token_shares=candidate.token_shares,
-        pipefusion=candidate.pipefusion,
-        step_cache=candidate.step_cache,
-        execution=ranked.execution,
+        configuration=ranked.configuration,
+        fallback=ranked.fallback,
         quality=ranked.quality,
         prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
-        fingerprint=fingerprint_of(cluster, candidate.mesh.size),
+        fingerprint=fingerprint_of(cluster, ranked.configuration.mesh.size),
     )
 
 
@@ -188,11 +184,7 @@ def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
 def runner_up(ranked: PricedCandidate) -> RunnerUp:
     """A loser as plans record it."""
     return RunnerUp(
-        mesh=ranked.candidate.mesh,
-        placement=ranked.candidate.placement,
-        mode=ranked.candidate.mode,
-        pipefusion=ranked.candidate.pipefusion,
-        step_cache=ranked.candidate.step_cache,
+        configuration=ranked.configuration,
         predicted_s=ranked.prediction.latency_s,
         measured_s=ranked.measurement.latency_s if ranked.measurement else None,
         memory_bytes=ranked.prediction.memory_bytes,
@@ -268,7 +260,7 @@ def reason_for(
     theirs = loser.figures(batch)
     if not objective.is_met(theirs):
         return f"too slow: {_seconds(loser, theirs)}, at most {objective.max_latency_s:g} s"
-    if objective.name == "gpus" and (more := theirs.gpus - best.candidate.mesh.size) > 0:
+    if objective.name == "gpus" and (more := theirs.gpus - best.configuration.mesh.size) > 0:
         return f"needs {more} more GPU{'s' if more > 1 else ''}"
     if objective.name == "throughput":
         return _less_throughput(loser, best, batch)
@@ -329,13 +321,13 @@ def _sort_key(ranked: PricedCandidate, objective: Objective, batch: int) -> tupl
     group = 2 if ranked.failure else group
     group = 3 if ranked.too_big else group
     figures = ranked.figures(batch)
-    mesh = ranked.candidate.mesh
+    mesh = ranked.configuration.mesh
     return (
         group,
         not objective.is_met(figures),
         *objective.key(figures),
         mesh.degrees,
-        ranked.candidate.placement,
+        ranked.configuration.placement,
     )
 
 
@@ -352,7 +344,7 @@ def _why_none_is_fast_enough(
     enough_s = math.ceil(fastest.latency_s * 1e4) / 1e4
     return Sentence(
         Setting("max_latency_s", f"{objective.max_latency_s:g}"),
-        f": no plan is that fast; the fastest, {ranked.candidate.mesh}, takes "
+        f": no plan is that fast; the fastest, {ranked.configuration.mesh}, takes "
         f"{_seconds(ranked, fastest)}: use ",
         Setting("max_latency_s", f"{enough_s:g} or more"),
         ", more GPUs, or fewer steps",
@@ -364,7 +356,7 @@ def _compared(
 ) -> str:
     percent = 100 * (theirs_s / ours_s - 1)
     if abs(percent) < 100 * (SAME_SPEED - 1):
-        more = loser.candidate.mesh.size - best.candidate.mesh.size
+        more = loser.configuration.mesh.size - best.configuration.mesh.size
         return f"{how} equally fast" + (f", with {more} more GPUs" if more > 0 else "")
     return f"{how} {abs(percent):.0f}% {'slower' if percent > 0 else 'faster'}"
 
@@ -376,8 +368,8 @@ def _main_cause(loser: PricedCandidate, best: PricedCandidate, topology: Topolog
     share = f"{100 * theirs[part] / loser.prediction.latency_s:.0f}% of the step"
     if part in LINKED_PARTS:
         what, axes = LINKED_PARTS[part]
-        kind = topology.slowest_kind(loser.candidate.groups(axes))
+        kind = topology.slowest_kind(groups_of(loser.configuration, axes))
         return f"{what}{f' over {kind}' if kind else ''} takes {share}"
     words = f"{COMPUTED_PARTS.get(part, f'{part} takes')} {share}"
-    fewer = best.candidate.mesh.size - loser.candidate.mesh.size
+    fewer = best.configuration.mesh.size - loser.configuration.mesh.size
     return f"{words}, on {fewer} fewer GPU{'s' if fewer > 1 else ''}" if fewer > 0 else words

@@ -89,7 +89,7 @@ def with_replicas(
     run.
     """
     gpus = task.gpus or topology.ranks
-    sizes = {ranked.candidate.mesh.size for ranked in priced}
+    sizes = {ranked.configuration.mesh.size for ranked in priced}
     starts = {size: replica_starts(task.cluster, size, gpus) for size in sizes}
     models = {
         size: cost_model_of(task, SharedTopology(topology, first))
@@ -99,8 +99,8 @@ def with_replicas(
     return [
         replace(
             ranked,
-            replicas=len(starts[ranked.candidate.mesh.size]),
-            slowdown=_slowdown(ranked, models.get(ranked.candidate.mesh.size), task),
+            replicas=len(starts[ranked.configuration.mesh.size]),
+            slowdown=_slowdown(ranked, models.get(ranked.configuration.mesh.size), task),
         )
         for ranked in priced
     ]
@@ -109,5 +109,5 @@ def with_replicas(
 def _slowdown(ranked: PricedCandidate, model: CostModel | None, task: Task) -> float:
     if model is None or ranked.too_big:
         return 1.0
-    together_s = model.price(ranked.candidate, task.workload).latency_s
+    together_s = model.price(ranked.configuration, task.workload).latency_s
     return max(1.0, together_s / ranked.prediction.latency_s)

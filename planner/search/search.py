@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ditplan.planner.network.topology import Topology
@@ -27,6 +25,7 @@ from ditplan.planner.search.acquisition import (
     trials_left,
     untried,
 )
+from ditplan.planner.search.journal import open_journal
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import (
     PricedCandidate,
@@ -41,21 +40,17 @@ from ditplan.planner.search.rounds import MOST_ROUNDS, Behind, behind_leader, le
 from ditplan.planner.search.trials import (
     cause_in,
     check_trial,
-    key_of,
     measurement_of,
-    mend_journal,
     parameters_of,
     patching_of,
     refusing_strange_journals,
 )
-from ditplan.planner.space.candidate import Candidate
-from ditplan.planner.space.placement import axis_orders
 from ditplan.planner.task import Task
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import ClusterError, DitplanError, InputError
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.mesh import Mesh, axis_orders
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
-LOCK_GRACE_S = 5
 MOST_PATCHES = 2**20
 """What a study allows for patches and warm-up steps: more than anybody asks for."""
 
@@ -111,7 +106,7 @@ def search(
     if swapping:
         say(
             f"warning: {len(swapping)} of them need more memory than there is; "
-            f"{swapping[0].candidate}: {swapping[0].warning}"
+            f"{swapping[0].configuration}: {swapping[0].warning}"
         )
     ended = ""
     if trials and trials.top > 0:
@@ -175,7 +170,7 @@ def measured(
             raise InputError(measuring.refusals[0])
         raise ClusterError(
             f"all {len(failed)} plans that were tried failed; "
-            f"{failed[0].candidate}: {failed[0].failure}"
+            f"{failed[0].configuration}: {failed[0].failure}"
         )
     return corrected(results), measuring.ended
 
@@ -183,17 +178,12 @@ def measured(
 def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     """The task's study, in the journal file if there is one, else in memory.
 
-    A process that was killed while it wrote leaves half a line and a lock behind: the line is cut
-    off, since what it said was never acted on, and the lock is taken over after some seconds.
+    Raises:
+        InputError: the file is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None
-    if journal is not None:
-        mend_journal(journal)
     with refusing_strange_journals(journal):
-        if journal is not None:
-            lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
-            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        storage = None if journal is None else open_journal(journal)
         study = optuna.create_study(
             storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
         )
@@ -222,7 +212,7 @@ class _Measuring:
 
         A trial that was begun in an earlier go is finished first.
         """
-        names = {key_of(ranked.candidate): ranked for ranked in fitting}
+        names = {ranked.configuration.key: ranked for ranked in fitting}
         self.running = {
             str(frozen.user_attrs.get("candidate")): Trial(self.study, frozen._trial_id)
             for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -231,11 +221,11 @@ class _Measuring:
         begun = [names[key] for key in self.running]
         results = self._results(fitting)
         for ranked in results:
-            if ranked.measurement and key_of(ranked.candidate) not in self.running:
-                self.say(f"{ranked.candidate}: measured before")
+            if ranked.measurement and ranked.configuration.key not in self.running:
+                self.say(f"{ranked.configuration}: measured before")
         waiting = [r for r in untried(results, self.trials.top) if r not in begun]
         batch = [*begun, *waiting] or self._next(results)
-        while batch and self._run_rounds({key_of(r.candidate): r for r in batch}):
+        while batch and self._run_rounds({r.configuration.key: r for r in batch}):
             results = self._results(fitting)
             batch = self._next(results)
         self._finish(self.running)
@@ -259,7 +249,7 @@ class _Measuring:
             self.say(f"{self.ended}, by {known} measured ones; stopped {left} before the end")
             return []
         batch = next_batch(results, left)
-        names = "; ".join(str(ranked.candidate) for ranked in batch)
+        names = "; ".join(str(ranked.configuration) for ranked in batch)
         self.say(f"predictions corrected by {known} measured plans; to be tried next: {names}")
         return batch
 
@@ -272,7 +262,7 @@ class _Measuring:
         }
         results = list(fitting)
         for row, ranked in enumerate(fitting):
-            key = key_of(ranked.candidate)
+            key = ranked.configuration.key
             if failure := self.failures.get(key):
                 results[row] = replace(ranked, failure=failure)
             elif trial := known.get(key):
@@ -291,7 +281,7 @@ class _Measuring:
         for key, ranked in wanted.items():
             if key not in self.running and key not in waiting:
                 attrs = {"candidate": key, "control": ranked.control, "start": start}
-                parameters = parameters_of(ranked.candidate, self.task.backend.axes)
+                parameters = parameters_of(ranked.configuration, self.task.backend.axes)
                 self.study.enqueue_trial(parameters, user_attrs=attrs)
         while wanted.keys() - self.running.keys():
             trial = self.study.ask()
@@ -303,10 +293,10 @@ class _Measuring:
                 trial.set_user_attr("reason", "no longer among the candidates to measure")
                 self.study.tell(trial, state=TrialState.PRUNED)
         for key, ranked in wanted.items():
-            self._suggest(self.running[key], ranked.candidate)
+            self._suggest(self.running[key], ranked.configuration)
         return start
 
-    def _suggest(self, trial: Trial, candidate: Candidate) -> None:
+    def _suggest(self, trial: Trial, candidate: Configuration) -> None:
         """Records the candidate as the trial's parameters, with the same distributions for all."""
         ranks = len(self.task.cluster.devices)
         for axis in self.task.backend.axes:
@@ -401,8 +391,7 @@ class _Measuring:
     def _plan(self, ranked: PricedCandidate) -> ExecutionPlan:
         t = self.task
         # what fell back would be timed as something that it isn't
-        strict = ranked.execution.model_copy(update={"fallback": "refuse"})
-        unreplaced = replace(ranked, execution=strict)
+        unreplaced = replace(ranked, fallback="refuse")
         return build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend)
 
     def _budget_is_spent(self) -> bool:
@@ -426,7 +415,7 @@ class _Measuring:
 
     def _measurement(self, trial: FrozenTrial, ranked: PricedCandidate) -> Measurement:
         memory_bytes = trial.user_attrs.get("memory_bytes")
-        devices = self.task.cluster.devices[: ranked.candidate.mesh.size]
+        devices = self.task.cluster.devices[: ranked.configuration.mesh.size]
         return measurement_of(
             trial.intermediate_values, memory_bytes, trial.datetime_complete, devices
         )

@@ -14,14 +14,14 @@ from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.bounds import Batch, Frames, Pixels, Steps, Weight
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.record import FrozenModel, validate
 from ditplan.profiles.workload import Dtype, Workload
 
-Configuration = tuple[object, ...]
+Kept = tuple[object, ...]
 
 OWN_DIVISION_SLACK = 1.02
 """A workload's own division into stages may be this much slower than another: of those that are
@@ -162,7 +162,7 @@ def one_mesh_for_all(
     """
     models = [cost_model_of(task, Topology(task.cluster)) for task in tasks]
     found = [
-        {configuration_of(one): one for one in ranking.ranked if not one.too_big}
+        {kept_by_a_job(one): one for one in ranking.ranked if not one.too_big}
         for ranking in rankings
     ]
     common = [key for key in found[0] if all(key in others for others in found)]
@@ -171,7 +171,7 @@ def one_mesh_for_all(
     for own in sorted(served.values(), key=lambda own: _mean_s(mix, own)):
         if best and _mean_s(mix, own) >= best.mean_s * OWN_DIVISION_SLACK:
             break
-        for part in dict.fromkeys(one.candidate.pipefusion for one in own):
+        for part in dict.fromkeys(one.configuration.pipefusion for one in own):
             costs = _with_part(tasks, models, own, part)
             if any(one.too_big for one in costs):
                 continue
@@ -181,11 +181,11 @@ def one_mesh_for_all(
     return best
 
 
-def configuration_of(ranked: PricedCandidate) -> Configuration:
+def kept_by_a_job(ranked: PricedCandidate) -> Kept:
     """What stays the same when a job goes from workload to workload, but for the blocks of
     stages.
     """
-    candidate = ranked.candidate
+    candidate = ranked.configuration
     part = candidate.pipefusion
     patching = (part.patches, part.warmup_steps) if part else ()
     held = (candidate.weights, candidate.step_cache)
@@ -201,8 +201,8 @@ def _with_part(
     """The workloads' prices with the same blocks on each stage."""
     return [
         one
-        if one.candidate.pipefusion == part
-        else priced_as_is(task, model, replace(one.candidate, pipefusion=part))
+        if one.configuration.pipefusion == part
+        else priced_as_is(task, model, replace(one.configuration, pipefusion=part))
         for task, model, one in zip(tasks, models, own, strict=True)
     ]
 

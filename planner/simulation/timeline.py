@@ -100,7 +100,7 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
         tasks=tuple(listing.tasks),
         step_of=tuple(listing.step_of),
         spans=tuple(spans),
-        ranks={ranks: tuple(sorted(step.candidate.placement))},
+        ranks={ranks: tuple(sorted(step.configuration.placement))},
         steps=steps,
         shown_steps=shown,
         total_s=spans[-1].end_s / shown * steps,
@@ -109,7 +109,7 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
 
 def _activities(work: RankWork, step: Step) -> Iterator[tuple[str, Activity]]:
     """What a rank does in a step, with the name of each."""
-    calls = calls_of(step.candidate.mesh, work.spec, step.workload)
+    calls = calls_of(step.configuration.mesh, work.spec, step.workload)
     booked = work.step(step)
     launch_s = sum(seconds for (part, _), seconds in booked.seconds.items() if part == "launch")
     outside = work.computed(step, None)

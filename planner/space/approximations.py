@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from ditplan.profiles.configuration import TaylorSeer
 from ditplan.profiles.errors import Sentence, Setting
-from ditplan.profiles.plan import Quality, TaylorSeer
+from ditplan.profiles.plan import Quality
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 

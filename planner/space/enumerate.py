@@ -11,7 +11,7 @@ from functools import cache
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import is_even
 from ditplan.planner.space.approximations import ApproximationPolicy, warmup_excess
-from ditplan.planner.space.candidate import Candidate, Choice, Space
+from ditplan.planner.space.candidate import Choice, Space
 from ditplan.planner.space.legality import (
     CFG_REASON,
     Violation,
@@ -21,14 +21,13 @@ from ditplan.planner.space.legality import (
     schedule_of,
     violation,
 )
-from ditplan.planner.space.placement import axis_orders
 from ditplan.planner.space.stage_blocks import unfolded
 from ditplan.profiles.backends import Backend
+from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule
 from ditplan.profiles.errors import Part, Sentence, Setting
 from ditplan.profiles.family import family_of
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import PipeFusion, Schedule
 from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
@@ -213,8 +212,8 @@ def _evenly_staged(
 
 
 def baseline_of(
-    candidates: Sequence[Candidate], spec: ModelSpec, workload: Workload, topology: Topology
-) -> Candidate:
+    candidates: Sequence[Configuration], spec: ModelSpec, workload: Workload, topology: Topology
+) -> Configuration:
     """What users choose by hand, among the candidates: the control that a search must beat.
 
     As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
@@ -223,7 +222,7 @@ def baseline_of(
     """
     host = topology.ranks_per_host
 
-    def advised(candidate: Candidate) -> tuple[int, ...]:
+    def advised(candidate: Configuration) -> tuple[int, ...]:
         mesh = candidate.mesh
         usual_ulysses = (
             mesh.ulysses if spec.heads % mesh.ulysses == 0 and mesh.ulysses <= host else 0

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ditplan.profiles.backends import Backend
+from ditplan.profiles.configuration import Schedule
 from ditplan.profiles.errors import Sentence, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Schedule
 from ditplan.profiles.workload import Workload
 
 CFG_REASON = "cfg > passes"

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.model import BlockRun
-from ditplan.profiles.plan import PipeFusion
 
 
 def folded(values: Sequence[float]) -> list[float]:

@@ -1,6 +1,5 @@
 """Regional compilation: the blocks of a transformer, one compile for each kind of block."""
 
-import types
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -9,28 +8,28 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-import torch._dynamo.exc
 from torch import nn
 
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.blocks import block_runs
+from ditplan.runtime.compilation.compiled_forward import COMPILE_ERRORS, CompiledForward
 from ditplan.runtime.compilation.fusions import FusingBackend
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.compilation.products import pack
-from ditplan.runtime.takeover import replace_forward, submodule
-
-# torch has no common class of what compiling can raise: dynamo's, inductor's, and plain ones
-COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, NotImplementedError)
+from ditplan.runtime.takeover import has_other_forward, inner_forward, replace_forward, submodule
 
 
 @dataclass
 class Kind:
-    """A kind of block: its compiled code, or why there is none, and how its weights should lie."""
+    """A kind of block: its compiled code, or why there is none, and how its weights should lie.
 
-    run: Callable[..., Any]
+    `inside` is what torch.compile read in its blocks and doesn't look at again.
+    """
+
+    run: CompiledForward
     backend: FusingBackend
+    inside: list[Any]
     packed: int = 0
     failed: bool = False
 
@@ -57,40 +56,68 @@ class CompiledBlocks:
     ) -> None:
         """Has the model's blocks run compiled; closing `undo` takes that away again.
 
-        A kind of block that can't be compiled runs eagerly, with a warning.
+        A kind of block that can't be compiled runs eagerly, with a warning; so does a block that
+        has been given a forward of its own.
 
-        Raises (when a block is called):
+        Raises (also when a block is called):
             InputError: it can't be compiled and must not fall back.
         """
         alike: defaultdict[str, list[nn.Module]] = defaultdict(list)
         for name, paths in block_runs(model, family):
             alike[name] += [submodule(model, path) for path in paths]
         for name, blocks in alike.items():
-            if name not in self._kinds:
-                self._kinds[name] = self._kind_of(blocks[0])
-            kind = self._kinds[name]
+            kind = self._kind_of(name, blocks)
             movable = blocks if self._movable else []
             _pack(kind, movable)
             for block in blocks:
-                forward = partial(_run, name, kind, movable, block, block.forward, may_fall_back)
+                if has_other_forward(block):
+                    _fall_back(name, "the forward of one has been replaced", may_fall_back)
+                    continue
+                plain = inner_forward(block)
+                forward = partial(_run, name, kind, movable, block, plain, may_fall_back)
                 replace_forward(block, forward, undo)
 
-    def _kind_of(self, block: nn.Module) -> Kind:
-        """Compiled code that takes the block as its first argument, for all of a kind to share."""
-        original = type(block).forward
-        # a code object of this plan's own: torch.compile counts and keeps by code object, so other
-        # plans' shapes neither use up its limit nor are they looked through
-        own = types.FunctionType(
-            original.__code__.replace(),
-            original.__globals__,
-            original.__name__,
-            original.__defaults__,
-            original.__closure__,
+    def _kind_of(self, name: str, blocks: Sequence[nn.Module]) -> Kind:
+        """The compiled code that all blocks of a kind share; anew where it would be wrong."""
+        inside = _inside(blocks)
+        kind = self._kinds.get(name)
+        if kind is None or kind.failed or kind.inside != inside:
+            backend = FusingBackend(self._attentions)
+            forward = type(blocks[0]).forward
+            run = CompiledForward(forward, backend, 0) if self._dynamic else None
+            kind = Kind(run or CompiledForward(forward, backend), backend, inside)
+            self._kinds[name] = kind
+        return kind
+
+
+def _inside(blocks: Sequence[nn.Module]) -> list[Any]:
+    """The hooks and forwards of modules in blocks: torch.compile takes them as they are when it
+    compiles (`skip_nnmodule_hook_guards`), and traces no block's own.
+    """
+    found: list[Any] = [type(blocks[0]).forward]
+    for block in blocks:
+        for module in list(block.modules())[1:]:
+            hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            found.append((type(module).forward, vars(module).get("forward"), hooks))
+    return found
+
+
+def _fall_back(name: str, reason: str, may_fall_back: bool) -> None:
+    """Says that blocks run eagerly.
+
+    Raises:
+        InputError: they must not.
+    """
+    if not may_fall_back:
+        raise InputError(
+            f"blocks of kind {name} can't be compiled ({reason}); use a plan with mode eager or "
+            "graph"
         )
-        own.__kwdefaults__ = original.__kwdefaults__
-        backend = FusingBackend(self._attentions)
-        compiled = torch.compile(own, dynamic=self._dynamic, fullgraph=True, backend=backend)
-        return Kind(compiled, backend)
+    warnings.warn(
+        f"blocks of kind {name} run eagerly, they can't be compiled: {reason}",
+        PlanWarning,
+        stacklevel=3,
+    )
 
 
 def _run(
@@ -109,16 +136,10 @@ def _run(
         result = kind.run(block, *args, **kwargs)
     except COMPILE_ERRORS as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if not may_fall_back:
-            raise InputError(
-                f"blocks of kind {name} can't be compiled ({reason}); use a plan with mode "
-                "eager or graph"
-            ) from error
-        warnings.warn(
-            f"blocks of kind {name} run eagerly, they can't be compiled: {reason}",
-            PlanWarning,
-            stacklevel=2,
-        )
+        try:
+            _fall_back(name, reason, may_fall_back)
+        except InputError as refusal:
+            raise refusal from error
         kind.failed = True
         return plain(*args, **kwargs)
     if len(kind.backend.packed) > kind.packed:
@@ -127,8 +148,14 @@ def _run(
 
 
 def _pack(kind: Kind, blocks: list[nn.Module]) -> None:
-    """Brings weights together as the compiled code of this kind of block wants them."""
-    for paths in kind.backend.packed:
-        for block in blocks:
-            pack([block.get_parameter(path) for path in paths])
+    """Brings weights together as the compiled code of this kind of block wants them, where a block
+    has all of them: adapters come and go.
+    """
+    for block in blocks:
+        parameters = dict(block.named_parameters()) if kind.backend.packed else {}
+        for paths in kind.backend.packed:
+            found = [parameters.get(path) for path in paths]
+            weights = [one for one in found if type(one) is nn.Parameter and not one.is_meta]
+            if len(weights) == len(paths) and len({one.dtype for one in weights}) == 1:
+                pack(weights)
     kind.packed = len(kind.backend.packed)

@@ -108,11 +108,12 @@ def fuse_gelu(graph: fx.Graph) -> None:
 def fuse_linears(graph: fx.Graph) -> list[tuple[str, ...]]:
     """Replaces linear layers of the same input by one; returns which parameters should be packed.
 
-    Only those whose weights are the block's own parameters, all with or all without bias.
+    Only those whose weights are the block's own parameters, all with or all without bias. Those of
+    LoRA stay alone: they come and go, and what lies side by side should lie so with and without.
     """
     groups: defaultdict[tuple[fx.Node, bool], list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
-        if is_own_linear(node):
+        if is_own_linear(node) and ".lora_" not in parameter_path(inputs_of_linear(node)[1]):
             alike = groups[inputs_of_linear(node)[0], len(inputs_of_linear(node)) == 3]
             if all(inputs_of_linear(node)[1] is not inputs_of_linear(other)[1] for other in alike):
                 alike.append(node)

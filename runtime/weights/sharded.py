@@ -2,8 +2,9 @@
 
 Source: ZeRO (arXiv 1910.02054), stage 3, for inference. Of all ranks that hold the same blocks each
 keeps a piece of every block. There are two rooms for whole ones: while a block runs, the next one's
-pieces are gathered beside it. A block's parameters lie at the same place all the time, in that room
-of the two that is its own, and are valid while it is its turn.
+pieces are gathered beside it. While it is a block's turn it has parameters that lie in that room of
+the two which is its own; else `PieceParameter`s are in their place, which nobody can compute with.
+Each belongs to the module that has it, wherever adapters put that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ditplan.profiles.errors import InputError
 from ditplan.runtime.groups import AxisGroup
-from ditplan.runtime.takeover import replace_forward
+from ditplan.runtime.takeover import inner_forward, replace_forward
 from ditplan.runtime.weights.loading import Put
+from ditplan.runtime.weights.pieces import PieceParameter
 
 ALIGNMENT = 256
 """Bytes; where torch's allocator would have a tensor begin."""
@@ -45,12 +48,37 @@ class _Place:
         return block[self.start : self.start + self.size].view(self.dtype).view(self.shape)
 
 
+@dataclass
+class _Swap:
+    """What a module has in place of a parameter, in turns; `kept` is what it had before, where
+    that stays in the host's memory.
+    """
+
+    owner: dict[str, nn.Parameter | None]
+    name: str
+    piece: PieceParameter
+    whole: nn.Parameter
+    kept: nn.Parameter | None = None
+
+    def replace(self, present: nn.Parameter, other: nn.Parameter) -> None:
+        """Leaves what somebody else has put there: on this rank it is whole."""
+        if self.owner.get(self.name) is present:
+            self.owner[self.name] = other
+
+    def given_back(self) -> nn.Parameter:
+        """What the module has when weights are whole again, once they were gathered."""
+        if self.kept is not None:
+            return self.kept
+        return nn.Parameter(self.whole.data.clone(), self.piece.requires_grad)
+
+
 class _Block:
     """A block's piece on this rank."""
 
     def __init__(self, module: nn.Module, dtypes: Mapping[str, torch.dtype], ranks: int) -> None:
         self.module = module
         self.places: dict[str, _Place] = {}
+        self.swaps: dict[str, _Swap] = {}
         end = 0
         for name, parameter in module.named_parameters():
             self.places[name] = _Place(end, parameter.shape, dtypes.get(name, parameter.dtype))
@@ -88,7 +116,16 @@ class ShardedWeights:
         for number, block in enumerate(self._blocks):
             block.piece = torch.zeros(block.size // ranks, dtype=torch.uint8, device=device)
             for name, place in block.places.items():
-                _set(block.module, name, _fixed(place.within(self._room(number))))
+                whole = _fixed(place.within(self._room(number)))
+                take = partial(self._take, number, name)
+                piece = PieceParameter(place.shape, place.dtype, device, take)
+                path, _, own = name.rpartition(".")
+                owner: dict[str, nn.Parameter | None]
+                owner = block.module.get_submodule(path)._parameters
+                before = owner[own]
+                piece.requires_grad_(before is not None and before.requires_grad)
+                block.swaps[name] = _Swap(owner, own, piece, whole)
+                owner[own] = piece
 
     @property
     def held_bytes(self) -> int:
@@ -106,12 +143,25 @@ class ShardedWeights:
             own = flat[start - place.start : end - place.start]
             block.piece[start - self._rank * length : end - self._rank * length].copy_(own)
 
+    def keep(self, number: int, name: str, parameter: nn.Parameter) -> None:
+        """Has a parameter be the block's own again when it gets all its weights."""
+        self._blocks[number].swaps[name].kept = parameter
+
+    def _take(self, number: int, name: str, value: torch.Tensor) -> None:
+        """Takes in what somebody else has copied into a parameter."""
+        # a block that is put together already has other values
+        self._settle()
+        self.put(number, name, value)
+        kept = self._blocks[number].swaps[name].kept
+        if kept is not None:
+            kept.data.copy_(value)
+
     def apply(self, undo: ExitStack) -> None:
         """Has the blocks put together what they need when they are called; closing `undo` takes
         that away again.
         """
         for number, block in enumerate(self._blocks):
-            forward = partial(self._run, number, block.module.forward)
+            forward = partial(self._run, number, inner_forward(block.module))
             replace_forward(block.module, forward, undo)
         undo.callback(self._settle)
 
@@ -119,10 +169,11 @@ class ShardedWeights:
         """Gives the blocks all their weights again, on every rank: collective."""
         self._settle()
         for number, block in enumerate(self._blocks):
-            self._begin(number)
-            self._settle()
-            for name, place in block.places.items():
-                _set(block.module, name, _fixed(place.within(self._room(number)).clone()))
+            if any(swap.kept is None for swap in block.swaps.values()):
+                self._begin(number)
+                self._settle()
+            for swap in block.swaps.values():
+                swap.replace(swap.piece, swap.given_back())
 
     def _run(self, number: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._coming is None or self._coming[0] != number:
@@ -132,7 +183,14 @@ class ShardedWeights:
         following = (number + 1) % len(self._blocks)
         if self._room(following) is not self._room(number):
             self._begin(following)
-        return own(*args, **kwargs)
+        swaps = self._blocks[number].swaps.values()
+        try:
+            for swap in swaps:
+                swap.replace(swap.piece, swap.whole)
+            return own(*args, **kwargs)
+        finally:
+            for swap in swaps:
+                swap.replace(swap.whole, swap.piece)
 
     def _room(self, number: int) -> torch.Tensor:
         return self._rooms[number % len(self._rooms)]
@@ -191,44 +249,46 @@ def loaded_sharded(
 
 
 def shards_of(model: nn.Module) -> ShardedWeights | None:
-    """Those of a model that was loaded in pieces."""
+    """Those of a model whose weights are in pieces."""
     found: ShardedWeights | None = vars(model).get(ATTRIBUTE)
     return found
 
 
 def shard(
-    blocks: Sequence[nn.Module], group: AxisGroup, device: torch.device, undo: ExitStack
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    group: AxisGroup,
+    device: torch.device,
+    undo: ExitStack,
 ) -> ShardedWeights:
-    """Spreads the weights of blocks that this rank has whole; closing `undo` gives them back.
+    """Spreads the weights of a model's blocks that this rank has whole; closing `undo` gives them
+    back, and until then `shards_of` the model finds them.
 
     Those of a GPU's blocks that lie in the host's memory stay there meanwhile.
+
+    Raises:
+        InputError: weights of a class of their own, as quantization makes, have no pieces.
     """
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            if type(parameter) is not nn.Parameter:
+                raise InputError(
+                    f"{name} of a {type(block).__name__} is a {type(parameter).__name__}, as "
+                    "quantization makes, which can't be spread over ranks; use a plan with "
+                    "replicated weights"
+                )
     before = [dict(block.named_parameters()) for block in blocks]
     shards = ShardedWeights(blocks, group, device)
-    on_host: list[tuple[nn.Module, str, nn.Parameter]] = []
-    is_whole = False
     for number, parameters in enumerate(before):
         while parameters:
             name, parameter = parameters.popitem()
             shards.put(number, name, parameter)
             if parameter.device.type == "cpu" != device.type:
-                on_host.append((blocks[number], name, parameter))
-            else:
-                is_whole = True
-
-    def give_back() -> None:
-        if is_whole:
-            shards.whole()
-        for block, name, parameter in on_host:
-            _set(block, name, parameter)
-
-    undo.callback(give_back)
+                shards.keep(number, name, parameter)
+    undo.callback(shards.whole)
+    vars(model)[ATTRIBUTE] = shards
+    undo.callback(vars(model).pop, ATTRIBUTE)
     return shards
-
-
-def _set(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    path, _, own = name.rpartition(".")
-    module.get_submodule(path).register_parameter(own, parameter)
 
 
 def _fixed(value: torch.Tensor) -> nn.Parameter:

@@ -79,7 +79,7 @@ def patched_latents(
     found: list[torch.Tensor | None] = []
     for plan in plans:
         with parallelize(pipeline, plan, context):
-            used = context.rank in plan.placement
+            used = context.rank in plan.configuration.placement
             found.append(latents_of_call(pipeline, spec, plan.workload, **more) if used else None)
     return found
 

@@ -108,7 +108,7 @@ def latents(
         )
     try:
         with parallelize(pipeline, plan, context):
-            if context.rank not in plan.placement:
+            if context.rank not in plan.configuration.placement:
                 return None
             words = same_start(spec, plan.workload, context.device)
             return denoise(pipeline, spec, plan.workload, words)
@@ -130,12 +130,12 @@ def latents_without_exchange(
     give.
     """
     pipeline = pipeline_of(context, spec)
-    with parallelize(pipeline, plan, context), ExitStack() as undo:
+    with parallelize(pipeline, plan, context):
         for index in range(len(pipeline.transformer.transformer_blocks)):
-            name = f"transformer_blocks.{index}.attn"
-            module = submodule(pipeline.transformer, name)
-            undo.callback(setattr, module, "__class__", type(module))
-            module.__class__ = type(module).__mro__[1]
+            module: Any = submodule(pipeline.transformer, f"transformer_blocks.{index}.attn")
+            module._attention_answer = lambda q, k, v, scale: (
+                functional.scaled_dot_product_attention(q, k, v, scale=scale)
+            )
         words = same_start(spec, plan.workload, context.device)
         return denoise(pipeline, spec, plan.workload, words)
 
@@ -165,7 +165,7 @@ def transformer_output(
             torch.randn(samples, tokens, width, generator=generator) for _ in range(2)
         ]
     with parallelize(pipeline, plan, context), torch.no_grad():
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         output = pipeline.transformer(**inputs, return_dict=return_dict)
         result: torch.Tensor = output.sample if return_dict else output[0]
@@ -257,6 +257,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     """What the attention door says to each thing that it can't honour."""
     query, module = torch.randn(1, 2, 4, 8), torch.nn.Module()
     module._attention_name = "blocks.0.attn"  # type: ignore[assignment]
+    module._attention_adapters = {}  # type: ignore[assignment]
     asked: dict[str, dict[str, Any]] = {
         "mask": {"attn_mask": torch.zeros(4, 4)},
         "causal": {"is_causal": True},
@@ -266,7 +267,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     said = {}
     for name, kwargs in asked.items():
         try:
-            with SdpaInterceptor(module, lambda q, _k, _v, _s: q):
+            with SdpaInterceptor(module):
                 functional.scaled_dot_product_attention(query, query, query, **kwargs)
         except ValueError as error:
             said[name] = str(error)
@@ -291,11 +292,11 @@ def attends_twice(_context: RankContext) -> None:
 
 
 def answers_a_replaced_forward(_context: RankContext) -> None:
-    """Answers a module that has a forward of its own, as offloading gives it."""
+    """Answers a module that somebody has given a forward of its own."""
     module = Doubled()
-    module.forward = module.forward  # type: ignore[method-assign]
+    module.forward = lambda query: query  # type: ignore[method-assign]
     with ExitStack() as undo:
-        answer_attention(module, "offloaded", lambda query, _k, _v, _s: query, undo)
+        answer_attention(module, "replaced", lambda query, _k, _v, _s: query, undo)
 
 
 def merge_error(_context: RankContext, sizes: tuple[int, ...]) -> float:

@@ -40,7 +40,7 @@ def two_calls(
     hook = pipeline.transformer.transformer_blocks[0].register_forward_hook(count)
     try:
         with parallelize(pipeline, plan, context):
-            if context.rank not in plan.placement:
+            if context.rank not in plan.configuration.placement:
                 return [], 0
             return [latents_of_call(pipeline, spec, plan.workload) for _ in range(2)], ran
     finally:
@@ -51,7 +51,7 @@ def latents_of_diffusers(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
 ) -> torch.Tensor:
     """The final latents of diffusers' own cache of the last layer, on one device."""
-    pipeline, cache = pipeline_of(context, spec), plan.step_cache
+    pipeline, cache = pipeline_of(context, spec), plan.configuration.step_cache
     assert cache is not None
     with with_cache_of_diffusers(
         pipeline,

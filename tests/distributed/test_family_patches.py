@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.ranks.pool import RankPool

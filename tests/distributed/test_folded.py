@@ -2,11 +2,11 @@
 
 import pytest
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.pipefusion.stage_predictor import require_stages
 from ditplan.runtime.ranks.pool import RankPool

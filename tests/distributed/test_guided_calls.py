@@ -2,9 +2,9 @@
 
 import pytest
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.family_models import small

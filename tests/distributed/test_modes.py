@@ -4,7 +4,7 @@ import pytest
 
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import Execution, ExecutionPlan
+from ditplan.profiles.plan import ExecutionPlan, Fallback
 from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.flux_tasks import flux_latents
 from tests.distributed.rank_tasks import (
@@ -19,9 +19,10 @@ EXACT = 1e-4
 KINDS_OF_BLOCKS = 2
 
 
-def in_mode(plan: ExecutionPlan, **execution: object) -> ExecutionPlan:
+def in_mode(plan: ExecutionPlan, fallback: Fallback = "eager", **parts: object) -> ExecutionPlan:
     """The plan, executed otherwise."""
-    return plan.model_copy(update={"execution": Execution.model_validate(execution)})
+    plan = plan.model_copy(update={"fallback": fallback})
+    return plan.configured(**parts)
 
 
 def test_compiled_blocks_on_every_axis_give_the_latents_of_one_device(ranks: RankPool) -> None:

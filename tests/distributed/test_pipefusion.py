@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate, measure_plan
 from ditplan.runtime.models.loading import prompt_embeddings
@@ -183,14 +184,12 @@ def test_flux_gives_the_latents_of_the_loop_by_hand(
     assert furthest(references.by_hand(spec, work, part), run(ranks, spec, [plan])[0]) <= EXACT
 
 
-@pytest.mark.parametrize("variant", ["gather", "both-ways"])
+@pytest.mark.parametrize("variant", ["gather", "bidirectional"])
 def test_every_ring_of_fresh_keys_gives_the_latents_of_the_loop_by_hand(
     ranks: RankPool, references: References, variant: str
 ) -> None:
     spec, work, part = uneven(), workload(steps=STEPS), stages(1, 3)
-    passes_on = plan_for(spec, Mesh(pipefusion=2, ring=2), work, None, part)
-    execution = passes_on.execution.model_copy(update={"ring": variant})
-    plan = passes_on.model_copy(update={"execution": execution})
+    plan = plan_for(spec, Mesh(pipefusion=2, ring=2), work, None, part).configured(ring=variant)
     assert furthest(references.by_hand(spec, work, part), run(ranks, spec, [plan])[0]) <= EXACT
 
 
@@ -362,7 +361,7 @@ def test_a_closed_plan_leaves_the_pipeline_as_it_was_even_when_a_call_was_refuse
 def test_graphs_go_with_their_plan(ranks: RankPool, mesh: Mesh) -> None:
     part = stages(1, 3) if mesh.pipefusion > 1 else None
     plan = plan_for(uneven(), mesh, workload(steps=STEPS), None, part)
-    plan = plan.model_copy(update={"execution": Execution(mode="graph")})
+    plan = plan.configured(mode="graph")
     for during, after in ranks.run(graphs_held, uneven(), plan, timeout_s=600)[:2]:
         assert (during > 0, after) == (True, 0)
 
@@ -451,8 +450,7 @@ def test_skip_layer_guidance_at_a_stage_boundary_is_that_of_one_device(
 def test_compiled_stages_give_what_eager_ones_give_and_are_compiled_once(ranks: RankPool) -> None:
     spec, work = small_sd3(num_layers=2), workload(steps=4)
     eager = plan_for(spec, Mesh(pipefusion=2), work, None, stages(1, 1, patches=2))
-    execution = Execution(mode="compile", fallback="refuse")
-    plan = eager.model_copy(update={"execution": execution})
+    plan = eager.configured(mode="compile").model_copy(update={"fallback": "refuse"})
     expected = ranks.run(latents, spec, eager, timeout_s=600)[0]
     found = ranks.run(latents_and_compiles, spec, [plan, plan], latents, timeout_s=600)
     for (first, compiles), (second, more_compiles) in found[:2]:

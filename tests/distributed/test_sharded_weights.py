@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from ditplan.profiles.catalog import find_model, shipped_weights
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate
 from ditplan.runtime.groups import RankContext
@@ -28,8 +29,7 @@ EXACT = 1e-4
 
 def with_pieces(plan: ExecutionPlan, mode: Mode = "eager") -> ExecutionPlan:
     """The plan with weights that are spread over its ranks."""
-    execution = plan.execution.model_copy(update={"weights": "sharded", "mode": mode})
-    return ExecutionPlan.model_validate({**dict(plan), "execution": execution})
+    return plan.configured(weights="sharded", mode=mode)
 
 
 @pytest.mark.parametrize("spec", [small_sd3(num_layers=5), small_flux()], ids=lambda s: s.name)

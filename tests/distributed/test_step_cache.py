@@ -2,10 +2,10 @@
 
 import pytest
 
+from ditplan.profiles.configuration import TaylorSeer
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import TaylorSeer
 from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import latents_of_pipeline

@@ -2,9 +2,9 @@
 
 import pytest
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import lively_pipeline, patched_latents
@@ -34,7 +34,10 @@ def test_any_shares_give_the_latents_of_one_device(ranks: RankPool, spec: ModelS
     results = ranks.run(latents_of_each, spec, plans, timeout_s=600)
     for number, plan in enumerate(plans):
         of_plan = [of_rank[number] for of_rank in results]
-        assert furthest(results[0][0], of_plan) <= EXACT, (plan.mesh, plan.token_shares)
+        assert furthest(results[0][0], of_plan) <= EXACT, (
+            plan.mesh,
+            plan.configuration.token_shares,
+        )
 
 
 def test_ranks_hold_tokens_in_proportion_to_their_shares(ranks: RankPool, spec: ModelSpec) -> None:

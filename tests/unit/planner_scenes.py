@@ -5,15 +5,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.enumerate import legal_meshes, patching_violation, why_illegal
-from ditplan.planner.space.placement import axis_orders, placement_of, seatings
+from ditplan.planner.space.placement import seatings
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Device
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule, TaylorSeer
+from ditplan.profiles.mesh import Mesh, axis_orders, placement_of
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, TimePoint
-from ditplan.profiles.plan import PipeFusion, Schedule, TaylorSeer
 from ditplan.profiles.workload import Workload
 from tests.unit.planner_factories import a_cluster, a_device, a_link, a_table, sd3_like
 
@@ -31,7 +30,7 @@ class Scene:
     workloads: tuple[Workload, ...]
     profile: ModelProfile | None = None
 
-    def is_legal(self, candidate: Candidate, workload: Workload) -> bool:
+    def is_legal(self, candidate: Configuration, workload: Workload) -> bool:
         """Whether the native backend can run a candidate."""
         mesh, part = candidate.mesh, candidate.pipefusion
         if why_illegal(mesh, self.spec, workload, None, NATIVE, approximate=True):
@@ -182,7 +181,7 @@ class Draws:
         ranks = len(scene.cluster.devices)
         self._meshes, _ = legal_meshes(scene.spec, plain, ranks, NATIVE, approximate=True)
 
-    def family(self) -> Iterator[Candidate]:
+    def family(self) -> Iterator[Configuration]:
         """A random candidate, and others that differ from it in one knob each."""
         first = self._candidate(self._random.choice(self._meshes))
         yield first
@@ -210,25 +209,25 @@ class Draws:
         """The same in a random order."""
         return self._random.sample(list(items), len(items))
 
-    def _candidate(self, mesh: Mesh) -> Candidate:
+    def _candidate(self, mesh: Mesh) -> Configuration:
         mode = self._random.choice(MODES)
-        plain = Candidate(mesh, placement_of(mesh), mode, pipefusion=self._part(mesh))
+        plain = Configuration(mesh, placement_of(mesh), mode, pipefusion=self._part(mesh))
         if self._random.random() < 0.5:
             plain = replace(plain, token_shares=self._shares(mesh))
         if plain.can_share_weights and self._random.random() < 0.5:
             plain = replace(plain, weights="sharded")
         return self._random.choice([plain, *self._placed(plain)])
 
-    def _on(self, mesh: Mesh, like: Candidate) -> Candidate:
+    def _on(self, mesh: Mesh, like: Configuration) -> Configuration:
         """As much as possible of a candidate on another mesh."""
         part = like.pipefusion if mesh.pipefusion == like.mesh.pipefusion else self._part(mesh)
         is_alike = mesh.sequence_parallel == like.mesh.sequence_parallel
         shares = like.token_shares if is_alike else None
-        found = Candidate(mesh, placement_of(mesh), like.mode, pipefusion=part)
+        found = Configuration(mesh, placement_of(mesh), like.mode, pipefusion=part)
         weights = like.weights if found.can_share_weights else "replicated"
         return replace(found, token_shares=shares, weights=weights)
 
-    def _placed(self, candidate: Candidate) -> Iterator[Candidate]:
+    def _placed(self, candidate: Configuration) -> Iterator[Configuration]:
         """Two other orders of the axes or seats of the devices."""
         mesh = candidate.mesh
         names = [device.name for device in self._scene.cluster.devices[: mesh.size]]

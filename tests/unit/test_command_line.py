@@ -336,8 +336,8 @@ def test_what_tune_may_choose_goes_by_the_quality_asked_for(command: Command) ->
     pinned = found("--pipefusion", "4", "--patches", "6", "--warmup", "2")
     assert {(one["patches"], one["warmup"]) for one in pinned} == {(6, 2)}
     plan = ExecutionPlan.load("plan.json")
-    assert plan.pipefusion is not None
-    assert plan.pipefusion.patches == 6
+    assert plan.configuration.pipefusion is not None
+    assert plan.configuration.pipefusion.patches == 6
     assert not plan.quality.exact
 
 
@@ -366,8 +366,8 @@ def test_every_mode_is_priced_and_a_graph_is_no_slower(command: Command, cluster
 def test_a_demanded_mode_is_the_only_one_planned_and_may_not_fall_back(command: Command) -> None:
     result = json.loads(command(*TUNE, "--mode", "graph", "--json").out)
     assert {one["mode"] for one in (result["best"], *result["alternatives"])} == {"graph"}
-    execution = ExecutionPlan.load(result["plan"]).execution
-    assert (execution.mode, execution.fallback) == ("graph", "refuse")
+    plan = ExecutionPlan.load(result["plan"])
+    assert (plan.configuration.mode, plan.fallback) == ("graph", "refuse")
 
 
 def test_results_for_people_name_the_plan_and_why_the_others_lost(command: Command) -> None:

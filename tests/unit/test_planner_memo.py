@@ -15,8 +15,9 @@ from ditplan.planner.cost.lower_bounds import LowerBounds
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.space.candidate import Candidate
-from ditplan.planner.space.placement import axis_orders, placements
+from ditplan.planner.space.placement import placements
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import axis_orders
 from ditplan.profiles.workload import Workload
 from tests.unit.planner_scenes import MODES, Draws, Scene, a_cpu, scenes
 
@@ -61,13 +62,13 @@ class Asked:
         self.model = CostModel(self.topology, scene.spec, scene.profile)
         self._floors: dict[Workload, LowerBounds] = {}
 
-    def answer(self, question: str, candidate: Candidate, workload: Workload) -> object:
+    def answer(self, question: str, candidate: Configuration, workload: Workload) -> object:
         """What a method says of a candidate."""
         if hasattr(self, question):
             return getattr(self, question)(candidate, workload)
         return getattr(self.model, question)(candidate, workload)
 
-    def memories(self, candidate: Candidate, workload: Workload) -> list[object]:
+    def memories(self, candidate: Configuration, workload: Workload) -> list[object]:
         """Of all stages, on a CPU too."""
         stages = range(candidate.mesh.pipefusion) if candidate.pipefusion else ()
         devices = (a_cpu(), *self.model.devices_of(candidate))
@@ -77,31 +78,31 @@ class Asked:
             for stage in (None, *stages)
         ]
 
-    def ring_variant(self, candidate: Candidate, _: Workload) -> str:
+    def ring_variant(self, candidate: Configuration, _: Workload) -> str:
         """How keys and values get about."""
         return self.model.ring_variant(candidate)
 
-    def placements(self, candidate: Candidate, _: Workload) -> list[object]:
+    def placements(self, candidate: Configuration, _: Workload) -> list[object]:
         """Those that the topology tells apart."""
         return list(placements(candidate.mesh, self.topology))
 
-    def least_s(self, candidate: Candidate, workload: Workload) -> float:
+    def least_s(self, candidate: Configuration, workload: Workload) -> float:
         """In the candidate's mode."""
         return self._floors_of(workload).least_s(_anywhere(candidate))
 
-    def of_modes(self, candidate: Candidate, workload: Workload) -> float:
+    def of_modes(self, candidate: Configuration, workload: Workload) -> float:
         """In all modes."""
         tried = [replace(_anywhere(candidate), mode=mode) for mode in MODES]
         return self._floors_of(workload).of_modes(tried)
 
-    def of_settings(self, candidate: Candidate, workload: Workload) -> float:
+    def of_settings(self, candidate: Configuration, workload: Workload) -> float:
         """With some numbers of patches."""
         patches = [2, 4] if candidate.pipefusion else []
         if not patches:
             return 0.0
         return self._floors_of(workload).of_settings(_anywhere(candidate), patches)
 
-    def least_bytes(self, candidate: Candidate, workload: Workload) -> int:
+    def least_bytes(self, candidate: Configuration, workload: Workload) -> int:
         """On the largest device."""
         return self._floors_of(workload).least_bytes(_anywhere(candidate))
 
@@ -127,9 +128,9 @@ QUESTIONS = (
 )
 
 
-def _anywhere(candidate: Candidate) -> Candidate:
+def _anywhere(candidate: Configuration) -> Configuration:
     """As floors take it: on any ranks."""
-    return Candidate(candidate.mesh, (), candidate.mode, candidate.order, candidate.pipefusion)
+    return Configuration(candidate.mesh, (), candidate.mode, candidate.order, candidate.pipefusion)
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
@@ -157,7 +158,7 @@ def test_one_cost_model_says_what_a_forgetful_one_says(scene: Scene) -> None:
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_orders_of_axes_with_the_same_key_have_the_same_floors(scene: Scene) -> None:
     for candidate in Draws(scene, seed=2).family():
-        asked, first = Asked(scene), dict[object, Candidate]()
+        asked, first = Asked(scene), dict[object, Configuration]()
         workload = scene.workloads[0]
         floors = asked.model.floors(workload, MODES)
         for order in axis_orders(candidate.mesh):

@@ -15,7 +15,7 @@ from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.search.workload_mix import (
     OneMesh,
     Weighted,
-    configuration_of,
+    kept_by_a_job,
     load_mix,
     one_mesh_for_all,
     parse_mix,
@@ -55,11 +55,11 @@ def cheapest_of_all(
     priced = [price_all(task, Topology(cluster))[0] for task in tasks]
     models = [CostModel(Topology(cluster), task.spec) for task in tasks]
     means = []
-    for key in set.intersection(*({configuration_of(one) for one in found} for found in priced)):
-        own = [next(one for one in found if configuration_of(one) == key) for found in priced]
-        for part in {one.candidate.pipefusion for one in own}:
+    for key in set.intersection(*({kept_by_a_job(one) for one in found} for found in priced)):
+        own = [next(one for one in found if kept_by_a_job(one) == key) for found in priced]
+        for part in {one.configuration.pipefusion for one in own}:
             costs = [
-                priced_as_is(task, model, replace(one.candidate, pipefusion=part))
+                priced_as_is(task, model, replace(one.configuration, pipefusion=part))
                 for task, model, one in zip(tasks, models, own, strict=True)
             ]
             if not any(one.too_big for one in costs):
@@ -85,7 +85,7 @@ def test_one_mesh_is_the_cheapest_of_all_configurations(
     assert mixed.one_mesh.mean_s == pytest.approx(
         cheapest_of_all(wishes, mix, SLOW_LINKS), rel=1e-9
     )
-    assert len({configuration_of(one) for one in mixed.one_mesh.costs}) == 1
+    assert len({kept_by_a_job(one) for one in mixed.one_mesh.costs}) == 1
 
 
 def test_stages_of_one_mesh_hold_the_same_blocks_for_all_workloads() -> None:
@@ -93,10 +93,10 @@ def test_stages_of_one_mesh_hold_the_same_blocks_for_all_workloads() -> None:
     take as long as their launches.
     """
     mixed = plan_mix(STAGED, SIZES, SLOW_LINKS)
-    own = {ranking.best.candidate.pipefusion for ranking in mixed.rankings}
+    own = {ranking.best.configuration.pipefusion for ranking in mixed.rankings}
     assert mixed.one_mesh is not None
     assert len(own) == 2
-    assert len({one.candidate.pipefusion for one in mixed.one_mesh.costs}) == 1
+    assert len({one.configuration.pipefusion for one in mixed.one_mesh.costs}) == 1
 
 
 def test_stages_of_one_mesh_fit_for_all_workloads() -> None:
@@ -114,28 +114,28 @@ def test_stages_of_one_mesh_fit_for_all_workloads() -> None:
 
     roomy = planned(80_000_000_000)
     tight = planned(roomy.costs[1].prediction.memory_bytes - 1)
-    assert tight.costs[0].candidate.pipefusion != roomy.costs[0].candidate.pipefusion
+    assert tight.costs[0].configuration.pipefusion != roomy.costs[0].configuration.pipefusion
     assert tight.mean_s > roomy.mean_s
 
 
 def test_a_mesh_that_is_fast_only_with_stages_of_each_workload_s_own_does_not_win() -> None:
     mixed = plan_mix(STAGED, SIZES, SLOW_LINKS)
-    fast = configuration_of(mixed.rankings[0].best)
+    fast = kept_by_a_job(mixed.rankings[0].best)
 
     def doctored(one: PricedCandidate, blocks: tuple[int, ...]) -> PricedCandidate:
-        part = one.candidate.pipefusion
+        part = one.configuration.pipefusion
         assert part is not None
         part = part.model_copy(update={"blocks_per_stage": blocks})
         less_s = {"latency_s": 0.9 * one.prediction.latency_s}
         return replace(
             one,
-            candidate=replace(one.candidate, pipefusion=part),
+            configuration=replace(one.configuration, pipefusion=part),
             prediction=one.prediction.model_copy(update=less_s),
         )
 
     with_it, without = [], []
     for ranking, blocks in zip(mixed.rankings, ((54, 1, 1, 1), (1, 1, 1, 54)), strict=True):
-        first = next(one for one in ranking.ranked if configuration_of(one) == fast)
+        first = next(one for one in ranking.ranked if kept_by_a_job(one) == fast)
         others = tuple(one for one in ranking.ranked if one is not first)
         with_it.append(replace(ranking, ranked=(doctored(first, blocks), *others)))
         without.append(replace(ranking, ranked=others))
@@ -163,9 +163,9 @@ def test_what_is_not_legal_for_all_serves_none() -> None:
     """cfg 2 needs guidance, which the second workload doesn't have."""
     plain = WORKLOAD.model_copy(update={"passes": 1})
     mixed = plan_mix(WISHES, (Weighted(WORKLOAD, 1), Weighted(plain, 1)), SLOW_LINKS)
-    assert mixed.rankings[0].best.candidate.mesh.cfg == 2
+    assert mixed.rankings[0].best.configuration.mesh.cfg == 2
     assert mixed.one_mesh is not None
-    assert {one.candidate.mesh.cfg for one in mixed.one_mesh.costs} == {1}
+    assert {one.configuration.mesh.cfg for one in mixed.one_mesh.costs} == {1}
     alone = replace(WISHES, pins={"dp": 2})
     with pytest.raises(InputError, match="1 pictures a batch"):
         plan_mix(alone, MIX, SLOW_LINKS)

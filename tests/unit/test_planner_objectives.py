@@ -210,28 +210,28 @@ def test_replicas_on_one_link_have_half_of_it_each() -> None:
     task = replace(TASK, cluster=crossed(10e9))
     half = replace(task, cluster=crossed(5e9))
     alone_s = {
-        one.candidate: one.prediction.latency_s
+        one.configuration: one.prediction.latency_s
         for one in price_all(half, Topology(half.cluster))[0]
     }
-    pairs = [one for one in replicated(task) if one.candidate.mesh.size == 2]
-    assert {one.candidate.mesh.pipefusion for one in pairs} == {1, 2}
+    pairs = [one for one in replicated(task) if one.configuration.mesh.size == 2]
+    assert {one.configuration.mesh.pipefusion for one in pairs} == {1, 2}
     for one in pairs:
         assert one.replicas == 2
         together_s = one.prediction.latency_s * one.slowdown
         # stages may be divided otherwise over a slower link
-        if one.candidate in alone_s:
-            assert together_s == pytest.approx(alone_s[one.candidate], rel=1e-9)
-    slowed = {str(one.candidate.mesh): one.slowdown for one in pairs}
+        if one.configuration in alone_s:
+            assert together_s == pytest.approx(alone_s[one.configuration], rel=1e-9)
+    slowed = {str(one.configuration.mesh): one.slowdown for one in pairs}
     assert slowed["ulysses2"] > 1.05
     assert slowed["pipefusion2"] > 1
-    assert {one.candidate for one in pairs} & alone_s.keys() >= {
-        one.candidate for one in pairs if one.candidate.mesh.pipefusion == 1
+    assert {one.configuration for one in pairs} & alone_s.keys() >= {
+        one.configuration for one in pairs if one.configuration.mesh.pipefusion == 1
     }
 
 
 def test_replicas_that_share_no_link_are_as_fast_as_alone() -> None:
     for one in replicated(replace(TASK, cluster=a_cluster(hosts=2, devices=2))):
-        size = one.candidate.mesh.size
+        size = one.configuration.mesh.size
         assert one.replicas == {1: 4, 2: 2, 3: 1, 4: 1}[size]
         assert one.slowdown == pytest.approx(1, rel=1e-9)
 
@@ -244,20 +244,20 @@ def test_throughput_is_the_best_of_all_candidates_times_their_replicas() -> None
     """On links that nobody shares; a batch of 2 may also be split by dp."""
     task = replace(TASK, workload=PAIRS)
     by_hand = {
-        one.candidate: (4 // one.candidate.mesh.size) * 2 / one.prediction.latency_s
+        one.configuration: (4 // one.configuration.mesh.size) * 2 / one.prediction.latency_s
         for one in search(task).ranked
     }
     found = by("throughput", task=task)
-    assert by_hand[found.best.candidate] == pytest.approx(max(by_hand.values()), rel=1e-5)
-    assert found.best.replicas == 4 // found.best.candidate.mesh.size
-    ordered = [by_hand[one.candidate] for one in found.ranked]
+    assert by_hand[found.best.configuration] == pytest.approx(max(by_hand.values()), rel=1e-5)
+    assert found.best.replicas == 4 // found.best.configuration.mesh.size
+    ordered = [by_hand[one.configuration] for one in found.ranked]
     assert ordered == pytest.approx(sorted(ordered, reverse=True), rel=1e-5)
     assert all("throughput" in one.reason for one in found.alternatives)
 
 
 def test_max_latency_bounds_what_a_call_takes_while_copies_run() -> None:
     task = replace(TASK, cluster=crossed(10e9))
-    pair = next(one for one in replicated(task) if str(one.candidate.mesh) == "ulysses2")
+    pair = next(one for one in replicated(task) if str(one.configuration.mesh) == "ulysses2")
     together_s = pair.prediction.latency_s * pair.slowdown
     task = replace(task, pins={"ulysses": 2, "cfg": 1, "ring": 1, "pipefusion": 1})
     assert by("throughput", together_s * 1.001, task).best.replicas == 2
@@ -267,29 +267,31 @@ def test_max_latency_bounds_what_a_call_takes_while_copies_run() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 1.5, 2.5, 10.0])
 def test_gpus_is_the_fewest_of_all_candidates_that_are_fast_enough(share: float) -> None:
-    predicted = [(one.prediction.latency_s, one.candidate.mesh.size) for one in search(TASK).ranked]
+    predicted = [
+        (one.prediction.latency_s, one.configuration.mesh.size) for one in search(TASK).ranked
+    ]
     bound_s = share * min(predicted)[0] * 1.00001
     found = by("gpus", bound_s)
     fewest = min(gpus for latency_s, gpus in predicted if latency_s <= bound_s)
-    assert found.best.candidate.mesh.size == fewest
+    assert found.best.configuration.mesh.size == fewest
     assert found.best.prediction.latency_s == pytest.approx(
         min(s for s, gpus in predicted if gpus == fewest), rel=1e-5
     )
     for one in found.alternatives:
         if one.prediction.latency_s > bound_s:
             assert one.reason.startswith("too slow: ")
-        elif one.candidate.mesh.size > fewest:
-            assert one.reason.startswith(f"needs {one.candidate.mesh.size - fewest} more GPU")
+        elif one.configuration.mesh.size > fewest:
+            assert one.reason.startswith(f"needs {one.configuration.mesh.size - fewest} more GPU")
 
 
 def test_a_bound_that_nothing_keeps_is_refused_with_the_fastest() -> None:
     fastest = search(TASK).best
     with pytest.raises(
-        InputError, match=f"the fastest, {fastest.candidate.mesh}, takes"
+        InputError, match=f"the fastest, {fastest.configuration.mesh}, takes"
     ) as refused:
         by("gpus", 0.001)
     enough_s = float(str(refused.value).split("use max_latency_s=")[1].split()[0])
-    assert by("gpus", enough_s).best.candidate.mesh == fastest.candidate.mesh
+    assert by("gpus", enough_s).best.configuration.mesh == fastest.configuration.mesh
 
 
 def test_the_ranking_s_pareto_set_is_that_of_what_fits() -> None:
@@ -313,7 +315,7 @@ def test_for_the_fewest_gpus_the_fastest_of_each_number_is_measured_first() -> N
     order = to_measure(fitting, Objective("gpus", bound_s), 1)
     fastest: list[PricedCandidate] = []
     for gpus in range(1, 5):
-        own = [one for one in fitting if one.candidate.mesh.size == gpus]
+        own = [one for one in fitting if one.configuration.mesh.size == gpus]
         first = min(own, key=lambda one: one.prediction.latency_s)
         before = min((one.prediction.latency_s for one in fastest), default=bound_s)
         if first.prediction.latency_s < before:
@@ -336,15 +338,17 @@ class Slow:
 
 
 def test_the_fewest_gpus_are_judged_by_what_was_measured() -> None:
-    predicted = [(one.prediction.latency_s, one.candidate.mesh.size) for one in search(TASK).ranked]
+    predicted = [
+        (one.prediction.latency_s, one.configuration.mesh.size) for one in search(TASK).ranked
+    ]
     bound_s = 1.05 * min(s for s, gpus in predicted if gpus == 2)
     machine = Slow()
     objective = Objective("gpus", bound_s)
     found = search(replace(TASK, objective=objective), MeasurementPolicy(machine, top=3, rounds=1))
     assert machine.ran[0] == 2
     assert found.best.measurement is not None
-    assert found.best.candidate.mesh.size == min(size for size in machine.ran if size != 2)
-    assert next(one for one in found.ranked if one.candidate.mesh.size == 2).reason.startswith(
+    assert found.best.configuration.mesh.size == min(size for size in machine.ran if size != 2)
+    assert next(one for one in found.ranked if one.configuration.mesh.size == 2).reason.startswith(
         "too slow: 10 s (measured)"
     )
 
@@ -373,7 +377,7 @@ def test_what_is_measured_next_should_be_better_than_what_was(
         and all(objective.key(own) < objective.key(other) for other in known)
     ]
     if known:
-        assert {one.candidate for one in chosen} <= {one.candidate for _, one in better}
+        assert {one.configuration for one in chosen} <= {one.configuration for _, one in better}
         assert bool(chosen) == bool(better)
     else:
         assert len(chosen) == 3
@@ -390,7 +394,7 @@ def test_measuring_ends_where_nothing_should_serve_the_objective_better() -> Non
     """One GPU is enough, and was measured first."""
     task = replace(TASK, objective=Objective("gpus", 1000.0))
     found = search(task, MeasurementPolicy(lambda plan: RunResult(1.0), top=9, rounds=1))
-    assert found.best.candidate.mesh.size == 1
+    assert found.best.configuration.mesh.size == 1
     assert sum(one.measurement is not None for one in found.ranked) <= 4
     assert "should serve the objective better" in found.ended
 
@@ -405,7 +409,7 @@ def test_measured_throughput_decides() -> None:
     figures = [one.figures(1).throughput_per_s for one in measured]
     assert figures == sorted(figures, reverse=True)
     assert found.best is found.ranked[0] is measured[0]
-    assert found.best.candidate.mesh.size > 1
+    assert found.best.configuration.mesh.size > 1
 
 
 def test_without_an_objective_latency_decides() -> None:

@@ -29,7 +29,7 @@ def cpus(gigabytes: int, devices: int = 2) -> ClusterProfile:
 def test_one_mesh_costs_what_it_costs_among_all(gpus: int | None) -> None:
     one = price_one(replace(TASK, gpus=gpus), Mesh(cfg=2, ulysses=2), "eager")
     ranked, _ = price_all(TASK, Topology(TASK.cluster))
-    same = next(other for other in ranked if other.candidate == one.candidate)
+    same = next(other for other in ranked if other.configuration == one.configuration)
     assert one.prediction == same.prediction
     assert one.too_big is None
 
@@ -74,7 +74,7 @@ def test_cpus_never_lose_a_plan_to_memory_but_say_what_is_missing() -> None:
     found = search(task, progress=said.append)
     assert found.legal == 4
     assert "does not fit in memory" not in found.pruned
-    assert found.best.candidate.mesh == Mesh(cfg=2)
+    assert found.best.configuration.mesh == Mesh(cfg=2)
     needed = f"{found.best.prediction.memory_bytes / 1e9:.1f} GB x 2 ranks, h0 has 12.0 GB"
     assert found.best.warning == f"needs {needed}: it will swap"
     assert f"cfg2, eager: {found.best.warning}" in next(s for s in said if "warning" in s)

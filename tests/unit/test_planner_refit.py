@@ -151,8 +151,8 @@ def test_the_next_batch_goes_where_measurements_point(fast: str, slow: str) -> N
     true_s = scaled_s(**{fast: 0.3, slow: 2.0})
     rows = with_parts("ulysses", "ring", "bubbles")
     results = [measured_as(r, true_s[i]) if i in rows else r for i, r in enumerate(FOUND)]
-    unstaged = [ranked for ranked in results if not ranked.candidate.pipefusion]
-    chosen = [ranked.candidate.mesh for ranked in next_batch(unstaged, 3)]
+    unstaged = [ranked for ranked in results if not ranked.configuration.pipefusion]
+    chosen = [ranked.configuration.mesh for ranked in next_batch(unstaged, 3)]
     assert len(set(chosen)) == 3
     assert not any(ranked.measurement for ranked in next_batch(unstaged, 3))
     degrees = {axis: [getattr(mesh, axis) for mesh in chosen] for axis in (fast, slow)}

@@ -13,7 +13,7 @@ from ditplan.planner.pipefusion.partition import AS_FAST, balanced_stages
 from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
 from ditplan.planner.space.stage_blocks import folded, runs_of_stages, unfolded
 from ditplan.profiles.catalog import find_model
-from ditplan.profiles.plan import PipeFusion
+from ditplan.profiles.configuration import PipeFusion
 
 SECONDS = st.integers(0, 12).map(float)
 

@@ -24,7 +24,6 @@ from ditplan.planner.report import ranking_table, simulate_json, tune_json
 from ditplan.planner.search.ranking import SearchResult
 from ditplan.planner.search.rounds import MOST_ROUNDS
 from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
-from ditplan.planner.search.trials import key_of
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster
@@ -82,9 +81,9 @@ def test_top_and_control_are_measured_interleaved(top: int) -> None:
     assert len(set(first_round)) == len(first_round)
     control = next(ranked for ranked in found.ranked if ranked.control)
     assert control.measurement is not None
-    assert str(control.candidate.mesh) in first_round
-    predicted = [str(ranked.candidate.mesh) for ranked in search(TASK).ranked]
-    assert set(first_round) == {*predicted[:top], str(control.candidate.mesh)}
+    assert str(control.configuration.mesh) in first_round
+    predicted = [str(ranked.configuration.mesh) for ranked in search(TASK).ranked]
+    assert set(first_round) == {*predicted[:top], str(control.configuration.mesh)}
 
 
 def test_measured_latency_decides() -> None:
@@ -112,11 +111,11 @@ def test_measurement_is_the_median_with_the_largest_memory() -> None:
 
 def test_failing_candidates_are_told_fail_and_the_others_go_on(tmp_path: Path) -> None:
     journal = tmp_path / "study.log"
-    best = str(search(TASK).best.candidate.mesh)
+    best = str(search(TASK).best.configuration.mesh)
     machine = Machine(**{best.replace(" x ", "_"): "rank 1 ran out of memory"})
     found = search(TASK, MeasurementPolicy(machine, top=3, rounds=2, journal=journal))
     assert machine.ran.count(best) == 1
-    failed = next(ranked for ranked in found.ranked if str(ranked.candidate.mesh) == best)
+    failed = next(ranked for ranked in found.ranked if str(ranked.configuration.mesh) == best)
     assert failed.reason == "failed when it was run: rank 1 ran out of memory"
     assert found.best.measurement is not None
     states = {trial.user_attrs["mesh"].partition(",")[0]: trial for trial in trials_in(journal)}
@@ -128,7 +127,7 @@ def test_failing_candidates_are_told_fail_and_the_others_go_on(tmp_path: Path) -
 
 def test_a_clearly_slower_plan_is_run_less_and_its_measurement_is_kept(tmp_path: Path) -> None:
     journal, ran = tmp_path / "study.log", list[str]()
-    slow = str(search(TASK).ranked[1].candidate.mesh)
+    slow = str(search(TASK).ranked[1].configuration.mesh)
 
     def measure(plan: ExecutionPlan) -> RunResult:
         ran.append(str(plan.mesh))
@@ -141,7 +140,7 @@ def test_a_clearly_slower_plan_is_run_less_and_its_measurement_is_kept(tmp_path:
     pruned = [trial for trial in trials_in(journal) if trial.state == TrialState.PRUNED]
     assert [trial.user_attrs["mesh"].partition(",")[0] for trial in pruned] == [slow]
     assert "slower than the fastest" in pruned[0].user_attrs["reason"]
-    loser = next(ranked for ranked in found.ranked if str(ranked.candidate.mesh) == slow)
+    loser = next(ranked for ranked in found.ranked if str(ranked.configuration.mesh) == slow)
     assert loser.measurement is not None
     assert loser.reason.startswith("measured 5")
     ran.clear()
@@ -161,7 +160,7 @@ def test_what_noise_hides_gets_more_rounds() -> None:
 
 def test_measuring_ends_when_no_other_plan_can_win() -> None:
     ran, said = set[str](), list[str]()
-    predicted = {str(r.candidate.mesh): r.prediction.latency_s for r in search(TASK).ranked}
+    predicted = {str(r.configuration.mesh): r.prediction.latency_s for r in search(TASK).ranked}
     # three meshes far ahead of what the others can be
     ahead = {mesh: 0.3 * latency_s for mesh, latency_s in predicted.items()}
 
@@ -293,9 +292,9 @@ def test_journal_in_a_missing_folder_is_wrong_input(tmp_path: Path) -> None:
 def test_trials_carry_their_degrees_as_parameters(tmp_path: Path) -> None:
     journal = tmp_path / "study.log"
     found = search(TASK, MeasurementPolicy(Machine(), top=3, rounds=1, journal=journal))
-    by_key = {key_of(ranked.candidate): ranked for ranked in found.ranked}
+    by_key = {ranked.configuration.key: ranked for ranked in found.ranked}
     for trial in trials_in(journal):
-        mesh = by_key[trial.user_attrs["candidate"]].candidate.mesh
+        mesh = by_key[trial.user_attrs["candidate"]].configuration.mesh
         assert {a: trial.params[a] for a in ("cfg", "ring", "ulysses")} == {
             a: getattr(mesh, a) for a in ("cfg", "ring", "ulysses")
         }
@@ -341,11 +340,11 @@ def test_the_plan_holds_the_best_candidate_and_its_runner_ups() -> None:
     found = search(TASK, MeasurementPolicy(Machine(), top=2, rounds=1))
     plan = found.to_plan()
     assert ExecutionPlan.from_json(plan.model_dump_json(), "plan") == plan
-    assert plan.mesh == found.best.candidate.mesh
+    assert plan.mesh == found.best.configuration.mesh
     assert plan.measurement == found.best.measurement
     assert [r.reason for r in plan.runner_ups] == [r.reason for r in found.ranked[1:9]]
     assert plan.fingerprint.devices == ("H100",) * plan.mesh.size
-    assert found.to_plan(1).mesh == found.ranked[1].candidate.mesh
+    assert found.to_plan(1).mesh == found.ranked[1].configuration.mesh
 
 
 def test_tune_json_holds_what_the_command_line_promises() -> None:
@@ -359,7 +358,7 @@ def test_tune_json_holds_what_the_command_line_promises() -> None:
 
 
 def test_simulate_json_holds_what_the_command_line_promises() -> None:
-    found = simulate_json(search(TASK).best.prediction)
+    found = simulate_json(TASK, search(TASK).best)
     assert {"latency_s", "interval_s", "memory_bytes", "breakdown", "link_bytes"} <= set(found)
 
 
@@ -393,21 +392,21 @@ def test_table_cuts_nothing_off_and_names_orders(width: int) -> None:
     text = table_text(found, width)
     assert "\u2026" not in text
     for ranked in found.ranked[:12]:
-        assert str(ranked.candidate.mesh) in text
-        if ranked.candidate.order != AXES:
-            assert f"({ranked.candidate.order_text})" in text
+        assert str(ranked.configuration.mesh) in text
+        if ranked.configuration.order != AXES:
+            assert f"({ranked.configuration.order_text})" in text
 
 
 def test_table_shows_the_rule_of_thumb_wherever_it_stands() -> None:
     found = search(TASK)
     place = next(i for i, ranked in enumerate(found.ranked, start=1) if ranked.control)
     text = table_text(found, width=100, rows=place - 1)
-    assert f"{place} {found.ranked[place - 1].candidate.mesh} *" in text
+    assert f"{place} {found.ranked[place - 1].configuration.mesh} *" in text
     assert f"{len(found.ranked) - place} more not shown" in text
 
 
 def test_table_shows_words_in_brackets_as_they_are() -> None:
-    best = str(search(TASK).best.candidate.mesh).replace(" x ", "_")
+    best = str(search(TASK).best.configuration.mesh).replace(" x ", "_")
     machine = Machine(**{best: "[rank 1] died"})
     assert "[rank 1] died" in table_text(
         search(TASK, MeasurementPolicy(machine, top=3, rounds=1)), width=140
@@ -417,7 +416,7 @@ def test_table_shows_words_in_brackets_as_they_are() -> None:
 @pytest.mark.parametrize("name", cluster_names())
 def test_all_recorded_clusters_are_searched(name: str) -> None:
     found = search(Task(sd3_like(), WORKLOAD, find_cluster(name)))
-    assert found.best.candidate.mesh.cfg == 2
+    assert found.best.configuration.mesh.cfg == 2
 
 
 def test_searching_loads_no_torch() -> None:
@@ -429,9 +428,9 @@ def test_searching_loads_no_torch() -> None:
 
 
 def test_fewer_gpus_are_plans_too() -> None:
-    sizes = {ranked.candidate.mesh.size for ranked in search(TASK).ranked}
+    sizes = {ranked.configuration.mesh.size for ranked in search(TASK).ranked}
     assert sizes == {1, 2, 3, 4}
-    assert Mesh() in {ranked.candidate.mesh for ranked in search(TASK).ranked}
+    assert Mesh() in {ranked.configuration.mesh for ranked in search(TASK).ranked}
 
 
 @pytest.mark.parametrize(

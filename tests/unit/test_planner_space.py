@@ -7,17 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.space.candidate import Candidate
-from ditplan.planner.space.enumerate import (
-    baseline_of,
-    enumerate_space,
-    legal_meshes,
-    why_illegal,
-)
-from ditplan.planner.space.placement import placement_of, placements
+from ditplan.planner.space.enumerate import baseline_of, enumerate_space, legal_meshes, why_illegal
+from ditplan.planner.space.placement import placements
 from ditplan.profiles.backends import BACKENDS, Backend
 from ditplan.profiles.catalog import find_model
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import AXES, Mesh, placement_of
 from tests.unit.planner_factories import WORKLOAD, a_cluster, sd3_like
 
 NATIVE = BACKENDS["native"]
@@ -166,4 +161,4 @@ def test_rule_of_thumb_is_what_users_choose(
     topology = Topology(a_cluster(hosts=hosts, devices=8))
     space = enumerate_space(spec, workload, topology, 8 * hosts, NATIVE)
     control = baseline_of(space.candidates, spec, workload, topology)
-    assert control == Candidate(expected, tuple(range(8 * hosts)))
+    assert control == Configuration(expected, tuple(range(8 * hosts)))

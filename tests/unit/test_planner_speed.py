@@ -17,16 +17,14 @@ from ditplan.planner.network.groups import AxisGroups, groups_along
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import price_all, space_of
 from ditplan.planner.search.ranking import PricedCandidate
-from ditplan.planner.search.trials import key_of
 from ditplan.planner.space.approximations import ApproximationPolicy
-from ditplan.planner.space.candidate import Candidate
 from ditplan.planner.space.enumerate import evenly_staged
-from ditplan.planner.space.placement import axis_orders, placement_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Operation
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
 from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import Prediction
 from tests.unit.planner_factories import WORKLOAD, a_cluster, a_link, a_table, sd3_like
@@ -83,8 +81,8 @@ def test_prices_are_those_of_a_cost_model_that_has_priced_nothing_before(
     ranked, _ = price_all(task, Topology(cluster))
     for found in random.Random(1).sample(ranked, min(20, len(ranked))):
         fresh = CostModel(Topology(cluster), spec)
-        alone = fresh.balanced(found.candidate, spec.defaults)
-        assert alone == found.candidate
+        alone = fresh.balanced(found.configuration, spec.defaults)
+        assert alone == found.configuration
         assert same(fresh.price(alone, spec.defaults), found.prediction)
 
 
@@ -182,8 +180,10 @@ def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.Mon
     assert pruned["can't be among the best"] > 0
     assert len(few) < len(every)
     assert undominated(few) == undominated(every)
-    assert str(few[0].candidate) == str(every[0].candidate)
-    assert [r.candidate for r in few if r.control] == [r.candidate for r in every if r.control]
+    assert str(few[0].configuration) == str(every[0].configuration)
+    assert [r.configuration for r in few if r.control] == [
+        r.configuration for r in every if r.control
+    ]
 
 
 def test_on_large_clusters_no_more_memory_is_given_up_than_may_be(
@@ -208,7 +208,7 @@ def undominated(ranked: Sequence[PricedCandidate]) -> set[tuple[float, ...]]:
     points = {
         (
             float(f"{r.prediction.latency_s:.9g}"),
-            r.candidate.mesh.size,
+            r.configuration.mesh.size,
             r.prediction.memory_bytes,
             not r.quality.exact,
         )
@@ -229,11 +229,11 @@ def test_up_to_sixteen_ranks_all_that_is_nearly_as_good_is_priced(
     monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(task.cluster))
     assert len(few) < len(every)
-    known = {key_of(ranked.candidate) for ranked in few}
+    known = {ranked.configuration.key for ranked in few}
     limit_s = 1.5 * every[0].prediction.latency_s
     near = [ranked for ranked in every if ranked.prediction.latency_s < limit_s]
     assert len(near) > 50
-    assert {key_of(ranked.candidate) for ranked in near} <= known
+    assert {ranked.configuration.key for ranked in near} <= known
 
 
 def test_a_pinned_mesh_that_fills_hosts_unevenly_is_priced_all_the_same() -> None:
@@ -289,12 +289,12 @@ def test_parts_sum_to_the_latency(mesh: Mesh, data: st.DataObject) -> None:
     assert math.isclose(sum(price.parts.values()), price.latency_s, rel_tol=1e-6)
 
 
-def a_candidate(mesh: Mesh, data: st.DataObject) -> Candidate:
+def a_candidate(mesh: Mesh, data: st.DataObject) -> Configuration:
     """The mesh in any order, mode and with any patches."""
     order = data.draw(st.sampled_from(list(axis_orders(mesh))))
     part = evenly_staged(mesh, SPEC, data.draw(st.integers(1, 9)), 1)
     mode: Mode = data.draw(st.sampled_from(typing.get_args(Mode)))
-    return Candidate(mesh, placement_of(mesh, order), mode, order, part)
+    return Configuration(mesh, placement_of(mesh, order), mode, order, part)
 
 
 def test_groups_of_one_pattern_are_the_same_key() -> None:

@@ -8,9 +8,10 @@ import pytest
 from ditplan.profiles.bounds import unit_of
 from ditplan.profiles.catalog import cluster_names, find_cluster
 from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.configuration import TaylorSeer
 from ditplan.profiles.errors import LONGEST_MESSAGE, InputError
 from ditplan.profiles.hosts import parse_hosts
-from ditplan.profiles.plan import ExecutionPlan, TaylorSeer
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import Record
 from tests.unit.factories import a_cluster, a_model_profile, a_model_spec, a_plan
 
@@ -54,9 +55,14 @@ OUT_OF_BOUNDS = [
     (a_plan(), "workload.frames", 10**9, "less than or equal to 100000"),
     (a_plan(), "workload.batch", 10**9, "less than or equal to 65536"),
     (a_plan(), "workload.passes", 10**9, "less than or equal to 16"),
-    (a_plan(), "mesh.ring", 10**9, "less than or equal to 65536"),
-    (a_plan(), "pipefusion", STAGES, "pipefusion.blocks_per_stage.1: Input should be less than"),
-    (a_plan(), "step_cache", {"interval": 10**9}, "less than or equal to 100000"),
+    (a_plan(), "configuration.mesh.ring", 10**9, "less than or equal to 65536"),
+    (
+        a_plan(),
+        "configuration.pipefusion",
+        STAGES,
+        "pipefusion.blocks_per_stage.1: Input should be less than",
+    ),
+    (a_plan(), "configuration.step_cache", {"interval": 10**9}, "less than or equal to 100000"),
     (a_model_spec(), "blocks.0.count", 10**9, "less than or equal to 1024"),
     (a_model_spec(), "blocks.0.image_flops", 1e300, "FLOP (given: 1e+300)"),
     (a_model_spec(), "blocks.0.attentions.0.heads", 10**9, "less than or equal to 65536"),

@@ -32,16 +32,16 @@ def parsed(text: str) -> object:
     return parse_json(text, "x.json", "thing", "mend it")
 
 
+def put_three_gigabytes(path: Path) -> None:
+    """A file of nothing, which takes no room."""
+    path.touch()
+    os.truncate(path, 3 << 30)
+
+
 def put_socket(path: Path) -> None:
     """A socket, as servers leave them behind."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(path))
-
-
-def put_gigabytes(path: Path) -> None:
-    """A large file with nothing in it."""
-    path.touch()
-    os.truncate(path, 3 << 30)
 
 
 NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -52,7 +52,7 @@ NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "endless device": (lambda path: path.symlink_to("/dev/zero"), "this is no regular file"),
     "loop": (lambda path: path.symlink_to(path), "can't be read as a plan"),
     "below a file": (lambda path: path.symlink_to("/dev/null/x"), "can't be read as a plan"),
-    "3 GB": (put_gigabytes, "is larger than 8 MiB"),
+    "3 GB": (put_three_gigabytes, "is larger than 8 MiB"),
     "Latin-1": (lambda path: path.write_bytes(b"caf\xe9"), "byte 3 isn't UTF-8 text"),
 }
 
