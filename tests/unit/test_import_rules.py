@@ -39,7 +39,9 @@ ORDER = {
     "runtime": (
         ("groups", "takeover"),
         ("ranks", "weights", "blocks", "collectives", "step_cache"),
-        ("admission", "in_force", "transport", "compilation", "batch"),
+        ("in_force",),
+        ("admission",),
+        ("transport", "compilation", "batch"),
         ("sequence",),
         ("pipefusion",),
         ("models",),
