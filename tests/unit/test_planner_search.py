@@ -3,11 +3,13 @@
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -431,3 +433,39 @@ def test_fewer_gpus_are_plans_too() -> None:
     sizes = {ranked.configuration.mesh.size for ranked in search(TASK).ranked}
     assert sizes == {1, 2, 3, 4}
     assert Mesh() in {ranked.configuration.mesh for ranked in search(TASK).ranked}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda lines: [*lines, b"hello"], "is not JSON"),
+        (lambda lines: [*lines, b"[1]"], "this is no entry of a study"),
+        (lambda lines: [*lines, b"{}"], "this is no study of ditplan's (KeyError: 'op_code')"),
+        (lambda lines: [*lines, b'{"op_code": 99}'], "this is no study of ditplan's"),
+        (lambda lines: [*lines, b'{"a": NaN}'], "Input should be a finite number"),
+        (lambda lines: [b"\xff\xfe", *lines], "line 1: line 1, column 1"),
+        (lambda lines: [re.sub(rb"0\.5\d*", b"-1", line) for line in lines], "took -1"),
+        (lambda lines: [line.replace(b"1000", b'"x"') for line in lines], "memory_bytes is 'x'"),
+    ],
+)
+def test_a_damaged_journal_is_refused_with_its_name_and_what_to_do(
+    tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], words: str
+) -> None:
+    journal = tmp_path / "study.log"
+    policy = MeasurementPolicy(lambda _plan: RunResult(0.5, 1000), top=1, rounds=1, journal=journal)
+    search(TASK, policy)
+    lines = damage(journal.read_bytes().splitlines())
+    journal.write_bytes(b"".join(line + b"\n" for line in lines))
+    with pytest.raises(InputError) as refused:
+        search(TASK, policy)
+    message = str(refused.value)
+    assert message.startswith(f"{journal}: ")
+    assert words in message
+    assert message.endswith("; delete it to measure anew")
+
+
+def test_a_journal_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "study.log")
+    policy = MeasurementPolicy(lambda _plan: RunResult(0.5), top=1, journal=tmp_path / "study.log")
+    with pytest.raises(InputError, match=r"study.log: this is no regular file; expected the journ"):
+        search(TASK, policy)
