@@ -151,7 +151,7 @@ def given_values(
 
 def is_default(value: Any, default: Any) -> bool:
     """Whether a number or a word is what the argument is anyway, or nobody reads it."""
-    return default is UNREAD or isinstance(value, (bool, int, float, str)) and value == default
+    return default is UNREAD or (isinstance(value, (bool, int, float, str)) and value == default)
 
 
 def described(value: Any) -> str:
