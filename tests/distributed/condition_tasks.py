@@ -23,14 +23,14 @@ CONTROLLED = {
 
 
 def adapted_latents(
-    context: RankContext, name: str, plans: Sequence[ExecutionPlan], adapted: bool = True
+    context: RankContext, name: str, plans: Sequence[ExecutionPlan]
 ) -> list[torch.Tensor | None]:
     """Final latents with an IP-Adapter, plan by plan; None on ranks that one doesn't use."""
     key = f"adapted pipeline {name}"
     if key not in context.kept:
         context.kept[key] = adapted_pipeline(name)
     pipeline, more = context.kept[key]
-    return _latents_of(context, name, pipeline, plans, more if adapted else {})
+    return _latents_of(context, name, pipeline, plans, more)
 
 
 def controlled_latents(
