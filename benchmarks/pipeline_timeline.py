@@ -18,8 +18,8 @@ from benchmarks.engines import WARMUP_STEPS, plan_for
 from benchmarks.stage_events import Event, timeline
 from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
 from ditplan.profiles.catalog import find_model
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.ranks.pool import RankPool
 
 

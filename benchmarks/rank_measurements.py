@@ -59,7 +59,7 @@ def draw(
     pipeline: Any = context.kept["pipeline"]
     found: list[torch.Tensor] = []
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         for start in range(0, len(captions), batch):
             some = captions[start : start + batch]
@@ -223,10 +223,12 @@ def with_transport(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, transport: Transport
 ) -> RankRun | None:
     """A run of a plan whose stages send that way; compiled code is kept from run to run."""
-    assert plan.pipefusion is not None
+    assert plan.configuration.pipefusion is not None
     with mock.patch.object(pipe, "transport_between", lambda _ends, _context: transport):
         for plans in context.kept.get("prepared plans", {}).values():
             for key, prepared in plans.items():
-                made = pipe.make_route(context, plan.mesh, plan.placement, plan.pipefusion)
+                made = pipe.make_route(
+                    context, plan.mesh, plan.configuration.placement, plan.configuration.pipefusion
+                )
                 plans[key] = dataclasses.replace(prepared, pipe=made)
         return measure_plan(context, spec, None, plan)

@@ -9,23 +9,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ditplan.planner.constants import CostConstants, MemoryConstants
-from ditplan.planner.cost.breakdown import Ledger, worst_source
-from ditplan.planner.cost.lower_bounds import Floors
+from ditplan.planner.cost.breakdown import CostBreakdown, worst_source
+from ditplan.planner.cost.lower_bounds import LowerBounds
 from ditplan.planner.cost.memory import Memory, MemoryModel, held_parameters
-from ditplan.planner.cost.mixed_devices import ROUNDS, Crew, Load, crew_of, whole_shares
+from ditplan.planner.cost.mixed_devices import ROUNDS, Load, RankKinds, rank_kinds_of, whole_shares
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Roofline
 from ditplan.planner.cost.step import Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import listed
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.pipefusion.price import Pipeline
+from ditplan.planner.pipefusion.price import PipeFusionCost
 from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
 from ditplan.planner.simulation.timeline import Timeline, exact_timeline
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import ClusterProfile, Device
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.configuration import Configuration, RingVariant
+from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
-from ditplan.profiles.plan import Prediction, RingVariant
+from ditplan.profiles.plan import Prediction
 from ditplan.profiles.workload import Workload
 
 
@@ -55,15 +57,14 @@ class CostModel:
         self._work = RankWork(self.topology, spec, profile, self.constants)
         self._all_devices = self._work.devices
         self._are_all_alike = len(set(self._all_devices)) == 1
-        self._known_crews: dict[tuple[object, ...], Crew] = {}
-        self._one_crew: Crew = ((None, self._all_devices[0]),)
+        self._one_kind: RankKinds = ((None, self._all_devices[0].name),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
-        self._around_s: dict[tuple[str, Workload], float] = {}
-        self._pipelines: dict[tuple[int, ...], tuple[object, Pipeline]] = {}
+        self._around_s: Memo[tuple[str, Workload], float] = Memo()
+        self._pipefusion_costs: Memo[tuple[RankKinds, ...], tuple[object, PipeFusionCost]] = Memo()
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 
-    def price(self, candidate: Candidate, workload: Workload) -> Prediction:
+    def price(self, candidate: Configuration, workload: Workload) -> Prediction:
         """The denoising loop by cause, with interval, what surrounds it, and the busiest rank's
         memory.
 
@@ -74,7 +75,7 @@ class CostModel:
         computed = 1 if candidate.pipefusion else workload.steps
         if candidate.step_cache:
             computed = candidate.step_cache.computed_steps(workload.steps)
-        ledger = Ledger()
+        ledger = CostBreakdown()
         ledger.include_all(step, computed)
         if candidate.step_cache:
             ledger.include_part("scheduler", step, workload.steps - computed)
@@ -95,32 +96,32 @@ class CostModel:
             source=worst_source(ledger),
         )
 
-    def timeline(self, candidate: Candidate, workload: Workload) -> Timeline:
+    def timeline(self, candidate: Configuration, workload: Workload) -> Timeline:
         """The loop that `price` adds up, as tasks on ranks and links.
 
         Raises:
             InputError: as `price`.
         """
         if part := candidate.pipefusion:
-            times = self._pipeline(candidate, workload).times(part)
-            lines = listed(candidate.groups(("pipefusion",)))
-            passes = listed(candidate.groups(("dp", "cfg")))
+            times = self._pipefusion_cost(candidate, workload).times(part)
+            lines = listed(groups_of(candidate, ("pipefusion",)))
+            passes = listed(groups_of(candidate, ("dp", "cfg")))
             return staged_timeline(self.topology, lines, passes, times)
         return exact_timeline(self._work, self._slowest_step(candidate, workload))
 
-    def floors(self, workload: Workload, modes: Sequence[Mode]) -> Floors:
+    def floors(self, workload: Workload, modes: Sequence[Mode]) -> LowerBounds:
         """What candidates cost at least in one of these modes."""
-        return Floors(self._work, self._memory, workload, modes)
+        return LowerBounds(self._work, self._memory, workload, modes)
 
     def memory(
-        self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
+        self, candidate: Configuration, workload: Workload, device: Device, stage: int | None = None
     ) -> Memory:
         """What the rank that holds most, of all or of one stage, has in its memory, if it were this
         device.
         """
         return self._memory.of(candidate, workload, device, stage)
 
-    def balanced(self, candidate: Candidate, workload: Workload) -> Candidate:
+    def balanced(self, candidate: Configuration, workload: Workload) -> Configuration:
         """The candidate with stages that take equally long, as far as blocks and memory allow.
 
         One without PipeFusion stays as it is.
@@ -129,18 +130,18 @@ class CostModel:
         if part is None:
             return candidate
         found = self.devices_of_stages(candidate)
-        distinct = {id(devices): devices for devices in found}
+        distinct = {_names(devices): devices for devices in found}
         room_of = {
-            key: self._memory.room_for_blocks(candidate, workload, devices)
-            for key, devices in distinct.items()
+            names: self._memory.room_for_blocks(candidate, workload, devices)
+            for names, devices in distinct.items()
         }
-        rooms = [room_of[id(devices)] for devices in found]
+        rooms = [room_of[_names(devices)] for devices in found]
         sizes = self._memory.block_bytes(candidate, workload)
-        stages = self._pipeline(candidate, workload).balanced(sizes, rooms)
+        stages = self._pipefusion_cost(candidate, workload).balanced(sizes, rooms)
         changed = part.model_copy(update={"blocks_per_stage": stages})
         return replace(candidate, pipefusion=changed)
 
-    def shared_by_speed(self, candidate: Candidate, workload: Workload) -> Candidate:
+    def shared_by_speed(self, candidate: Configuration, workload: Workload) -> Configuration:
         """The candidate with shares of the tokens in proportion to the speeds of their ranks: for
         each place in a sequence that of its slowest rank in any of the sequences, and stages.
 
@@ -165,14 +166,14 @@ class CostModel:
         return replace(candidate, token_shares=weights)
 
     def _blocks_s(
-        self, candidate: Candidate, workload: Workload, place: int, device: Device
+        self, candidate: Configuration, workload: Workload, place: int, device: Device
     ) -> float:
         shares = candidate.token_shares
         of_place = None if shares is None else place
         share = self._work.shares.of(candidate.mesh, workload, shares, of_place)
         return self._work.blocks_s(Load(share, device), candidate.mode, workload.dtype)
 
-    def attention_kernel(self, candidate: Candidate, workload: Workload) -> AttentionKernel:
+    def attention_kernel(self, candidate: Configuration, workload: Workload) -> AttentionKernel:
         """What should compute self-attention: measured where it was, else torch's choice."""
         share = self._work.shares.of(candidate.mesh, workload)
         if part := candidate.pipefusion:
@@ -180,68 +181,77 @@ class CostModel:
         times = self._work.times_on(self._all_devices[candidate.placement[0]])
         return times.attention_kernel(share, workload.dtype)
 
-    def ring_variant(self, candidate: Candidate) -> RingVariant:
+    def ring_variant(self, candidate: Configuration) -> RingVariant:
         """How a ring's keys and values get about."""
         return self._work.ring_variant(candidate)
 
-    def _ledger(self, candidate: Candidate, workload: Workload) -> Ledger:
+    def _ledger(self, candidate: Configuration, workload: Workload) -> CostBreakdown:
         """A step of the slowest ranks that share a sequence; with PipeFusion the whole loop."""
         if candidate.pipefusion:
-            return self._pipeline(candidate, workload).loop(candidate.pipefusion)
-        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+            return self._pipefusion_cost(candidate, workload).loop(candidate.pipefusion)
+        steps = (
+            self._step(candidate, workload, rank_kinds)
+            for rank_kinds in self._kinds_of_sequences(candidate)
+        )
         return max(map(self._work.step, steps), key=lambda found: found.total)
 
-    def _slowest_step(self, candidate: Candidate, workload: Workload) -> Step:
-        steps = (self._step(candidate, workload, crew) for crew in self._crews(candidate))
+    def _slowest_step(self, candidate: Configuration, workload: Workload) -> Step:
+        steps = (
+            self._step(candidate, workload, rank_kinds)
+            for rank_kinds in self._kinds_of_sequences(candidate)
+        )
         return max(steps, key=lambda step: self._work.step(step).total)
 
-    def _step(self, candidate: Candidate, workload: Workload, crew: Crew) -> Step:
+    def _step(self, candidate: Configuration, workload: Workload, rank_kinds: RankKinds) -> Step:
         share = self._work.shares.of(candidate.mesh, workload, candidate.token_shares)
-        return self._work.step_of(candidate, workload, crew, share)
+        return self._work.step_of(candidate, workload, rank_kinds, share)
 
-    def _crews(self, candidate: Candidate) -> list[Crew]:
+    def _kinds_of_sequences(self, candidate: Configuration) -> list[RankKinds]:
         """The ranks of each sequence of an exact candidate, as far as sequences differ."""
         if self._are_all_alike and candidate.token_shares is None:
-            return [self._one_crew]
-        crews = (self._crew(candidate, [group]) for group in self._sequences(candidate))
-        return list({id(crew): crew for crew in crews}.values())
+            return [self._one_kind]
+        kinds_of_stages = (
+            rank_kinds_of(candidate, [group]) for group in self._sequences(candidate)
+        )
+        return list(dict.fromkeys(kinds_of_stages))
 
-    def _crews_of_stages(self, candidate: Candidate) -> tuple[Crew, ...]:
+    def _kinds_of_stages(self, candidate: Configuration) -> tuple[RankKinds, ...]:
         """The ranks of each stage, of all sequences."""
         stages = candidate.mesh.pipefusion
         if self._are_all_alike and candidate.token_shares is None:
-            return (self._one_crew,) * stages
+            return (self._one_kind,) * stages
         groups = self._sequences(candidate)
-        return tuple(self._crew(candidate, groups[stage::stages]) for stage in range(stages))
+        return tuple(rank_kinds_of(candidate, groups[stage::stages]) for stage in range(stages))
 
-    def _crew(self, candidate: Candidate, groups: Sequence[Sequence[Device]]) -> Crew:
-        """The same object for the same ranks."""
-        crew = crew_of(candidate, groups)
-        key = tuple((place, device.name) for place, device in crew)
-        return self._known_crews.setdefault(key, crew)
-
-    def _sequences(self, candidate: Candidate) -> list[list[Device]]:
+    def _sequences(self, candidate: Configuration) -> list[list[Device]]:
         """The devices that share a sequence, or a stage's part of its blocks: dp, cfg, stages."""
         size, ranks = candidate.mesh.sequence_parallel, candidate.placement
         devices = [self._all_devices[rank] for rank in ranks]
         return [devices[first : first + size] for first in range(0, len(ranks), size)]
 
-    def _pipeline(self, candidate: Candidate, workload: Workload) -> Pipeline:
+    def _pipefusion_cost(self, candidate: Configuration, workload: Workload) -> PipeFusionCost:
         """The candidate's pipeline; of those on such devices the one asked for last is kept."""
         part = candidate.pipefusion
         assert part is not None
-        place = (candidate.mesh, candidate.placement, candidate.mode, candidate.token_shares)
-        settings = (part.patches, part.warmup_steps, part.schedule, candidate.weights)
-        key = (*place, *settings, workload)
-        crews = self._crews_of_stages(candidate)
-        where = tuple(map(id, crews))
-        kept = self._pipelines.get(where)
+        key = (
+            candidate.mesh,
+            candidate.placement,
+            candidate.mode,
+            candidate.token_shares,
+            part.patches,
+            part.warmup_steps,
+            part.schedule,
+            candidate.weights,
+            workload,
+        )
+        kinds_of_stages = self._kinds_of_stages(candidate)
+        kept = self._pipefusion_costs.get(kinds_of_stages)
         if kept is None or kept[0] != key:
-            kept = (key, Pipeline(self._work, candidate, workload, crews))
-            self._pipelines[where] = kept
+            kept = (key, PipeFusionCost(self._work, candidate, workload, kinds_of_stages))
+            self._pipefusion_costs[kinds_of_stages] = kept
         return kept[1]
 
-    def devices_of_stages(self, candidate: Candidate) -> list[list[Device]]:
+    def devices_of_stages(self, candidate: Configuration) -> list[list[Device]]:
         """The different devices of each stage."""
         stages = candidate.mesh.pipefusion
         if self._are_all_alike:
@@ -251,7 +261,7 @@ class CostModel:
             list(dict.fromkeys(itertools.chain(*groups[stage::stages]))) for stage in range(stages)
         ]
 
-    def devices_of(self, candidate: Candidate) -> list[Device]:
+    def devices_of(self, candidate: Configuration) -> list[Device]:
         """The different devices that the candidate uses: each could be the slowest, or the
         smallest.
         """
@@ -286,7 +296,7 @@ class CostModel:
         decode = times.simple("vae_decode", samples, decode_s, workload.dtype)
         return encode.seconds + decode.seconds
 
-    def _setup_s(self, candidate: Candidate, workload: Workload) -> float:
+    def _setup_s(self, candidate: Configuration, workload: Workload) -> float:
         """Loading, and compiling or capturing where the mode does."""
         c, spec = self.constants, self.spec
         parameters = held_parameters(spec, self._memory.fullest_stage(candidate, workload))
@@ -295,11 +305,11 @@ class CostModel:
         shapes = 1
         if part := candidate.pipefusion:
             patches = self._work.shares.of_patches(candidate.mesh, workload, part.patches)
-            shapes += len({id(share) for share in patches})
+            shapes += len(set(patches))
         compile_s = kinds * shapes * c.compile_s if "compile" in candidate.mode else 0.0
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
 
-    def _interval(self, ledger: Ledger, latency_s: float) -> tuple[float, float]:
+    def _interval(self, ledger: CostBreakdown, latency_s: float) -> tuple[float, float]:
         """The 90% interval: each part as uncertain as its source, all erring in the same
         direction.
         """
@@ -308,16 +318,23 @@ class CostModel:
         return (latency_s - half_s, latency_s + half_s)
 
 
+def _names(devices: Sequence[Device]) -> tuple[str, ...]:
+    return tuple(device.name for device in devices)
+
+
 def _check_profile(profile: ModelProfile, spec: ModelSpec, cluster: ClusterProfile) -> None:
     if profile.config_hash != spec.config_hash:
         raise InputError(
             f"the model profile is of {profile.model} with config {profile.config_hash}, "
-            f"{spec.name} has config {spec.config_hash}; "
-            f"measure it with `ditplan profile --model {spec.name}`"
+            f"{spec.name} has config {spec.config_hash}; measure it with `",
+            Command("profile", (Setting("model", spec.name),)),
+            "`",
         )
     names = sorted({device.name for device in cluster.devices})
     if profile.device not in names:
         raise InputError(
             f"the model profile was measured on {profile.device}, cluster {cluster.name} has "
-            f"{', '.join(names)}; measure it there with `ditplan profile --model {spec.name}`"
+            f"{', '.join(names)}; measure it there with `",
+            Command("profile", (Setting("model", spec.name),)),
+            "`",
         )

@@ -6,14 +6,15 @@ from typing import Any
 
 from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.space.approximations import (
+    PIPEFUSION_S,
     STEP_CACHES,
-    Allowed,
+    ApproximationPolicy,
     step_caches_within,
     warmup_excess,
 )
 from ditplan.profiles.backends import BACKENDS, Backend, require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
@@ -26,15 +27,20 @@ QUALITIES = ("safe", "exact", "any")
 def workload_for(
     spec: ModelSpec, device: DeviceKind, *, guidance: bool | None = None, **asked: Any
 ) -> Workload:
-    """The model's usual workload with what the user asked for, checked against model and device."""
+    """The model's usual workload with what the user asked for, checked against model and device.
+
+    Raises:
+        InputError: what the model or the device can't do.
+    """
     changes = {name: value for name, value in asked.items() if value is not None}
     if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
-        raise InputError(f"--dtype {changes['dtype']}: on CPUs the dtype is float32")
+        raise InputError(Setting("dtype", changes["dtype"]), ": on CPUs the dtype is float32")
     if guidance is not None:
         if family_of(spec.transformer_class).guidance == "embedded":
             raise InputError(
-                f"--{'' if guidance else 'no-'}guidance: {spec.name} makes one pass a step with or "
-                "without guidance, so there is none to switch; leave it out"
+                Setting("guidance", guidance),
+                f": {spec.name} makes one pass a step with or without guidance, so there is none "
+                "to switch; leave it out",
             )
         changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
     workload = spec.defaults.model_copy(update=changes)
@@ -43,10 +49,12 @@ def workload_for(
         if size % unit:
             near = max(unit, round(size / unit) * unit)
             raise InputError(
-                f"--{edge} {size}: {spec.name} needs a multiple of {unit}; the nearest is {near}"
+                Setting(edge, size),
+                f": {spec.name} needs a multiple of {unit}; the nearest is {near}",
             )
     if workload.frames > 1 and spec.defaults.frames == 1:
-        raise InputError(f"--frames {workload.frames}: {spec.name} makes pictures; leave it out")
+        frames = Setting("frames", workload.frames)
+        raise InputError(frames, f": {spec.name} makes pictures; leave it out")
     return workload
 
 
@@ -63,7 +71,8 @@ def check_quality(quality: str) -> float | None:
     except ValueError:
         bound = -1.0
     if not 0 <= bound < float("inf"):
-        raise InputError(f"--quality {quality!r}: must be safe, exact, any or a number from 0 on")
+        asked = Setting("quality", quality)
+        raise InputError(asked, ": must be safe, exact, any or a number from 0 on")
     return bound
 
 
@@ -76,7 +85,7 @@ def allowed_for(
     pipefusion: int | None = None,
     patches: int | None = None,
     warmup_steps: int | None = None,
-) -> Allowed | None:
+) -> ApproximationPolicy | None:
     """Which approximate plans the user allows; None if only exact ones.
 
     `known` is what was measured of the model with the user's weights at this workload. PipeFusion
@@ -92,23 +101,30 @@ def allowed_for(
         caches = step_caches_within(bound, known)
     if quality == "exact" or pipefusion == 1:
         if patches is None and warmup_steps is None:
-            return Allowed(bound=bound, known=known, step_caches=caches) if caches else None
-        remedy = "--pipefusion 2 or more" if pipefusion == 1 else "--quality safe"
+            return (
+                ApproximationPolicy(bound=bound, known=known, step_caches=caches)
+                if caches
+                else None
+            )
+        remedy = Setting("quality", "safe")
+        if pipefusion == 1:
+            remedy = Setting("pipefusion", "2 or more")
         raise InputError(
-            f"--patches and --warmup are PipeFusion's, which is ruled out: give {remedy}, or leave "
-            "them out"
+            *PIPEFUSION_S, ", which is ruled out: give ", remedy, ", or leave them out"
         )
     if warmup_steps is not None and (wrong := warmup_excess(warmup_steps, workload)):
         raise InputError(wrong)
     if bound is not None and known is None:
         raise InputError(
-            f"--quality {quality}: how far approximate latents are from one device's is not known "
-            f"for these weights of {spec.name} at {workload.width}x{workload.height}, "
-            f"{workload.steps} steps, and neither random weights nor another model can tell; it "
-            f"takes a measurement, recorded in profiles/distances/{spec.name}.json; till then use "
-            "--quality exact, or safe"
+            Setting("quality", quality),
+            ": how far approximate latents are from one device's is not known for these weights of "
+            f"{spec.name} at {workload.width}x{workload.height}, {workload.steps} steps, and "
+            "neither random weights nor another model can tell; it takes a measurement, recorded "
+            f"in profiles/distances/{spec.name}.json; till then use ",
+            Setting("quality", "exact"),
+            ", or safe",
         )
-    return Allowed(patches, warmup_steps, bound, known, caches)
+    return ApproximationPolicy(patches, warmup_steps, bound, known, caches)
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ class Task:
     modes: tuple[Mode, ...] | None = None
     backend: Backend = BACKENDS["native"]
     profile: ModelProfile | None = None
-    allowed: Allowed | None = None
+    allowed: ApproximationPolicy | None = None
     known: MeasuredQuality | None = None
     objective: Objective = FASTEST
 
@@ -158,7 +174,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class TuneRequest:
     """What a user asked of `tune` that holds for any cluster and workload.
 
     `quality` is what `check_quality` takes, `known` tells what was measured of the user's weights
@@ -176,7 +192,7 @@ class Wishes:
     backend: Backend = BACKENDS["native"]
     objective: Objective = FASTEST
 
-    def allowed(self, workload: Workload) -> Allowed | None:
+    def allowed(self, workload: Workload) -> ApproximationPolicy | None:
         """Which approximate plans the user allows at a workload.
 
         Raises:

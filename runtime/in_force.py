@@ -122,7 +122,7 @@ def require_neighbours(model: nn.Module, plan: ExecutionPlan) -> None:
             "plan; load it anew, or run it without a plan"
         )
     hooks = dict(_hooks_of_others(model))
-    sharded, graphs = plan.execution.weights == "sharded", "graph" in plan.execution.mode
+    sharded, graphs = plan.configuration.weights == "sharded", "graph" in plan.configuration.mode
     moving = [hook for hook in hooks if hook == OFFLOADING or "offloading" in hook]
     if sharded and hooks:
         raise InputError(

@@ -1,7 +1,7 @@
 """The native backend: in which order parallelisms and execution modes are applied to a pipeline."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +16,7 @@ from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
 from ditplan.runtime.batch.batch_split import apply_cfg
+from ditplan.runtime.batch.call_check import CallCheck
 from ditplan.runtime.batch.call_split import apply_calls
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.collectives import all_gather_uneven
@@ -28,12 +29,13 @@ from ditplan.runtime.models.inspection import config_digest
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
 from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
+from ditplan.runtime.sequence.adapter_attention import AdapterAttention
 from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence.kernels import attend
 from ditplan.runtime.sequence.layout import Layout, Patches, SequenceGroups
 from ditplan.runtime.sequence.linear_attention import RowOperators, apply_rows
 from ditplan.runtime.sequence.peer_ulysses import PeerExchange
-from ditplan.runtime.sequence.ring import RingBuffers
+from ditplan.runtime.sequence.ring import BidirectionalTransfer, RingBuffers, RingTransfer
 from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
 from ditplan.runtime.sequence.usp import GatherKV, SequenceAttention
@@ -49,7 +51,8 @@ class Prepared:
 
     `batch_group` are the ranks that share a call's samples, `cfg_group` those that share a step's
     calls, `weight_group` those that share out the weights of their blocks. `answers` are those to
-    the family's self-attentions, None where they are left to the model.
+    the family's self-attentions, None where they are left to the model, `adapters` those to its
+    adapters.
     """
 
     family: ModelFamily
@@ -58,9 +61,10 @@ class Prepared:
     weight_group: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
+    adapters: dict[str, AttentionOperator]
     rows: RowOperators | None
     blocks: CompiledBlocks
-    room: RingBuffers
+    ring_buffers: RingBuffers
     route: StageRoute | None
     cache: StaleKVCache | None
 
@@ -76,7 +80,7 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
     models = transformers_of(pipeline)
-    if plan.pipefusion and len(models) > 1:
+    if plan.configuration.pipefusion and len(models) > 1:
         raise InputError(
             f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
             f"of one; {REMEDY}"
@@ -88,7 +92,11 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
             _parallelize(pipeline, model, plan, context, undo, closing)
 
     in_force = PlanInForce(
-        pipeline, models, apply, "graph" in plan.execution.mode, plan.pipefusion is not None
+        pipeline,
+        models,
+        apply,
+        "graph" in plan.configuration.mode,
+        plan.configuration.pipefusion is not None,
     )
     with ExitStack() as failed:
         failed.enter_context(closing)
@@ -117,14 +125,17 @@ def _parallelize(
 
     Closing `undo` takes it away; what stays from one time to the next goes with `closing`.
     """
-    execution = plan.execution
+    mode = plan.configuration.mode
     require_neighbours(model, plan)
     prepared = _prepared(model, plan, context)
-    may_fall_back = execution.fallback == "eager"
-    undo.callback(prepared.room.clear)
+    may_fall_back = plan.fallback == "eager"
+    undo.callback(prepared.ring_buffers.clear)
+    if prepared.layout or prepared.batch_group:
+        sharing = prepared.batch_group.size if prepared.batch_group else 1
+        CallCheck(model, prepared.family, sharing, bool(prepared.route)).apply(undo)
     _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, closing)
-    if "compile" in execution.mode:
+    if "compile" in mode:
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
     if shards:
         shards.apply(undo)
@@ -132,12 +143,12 @@ def _parallelize(
         _apply_pipefusion(pipeline, plan, prepared, context, undo)
     elif prepared.batch_group:
         apply_cfg(model, prepared.family, prepared.batch_group, undo)
-    if "graph" in execution.mode and not prepared.route:
+    if "graph" in mode and not prepared.route:
         graphed = GraphedForward(inner_forward(model), context.device, may_fall_back)
         replace_forward(model, graphed, undo)
         undo.callback(graphed.clear)
-    if plan.step_cache:
-        apply_step_cache(pipeline, model, plan.step_cache, undo)
+    if plan.configuration.step_cache:
+        apply_step_cache(pipeline, model, plan.configuration.step_cache, undo)
     if prepared.cfg_group:
         apply_calls(pipeline, model, prepared.family, prepared.cfg_group, undo)
 
@@ -146,20 +157,22 @@ def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> No
     if prepared.layout and prepared.answers is not None:
         if prepared.rows:
             apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
-        apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
+        apply_sequence_parallel(
+            model, prepared.family, prepared.layout, prepared.answers, undo, prepared.adapters
+        )
     elif prepared.answers:
-        answer_attentions(model, prepared.family, prepared.answers, undo)
+        answer_attentions(model, prepared.family, prepared.answers, undo, prepared.adapters)
 
 
 def weight_group_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
     """The ranks among which the weights of this rank's blocks are shared out; None where they
     aren't. Every rank of the world asks.
     """
-    if plan.execution.weights == "replicated":
+    if plan.configuration.weights == "replicated":
         return None
     axes = tuple(axis for axis in AXES if axis != "pipefusion")
     # a group of its own: what is gathered waits for no other exchange
-    return context.groups.axis_group(plan.mesh, plan.placement, axes, "weights")
+    return context.groups.axis_group(plan.mesh, plan.configuration.placement, axes, "weights")
 
 
 def _shards(
@@ -185,7 +198,8 @@ def _shards(
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
     family = _checked_family(model, plan, context)
     kept = context.kept.setdefault("prepared plans", WeakKeyDictionary()).setdefault(model, {})
-    key = (plan.mesh, plan.placement, plan.token_shares, plan.pipefusion, plan.execution)
+    # a step cache is outside of all that is prepared
+    key = replace(plan.configuration, step_cache=None)
     if key not in kept:
         kept[key] = _prepare(family, plan, context)
     found: Prepared = kept[key]
@@ -196,32 +210,37 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     mesh, groups = plan.mesh, context.groups
     by_calls = family.guidance == "calls"
     shared = ("dp",) if by_calls else ("dp", "cfg")
-    batch_group = groups.axis_group(mesh, plan.placement, shared)
-    cfg_group = groups.axis_group(mesh, plan.placement, ("cfg",)) if by_calls else None
-    ring = groups.axis_group(mesh, plan.placement, ("ring",))
-    ulysses = groups.axis_group(mesh, plan.placement, ("ulysses",))
-    sequence = groups.axis_group(mesh, plan.placement, ("ring", "ulysses"))
-    part = plan.pipefusion
-    route = make_route(context, mesh, plan.placement, part) if part else None
+    batch_group = groups.axis_group(mesh, plan.configuration.placement, shared)
+    cfg_group = (
+        groups.axis_group(mesh, plan.configuration.placement, ("cfg",)) if by_calls else None
+    )
+    ring = groups.axis_group(mesh, plan.configuration.placement, ("ring",))
+    ulysses = groups.axis_group(mesh, plan.configuration.placement, ("ulysses",))
+    sequence = groups.axis_group(mesh, plan.configuration.placement, ("ring", "ulysses"))
+    part = plan.configuration.pipefusion
+    route = make_route(context, mesh, plan.configuration.placement, part) if part else None
     patches, cache = None, None
-    if route and plan.pipefusion:
+    if route and plan.configuration.pipefusion:
         patches = Patches("image", has_filler=family.needs_text)
-        cache = StaleKVCache(plan.pipefusion.patches)
-    layout, room = None, RingBuffers()
+        cache = StaleKVCache(plan.configuration.pipefusion.patches)
+    layout, ring_buffers = None, RingBuffers()
     answers: tuple[AttentionOperator, ...] | None = None
     if sequence or route:
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
-        layout = Layout(groups_of_sequence, plan.token_shares, patches)
-        shares = head_shares(plan.token_shares, mesh.ulysses)
+        layout = Layout(groups_of_sequence, plan.configuration.token_shares, patches)
+        shares = head_shares(plan.configuration.token_shares, mesh.ulysses)
         exchange = _exchange(ulysses, context, shares) if ulysses else None
         gather_kv, gather_masked, mask = None, None, family.text_mask
         # masks and filler are of all keys at once
         whole = (mask and mask.input) or (cache and family.needs_text)
-        if ring and (plan.execution.ring == "gather" or whole):
+        if ring and (plan.configuration.ring == "gather" or whole):
             gather_kv = _kv_gatherer(ring, context)
         elif ring and mask:
             gather_masked = _kv_gatherer(ring, context)
-        kernel = plan.execution.attention
+        kernel = plan.configuration.attention
+        transfer = (
+            BidirectionalTransfer if plan.configuration.ring == "bidirectional" else RingTransfer
+        )
         answers = tuple(
             _distributed(
                 SequenceAttention(
@@ -230,22 +249,28 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
                     kernel,
                     exchange,
                     gather_kv,
-                    room,
+                    ring_buffers,
                     cache,
                     number,
-                    bidirectional=plan.execution.ring == "both-ways",
+                    transfer,
                     gather_masked=gather_masked,
                 )
             )
             for number, declared in enumerate(family.self_attentions)
         )
-    elif plan.execution.attention != "auto":
-        kernel = plan.execution.attention
+    elif plan.configuration.attention != "auto":
+        kernel = plan.configuration.attention
         local = AttentionOperator(
             lambda query, key, value, scale: attend(query, key, value, scale, kernel),
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
+    adapters = {
+        name: AttentionOperator(
+            AdapterAttention(segments, layout, plan.configuration.attention), interleaved=False
+        )
+        for name, segments in family.adapters.items()
+    }
     weight_group = weight_group_of(plan, context)
     blocks = CompiledBlocks(answers or (), movable=weight_group is None)
     rows = RowOperators(sequence) if sequence and family.rows else None
@@ -256,9 +281,10 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
         weight_group,
         layout,
         answers,
+        adapters,
         rows,
         blocks,
-        room,
+        ring_buffers,
         route,
         cache,
     )
@@ -277,7 +303,9 @@ def _apply_pipefusion(
     context: RankContext,
     undo: ExitStack,
 ) -> None:
-    if not (prepared.route and prepared.layout and prepared.cache and plan.pipefusion):
+    if not (
+        prepared.route and prepared.layout and prepared.cache and plan.configuration.pipefusion
+    ):
         return
     predictor = StagePredictor(
         pipeline.transformer,
@@ -286,17 +314,17 @@ def _apply_pipefusion(
         prepared.batch_group,
         prepared.layout,
         prepared.cache,
-        plan.pipefusion,
+        plan.configuration.pipefusion,
     )
     graphed = None
-    if "graph" in plan.execution.mode:
+    if "graph" in plan.configuration.mode:
         # the whole sequence and each patch, for the two calls a step that some pipelines make
-        visits = len(plan.pipefusion.visits(prepared.route.stage))
+        visits = len(plan.configuration.pipefusion.visits(prepared.route.stage))
         graphed = partial(
             GraphedForward,
             device=context.device,
-            may_fall_back=plan.execution.fallback == "eager",
-            most=2 * visits * (plan.pipefusion.patches + 1),
+            may_fall_back=plan.fallback == "eager",
+            most=2 * visits * (plan.configuration.pipefusion.patches + 1),
         )
     predictor.apply(undo, graphed)
     apply_patches(pipeline, predictor, undo)
@@ -327,7 +355,7 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     backend = find_backend(plan.backend)
     require_runtime(backend)
     kind: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
-    require_mode(backend, plan.execution.mode, kind)
+    require_mode(backend, plan.configuration.mode, kind)
     if context.world_size < plan.mesh.size:
         plan.require_ranks(context.world_size)
     name = type(model).__name__
@@ -335,9 +363,10 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     plan.require_model(name, config_digest(config))
     family = family_of(name)
     parts = plan.mesh.sequence_parallel * plan.mesh.pipefusion
-    if plan.step_cache and getattr(model, "is_cache_enabled", False):
+    cache = plan.configuration.step_cache
+    if cache and getattr(model, "is_cache_enabled", False):
         raise InputError(
-            f"{name} has a step cache enabled and the plan has its own ({plan.step_cache}): call "
+            f"{name} has a step cache enabled and the plan has its own ({cache}): call "
             "disable_cache() or use a plan without one"
         )
     if parts > 1 and getattr(model, "is_cache_enabled", False):
@@ -346,7 +375,7 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
             "blocks to leave out while others wait for it: call disable_cache() or use a plan with "
             "ring, ulysses and pipefusion of 1"
         )
-    if plan.pipefusion:
+    if plan.configuration.pipefusion:
         if family.guidance == "calls" and plan.mesh.cfg > 1:
             raise InputError(
                 f"{plan.model.name} makes a call for each pass, which can't be split over cfg "
@@ -357,5 +386,5 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
                 f"{plan.model.name} can't run with pipefusion: {family.no_pipefusion}; {REMEDY}"
             )
         blocks = len(block_paths(model, family))
-        require_stages(plan.pipefusion, blocks, family)
+        require_stages(plan.configuration.pipefusion, blocks, family)
     return family

@@ -5,6 +5,7 @@ import types
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -262,6 +263,35 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             del vars(owner)[name]
         else:
             vars(owner)[name] = before
+
+
+class CurrentCall:
+    """Which of a step's calls a pipeline of diffusers is making: the name that it gives to the
+    transformer's `cache_context`, None outside of one.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def follow(self, model: nn.Module, undo: ExitStack) -> bool:
+        """Takes over a transformer's `cache_context`; closing `undo` takes that away again.
+
+        False where it has none, so that the calls have no names.
+        """
+        own: Any = getattr(model, "cache_context", None)
+        if own is None:
+            return False
+        undo.enter_context(replaced(model, "cache_context", partial(self._entered, own)))
+        return True
+
+    @contextmanager
+    def _entered(self, own: Callable[..., Any], name: str, **kwargs: Any) -> Iterator[None]:
+        self.name = name
+        try:
+            with own(name, **kwargs):
+                yield
+        finally:
+            self.name = None
 
 
 def matching_modules(model: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:

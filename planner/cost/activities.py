@@ -16,7 +16,7 @@ class Computation:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class CollectiveCost:
     """An operation that all groups of ranks make at once, `rank_bytes` put in by each rank."""
 
     part: str
@@ -38,7 +38,7 @@ class RingAttention:
     blocks: int
     attend: Timed
     merge: Timed
-    sent: Exchange
+    sent: CollectiveCost
     is_hidden: bool
     stale: Timed
     stale_pieces: float
@@ -59,11 +59,21 @@ class RingAttention:
         """Seconds of each later one, which begins after a merge and is hidden by one more."""
         return self._seen_s(self.attend.seconds + self.merge.seconds)
 
+    @property
+    def merged_s(self) -> float:
+        """Seconds of all merging."""
+        return self.merges * self.merge.seconds
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds of all transfers that are waited for."""
+        return self.first_sent_s + (self.blocks - 2) * self.later_sent_s
+
     def _seen_s(self, behind_s: float) -> float:
         return max(0.0, self.sent.timed.seconds - (behind_s if self.is_hidden else 0.0))
 
 
-Activity = Computation | Exchange | RingAttention
+Activity = Computation | CollectiveCost | RingAttention
 
 
 def seconds_of(activity: Activity) -> float:
@@ -71,6 +81,4 @@ def seconds_of(activity: Activity) -> float:
     if not isinstance(activity, RingAttention):
         return activity.timed.seconds
     attended_s = activity.blocks * activity.attend.seconds + activity.stale.seconds
-    merged_s = activity.merges * activity.merge.seconds
-    sent_s = activity.first_sent_s + (activity.blocks - 2) * activity.later_sent_s
-    return attended_s + merged_s + sent_s
+    return attended_s + activity.merged_s + activity.waited_s

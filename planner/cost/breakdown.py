@@ -11,7 +11,7 @@ SOURCES: tuple[Source, ...] = ("measured", "interpolated", "computed")
 
 
 @dataclass
-class Ledger:
+class CostBreakdown:
     """Seconds by part and source, and bytes by kind of link, of a denoising step or a loop."""
 
     seconds: defaultdict[tuple[str, Source], float] = field(
@@ -23,18 +23,18 @@ class Ledger:
         """Books a duration that occurs `times` times."""
         self.seconds[part, timed.source] += timed.seconds * times
 
-    def include(self, other: "Ledger", times: float = 1.0) -> None:
+    def include(self, other: "CostBreakdown", times: float = 1.0) -> None:
         """Books the seconds of another ledger `times` times; bytes are left out."""
         for key, seconds in other.seconds.items():
             self.seconds[key] += seconds * times
 
-    def include_all(self, other: "Ledger", times: float = 1.0) -> None:
+    def include_all(self, other: "CostBreakdown", times: float = 1.0) -> None:
         """Books the seconds and the bytes of another ledger `times` times."""
         self.include(other, times)
         for kind, moved_bytes in other.link_bytes.items():
             self.link_bytes[kind] += moved_bytes * times
 
-    def include_part(self, part: str, other: "Ledger", times: float) -> None:
+    def include_part(self, part: str, other: "CostBreakdown", times: float) -> None:
         """Books the seconds of one part of another ledger `times` times."""
         for (name, source), seconds in other.seconds.items():
             if name == part:
@@ -46,7 +46,7 @@ class Ledger:
         return math.fsum(self.seconds.values())
 
 
-def worst_source(ledger: Ledger) -> Source:
+def worst_source(ledger: CostBreakdown) -> Source:
     """The least certain source of those that make up more than a twentieth of it."""
     by_source: defaultdict[Source, float] = defaultdict(float)
     for (_, source), seconds in ledger.seconds.items():

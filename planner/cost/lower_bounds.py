@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ditplan.planner.constants import minds_transfers
-from ditplan.planner.cost.activities import seconds_of
+from ditplan.planner.cost.activities import Activity, RingAttention
 from ditplan.planner.cost.memory import MemoryModel
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Timed, overlapped_s
-from ditplan.planner.cost.share import Share, calls_of
+from ditplan.planner.cost.share import RankShard, calls_of
 from ditplan.planner.cost.step import Place, Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import AxisGroups, Groups, groups_along
 from ditplan.planner.network.traffic import is_even
-from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, Mode
 from ditplan.profiles.plan import Quality
@@ -27,11 +28,11 @@ ROUNDING = 1 - 1e-9
 
 PlaceKey = tuple[tuple[tuple[str, ...], tuple[int, int]], ...]
 
-PieceOf = Callable[[Share, bool], "_Piece"]
+PieceOf = Callable[[RankShard, bool], "_Piece"]
 """What a share costs, its products slowed by transfers or not."""
 
 
-class Floors:
+class LowerBounds:
     """Lower bounds of the latency and memory of candidates, whatever their division into stages and
     their mode.
 
@@ -46,25 +47,25 @@ class Floors:
         cluster = work.topology.cluster
         self._devices = list({device.name: device for device in work.devices}.values())
         self._is_measured = bool(work.profile or cluster.collectives)
-        self._places: dict[PlaceKey, Place] = {}
-        self._keys: dict[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = {}
-        self._exchanged_s: dict[tuple[object, ...], float] = {}
-        self._pieces: dict[tuple[object, ...], _Piece] = {}
-        self._kinds: dict[int, Sequence[tuple[Share, int]]] = {}
-        self._slowed: dict[tuple[object, ...], bool] = {}
+        self._places: Memo[PlaceKey, Place] = Memo()
+        self._keys: Memo[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = Memo()
+        self._exchanged_s: Memo[tuple[object, ...], float] = Memo()
+        self._pieces: Memo[tuple[object, ...], _Piece] = Memo()
+        self._kinds: Memo[tuple[RankShard, ...], Sequence[tuple[RankShard, int]]] = Memo()
+        self._slowed: Memo[tuple[tuple[int, int], ...], bool] = Memo()
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
-    def least_s(self, candidate: Candidate) -> float:
+    def least_s(self, candidate: Configuration) -> float:
         """Seconds of the denoising loop in the candidate's mode, with its order of axes but on any
         ranks.
         """
         return self._loop_s(candidate, (candidate.mode,))
 
-    def of_modes(self, candidates: Sequence[Candidate]) -> float:
+    def of_modes(self, candidates: Sequence[Configuration]) -> float:
         """The same of candidates that differ in their mode alone."""
         return self._loop_s(candidates[0], [candidate.mode for candidate in candidates])
 
-    def of_settings(self, candidate: Candidate, patches: Sequence[int]) -> float:
+    def of_settings(self, candidate: Configuration, patches: Sequence[int]) -> float:
         """The same in any mode and with any of these numbers of patches, found sooner: by what the
         whole sequence takes. Patches together take no less, as far as that is computed; where it
         was measured nothing is known.
@@ -73,7 +74,7 @@ class Floors:
             return 0.0
         return self._loop_s(candidate, self._modes, (min(patches), max(patches)))
 
-    def least_bytes(self, candidate: Candidate) -> int:
+    def least_bytes(self, candidate: Configuration) -> int:
         """Bytes of the rank that holds most; with its weights in pieces where only that can fit."""
         least = self._bytes(candidate)
         room = max(device.memory_bytes for device in self._devices)
@@ -81,7 +82,7 @@ class Floors:
             return self._bytes(replace(candidate, weights="sharded"))
         return least
 
-    def _bytes(self, candidate: Candidate) -> int:
+    def _bytes(self, candidate: Configuration) -> int:
         sizes = [self._memory.of(candidate, self._workload, device) for device in self._devices]
         least = min(memory.total_bytes for memory in sizes)
         if candidate.pipefusion is None:
@@ -104,9 +105,10 @@ class Floors:
         """What of an order of axes can change a floor: for each axis of the sequence its degree and
         how far apart its ranks are, a host at most. None where hosts don't all see the same.
         """
-        if (mesh.degrees, order) not in self._keys:
-            self._keys[mesh.degrees, order] = self._find_place_key(mesh, order)
-        return self._keys[mesh.degrees, order]
+        key = (mesh.degrees, order)
+        if key not in self._keys:
+            self._keys[key] = self._find_place_key(mesh, order)
+        return self._keys[key]
 
     def _find_place_key(self, mesh: Mesh, order: tuple[str, ...]) -> PlaceKey | None:
         host, runs = self._work.topology.ranks_per_host, []
@@ -121,7 +123,7 @@ class Floors:
             runs.append((axes, (degree, host if stride % host == 0 else stride)))
         return tuple(runs)
 
-    def _place_of(self, candidate: Candidate) -> Place | None:
+    def _place_of(self, candidate: Configuration) -> Place | None:
         """Groups of the fewest ranks that each host sees as the candidate's own; more of them load
         what joins the hosts no less. None where they can't be told.
         """
@@ -141,7 +143,7 @@ class Floors:
 
     def _loop_s(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         modes: Sequence[Mode],
         patches: tuple[int, int] | None = None,
     ) -> float:
@@ -155,7 +157,7 @@ class Floors:
                 loops_s.append(self._stepped_s(candidate, device, piece_of))
         return ROUNDING * min(loops_s)
 
-    def _stepped_s(self, candidate: Candidate, device: Device, piece_of: PieceOf) -> float:
+    def _stepped_s(self, candidate: Configuration, device: Device, piece_of: PieceOf) -> float:
         work, workload, mesh = self._work, self._workload, candidate.mesh
         piece = piece_of(work.shares.of(mesh, workload), False)
         gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
@@ -165,7 +167,7 @@ class Floors:
 
     def _patched_s(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         device: Device,
         piece_of: PieceOf,
         patches: tuple[int, int] | None,
@@ -217,48 +219,51 @@ class Floors:
         if self._work.topology.has_different_devices:
             return False
         lines = groups_along(mesh, order, ("pipefusion",))
-        key = (lines.runs, device.name)
-        if key not in self._slowed:
+        if lines.runs not in self._slowed:
             kinds = self._work.topology.kinds_within(lines)
-            self._slowed[key] = minds_transfers(device.name, kinds)
-        return self._slowed[key]
+            self._slowed[lines.runs] = minds_transfers(device.name, kinds)
+        return self._slowed[lines.runs]
 
-    def _kinds_of(self, shares: tuple[Share, ...]) -> Sequence[tuple[Share, int]]:
+    def _kinds_of(self, shares: tuple[RankShard, ...]) -> Sequence[tuple[RankShard, int]]:
         """The shares of patches that differ, with how many there are. Of those that are computed
         the smallest one stands for all with as much text, which cost no less.
         """
-        if id(shares) not in self._kinds:
-            kinds: dict[object, list[Share]] = {}
+        if shares not in self._kinds:
+            kinds: dict[object, list[RankShard]] = {}
             for share in shares:
-                kind = id(share) if self._is_measured else share.tokens["text"]
+                kind = share if self._is_measured else share.tokens["text"]
                 kinds.setdefault(kind, []).append(share)
-            self._kinds[id(shares)] = [
+            self._kinds[shares] = [
                 (min(alike, key=lambda share: share.predicted), len(alike))
                 for alike in kinds.values()
             ]
-        return self._kinds[id(shares)]
+        return self._kinds[shares]
 
     def _piece(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         device: Device,
         modes: tuple[Mode, ...],
-        share: Share,
+        share: RankShard,
         is_slowed: bool,
     ) -> "_Piece":
-        place = self._place_of(candidate)
-        key = (id(share), id(place), device.name, modes, candidate.pipefusion is None, is_slowed)
+        # a share says itself whether it is a patch's, which is all that PipeFusion changes here
+        place_key = self._place_key(candidate.mesh, candidate.order)
+        key = (share, place_key, device.name, modes, is_slowed)
         if key not in self._pieces:
+            place = self._place_of(candidate)
             nowhere = place or Place(lambda axes: ())
             steps = []
             for mode in modes:
-                tried = Candidate(candidate.mesh, (), mode, pipefusion=candidate.pipefusion)
+                tried = Configuration(candidate.mesh, (), mode, pipefusion=candidate.pipefusion)
                 steps.append(Step(tried, self._workload, share, device, nowhere))
             slowing = self._work.constants.products_beside_transfers - 1 if is_slowed else 0.0
-            self._pieces[key] = self._find_piece(steps, slowing, has_place=place is not None)
+            self._pieces[key] = self._find_piece(steps, slowing, place_key)
         return self._pieces[key]
 
-    def _find_piece(self, steps: Sequence[Step], slowing: float, *, has_place: bool) -> "_Piece":
+    def _find_piece(
+        self, steps: Sequence[Step], slowing: float, place_key: PlaceKey | None
+    ) -> "_Piece":
         """Products take `slowing` of their time longer."""
         work, runs = self._work, self._work.spec.blocks
         blocks_s = []
@@ -267,10 +272,10 @@ class Floors:
             products_s = min(block.seconds - block.attention_s for block in found)
             blocks_s.append(min(block.seconds for block in found) + slowing * products_s)
             # linear attention exchanges over both axes at once, which such a place doesn't know
-            if has_place and not any(attention.linear for attention in run.attentions):
+            if place_key is not None and not any(attention.linear for attention in run.attentions):
                 # the more attention, the more it hides
                 hiding = max(range(len(found)), key=lambda at: found[at].attention_s)
-                blocks_s[-1] += self._exchanged(steps[hiding], run, found[hiding])
+                blocks_s[-1] += self._exchanged(steps[hiding], run, found[hiding], place_key)
         counts, none = [run.count for run in runs], [0] * len(runs)
         on_cpu = steps[0].device.kind == "cpu"
         return _Piece(
@@ -282,17 +287,22 @@ class Floors:
             exponent=work.launch_exponent(steps[0]) if len(steps) == 1 else math.inf,
         )
 
-    def _exchanged(self, step: Step, run: BlockRun, block: Timed) -> float:
+    def _exchanged(self, step: Step, run: BlockRun, block: Timed, place_key: PlaceKey) -> float:
         """What a block's exchanges take beside its computing; only a ring that passes on hides them
         behind it, so that they differ by mode.
         """
-        is_staged = step.candidate.pipefusion is not None
         hiding_s = block.attention_s if step.share.ring > 1 else 0.0
-        key = (id(step.share), id(run), id(step.place), step.device.name, is_staged, hiding_s)
+        key = (step.share, run.kind, place_key, step.device.name, hiding_s)
         if key not in self._exchanged_s:
-            block_s = sum(map(seconds_of, self._work.block(step, run)))
-            self._exchanged_s[key] = block_s - block.seconds
+            self._exchanged_s[key] = sum(map(_beside_s, self._work.block(step, run)))
         return self._exchanged_s[key]
+
+
+def _beside_s(activity: Activity) -> float:
+    """What an activity of a block takes beside computing the block."""
+    if isinstance(activity, RingAttention):
+        return activity.merged_s + activity.waited_s
+    return 0.0 if activity.part in ("blocks", "attention") else activity.timed.seconds
 
 
 @dataclass(frozen=True)
@@ -322,7 +332,7 @@ class _Piece:
         return max(blocks * self.least_block_s + self.outside_s, self.again_s)
 
 
-class Front:
+class ParetoFront:
     """Plans that no other beats in latency, memory and quality at once, of those with the fewest
     GPUs first.
     """

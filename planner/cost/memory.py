@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.constants import MemoryConstants
-from ditplan.planner.cost.share import Share, Shares
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.cost.share import RankShard, RankShards
+from ditplan.planner.memo import Memo
 from ditplan.planner.space.stage_blocks import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, ModelSpec
 from ditplan.profiles.workload import Workload
@@ -47,7 +48,7 @@ class Memory:
 def memory_of(
     spec: ModelSpec,
     workload: Workload,
-    candidate: Candidate,
+    candidate: Configuration,
     device: Device,
     constants: MemoryConstants | None = None,
 ) -> Memory:
@@ -56,29 +57,36 @@ def memory_of(
 
     In PipeFusion's warm-up a stage sees the whole sequence.
     """
-    return MemoryModel(Shares(spec), spec, constants).of(candidate, workload, device)
+    return MemoryModel(RankShards(spec), spec, constants).of(candidate, workload, device)
 
 
 class MemoryModel:
     """Counts candidates' memory, what several have in common once."""
 
     def __init__(
-        self, shares: Shares, spec: ModelSpec, constants: MemoryConstants | None = None
+        self, shares: RankShards, spec: ModelSpec, constants: MemoryConstants | None = None
     ) -> None:
         self._shares, self._spec, self._constants = shares, spec, constants or MemoryConstants()
-        self._found: dict[tuple[object, ...], Memory] = {}
-        self._fullest: dict[tuple[object, ...], tuple[int, ...]] = {}
-        self._cached: dict[tuple[object, ...], tuple[int, ...]] = {}
+        self._found: Memo[tuple[object, ...], Memory] = Memo()
+        self._fullest: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
+        self._cached: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
 
     def of(
-        self, candidate: Candidate, workload: Workload, device: Device, stage: int | None = None
+        self, candidate: Configuration, workload: Workload, device: Device, stage: int | None = None
     ) -> Memory:
         """The peak of the rank that holds most, as `memory_of`, of all or of one stage."""
         part = candidate.pipefusion
-        stages = (part.blocks_per_stage, part.schedule) if part else None
-        graphs = _graphs(candidate)
-        held = (stages, stage, candidate.token_shares, candidate.weights, graphs)
-        key = (candidate.mesh.degrees, held, device.kind, workload)
+        key = (
+            candidate.mesh.degrees,
+            part.blocks_per_stage if part else None,
+            part.schedule if part else None,
+            stage,
+            candidate.token_shares,
+            candidate.weights,
+            _graphs(candidate),
+            device.kind,
+            workload,
+        )
         if key not in self._found:
             counts = self.fullest_stage(candidate, workload)
             if part is not None and stage is not None:
@@ -87,7 +95,7 @@ class MemoryModel:
         return self._found[key]
 
     def room_for_blocks(
-        self, candidate: Candidate, workload: Workload, devices: Sequence[Device]
+        self, candidate: Configuration, workload: Workload, devices: Sequence[Device]
     ) -> float:
         """Bytes that the smallest GPU has for a PipeFusion stage's blocks and their keys and
         values.
@@ -104,7 +112,7 @@ class MemoryModel:
         of_blocks = sum(count * size for count, size in zip(counts, sizes, strict=True))
         return device.memory_bytes - (whole.total_bytes - of_blocks)
 
-    def block_bytes(self, candidate: Candidate, workload: Workload) -> list[int]:
+    def block_bytes(self, candidate: Configuration, workload: Workload) -> list[int]:
         """One block's weights and what it keeps on a rank from patch to patch, for each run."""
         kept, sharers = self._cached_bytes(candidate, workload), candidate.weight_group_size
         runs = zip(self._spec.blocks, kept, strict=True)
@@ -113,15 +121,21 @@ class MemoryModel:
             for run, cached in runs
         ]
 
-    def fullest_stage(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
+    def fullest_stage(self, candidate: Configuration, workload: Workload) -> tuple[int, ...]:
         """How many blocks of each run the rank that holds most has; all of them without
         PipeFusion.
         """
         part = candidate.pipefusion
         if part is None:
             return tuple(run.count for run in self._spec.blocks)
-        stages = (part.blocks_per_stage, part.schedule)
-        key = (candidate.mesh.degrees, stages, candidate.token_shares, candidate.weights, workload)
+        key = (
+            candidate.mesh.degrees,
+            part.blocks_per_stage,
+            part.schedule,
+            candidate.token_shares,
+            candidate.weights,
+            workload,
+        )
         if key not in self._fullest:
             sizes = self.block_bytes(candidate, workload)
 
@@ -132,7 +146,7 @@ class MemoryModel:
         return self._fullest[key]
 
     def _count(
-        self, candidate: Candidate, workload: Workload, device: Device, counts: Sequence[int]
+        self, candidate: Configuration, workload: Workload, device: Device, counts: Sequence[int]
     ) -> Memory:
         c, spec, mesh = self._constants, self._spec, candidate.mesh
         share = self._shares.of(mesh, workload, candidate.token_shares)
@@ -148,7 +162,7 @@ class MemoryModel:
             graph_bytes=_graph_bytes(_graphs(candidate), c),
         )
 
-    def _cached_bytes(self, candidate: Candidate, workload: Workload) -> tuple[int, ...]:
+    def _cached_bytes(self, candidate: Configuration, workload: Workload) -> tuple[int, ...]:
         """The keys and values of the whole sequence that a block of each run keeps for PipeFusion:
         those of this rank's heads.
         """
@@ -163,7 +177,7 @@ class MemoryModel:
         return self._cached[key]
 
 
-def cached_bytes(share: Share, run: BlockRun, workload: Workload) -> int:
+def cached_bytes(share: RankShard, run: BlockRun, workload: Workload) -> int:
     """The keys and values of the whole sequence for the heads of a rank with such a share."""
     numbers = sum(
         sum(share.keys[segment] for segment in attention.segments)
@@ -220,7 +234,7 @@ def why_swapping(memory: Memory, ranks: int, host: Host) -> str | None:
     )
 
 
-def _buffers_bytes(mesh: Mesh, share: Share, hidden_bytes: int) -> int:
+def _buffers_bytes(mesh: Mesh, share: RankShard, hidden_bytes: int) -> int:
     """Ulysses holds q, k, v and the output before and after its exchange.
 
     A ring two K/V blocks and fp32 results.
@@ -248,7 +262,7 @@ def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
     return math.ceil(c.vae_live_tensors * pixels * widest * workload.dtype_bytes)
 
 
-def _graphs(candidate: Candidate) -> int:
+def _graphs(candidate: Configuration) -> int:
     """How many CUDA graphs a rank has: of the whole sequence, and of each patch."""
     if "graph" not in candidate.mode:
         return 0

@@ -3,35 +3,37 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ditplan.planner.constants import CostConstants, ModeConstants, counts_on_all
 from ditplan.planner.cost.activities import (
     Activity,
+    CollectiveCost,
     Computation,
-    Exchange,
     RingAttention,
     seconds_of,
 )
-from ditplan.planner.cost.breakdown import SOURCES, Ledger
-from ditplan.planner.cost.mixed_devices import Crew, Load, Loads
+from ditplan.planner.cost.breakdown import SOURCES, CostBreakdown
+from ditplan.planner.cost.mixed_devices import Load, RankKinds, RankLoads
 from ditplan.planner.cost.roofline import DeviceTimes, Timed, at_data_sheets, overlapped_s
-from ditplan.planner.cost.share import Share, Shares, calls_of, values_per_token
+from ditplan.planner.cost.share import RankShard, RankShards, calls_of, values_per_token
 from ditplan.planner.cost.step import Place, Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
+from ditplan.profiles.configuration import Configuration, RingVariant
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, Mode, ModelProfile, ModelSpec
-from ditplan.profiles.plan import RingVariant
 from ditplan.profiles.workload import Dtype, Workload
 
 
 class RankWork:
     """Prices what a rank does, by what was measured of the model and of the cluster.
 
-    Shares must be those of `shares`: what was found for one is known by its identity.
+    A device is known by its name, a run of blocks by its kind.
     """
 
     def __init__(
@@ -44,19 +46,20 @@ class RankWork:
         self.topology, self.spec, self.constants = topology, spec, constants
         self.profile = profile
         self.devices = at_data_sheets(topology.cluster.devices, constants)
-        self.shares = Shares(spec, repeat_text=constants.text_with_every_patch)
-        self._loads = Loads(self.shares)
-        self._times: dict[str, DeviceTimes] = {}
-        self._places: dict[tuple[object, ...], Place] = {}
-        self._computed: dict[tuple[object, ...], Timed] = {}
-        self._host_s: dict[tuple[object, ...], float] = {}
+        self.shares = RankShards(spec, repeat_text=constants.text_with_every_patch)
+        self._named = {device.name: device for device in self.devices}
+        self._loads = RankLoads(self.shares, self._named)
+        self._times: Memo[str, DeviceTimes] = Memo()
+        self._places: Memo[tuple[object, ...], Place] = Memo()
+        self._computed: Memo[tuple[object, ...], Timed] = Memo()
+        self._host_s: Memo[tuple[object, ...], float] = Memo()
 
-    def place(self, candidate: Candidate) -> Place:
+    def place(self, candidate: Configuration) -> Place:
         """Where the candidate's axes lie: the same one for all that differ in something else."""
         key = (candidate.mesh.degrees, candidate.order)
         found = self._places.get(key)
         if found is None or found.placement != candidate.placement:
-            found = self._places[key] = Place(candidate.groups, candidate.placement)
+            found = self._places[key] = Place(partial(groups_of, candidate), candidate.placement)
         return found
 
     def times_on(self, device: Device) -> DeviceTimes:
@@ -67,7 +70,7 @@ class RankWork:
             self._times[device.name] = DeviceTimes(self.spec, known, device, self.constants)
         return self._times[device.name]
 
-    def ring_variant(self, candidate: Candidate) -> RingVariant:
+    def ring_variant(self, candidate: Configuration) -> RingVariant:
         """Over NVLink keys and values are gathered at once, which costs less than merging by lse.
 
         Elsewhere they are passed on behind the attention, which hides a slow link on most GPUs.
@@ -76,7 +79,7 @@ class RankWork:
         """
         return self._ring_variant(candidate, self.place(candidate))
 
-    def _ring_variant(self, candidate: Candidate, place: Place) -> RingVariant:
+    def _ring_variant(self, candidate: Configuration, place: Place) -> RingVariant:
         if self.constants.gathers_keys:
             return "gather"
         if not self.constants.pushes:
@@ -89,19 +92,19 @@ class RankWork:
 
     def step_of(
         self,
-        candidate: Candidate,
+        candidate: Configuration,
         workload: Workload,
-        crew: Crew,
-        share: Share,
+        rank_kinds: RankKinds,
+        share: RankShard,
         patch: int | None = None,
     ) -> Step:
         """A step of some ranks that wait for each other, on the whole sequence or a patch of it, of
         which none has more than `share`.
         """
         place = self.place(candidate)
-        if len(crew) == 1 and candidate.token_shares is None:
-            return Step(candidate, workload, share, crew[0][1], place)
-        loads = self._loads.of(candidate, workload, crew, patch)
+        if len(rank_kinds) == 1 and candidate.token_shares is None:
+            return Step(candidate, workload, share, self._named[rank_kinds[0][1]], place)
+        loads = self._loads.of(candidate, workload, rank_kinds, patch)
         slowest = max(loads, key=lambda one: self.blocks_s(one, candidate.mode, workload.dtype))
         return Step(candidate, workload, share, slowest.device, place, loads=loads)
 
@@ -113,16 +116,16 @@ class RankWork:
             for run in runs
         )
 
-    def step(self, step: Step) -> Ledger:
+    def step(self, step: Step) -> CostBreakdown:
         """One denoising step of the busiest rank, with all blocks."""
-        calls = calls_of(step.candidate.mesh, self.spec, step.workload)
-        ledger = Ledger()
+        calls = calls_of(step.configuration.mesh, self.spec, step.workload)
+        ledger = CostBreakdown()
         ledger.include_all(self._call(step), calls)
         ledger.add("scheduler", self.scheduler(step.workload, step.device))
         return ledger
 
-    def _call(self, step: Step) -> Ledger:
-        ledger, mesh = Ledger(), step.candidate.mesh
+    def _call(self, step: Step) -> CostBreakdown:
+        ledger, mesh = CostBreakdown(), step.configuration.mesh
         for run in self.spec.blocks:
             ledger.include_all(self.of_block(step, run), run.count)
         for what in (self.of_outside, self.of_gather, self.of_cfg):
@@ -134,48 +137,49 @@ class RankWork:
             ledger.add("launch", Timed(waits_s, "computed"))
         return ledger
 
-    def of_block(self, step: Step, run: BlockRun) -> Ledger:
+    def of_block(self, step: Step, run: BlockRun) -> CostBreakdown:
         """One block of a run with its exchanges."""
-        return self._booked(step, id(run), self.block(step, run))
+        return self._booked(step, run.kind, self.block(step, run))
 
-    def of_outside(self, step: Step) -> Ledger:
+    def of_outside(self, step: Step) -> CostBreakdown:
         """What is in no block."""
         return self._booked(step, "outside", [Computation("outside", self.computed(step, None))])
 
-    def of_gather(self, step: Step) -> Ledger:
+    def of_gather(self, step: Step) -> CostBreakdown:
         """The output's tokens being put together again."""
         return self._booked(step, "gather", self.gather(step))
 
-    def of_cfg(self, step: Step) -> Ledger:
+    def of_cfg(self, step: Step) -> CostBreakdown:
         """The exchange of the samples' outputs."""
         return self._booked(step, "cfg", self.cfg(step))
 
-    def _booked(self, step: Step, what: object, activities: Iterable[Activity]) -> Ledger:
+    def _booked(self, step: Step, what: str, activities: Iterable[Activity]) -> CostBreakdown:
         """What some activities take, found once for such a step at its place; not to be changed."""
-        of = step.candidate
-        how = (step.device.name, of.mode, of.weights, of.pipefusion is None)
-        key, known = (what, id(step.share), id(step.loads), *how), step.place.booked
-        if key not in known:
-            known[key] = Ledger()
+        of, dtype = step.configuration, step.workload.dtype
+        booked = step.place.booked
+        key = (what, step.share, step.loads, step.device.name, of.mode, of.weights, dtype)
+        if key not in booked:
+            ledger = CostBreakdown()
             for activity in activities:
-                self._book(known[key], activity)
-        return known[key]
+                self._book(ledger, activity)
+            booked[key] = ledger
+        return booked[key]
 
     def block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         """What a rank does in one block of a run, in this order."""
-        if step.candidate.weights == "replicated":
+        if step.configuration.weights == "replicated":
             yield from self._block(step, run)
             return
         activities = list(self._block(step, run))
         yield from activities
         yield self._weights(step, run, sum(map(seconds_of, activities)))
 
-    def _weights(self, step: Step, run: BlockRun, block_s: float) -> Exchange:
+    def _weights(self, step: Step, run: BlockRun, block_s: float) -> CollectiveCost:
         """By how much a block's weights are put together later than the block before is done.
 
         On a CPU gathering takes the cores that compute.
         """
-        sharers, axes = step.candidate.weight_group_size, ("dp", "cfg", "ring", "ulysses")
+        sharers, axes = step.configuration.weight_group_size, ("dp", "cfg", "ring", "ulysses")
         piece_bytes = run.parameters * step.workload.dtype_bytes / sharers
         gathered = self._over(step, "weights", "all_gather", piece_bytes, axes)
         hidden_s = block_s if step.device.kind == "cuda" else 0.0
@@ -202,7 +206,7 @@ class RankWork:
         Of unlike loads the slowest counts, in attention and in what is beside it, as ranks meet
         before and after each attention.
         """
-        how = (run, step.candidate.mode, step.workload.dtype)
+        how = (run, step.configuration.mode, step.workload.dtype)
         if not step.loads:
             return self._computed_by(step.share, step.device, *how)
         found = [self._computed_by(load.share, load.device, *how) for load in step.loads]
@@ -212,9 +216,9 @@ class RankWork:
         return Timed(beside_s + attention_s, source, attention_s)
 
     def _computed_by(
-        self, share: Share, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
+        self, share: RankShard, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
     ) -> Timed:
-        key = (id(share), id(run), device.name, dtype, mode)
+        key = (share, run.kind if run else None, device.name, dtype, mode)
         if key not in self._computed:
             on = self.times_on(device)
             found = on.block(run, share, dtype, mode) if run else on.outside(share, dtype, mode)
@@ -229,7 +233,7 @@ class RankWork:
 
     def _state(self, step: Step, attention: Attention) -> Iterator[Activity]:
         """One sum over ring x ulysses, and a small gathering of the rows at the ranks' edges."""
-        if step.candidate.mesh.sequence_parallel == 1:
+        if step.configuration.mesh.sequence_parallel == 1:
             return
         sum_bytes = step.share.batch * attention.state_bytes
         yield self._over(step, "ring", "all_reduce", sum_bytes, ("ring", "ulysses"))
@@ -240,7 +244,7 @@ class RankWork:
 
     def _ulysses(self, step: Step, attention: Attention, tensors: int) -> Iterator[Activity]:
         """The all_to_all of so many of q, k, v and the output, with its packing."""
-        if step.candidate.mesh.ulysses == 1:
+        if step.configuration.mesh.ulysses == 1:
             return
         tokens = sum(step.share.tokens[segment] for segment in attention.segments)
         numbers = step.share.batch * tokens * attention.heads * attention.head_dim
@@ -260,7 +264,7 @@ class RankWork:
         On a CPU sending takes the cores that compute, so nothing is hidden, nor on GPUs whose
         attention and transfers wait for each other.
         """
-        ring = step.candidate.mesh.ring
+        ring = step.configuration.mesh.ring
         if ring == 1:
             yield Computation("attention", own)
             return
@@ -268,14 +272,14 @@ class RankWork:
         heads = step.share.heads(attention)
         numbers = step.share.batch * tokens * heads * attention.head_dim
         sent_bytes = 2 * numbers * step.workload.dtype_bytes
-        if self._ring_variant(step.candidate, step.place) == "gather":
+        if self._ring_variant(step.configuration, step.place) == "gather":
             operation = self._exchange("all_gather", step.place.groups(("ring",)))
             yield self._over(step, "ring", operation, sent_bytes, ("ring",))
             yield Computation("attention", own)
             return
         merge_s = self._passes_s(step, self.constants.merge_passes * numbers * 4)
         fresh = 1.0
-        if step.candidate.pipefusion and self.constants.sends_fresh_keys:
+        if step.configuration.pipefusion and self.constants.sends_fresh_keys:
             keys = sum(step.share.keys[segment] for segment in attention.segments)
             fresh = min(1.0, ring * tokens / keys)
         yield RingAttention(
@@ -313,15 +317,15 @@ class RankWork:
             rates = [one.device.memory_bytes_per_s * most / one.share.rows for one in step.loads]
         return moved_bytes / (min(rates) * self.constants.bandwidth_efficiency)
 
-    def gather(self, step: Step) -> Iterator[Exchange]:
+    def gather(self, step: Step) -> Iterator[CollectiveCost]:
         """The output's tokens are put together again over ring x ulysses."""
-        if step.candidate.mesh.sequence_parallel > 1:
+        if step.configuration.mesh.sequence_parallel > 1:
             piece_bytes = self.predicted_bytes(step, step.share.tokens["image"])
             yield self._over(step, "gather", "all_gather", piece_bytes, ("ring", "ulysses"))
 
-    def cfg(self, step: Step) -> Iterator[Exchange]:
+    def cfg(self, step: Step) -> Iterator[CollectiveCost]:
         """The samples' outputs are exchanged over dp x cfg."""
-        if step.candidate.mesh.batch_parallel > 1:
+        if step.configuration.mesh.batch_parallel > 1:
             whole_bytes = self.predicted_bytes(step, step.share.predicted)
             yield self._over(step, "cfg", "all_gather", whole_bytes, ("dp", "cfg"))
 
@@ -339,7 +343,7 @@ class RankWork:
 
     def launch_exponent(self, step: Step) -> float:
         """How well launching and working off overlap; infinite where one hides the other."""
-        mode = step.candidate.mode
+        mode = step.configuration.mode
         if "graph" in mode or self.times_on(step.device).has_blocks(step.workload.dtype, mode):
             return math.inf
         return self.constants.launch_exponent
@@ -348,13 +352,17 @@ class RankWork:
         """Host time to launch so many blocks of each run, what is around them, and gatherings of
         the output: every kernel, or a graph as one.
         """
-        c, mode, dtype = self.constants, step.candidate.mode, step.workload.dtype
-        mesh = step.candidate.mesh
+        c, mode, dtype = self.constants, step.configuration.mode, step.workload.dtype
+        mesh = step.configuration.mesh
         if "graph" in mode:
             return c.replay_launches * c.launch_s
         key = (mode, dtype, step.device.name, *counts, gathers, mesh.ring, mesh.ulysses > 1)
-        if key in self._host_s:
-            return self._host_s[key]
+        if key not in self._host_s:
+            self._host_s[key] = self._launched_s(step, counts, gathers)
+        return self._host_s[key]
+
+    def _launched_s(self, step: Step, counts: Sequence[int], gathers: int) -> float:
+        c, mode, dtype = self.constants, step.configuration.mode, step.workload.dtype
         times, mode_counts = self.times_on(step.device), c.modes[mode]
         host_s = times.launch_s("outside", c.outside_kernels, dtype, mode)
         host_s += gathers * mode_counts.gather_launches * c.launch_s
@@ -364,9 +372,9 @@ class RankWork:
                 mode_counts.operation_launches * run.operations,
             )
             block_s = times.launch_s(run.kind, kernels, dtype, mode)
-            exchange_s = _exchange_launches(mode_counts, mesh) * c.launch_s
+            exchange_s = _exchange_launches(mode_counts, step.configuration.mesh) * c.launch_s
             host_s += count * (block_s + exchange_s * attentions)
-        return self._host_s.setdefault(key, host_s)
+        return host_s
 
     def _over(
         self,
@@ -375,18 +383,19 @@ class RankWork:
         operation: Operation,
         rank_bytes: float,
         axes: tuple[str, ...],
-    ) -> Exchange:
+    ) -> CollectiveCost:
         """An exchange along axes."""
-        key, known = (part, operation, rank_bytes, axes), step.place.exchanges
-        if key not in known:
+        exchanges = step.place.exchanges
+        key = (part, operation, rank_bytes, axes)
+        if key not in exchanges:
             groups = step.place.groups(axes)
             found = self.topology.collective_s(operation, rank_bytes, groups)
             start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
             timed = Timed(found.seconds + start_s, found.source)
-            known[key] = Exchange(part, operation, rank_bytes, groups, timed)
-        return known[key]
+            exchanges[key] = CollectiveCost(part, operation, rank_bytes, groups, timed)
+        return exchanges[key]
 
-    def _book(self, ledger: Ledger, activity: Activity) -> None:
+    def _book(self, ledger: CostBreakdown, activity: Activity) -> None:
         """Books what an activity takes of the rank's time."""
         if isinstance(activity, RingAttention):
             sent, passes = activity.sent, activity.blocks - 1
@@ -398,10 +407,10 @@ class RankWork:
             self._book_bytes(ledger, sent, passes)
             return
         ledger.add(activity.part, activity.timed)
-        if isinstance(activity, Exchange):
+        if isinstance(activity, CollectiveCost):
             self._book_bytes(ledger, activity, 1)
 
-    def _book_bytes(self, ledger: Ledger, exchange: Exchange, times: int) -> None:
+    def _book_bytes(self, ledger: CostBreakdown, exchange: CollectiveCost, times: int) -> None:
         moved = self.topology.link_bytes(exchange.operation, exchange.rank_bytes, exchange.groups)
         for kind, count in moved.items():
             ledger.link_bytes[kind] += count * times

@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost.share import Share, attention_flops, linear_flops, point_share, width_of
+from ditplan.planner.cost.share import (
+    RankShard,
+    attention_flops,
+    linear_flops,
+    point_share,
+    width_of,
+)
+from ditplan.planner.memo import Memo
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.model import (
     AttentionKernel,
@@ -91,7 +98,7 @@ class Roofline:
             efficiency, half = self.constants.cpu_efficiency, 0.0
         return flops / (self.peak_flops_per_s * efficiency) * (1 + half / max(1.0, size))
 
-    def linear_s(self, run: BlockRun, share: Share) -> float:
+    def linear_s(self, run: BlockRun, share: RankShard) -> float:
         """A block without self-attention: products, at least the reading of its weights, and
         element-wise passes.
         """
@@ -105,7 +112,7 @@ class Roofline:
             c.modes[self.mode].elementwise_passes * hidden_bytes
         )
 
-    def attention_s(self, run: BlockRun, share: Share) -> float:
+    def attention_s(self, run: BlockRun, share: RankShard) -> float:
         """The self-attentions of a block."""
         c, queries = self.constants, share.batch * sum(share.queries.values())
         efficiency = self.device.attention_share
@@ -118,7 +125,7 @@ class Roofline:
             attention_flops(run, share), efficiency, queries, c.attention_half_queries
         )
 
-    def outside_s(self, spec: ModelSpec, share: Share) -> float:
+    def outside_s(self, spec: ModelSpec, share: RankShard) -> float:
         """Everything in the transformer that is not a block."""
         c = self.constants
         flops = share.batch * (
@@ -209,7 +216,7 @@ def lines_through(triples: Sequence[tuple[float, float, float]]) -> Lines:
     )
 
 
-def block_size(run: BlockRun, share: Share) -> tuple[float, float]:
+def block_size(run: BlockRun, share: RankShard) -> tuple[float, float]:
     """A block's place on the grid: rows, and the pairs of its widest self-attention."""
     return share.rows, max(share.pairs(attention) for attention in run.attentions)
 
@@ -234,10 +241,10 @@ class DeviceTimes:
     ) -> None:
         """`profile` must be of this model and device."""
         self.spec, self.profile, self.device, self.constants = spec, profile, device, constants
-        self._known: dict[tuple[str, Mode], list[TimePoint]] = {}
-        self._lines: dict[tuple[str, Mode, Dtype], Lines] = {}
+        self._known: Memo[tuple[str, Mode], list[TimePoint]] = Memo()
+        self._lines: Memo[tuple[str, Mode, Dtype], Lines] = Memo()
 
-    def block(self, run: BlockRun, share: Share, dtype: Dtype, mode: Mode) -> Timed:
+    def block(self, run: BlockRun, share: RankShard, dtype: Dtype, mode: Mode) -> Timed:
         """One block of a run, on the device's clock (without waiting for launches unless
         measured so).
         """
@@ -257,7 +264,7 @@ class DeviceTimes:
         measured = [p.host_s for p in self._points(part, mode, dtype) if p.host_s is not None]
         return statistics.median(measured) if measured else kernels * self.constants.launch_s
 
-    def attention_kernel(self, share: Share, dtype: Dtype) -> AttentionKernel:
+    def attention_kernel(self, share: RankShard, dtype: Dtype) -> AttentionKernel:
         """The kernel that was fastest at the measured attention most like this rank's."""
         points = self._points("attention", "eager", dtype)
         if not points:
@@ -277,7 +284,7 @@ class DeviceTimes:
         """Whether every kind of block was measured."""
         return all(self._points(run.kind, mode, dtype) for run in self.spec.blocks)
 
-    def outside(self, share: Share, dtype: Dtype, mode: Mode) -> Timed:
+    def outside(self, share: RankShard, dtype: Dtype, mode: Mode) -> Timed:
         """The transformer without its blocks."""
         guess_s = max(self._roofline(dtype, mode).outside_s(self.spec, share), 1e-9)
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from ditplan.planner.memo import Memo
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
@@ -14,7 +15,7 @@ from ditplan.profiles.workload import Workload
 
 
 @dataclass(frozen=True)
-class Share:
+class RankShard:
     """The work of the rank that has most of everything, which with equal parts is the first one of
     each axis, or of the rank at a place of its sequence.
 
@@ -34,6 +35,15 @@ class Share:
     predicted: int = 0
     heads_by: tuple[int, ...] | None = None
     place: int | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Found once: a share is part of many keys."""
+        counts = (*self.tokens.values(), *self.queries.values(), *self.keys.values())
+        return hash((self.batch, *counts, self.ring, self.ulysses, self.predicted, self.place))
 
     @cached_property
     def rows(self) -> int:
@@ -85,7 +95,7 @@ def share_of(
     workload: Workload,
     token_shares: tuple[int, ...] | None = None,
     place: int | None = None,
-) -> Share:
+) -> RankShard:
     """The busiest rank's share, or that of the rank at a place of its sequence.
 
     Samples split over dp x cfg, tokens over ring x ulysses.
@@ -104,7 +114,7 @@ def patch_shares(
     place: int | None = None,
     *,
     repeat_text: bool = False,
-) -> tuple[Share, ...]:
+) -> tuple[RankShard, ...]:
     """A rank's share of each patch, as `share_of`. Its tokens attend to the whole sequence.
 
     All of the text goes with the first patch, or with `repeat_text` with each of patches that then
@@ -125,15 +135,15 @@ def patch_shares(
     return tuple(shares[size] for size in sizes)
 
 
-class Shares:
+class RankShards:
     """The shares of one model's workloads, each found once: the same one for all meshes that split
     alike.
     """
 
     def __init__(self, spec: ModelSpec, *, repeat_text: bool = False) -> None:
         self._spec, self._repeat_text = spec, repeat_text
-        self._whole: dict[tuple[object, ...], Share] = {}
-        self._patches: dict[tuple[object, ...], tuple[Share, ...]] = {}
+        self._whole: Memo[tuple[object, ...], RankShard] = Memo()
+        self._patches: Memo[tuple[object, ...], tuple[RankShard, ...]] = Memo()
 
     def of(
         self,
@@ -141,7 +151,7 @@ class Shares:
         workload: Workload,
         token_shares: tuple[int, ...] | None = None,
         place: int | None = None,
-    ) -> Share:
+    ) -> RankShard:
         """A rank's share of the whole sequence, as `share_of`."""
         samples = samples_of(mesh, self._spec, workload)
         key = (samples, mesh.ring, mesh.ulysses, workload, token_shares, place)
@@ -156,7 +166,7 @@ class Shares:
         patches: int,
         token_shares: tuple[int, ...] | None = None,
         place: int | None = None,
-    ) -> tuple[Share, ...]:
+    ) -> tuple[RankShard, ...]:
         """Its share of each patch, as `patch_shares`."""
         samples = samples_of(mesh, self._spec, workload)
         key = (samples, mesh.ring, mesh.ulysses, patches, workload, token_shares, place)
@@ -180,7 +190,7 @@ def _share_of_tokens(
     keys: dict[str, int],
     token_shares: tuple[int, ...] | None,
     place: int | None,
-) -> Share:
+) -> RankShard:
     parts, ulysses = mesh.sequence_parallel, mesh.ulysses
     sizes = {
         segment: split_sizes(count, parts, token_shares) if count else (0,) * parts
@@ -199,7 +209,7 @@ def _share_of_tokens(
         first = place // ulysses * ulysses
         held = {segment: split[place] for segment, split in sizes.items()}
         queries = {segment: sum(split[first : first + ulysses]) for segment, split in sizes.items()}
-    return Share(
+    return RankShard(
         batch=samples,
         tokens=held,
         queries=queries,
@@ -212,17 +222,17 @@ def _share_of_tokens(
     )
 
 
-def point_share(batch: int, image_tokens: int, text_tokens: int, key_tokens: int) -> Share:
+def point_share(batch: int, image_tokens: int, text_tokens: int, key_tokens: int) -> RankShard:
     """The work of a measured point: its tokens attend to `key_tokens`, shared out over segments
     in proportion.
     """
     tokens = {"image": image_tokens, "text": text_tokens}
     scale = key_tokens / max(1, image_tokens + text_tokens)
     keys = {segment: round(count * scale) for segment, count in tokens.items()}
-    return Share(batch=batch, tokens=tokens, queries=tokens, keys=keys)
+    return RankShard(batch=batch, tokens=tokens, queries=tokens, keys=keys)
 
 
-def linear_flops(run: BlockRun, share: Share) -> float:
+def linear_flops(run: BlockRun, share: RankShard) -> float:
     """FLOPs of one block without self-attention."""
     per_sample = (
         run.image_flops * share.tokens.get("image", 0)
@@ -232,7 +242,7 @@ def linear_flops(run: BlockRun, share: Share) -> float:
     return share.batch * per_sample
 
 
-def attention_flops(run: BlockRun, share: Share) -> float:
+def attention_flops(run: BlockRun, share: RankShard) -> float:
     """FLOPs of one block's self-attentions: 4 x heads x head_dim for each query-key pair."""
     return sum(4 * a.heads * a.head_dim * share.pairs(a) for a in run.attentions)
 

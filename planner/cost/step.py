@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ditplan.planner.cost.activities import Exchange
-from ditplan.planner.cost.breakdown import Ledger
+from ditplan.planner.cost.activities import CollectiveCost
+from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.mixed_devices import Load
-from ditplan.planner.cost.share import Share
+from ditplan.planner.cost.share import RankShard
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
-from ditplan.planner.space.candidate import Candidate
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.workload import Workload
 
 
@@ -20,15 +21,15 @@ class Place:
         self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
     ) -> None:
         self.placement, self._groups_of = placement, groups_of
-        self._groups: dict[tuple[str, ...], Groups] = {}
-        self.booked: dict[tuple[object, ...], Ledger] = {}
-        self.exchanges: dict[tuple[object, ...], Exchange] = {}
+        self._groups: Memo[tuple[str, ...], Groups] = Memo()
+        self.booked: Memo[tuple[object, ...], CostBreakdown] = Memo()
+        self.exchanges: Memo[tuple[object, ...], CollectiveCost] = Memo()
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""
-        if (found := self._groups.get(axes)) is None:
-            found = self._groups[axes] = self._groups_of(axes)
-        return found
+        if axes not in self._groups:
+            self._groups[axes] = self._groups_of(axes)
+        return self._groups[axes]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Step:
     is the most that any of them has, and `device` the slowest.
     """
 
-    candidate: Candidate
+    configuration: Configuration
     workload: Workload
-    share: Share
+    share: RankShard
     device: Device
     place: Place
     loads: tuple[Load, ...] = ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ditplan.planner.network.tables import Group, common_stride
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.mesh import AXES, Mesh, strides_of
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,6 @@ def groups_along(mesh: Mesh, order: Sequence[str], axes: Sequence[str]) -> AxisG
             degree *= runs.pop()[0]
         runs.append((degree, strides[axis]))
     return AxisGroups(tuple(runs), mesh.size)
-
-
-def strides_of(mesh: Mesh, order: Sequence[str]) -> dict[str, int]:
-    """How far apart in rank neighbours along each axis are."""
-    strides, stride = {}, 1
-    for axis in reversed(order):
-        strides[axis] = stride
-        stride *= getattr(mesh, axis)
-    return strides
 
 
 def wanted(groups: Sequence[Group] | AxisGroups) -> Groups:

@@ -13,6 +13,7 @@ from typing import TypeGuard
 import networkx as nx
 
 from ditplan.planner.constants import CostConstants
+from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import (
     AxisGroups,
     Groups,
@@ -37,7 +38,7 @@ from ditplan.planner.network.traffic import (
 )
 from ditplan.planner.network.twin_hosts import are_alike, moved, pairs_seen, renamed, touches
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, Operation
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import Source
 
 CROSSINGS = ("memory", "socket")
@@ -68,14 +69,14 @@ class Topology:
         """Devices of the smallest host."""
         self.hosts_are_alike = are_alike(cluster)
         """Whether exchanging hosts for each other changes nothing but names."""
-        self._paths: dict[tuple[int, int], Path | None] = {}
-        self._ways: dict[Ends, Way | None] = {}
-        self._traffic: dict[tuple[Operation, Groups], Traffic | None] = {}
-        self._hops: dict[Groups, tuple[Traffic, ...] | None] = {}
-        self._tables: dict[tuple[Operation, Groups], CollectiveTable | None] = {}
-        self._kinds: dict[Group, str | None] = {}
-        self._hops_s: dict[tuple[float, Groups], tuple[Estimate, ...]] = {}
-        self._signatures: dict[Groups, tuple[float, ...]] = {}
+        self._paths: Memo[tuple[int, int], Path | None] = Memo()
+        self._ways: Memo[Ends, Way | None] = Memo()
+        self._traffic: Memo[tuple[Operation, Groups], Traffic | None] = Memo()
+        self._hops: Memo[Groups, tuple[Traffic, ...] | None] = Memo()
+        self._tables: Memo[tuple[Operation, Groups], CollectiveTable | None] = Memo()
+        self._kinds: Memo[Group, str | None] = Memo()
+        self._hops_s: Memo[tuple[float, Groups], tuple[Estimate, ...]] = Memo()
+        self._signatures: Memo[Groups, tuple[float, ...]] = Memo()
 
     @property
     def ranks(self) -> int:
@@ -105,8 +106,9 @@ class Topology:
             first = first_of(talking)
             raise InputError(
                 f"cluster {self.cluster.name}: no {operation} of {len(first)} ranks was "
-                f"measured and no links join the ranks {list(first)}; measure it again with "
-                "`ditplan profile --hosts FILE` or give its links"
+                f"measured and no links join the ranks {list(first)}; measure it again with `",
+                Command("profile", (Setting("hosts", "FILE"),)),
+                "` or give its links",
             )
         return Estimate(self._computed_s(traffic, bytes_per_rank), "computed")
 

@@ -34,7 +34,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Loads:
+class LinkLoads:
     """What all messages of an operation put on each direction of each link."""
 
     shares: dict[Hop, float]
@@ -290,7 +290,7 @@ def _starts_on_the_first_host(groups: AxisGroups, ranks_per_host: int) -> list[i
     return [start for start in range(ranks_per_host) if start % (degree * stride) < stride]
 
 
-def _loads_of(links: Links, sent: Iterable[tuple[int, int, float]]) -> Loads | None:
+def _loads_of(links: Links, sent: Iterable[tuple[int, int, float]]) -> LinkLoads | None:
     """What messages (from, to, share) at once ask of the links; None where no path is known."""
     shares: defaultdict[Hop, float] = defaultdict(float)
     flows: defaultdict[Hop, int] = defaultdict(int)
@@ -306,4 +306,4 @@ def _loads_of(links: Links, sent: Iterable[tuple[int, int, float]]) -> Loads | N
         for kind in path.kinds:
             kind_bytes[kind] += share
         latency_s = max(latency_s, path.latency_s)
-    return Loads(dict(shares), dict(flows), dict(kind_bytes), latency_s)
+    return LinkLoads(dict(shares), dict(flows), dict(kind_bytes), latency_s)

@@ -5,40 +5,46 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 from ditplan.planner.constants import minds_transfers
-from ditplan.planner.cost.breakdown import Ledger, worst_source
-from ditplan.planner.cost.mixed_devices import Crew
+from ditplan.planner.cost.breakdown import CostBreakdown, worst_source
+from ditplan.planner.cost.mixed_devices import RankKinds
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Timed
 from ditplan.planner.cost.step import Step
+from ditplan.planner.memo import Memo
 from ditplan.planner.pipefusion.partition import StageWork, balanced_stages, balanced_unlike_stages
 from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
-from ditplan.planner.pipefusion.stage_times import LoopTimes, Piece, Pieces, Stage
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.pipefusion.stage_times import LoopTimes, Piece, Pieces, StageBlocks
 from ditplan.planner.space.stage_blocks import folded, runs_of_visits, unfolded
-from ditplan.profiles.plan import PipeFusion
+from ditplan.profiles.configuration import Configuration, PipeFusion
 from ditplan.profiles.workload import Workload
 
 PRODUCTS = "blocks"
 """The part of a block that isn't attention."""
 
 
-class Pipeline:
+class PipeFusionCost:
     """A PipeFusion candidate on the devices of its stages, priced for any division into stages."""
 
     def __init__(
-        self, work: RankWork, candidate: Candidate, workload: Workload, crews: Sequence[Crew]
+        self,
+        work: RankWork,
+        candidate: Configuration,
+        workload: Workload,
+        kinds_of_stages: Sequence[RankKinds],
     ) -> None:
-        """`candidate` has a PipeFusion part, whose blocks per stage have no say here. `crews` are
-        the ranks of each stage, the same object where they are alike.
+        """`candidate` has a PipeFusion part, whose blocks per stage have no say here.
+        `kinds_of_stages` are the ranks of each stage.
         """
         assert candidate.pipefusion is not None
         self._work, self._candidate, self._workload = work, candidate, workload
         self._part, self._stages = candidate.pipefusion, candidate.mesh.pipefusion
-        self._tasks_s: dict[tuple[int, Stage, int], float] = {}
+        self._tasks_s: Memo[tuple[object, ...], float] = Memo()
         self._lines = work.place(candidate).groups(("pipefusion",))
-        distinct = {id(crew): crew for crew in crews}
-        found = {key: self._pieces(crew) for key, crew in distinct.items()}
-        self._of_stage = tuple(found[id(crew)] for crew in crews)
+        found = {
+            rank_kinds: self._pieces(rank_kinds) for rank_kinds in dict.fromkeys(kinds_of_stages)
+        }
+        self._kinds, self._pieces_of = kinds_of_stages, found
+        self._of_stage = tuple(found[rank_kinds] for rank_kinds in kinds_of_stages)
         self._first = self._of_stage[0]
         self._are_alike = len(found) == 1
         self._is_on_cpu = self._first.whole.step.device.kind == "cpu"
@@ -53,11 +59,12 @@ class Pipeline:
         block_sizes = [
             size for size, run in zip(sizes, runs, strict=True) for _ in range(run.count)
         ]
-        distinct = {id(pieces): pieces for pieces in self._of_stage}
-        found = {key: self._stage_work(pieces) for key, pieces in distinct.items()}
+        found = {
+            rank_kinds: self._stage_work(pieces) for rank_kinds, pieces in self._pieces_of.items()
+        }
         stages = [
-            StageWork(*found[id(pieces)], room)
-            for pieces, room in zip(self._of_stage, rooms, strict=True)
+            StageWork(*found[rank_kinds], room)
+            for rank_kinds, room in zip(self._kinds, rooms, strict=True)
         ]
         between_s = sum(self._between_s) if self._patched_steps else 0.0
         predicting = self._of_stage[0 if self._is_folded else -1]
@@ -100,7 +107,7 @@ class Pipeline:
         least_s = sum(times * self._replay_s(piece) for piece, times in kinds)
         return seconds, least_s
 
-    def loop(self, part: PipeFusion) -> Ledger:
+    def loop(self, part: PipeFusion) -> CostBreakdown:
         """All steps with these blocks per stage: seconds of the busiest stage by cause, and beside
         them `bubbles`, its waiting for other stages if links took no time, and `sends`, by how much
         links make the whole longer.
@@ -163,10 +170,10 @@ class Pipeline:
             sending_computes=self._is_on_cpu or self._work.constants.stages_wait_to_send,
         )
 
-    def _stages_of(self, part: PipeFusion) -> list[Stage]:
+    def _stages_of(self, part: PipeFusion) -> list[StageBlocks]:
         visits = runs_of_visits(self._work.spec.blocks, part)
         predicting = 0 if self._is_folded else self._stages - 1
-        return [Stage(tuple(of), stage == predicting) for stage, of in enumerate(visits)]
+        return [StageBlocks(tuple(of), stage == predicting) for stage, of in enumerate(visits)]
 
     @property
     def _patched_steps(self) -> int:
@@ -176,23 +183,22 @@ class Pipeline:
     def _hops(self) -> range:
         return range(self._stages)
 
-    def _pieces(self, crew: Crew) -> Pieces:
+    def _pieces(self, rank_kinds: RankKinds) -> Pieces:
         """What a stage of such ranks runs."""
         work, candidate, workload = self._work, self._candidate, self._workload
         mesh, uneven = candidate.mesh, candidate.token_shares
         shares = work.shares.of_patches(mesh, workload, self._part.patches, uneven)
-        found: dict[int, Piece] = {}
-        for patch, share in enumerate(shares):
-            # patches of one size have the same share
-            if id(share) not in found:
-                step = work.step_of(candidate, workload, crew, share, patch)
-                found[id(share)] = self._piece(step, is_patch=True)
-        counts = Counter(map(id, shares))
+        # patches of one size have equal shares
+        counts, kinds = Counter(shares), []
+        for share, times in counts.items():
+            step = work.step_of(candidate, workload, rank_kinds, share, shares.index(share))
+            kinds.append((self._piece(step, is_patch=True), times))
+        numbers = {share: number for number, share in enumerate(counts)}
         whole = work.shares.of(mesh, workload, uneven)
         return Pieces(
-            whole=self._piece(work.step_of(candidate, workload, crew, whole), is_patch=False),
-            patches=tuple(found[id(share)] for share in shares),
-            kinds=tuple((found[key], times) for key, times in counts.items()),
+            whole=self._piece(work.step_of(candidate, workload, rank_kinds, whole), is_patch=False),
+            patches=tuple(numbers[share] for share in shares),
+            kinds=tuple(kinds),
         )
 
     def _piece(self, step: Step, *, is_patch: bool) -> Piece:
@@ -212,21 +218,22 @@ class Pipeline:
 
     def _row(self, pieces: Pieces, seconds_of: Callable[[Piece], float]) -> list[float]:
         """The seconds of each patch, found once for those of one size."""
-        found = {id(piece): seconds_of(piece) for piece, _ in pieces.kinds}
-        return [found[id(piece)] for piece in pieces.patches]
+        found = [seconds_of(piece) for piece, _ in pieces.kinds]
+        return [found[kind] for kind in pieces.patches]
 
     def _hop_s(self, piece: Piece, position: int) -> float:
         return self._hop(piece, position).seconds
 
-    def _task_s(self, piece: Piece, stage: Stage, visit: int) -> float:
+    def _task_s(self, piece: Piece, stage: StageBlocks, visit: int) -> float:
         """Seconds in which a stage computes a piece when it comes by."""
-        key = (id(piece), stage, visit)
+        step = piece.step
+        key = (step.share, step.loads, step.device.name, piece.is_patch, stage, visit)
         if key not in self._tasks_s:
             device_s = self._device_s(piece, stage, visit)
             self._tasks_s[key] = device_s + self._waits_s(piece, stage, visit, device_s)
         return self._tasks_s[key]
 
-    def _device_s(self, piece: Piece, stage: Stage, visit: int) -> float:
+    def _device_s(self, piece: Piece, stage: StageBlocks, visit: int) -> float:
         counts = stage.visits[visit]
         blocks_s = sum(n * s for n, s in zip(counts, piece.total_s, strict=True))
         blocks_s += self._slowed(piece, counts).seconds
@@ -256,7 +263,7 @@ class Pipeline:
     def _kinds_of_links(self) -> frozenset[str]:
         return self._work.topology.kinds_within(self._lines)
 
-    def _waits_s(self, piece: Piece, stage: Stage, visit: int, device_s: float) -> float:
+    def _waits_s(self, piece: Piece, stage: StageBlocks, visit: int, device_s: float) -> float:
         """By how much the host is longer at it."""
         if self._is_on_cpu:
             return 0.0
@@ -320,9 +327,9 @@ class Pipeline:
         piece_bytes = count / (self._stages - 1)
         return self._work.topology.collective_s("all_gather", piece_bytes, self._lines).seconds
 
-    def _busy(self, pieces: Pieces, stage: Stage, is_first: bool) -> Ledger:
+    def _busy(self, pieces: Pieces, stage: StageBlocks, is_first: bool) -> CostBreakdown:
         """What a stage does in the loop, by cause."""
-        ledger = Ledger()
+        ledger = CostBreakdown()
         warmup, steps = self._part.warmup_steps, self._patched_steps
         for piece, times in ((pieces.whole, warmup), *((p, n * steps) for p, n in pieces.kinds)):
             for visit, counts in enumerate(stage.visits):
@@ -343,7 +350,7 @@ class Pipeline:
             ledger.add("scheduler", Timed(self._setup_s, "computed"))
         return ledger
 
-    def _book_bytes(self, ledger: Ledger) -> None:
+    def _book_bytes(self, ledger: CostBreakdown) -> None:
         """What crosses each kind of link in the loop.
 
         A block runs on one stage, so only that one's part of the groups that are priced exchange.
@@ -371,7 +378,7 @@ class Pipeline:
             back = sum(piece.back_bytes * times * steps for piece, times in kinds)
             self._book_hop(ledger, back, stages - 1)
 
-    def _book_hop(self, ledger: Ledger, count: float, position: int) -> None:
+    def _book_hop(self, ledger: CostBreakdown, count: float, position: int) -> None:
         hop = self._work.topology.hop_bytes(count, self._lines, position)
         for kind, moved in hop.items():
             ledger.link_bytes[kind] += moved

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ditplan.planner.cost.breakdown import Ledger
+from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.step import Step
 from ditplan.planner.pipefusion.schedule import Durations
 
@@ -16,11 +16,11 @@ class Piece:
     """
 
     step: Step
-    blocks: tuple[Ledger, ...]
+    blocks: tuple[CostBreakdown, ...]
     total_s: tuple[float, ...]
-    outside: Ledger
-    gather: Ledger
-    passes: Ledger
+    outside: CostBreakdown
+    gather: CostBreakdown
+    passes: CostBreakdown
     onward_bytes: int
     back_bytes: int
     is_patch: bool
@@ -28,17 +28,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """All that the ranks of a stage run: the whole sequence, each patch, and how often patches of
-    each size come by.
+    """All that the ranks of a stage run: the whole sequence, and patches of each size, in `kinds`
+    with how often they come by. `patches` says which of these each patch is.
     """
 
     whole: Piece
-    patches: tuple[Piece, ...]
+    patches: tuple[int, ...]
     kinds: tuple[tuple[Piece, int], ...]
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageBlocks:
     """A stage's blocks of each run, each time that a patch comes by, and whether predictions end
     there.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from ditplan.planner.objectives import Objective
 from ditplan.planner.search.correction import QUANTILE, Array, Refit, components_of, refit
-from ditplan.planner.search.ranking import Ranked, to_measure
+from ditplan.planner.search.ranking import PricedCandidate, to_measure
 
 FIRST_BATCH = 3
 """How many are measured, beside the control, before predictions are corrected."""
@@ -28,14 +28,14 @@ OUT_OF_MEMORY = "out of memory"
 """What PyTorch and NCCL say when a device's memory isn't enough."""
 
 
-def shortlist(fitting: Sequence[Ranked], top: int) -> list[Ranked]:
+def shortlist(fitting: Sequence[PricedCandidate], top: int) -> list[PricedCandidate]:
     """The first one, the control, then the other ones of the top: a short budget compares with
     the control.
     """
     places: Counter[tuple[object, ...]] = Counter()
     chosen = []
     for ranked in fitting:
-        place = (ranked.candidate.mesh, ranked.candidate.placement)
+        place = (ranked.configuration.mesh, ranked.configuration.placement)
         places[place] += 1
         if places[place] <= MODES_OF_A_MESH:
             chosen.append(ranked)
@@ -44,23 +44,23 @@ def shortlist(fitting: Sequence[Ranked], top: int) -> list[Ranked]:
     return [first, *control, *(ranked for ranked in others if not ranked.control)]
 
 
-def untried(results: Sequence[Ranked], top: int) -> list[Ranked]:
+def untried(results: Sequence[PricedCandidate], top: int) -> list[PricedCandidate]:
     """What of the first batch was neither measured nor failed."""
     first = shortlist(results, min(top, FIRST_BATCH))
     return [ranked for ranked in first if not was_tried(ranked)]
 
 
-def trials_left(results: Sequence[Ranked], top: int) -> int:
+def trials_left(results: Sequence[PricedCandidate], top: int) -> int:
     """How many more may be tried, of the `top` and the control."""
     return len(shortlist(results, top)) - sum(map(was_tried, results))
 
 
-def was_tried(ranked: Ranked) -> bool:
+def was_tried(ranked: PricedCandidate) -> bool:
     """Whether it was measured, or failed."""
     return bool(ranked.measurement or ranked.failure)
 
 
-def next_batch(results: Sequence[Ranked], size: int) -> list[Ranked]:
+def next_batch(results: Sequence[PricedCandidate], size: int) -> list[PricedCandidate]:
     """The unmeasured candidates with most to expect, `size` at most.
 
     Each is chosen as if the ones before it had turned out as expected, so that a batch doesn't
@@ -81,8 +81,8 @@ def next_batch(results: Sequence[Ranked], size: int) -> list[Ranked]:
 
 
 def next_by_objective(
-    results: Sequence[Ranked], size: int, objective: Objective, pictures: int
-) -> list[Ranked]:
+    results: Sequence[PricedCandidate], size: int, objective: Objective, pictures: int
+) -> list[PricedCandidate]:
     """The unmeasured candidates that should serve an objective better than all measured ones do,
     `size` at most; `pictures` are made by a call.
 
@@ -98,7 +98,7 @@ def next_by_objective(
     return to_measure(able, objective, pictures)[: min(size, NEXT_BATCH)]
 
 
-def most_to_gain(results: Sequence[Ranked]) -> float:
+def most_to_gain(results: Sequence[PricedCandidate]) -> float:
     """By which share of the best measured latency an unmeasured candidate can be faster at most:
     by the lower end of its 90% interval. Not above 0 if none can be.
     """
@@ -109,7 +109,7 @@ def most_to_gain(results: Sequence[Ranked]) -> float:
     return max((1 - float(lowest_s[row]) / best_s for row in _open_rows(results)), default=0.0)
 
 
-def corrected(results: Sequence[Ranked]) -> list[Ranked]:
+def corrected(results: Sequence[PricedCandidate]) -> list[PricedCandidate]:
     """The same with the latencies that are expected of those that weren't tried, by what was
     measured of the others.
     """
@@ -123,7 +123,7 @@ def corrected(results: Sequence[Ranked]) -> list[Ranked]:
     ]
 
 
-def _measured_s(results: Sequence[Ranked]) -> dict[int, float]:
+def _measured_s(results: Sequence[PricedCandidate]) -> dict[int, float]:
     return {
         row: ranked.measurement.latency_s
         for row, ranked in enumerate(results)
@@ -131,7 +131,7 @@ def _measured_s(results: Sequence[Ranked]) -> dict[int, float]:
     }
 
 
-def _open_rows(results: Sequence[Ranked]) -> list[int]:
+def _open_rows(results: Sequence[PricedCandidate]) -> list[int]:
     """Candidates that weren't tried, without those that need as much memory as one that failed for
     lack of it.
     """

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ditplan.planner.search.ranking import Ranked
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.plan import Prediction
 
 Array = NDArray[np.float64]
@@ -82,12 +82,12 @@ class Refit:
     multipliers: Array
 
 
-def components_of(found: Sequence[Ranked]) -> Components:
+def components_of(found: Sequence[PricedCandidate]) -> Components:
     """The candidates' predictions by component."""
     predictions = [ranked.prediction for ranked in found]
     names, seconds = component_seconds(predictions)
     settings = [
-        _numbers([_setting_of(name, ranked.candidate) for ranked in found]) for name in names
+        _numbers([_setting_of(name, ranked.configuration) for ranked in found]) for name in names
     ]
     widths = component_widths(predictions, seconds)
     return Components(names, seconds, np.column_stack(settings), widths)
@@ -155,7 +155,7 @@ def component_widths(predictions: Sequence[Prediction], seconds: Array) -> Array
     return widths
 
 
-def _setting_of(component: str, candidate: Candidate) -> Hashable:
+def _setting_of(component: str, candidate: Configuration) -> Hashable:
     """What a component's speed depends on beside how much there is of it."""
     mesh, part = candidate.mesh, candidate.pipefusion
     patches = part.patches if part else 1

@@ -7,38 +7,38 @@ from dataclasses import replace
 from functools import partial
 
 from ditplan.planner.constants import constants_of
-from ditplan.planner.cost.lower_bounds import Front
+from ditplan.planner.cost.lower_bounds import ParetoFront
 from ditplan.planner.cost.memory import why_swapping, why_too_big
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.search.pruning import LARGE_CLUSTER, unbeaten
-from ditplan.planner.search.ranking import EXACT, Ranked, sortable_s
+from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
+from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
 from ditplan.planner.simulation.timeline import Timeline
-from ditplan.planner.space.approximations import quality_of, quality_with_cache
-from ditplan.planner.space.candidate import Candidate, Choice, Space
+from ditplan.planner.space.approximations import PIPEFUSION_S, quality_of, quality_with_cache
+from ditplan.planner.space.candidate import Choice, Space
 from ditplan.planner.space.enumerate import (
+    baseline_of,
     enumerate_space,
     evenly_staged,
     patching_violation,
-    rule_of_thumb,
     why_illegal,
     why_no_setting,
 )
 from ditplan.planner.space.legality import schedule_of
-from ditplan.planner.space.placement import placement_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import require_mode
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.errors import InputError
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
-from ditplan.profiles.plan import Execution, Quality
+from ditplan.profiles.plan import Quality
 
 PRICED_RANKS = 6
 """Meshes of up to so many ranks are all priced."""
 
 
-def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, int]]:
+def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], dict[str, int]]:
     """All legal candidates, fastest first, and how many meshes were dropped for each reason.
 
     Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
@@ -56,13 +56,13 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
         least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
         raise InputError(
             f"{task.spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
-            f"{least.candidate.mesh}, {least.too_big}; use larger devices, a smaller picture or "
-            "batch"
+            f"{least.configuration.mesh}, {least.too_big}; use larger devices, a smaller picture "
+            "or batch"
         )
-    candidates = [ranked.candidate for ranked in fitting]
+    candidates = [ranked.configuration for ranked in fitting]
     priced += _with_step_caches(task, model, fitting)
-    control = rule_of_thumb(candidates, task.spec, task.workload, topology)
-    marked = [replace(r, control=True) if r.candidate is control else r for r in priced]
+    control = baseline_of(candidates, task.spec, task.workload, topology)
+    marked = [replace(r, control=True) if r.configuration is control else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
         dropped["can't be among the best"] = unpriced
@@ -71,11 +71,13 @@ def price_all(task: Task, topology: Topology) -> tuple[list[Ranked], dict[str, i
     return sorted(marked, key=_by_latency), dropped
 
 
-def _with_step_caches(task: Task, model: CostModel, fitting: Iterable[Ranked]) -> list[Ranked]:
+def _with_step_caches(
+    task: Task, model: CostModel, fitting: Iterable[PricedCandidate]
+) -> list[PricedCandidate]:
     """Exact plans with each step cache that is allowed."""
     if task.allowed is None or not task.backend.caches_steps:
         return []
-    exact = [ranked.candidate for ranked in fitting if ranked.candidate.pipefusion is None]
+    exact = [ranked.configuration for ranked in fitting if ranked.configuration.pipefusion is None]
     return [
         priced_as_is(task, model, replace(candidate, step_cache=cache))
         for candidate in exact
@@ -97,19 +99,21 @@ def _no_collecting() -> Iterator[None]:
             gc.enable()
 
 
-def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranked], int]:
+def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[PricedCandidate], int]:
     """The candidates of a space with their prices, and how many meshes were left out because what
     they cost at least is no better than what is priced: they can't be the fastest, nor the one with
     the fewest GPUs that is fast enough, nor one that no other beats.
     """
-    priced: list[Ranked] = []
-    front, floors = Front(), model.floors(task.workload, task.searched_modes)
+    priced: list[PricedCandidate] = []
+    front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
     control, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
         if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
-            tried = unbeaten(choice, front, floors, partial(_quality_of, task), is_large=is_large)
+            tried = undominated(
+                choice, front, floors, partial(_quality_of, task), is_large=is_large
+            )
         before = len(priced)
         for one in tried:
             found = [_price(task, model, candidate) for candidate in space.placed(one)]
@@ -122,29 +126,29 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Ranke
     return priced, unpriced
 
 
-def _best_seated(found: Iterable[Ranked]) -> list[Ranked]:
+def _best_seated(found: Iterable[PricedCandidate]) -> list[PricedCandidate]:
     """Of candidates that differ only in which devices sit where, the fastest that fits."""
-    best: dict[tuple[object, ...], Ranked] = {}
+    best: dict[tuple[object, ...], PricedCandidate] = {}
     for ranked in found:
-        one = ranked.candidate
+        one = ranked.configuration
         part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
         key = (one.mesh.degrees, one.order, one.mode, part)
         best[key] = min(best.get(key, ranked), ranked, key=_worth)
     return list(best.values())
 
 
-def _worth(ranked: Ranked) -> tuple[bool, float]:
+def _worth(ranked: PricedCandidate) -> tuple[bool, float]:
     """What fits comes first, then what is fast."""
     return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
 
 
 def _advised(task: Task, space: Space) -> Mesh:
     """The mesh that the rule of thumb takes if it fits."""
-    usual = [Candidate(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
-    return rule_of_thumb(usual, task.spec, task.workload, space.topology).mesh
+    usual = [Configuration(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
+    return baseline_of(usual, task.spec, task.workload, space.topology).mesh
 
 
-def _quality_of(task: Task, candidate: Candidate) -> Quality:
+def _quality_of(task: Task, candidate: Configuration) -> Quality:
     if candidate.step_cache:
         return quality_with_cache(task.known, candidate.step_cache)
     part = candidate.pipefusion
@@ -191,7 +195,7 @@ def price_one(
     *,
     patches: int | None = None,
     warmup_steps: int | None = None,
-) -> Ranked:
+) -> PricedCandidate:
     """One configuration on the cluster's first ranks, in the usual order.
 
     `task.gpus` is the number that the mesh must use, None for any; pins, modes and what is allowed
@@ -214,20 +218,18 @@ def price_one(
             "use smaller degrees or a larger cluster"
         )
     if mesh.pipefusion == 1 and (patches is not None or warmup_steps is not None):
-        raise InputError(
-            "--patches and --warmup are PipeFusion's: give --pipefusion 2 or more, or leave them "
-            "out"
-        )
+        stages = Setting("pipefusion", "2 or more")
+        raise InputError(*PIPEFUSION_S, ": give ", stages, ", or leave them out")
     patches = mesh.pipefusion if patches is None else patches
     warmup_steps = 1 if warmup_steps is None else warmup_steps
     part = evenly_staged(mesh, spec, patches, warmup_steps, schedule_of(spec, task.backend))
     if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
         raise InputError(found.sentence)
     model = cost_model_of(task, topology)
-    return _price(task, model, Candidate(mesh, placement_of(mesh), mode, pipefusion=part))
+    return _price(task, model, Configuration(mesh, placement_of(mesh), mode, pipefusion=part))
 
 
-def timeline_of(task: Task, candidate: Candidate) -> Timeline:
+def timeline_of(task: Task, candidate: Configuration) -> Timeline:
     """When each rank and each link does what in a candidate's loop, by what it was priced with.
 
     Raises:
@@ -241,7 +243,8 @@ def _check_gpus(task: Task, topology: Topology) -> None:
     if task.gpus is not None and task.gpus > topology.ranks:
         raise InputError(
             f"{task.gpus} GPUs were asked for, cluster {task.cluster.name} has {topology.ranks}; "
-            f"use --gpus {topology.ranks} or less"
+            "use ",
+            Setting("gpus", f"{topology.ranks} or less"),
         )
 
 
@@ -251,7 +254,7 @@ def cost_model_of(task: Task, topology: Topology) -> CostModel:
     return CostModel(topology, task.spec, task.profile, constants=constants)
 
 
-def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+def _price(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
     """With weights on every rank, or in pieces on all of them where these don't fit."""
     found = _price_shares(task, model, candidate)
     if found.too_big and task.backend.shards_weights and candidate.can_share_weights:
@@ -259,7 +262,7 @@ def _price(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     return found
 
 
-def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+def _price_shares(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
     """With blocks and tokens shared out as is best: by speed, or equally if that is faster or what
     fits.
     """
@@ -273,30 +276,28 @@ def _price_shares(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
     return min(by_speed, equal, key=_worth)
 
 
-def priced_as_is(task: Task, model: CostModel, candidate: Candidate) -> Ranked:
+def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
     """A candidate with its blocks on the stages that it says.
 
     Raises:
         InputError: the cluster profile lacks something.
     """
-    execution = Execution(
-        mode=candidate.mode,
-        fallback=task.fallback,
+    candidate = replace(
+        candidate,
         attention=model.attention_kernel(candidate, task.workload),
         ring=model.ring_variant(candidate),
-        weights=candidate.weights,
     )
-    return Ranked(
+    return PricedCandidate(
         candidate,
         model.price(candidate, task.workload),
-        execution,
+        task.fallback,
         too_big=_why_too_big(task, model, candidate),
         warning=_why_swapping(task, model, candidate),
         quality=_quality_of(task, candidate),
     )
 
 
-def _why_too_big(task: Task, model: CostModel, candidate: Candidate) -> str | None:
+def _why_too_big(task: Task, model: CostModel, candidate: Configuration) -> str | None:
     """Why the GPU with the least memory of a stage doesn't hold its part of a candidate.
 
     None if all do, or there is no GPU.
@@ -316,7 +317,7 @@ def _why_too_big(task: Task, model: CostModel, candidate: Candidate) -> str | No
     return None
 
 
-def _why_swapping(task: Task, model: CostModel, candidate: Candidate) -> str | None:
+def _why_swapping(task: Task, model: CostModel, candidate: Configuration) -> str | None:
     """What the first host whose CPUs need more memory than it has lacks; None if none does."""
     if all(device.kind != "cpu" for device in model.devices_of(candidate)):
         return None
@@ -333,9 +334,9 @@ def _why_swapping(task: Task, model: CostModel, candidate: Candidate) -> str | N
     return None
 
 
-def _by_latency(ranked: Ranked) -> tuple[object, ...]:
-    mesh = ranked.candidate.mesh
-    place = ranked.candidate.placement
+def _by_latency(ranked: PricedCandidate) -> tuple[object, ...]:
+    mesh = ranked.configuration.mesh
+    place = ranked.configuration.placement
     return (
         ranked.too_big is not None,
         sortable_s(ranked.prediction.latency_s),

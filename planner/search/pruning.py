@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ditplan.planner.cost.lower_bounds import Floors, Front, worth_of
-from ditplan.planner.space.candidate import Candidate, Choice
+from ditplan.planner.cost.lower_bounds import LowerBounds, ParetoFront, worth_of
+from ditplan.planner.space.candidate import Choice
 from ditplan.planner.space.enumerate import EXHAUSTIVE_RANKS
+from ditplan.profiles.configuration import Configuration, PipeFusion
 from ditplan.profiles.model import Mode
-from ditplan.profiles.plan import PipeFusion, Quality
+from ditplan.profiles.plan import Quality
 
 RUNNER_UP = 1.5
 """Of meshes of up to `EXHAUSTIVE_RANKS` ranks all plans are priced that may take up to so many
@@ -21,11 +22,11 @@ by no more than `COARSE_MEMORY`."""
 COARSE_MEMORY = 1.1
 
 
-def unbeaten(
+def undominated(
     choice: Choice,
-    front: Front,
-    floors: Floors,
-    quality_of: Callable[[Candidate], Quality],
+    front: ParetoFront,
+    floors: LowerBounds,
+    quality_of: Callable[[Configuration], Quality],
     *,
     is_large: bool,
 ) -> Iterator[Choice]:
@@ -49,12 +50,12 @@ def unbeaten(
     groups: list[_EquallyLarge] = []
     promising: list[tuple[float, _EquallyLarge, Choice]] = []
     for orders in alike.values():
-        first = Candidate(mesh, (), least.modes[0], orders[0], least.part)
+        first = Configuration(mesh, (), least.modes[0], orders[0], least.part)
         if patches and is_beaten(floors.of_settings(first, patches), least):
             continue
         groups = groups or list(_equally_large(choice, floors, quality_of))
         for group in groups:
-            tried = [Candidate(mesh, (), mode, orders[0], group.part) for mode in group.modes]
+            tried = [Configuration(mesh, (), mode, orders[0], group.part) for mode in group.modes]
             if is_beaten(floors.of_modes(tried), group):
                 continue
             for candidate in tried:
@@ -76,7 +77,7 @@ class _EquallyLarge:
 
 
 def _least(
-    choice: Choice, floors: Floors, quality_of: Callable[[Candidate], Quality]
+    choice: Choice, floors: LowerBounds, quality_of: Callable[[Configuration], Quality]
 ) -> _EquallyLarge:
     """What any setting of a mesh needs at least, with the best quality of all: without graphs, and
     with few of them where each patch has its own, it needs least memory.
@@ -86,17 +87,18 @@ def _least(
     )
     parts = dict.fromkeys(part for part, _ in choice.settings)
     best = min(
-        (quality_of(Candidate(choice.mesh, (), mode, pipefusion=p)) for p in parts), key=worth_of
+        (quality_of(Configuration(choice.mesh, (), mode, pipefusion=p)) for p in parts),
+        key=worth_of,
     )
-    candidate = Candidate(choice.mesh, (), mode, pipefusion=part)
+    candidate = Configuration(choice.mesh, (), mode, pipefusion=part)
     return _EquallyLarge(part, (mode,), floors.least_bytes(candidate), best)
 
 
 def _equally_large(
-    choice: Choice, floors: Floors, quality_of: Callable[[Candidate], Quality]
+    choice: Choice, floors: LowerBounds, quality_of: Callable[[Configuration], Quality]
 ) -> Iterator[_EquallyLarge]:
     for part, settings in itertools.groupby(choice.settings, key=lambda setting: setting[0]):
-        tried = [Candidate(choice.mesh, (), mode, pipefusion=part) for _, mode in settings]
+        tried = [Configuration(choice.mesh, (), mode, pipefusion=part) for _, mode in settings]
         quality = quality_of(tried[0])
         for least_bytes, group in itertools.groupby(tried, key=floors.least_bytes):
             yield _EquallyLarge(part, tuple(one.mode for one in group), least_bytes, quality)

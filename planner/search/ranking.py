@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, quality_order
-from ditplan.planner.space.candidate import Candidate
+from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
-    Execution,
     ExecutionPlan,
+    Fallback,
     Fingerprint,
     Measurement,
     PlannedModel,
@@ -49,7 +50,7 @@ COMPUTED_PARTS = {
 
 
 @dataclass(frozen=True)
-class Ranked:
+class PricedCandidate:
     """A candidate with all that is known of it.
 
     `corrected_s` is what is expected of one that wasn't measured by what was measured of others.
@@ -58,9 +59,9 @@ class Ranked:
     is asked for, `replicas` copies run at once, each `slowdown` times as slow as alone.
     """
 
-    candidate: Candidate
+    configuration: Configuration
     prediction: Prediction
-    execution: Execution
+    fallback: Fallback = "eager"
     measurement: Measurement | None = None
     corrected_s: float | None = None
     control: bool = False
@@ -83,7 +84,7 @@ class Ranked:
         """What an objective weighs, with so many pictures a call, while all replicas run."""
         return Figures(
             latency_s=sortable_s(self.latency_s * self.slowdown),
-            gpus=self.candidate.mesh.size,
+            gpus=self.configuration.mesh.size,
             memory_bytes=self.prediction.memory_bytes,
             quality=quality_order(self.quality),
             pictures=self.replicas * batch,
@@ -91,7 +92,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class SearchResult:
     """Candidates, the objective's best first: those measured, then those only predicted, those that
     are too slow for it, failed, and those that don't fit.
 
@@ -99,7 +100,7 @@ class Ranking:
     fewer were measured than asked for.
     """
 
-    ranked: tuple[Ranked, ...]
+    ranked: tuple[PricedCandidate, ...]
     legal: int
     pruned: dict[str, int]
     search_s: float
@@ -111,17 +112,17 @@ class Ranking:
     ended: str = ""
 
     @property
-    def best(self) -> Ranked:
+    def best(self) -> PricedCandidate:
         """The candidate to run."""
         return self.ranked[0]
 
     @property
-    def alternatives(self) -> tuple[Ranked, ...]:
+    def alternatives(self) -> tuple[PricedCandidate, ...]:
         """All that lost."""
         return self.ranked[1:]
 
     @property
-    def pareto(self) -> tuple[Ranked, ...]:
+    def pareto(self) -> tuple[PricedCandidate, ...]:
         """Those that no other one beats in latency, GPUs, memory and quality at once, fastest
         first.
         """
@@ -145,31 +146,26 @@ class Ranking:
 
 
 def build_plan(
-    ranked: Ranked,
+    ranked: PricedCandidate,
     spec: ModelSpec,
     workload: Workload,
     cluster: ClusterProfile,
     backend: Backend,
 ) -> ExecutionPlan:
     """The plan that runs a candidate, with nothing said of others."""
-    candidate = ranked.candidate
     return ExecutionPlan(
         model=PlannedModel.of(
             spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
         ),
         workload=workload,
         backend=backend.name,
-        mesh=candidate.mesh,
-        placement=candidate.placement,
-        token_shares=candidate.token_shares,
-        pipefusion=candidate.pipefusion,
-        step_cache=candidate.step_cache,
-        execution=ranked.execution,
+        configuration=ranked.configuration,
+        fallback=ranked.fallback,
         quality=ranked.quality,
         prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
-        fingerprint=fingerprint_of(cluster, candidate.mesh.size),
+        fingerprint=fingerprint_of(cluster, ranked.configuration.mesh.size),
     )
 
 
@@ -185,14 +181,10 @@ def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
     )
 
 
-def runner_up(ranked: Ranked) -> RunnerUp:
+def runner_up(ranked: PricedCandidate) -> RunnerUp:
     """A loser as plans record it."""
     return RunnerUp(
-        mesh=ranked.candidate.mesh,
-        placement=ranked.candidate.placement,
-        mode=ranked.candidate.mode,
-        pipefusion=ranked.candidate.pipefusion,
-        step_cache=ranked.candidate.step_cache,
+        configuration=ranked.configuration,
         predicted_s=ranked.prediction.latency_s,
         measured_s=ranked.measurement.latency_s if ranked.measurement else None,
         memory_bytes=ranked.prediction.memory_bytes,
@@ -201,11 +193,11 @@ def runner_up(ranked: Ranked) -> RunnerUp:
 
 
 def in_order(
-    found: Sequence[Ranked],
+    found: Sequence[PricedCandidate],
     topology: Topology,
     objective: Objective,
     batch: int = 1,
-) -> tuple[Ranked, ...]:
+) -> tuple[PricedCandidate, ...]:
     """Best first, with the reasons why the others lost; `batch` is the pictures a call makes.
 
     What was measured comes before what was only predicted; equals by fewer GPUs first.
@@ -221,7 +213,7 @@ def in_order(
     best = weighed[place]
     others = sorted(
         (ranked for ranked in found if ranked is not best),
-        key=lambda ranked: _rank(ranked, objective, batch),
+        key=lambda ranked: _sort_key(ranked, objective, batch),
     )
     losers = (
         replace(ranked, reason=reason_for(ranked, best, topology, objective, batch))
@@ -230,7 +222,9 @@ def in_order(
     return (best, *losers)
 
 
-def to_measure(fitting: Sequence[Ranked], objective: Objective, batch: int) -> list[Ranked]:
+def to_measure(
+    fitting: Sequence[PricedCandidate], objective: Objective, batch: int
+) -> list[PricedCandidate]:
     """Candidates in the order in which they are worth measuring.
 
     For the fewest GPUs the first ones are the fastest of each number of GPUs that is faster than
@@ -252,7 +246,11 @@ def to_measure(fitting: Sequence[Ranked], objective: Objective, batch: int) -> l
 
 
 def reason_for(
-    loser: Ranked, best: Ranked, topology: Topology, objective: Objective, batch: int = 1
+    loser: PricedCandidate,
+    best: PricedCandidate,
+    topology: Topology,
+    objective: Objective,
+    batch: int = 1,
 ) -> str:
     """Why a candidate lost against the best, in words."""
     if loser.too_big:
@@ -262,14 +260,14 @@ def reason_for(
     theirs = loser.figures(batch)
     if not objective.is_met(theirs):
         return f"too slow: {_seconds(loser, theirs)}, at most {objective.max_latency_s:g} s"
-    if objective.name == "gpus" and (more := theirs.gpus - best.candidate.mesh.size) > 0:
+    if objective.name == "gpus" and (more := theirs.gpus - best.configuration.mesh.size) > 0:
         return f"needs {more} more GPU{'s' if more > 1 else ''}"
     if objective.name == "throughput":
         return _less_throughput(loser, best, batch)
     return _slower(loser, best, topology)
 
 
-def _slower(loser: Ranked, best: Ranked, topology: Topology) -> str:
+def _slower(loser: PricedCandidate, best: PricedCandidate, topology: Topology) -> str:
     if loser.measurement and best.measurement:
         return _compared("measured", loser.latency_s, best.latency_s, loser, best)
     how = "predicted" if loser.corrected_s is None else "expected"
@@ -283,7 +281,7 @@ def _slower(loser: Ranked, best: Ranked, topology: Topology) -> str:
     return f"{words}: {_main_cause(loser, best, topology)}"
 
 
-def _less_throughput(loser: Ranked, best: Ranked, batch: int) -> str:
+def _less_throughput(loser: PricedCandidate, best: PricedCandidate, batch: int) -> str:
     """Compares what was measured, or is expected after measurements; else what is predicted of
     both.
     """
@@ -300,7 +298,7 @@ def _less_throughput(loser: Ranked, best: Ranked, batch: int) -> str:
     return words if loser.measurement or not best.measurement else f"not measured; {words}"
 
 
-def _how_known(ranked: Ranked) -> str:
+def _how_known(ranked: PricedCandidate) -> str:
     """Where a candidate's latency comes from."""
     if ranked.measurement:
         return "measured"
@@ -312,62 +310,66 @@ def sortable_s(latency_s: float) -> float:
     return float(f"{latency_s:.6g}")
 
 
-def _eligible(found: Sequence[Ranked]) -> list[Ranked]:
+def _eligible(found: Sequence[PricedCandidate]) -> list[PricedCandidate]:
     """Those to choose from: the measured ones if there are any, else all that fit."""
     able = [ranked for ranked in found if not ranked.too_big and not ranked.failure]
     return [ranked for ranked in able if ranked.measurement] or able
 
 
-def _rank(ranked: Ranked, objective: Objective, batch: int) -> tuple[object, ...]:
+def _sort_key(ranked: PricedCandidate, objective: Objective, batch: int) -> tuple[object, ...]:
     group = 0 if ranked.measurement else 1
     group = 2 if ranked.failure else group
     group = 3 if ranked.too_big else group
     figures = ranked.figures(batch)
-    mesh = ranked.candidate.mesh
+    mesh = ranked.configuration.mesh
     return (
         group,
         not objective.is_met(figures),
         *objective.key(figures),
         mesh.degrees,
-        ranked.candidate.placement,
+        ranked.configuration.placement,
     )
 
 
-def _seconds(ranked: Ranked, figures: Figures) -> str:
+def _seconds(ranked: PricedCandidate, figures: Figures) -> str:
     """How long a call takes, whether that was measured, and how many others run beside it."""
     beside = f" while {ranked.replicas} copies run" if ranked.replicas > 1 else ""
     return f"{figures.latency_s:.3g} s{beside} ({_how_known(ranked)})"
 
 
 def _why_none_is_fast_enough(
-    weighed: Sequence[Ranked], figures: Sequence[Figures], objective: Objective
-) -> str:
+    weighed: Sequence[PricedCandidate], figures: Sequence[Figures], objective: Objective
+) -> Sentence:
     fastest, ranked = min(zip(figures, weighed, strict=True), key=lambda pair: pair[0].latency_s)
     enough_s = math.ceil(fastest.latency_s * 1e4) / 1e4
-    return (
-        f"--max-latency {objective.max_latency_s:g}: no plan is that fast; the fastest, "
-        f"{ranked.candidate.mesh}, takes {_seconds(ranked, fastest)}: use --max-latency "
-        f"{enough_s:g} or more, more GPUs, or fewer steps"
+    return Sentence(
+        Setting("max_latency_s", f"{objective.max_latency_s:g}"),
+        f": no plan is that fast; the fastest, {ranked.configuration.mesh}, takes "
+        f"{_seconds(ranked, fastest)}: use ",
+        Setting("max_latency_s", f"{enough_s:g} or more"),
+        ", more GPUs, or fewer steps",
     )
 
 
-def _compared(how: str, theirs_s: float, ours_s: float, loser: Ranked, best: Ranked) -> str:
+def _compared(
+    how: str, theirs_s: float, ours_s: float, loser: PricedCandidate, best: PricedCandidate
+) -> str:
     percent = 100 * (theirs_s / ours_s - 1)
     if abs(percent) < 100 * (SAME_SPEED - 1):
-        more = loser.candidate.mesh.size - best.candidate.mesh.size
+        more = loser.configuration.mesh.size - best.configuration.mesh.size
         return f"{how} equally fast" + (f", with {more} more GPUs" if more > 0 else "")
     return f"{how} {abs(percent):.0f}% {'slower' if percent > 0 else 'faster'}"
 
 
-def _main_cause(loser: Ranked, best: Ranked, topology: Topology) -> str:
+def _main_cause(loser: PricedCandidate, best: PricedCandidate, topology: Topology) -> str:
     """The part in which the loser loses most, with the kind of link where it is an exchange."""
     ours, theirs = best.prediction.parts, loser.prediction.parts
     part = max(theirs, key=lambda name: theirs[name] - ours.get(name, 0.0))
     share = f"{100 * theirs[part] / loser.prediction.latency_s:.0f}% of the step"
     if part in LINKED_PARTS:
         what, axes = LINKED_PARTS[part]
-        kind = topology.slowest_kind(loser.candidate.groups(axes))
+        kind = topology.slowest_kind(groups_of(loser.configuration, axes))
         return f"{what}{f' over {kind}' if kind else ''} takes {share}"
     words = f"{COMPUTED_PARTS.get(part, f'{part} takes')} {share}"
-    fewer = best.candidate.mesh.size - loser.candidate.mesh.size
+    fewer = best.configuration.mesh.size - loser.configuration.mesh.size
     return f"{words}, on {fewer} fewer GPU{'s' if fewer > 1 else ''}" if fewer > 0 else words

@@ -10,7 +10,7 @@ from ditplan.planner.network.groups import AxisGroups, Groups, listed, wanted
 from ditplan.planner.network.tables import Group
 from ditplan.planner.network.topology import Estimate, Topology
 from ditplan.planner.search.pricing import cost_model_of
-from ditplan.planner.search.ranking import Ranked
+from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile, Operation
 
@@ -82,12 +82,14 @@ def replica_starts(cluster: ClusterProfile, size: int, gpus: int) -> tuple[int, 
     return tuple(starts)
 
 
-def with_replicas(task: Task, topology: Topology, priced: Sequence[Ranked]) -> list[Ranked]:
+def with_replicas(
+    task: Task, topology: Topology, priced: Sequence[PricedCandidate]
+) -> list[PricedCandidate]:
     """The candidates with the number of their replicas, and how much slower one is while all
     run.
     """
     gpus = task.gpus or topology.ranks
-    sizes = {ranked.candidate.mesh.size for ranked in priced}
+    sizes = {ranked.configuration.mesh.size for ranked in priced}
     starts = {size: replica_starts(task.cluster, size, gpus) for size in sizes}
     models = {
         size: cost_model_of(task, SharedTopology(topology, first))
@@ -97,15 +99,15 @@ def with_replicas(task: Task, topology: Topology, priced: Sequence[Ranked]) -> l
     return [
         replace(
             ranked,
-            replicas=len(starts[ranked.candidate.mesh.size]),
-            slowdown=_slowdown(ranked, models.get(ranked.candidate.mesh.size), task),
+            replicas=len(starts[ranked.configuration.mesh.size]),
+            slowdown=_slowdown(ranked, models.get(ranked.configuration.mesh.size), task),
         )
         for ranked in priced
     ]
 
 
-def _slowdown(ranked: Ranked, model: CostModel | None, task: Task) -> float:
+def _slowdown(ranked: PricedCandidate, model: CostModel | None, task: Task) -> float:
     if model is None or ranked.too_big:
         return 1.0
-    together_s = model.price(ranked.candidate, task.workload).latency_s
+    together_s = model.price(ranked.configuration, task.workload).latency_s
     return max(1.0, together_s / ranked.prediction.latency_s)

@@ -29,8 +29,8 @@ from ditplan.planner.search.acquisition import (
 )
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import (
-    Ranked,
-    Ranking,
+    PricedCandidate,
+    SearchResult,
     build_plan,
     fingerprint_of,
     in_order,
@@ -40,17 +40,17 @@ from ditplan.planner.search.replicas import with_replicas
 from ditplan.planner.search.rounds import MOST_ROUNDS, Behind, behind_leader, leader_of
 from ditplan.planner.search.trials import (
     cause_in,
-    cut_torn_line,
-    key_of,
+    check_trial,
     measurement_of,
+    mend_journal,
     parameters_of,
     patching_of,
+    refusing_strange_journals,
 )
-from ditplan.planner.space.candidate import Candidate
-from ditplan.planner.space.placement import axis_orders
 from ditplan.planner.task import Task
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import ClusterError, DitplanError, InputError
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.mesh import Mesh, axis_orders
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
 LOCK_GRACE_S = 5
@@ -59,7 +59,7 @@ MOST_PATCHES = 2**20
 
 
 @dataclass(frozen=True)
-class Trialrun:
+class RunResult:
     """One real run of a plan's denoising loop."""
 
     latency_s: float
@@ -67,7 +67,7 @@ class Trialrun:
 
 
 @dataclass(frozen=True)
-class Trials:
+class MeasurementPolicy:
     """How to measure: `top` candidates and the control, `rounds` runs of each, one of each in turn.
 
     The first ones are those predicted fastest, later ones those that what was measured speaks for.
@@ -76,7 +76,7 @@ class Trials:
     study; a search that finds its own study in there goes on with it.
     """
 
-    measure: Callable[[ExecutionPlan], Trialrun]
+    measure: Callable[[ExecutionPlan], RunResult]
     top: int = 3
     rounds: int = 3
     budget_s: float | None = None
@@ -84,8 +84,10 @@ class Trials:
 
 
 def search(
-    task: Task, trials: Trials | None = None, progress: Callable[[str], None] | None = None
-) -> Ranking:
+    task: Task,
+    trials: MeasurementPolicy | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> SearchResult:
     """Ranks all candidates by the objective with predicted latency and, with `trials`, the first
     ones with measured latency.
 
@@ -107,13 +109,13 @@ def search(
     if swapping:
         say(
             f"warning: {len(swapping)} of them need more memory than there is; "
-            f"{swapping[0].candidate}: {swapping[0].warning}"
+            f"{swapping[0].configuration}: {swapping[0].warning}"
         )
     ended = ""
     if trials and trials.top > 0:
         fitting = to_measure(fitting, task.objective, task.workload.batch)
         fitting, ended = measured(task, fitting, trials, say)
-    return Ranking(
+    return SearchResult(
         ranked=in_order([*fitting, *too_big], topology, task.objective, task.workload.batch),
         legal=len(fitting),
         pruned=pruned,
@@ -148,8 +150,11 @@ def study_name(task: Task) -> str:
 
 
 def measured(
-    task: Task, fitting: Sequence[Ranked], trials: Trials, say: Callable[[str], None]
-) -> tuple[list[Ranked], str]:
+    task: Task,
+    fitting: Sequence[PricedCandidate],
+    trials: MeasurementPolicy,
+    say: Callable[[str], None],
+) -> tuple[list[PricedCandidate], str]:
     """The candidates, those that were tried with their measurement or failure and the others
     corrected by it; and why no more were tried, if the model says so.
 
@@ -168,7 +173,7 @@ def measured(
             raise InputError(measuring.refusals[0])
         raise ClusterError(
             f"all {len(failed)} plans that were tried failed; "
-            f"{failed[0].candidate}: {failed[0].failure}"
+            f"{failed[0].configuration}: {failed[0].failure}"
         )
     return corrected(results), measuring.ended
 
@@ -182,12 +187,17 @@ def _open_study(task: Task, journal: Path | None) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = None
     if journal is not None:
-        cut_torn_line(journal)
-        lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-    return optuna.create_study(
-        storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
-    )
+        mend_journal(journal)
+    with refusing_strange_journals(journal):
+        if journal is not None:
+            lock = JournalFileOpenLock(str(journal), grace_period=LOCK_GRACE_S)
+            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        study = optuna.create_study(
+            storage=storage, study_name=study_name(task), direction="minimize", load_if_exists=True
+        )
+        for trial in study.get_trials(deepcopy=False):
+            check_trial(trial.user_attrs, trial.intermediate_values)
+    return study
 
 
 class _Measuring:
@@ -196,7 +206,7 @@ class _Measuring:
     """
 
     def __init__(
-        self, task: Task, study: optuna.Study, trials: Trials, say: Callable[[str], None]
+        self, task: Task, study: optuna.Study, trials: MeasurementPolicy, say: Callable[[str], None]
     ) -> None:
         self.task, self.study, self.trials, self.say = task, study, trials, say
         self.ended, self.refusals = "", list[str]()
@@ -205,12 +215,12 @@ class _Measuring:
         self.plans: dict[str, ExecutionPlan] = {}
         self.started = time.monotonic()
 
-    def run(self, fitting: Sequence[Ranked]) -> list[Ranked]:
+    def run(self, fitting: Sequence[PricedCandidate]) -> list[PricedCandidate]:
         """Measures what is worth it and isn't in the study; returns all with what came out.
 
         A trial that was begun in an earlier go is finished first.
         """
-        names = {key_of(ranked.candidate): ranked for ranked in fitting}
+        names = {ranked.configuration.key: ranked for ranked in fitting}
         self.running = {
             str(frozen.user_attrs.get("candidate")): Trial(self.study, frozen._trial_id)
             for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -219,17 +229,17 @@ class _Measuring:
         begun = [names[key] for key in self.running]
         results = self._results(fitting)
         for ranked in results:
-            if ranked.measurement and key_of(ranked.candidate) not in self.running:
-                self.say(f"{ranked.candidate}: measured before")
+            if ranked.measurement and ranked.configuration.key not in self.running:
+                self.say(f"{ranked.configuration}: measured before")
         waiting = [r for r in untried(results, self.trials.top) if r not in begun]
         batch = [*begun, *waiting] or self._next(results)
-        while batch and self._run_rounds({key_of(r.candidate): r for r in batch}):
+        while batch and self._run_rounds({r.configuration.key: r for r in batch}):
             results = self._results(fitting)
             batch = self._next(results)
         self._finish(self.running)
         return self._results(fitting)
 
-    def _next(self, results: list[Ranked]) -> list[Ranked]:
+    def _next(self, results: list[PricedCandidate]) -> list[PricedCandidate]:
         """The next batch; empty when no more are to be tried or none is worth it."""
         if waiting := untried(results, self.trials.top):
             return waiting
@@ -247,11 +257,11 @@ class _Measuring:
             self.say(f"{self.ended}, by {known} measured ones; stopped {left} before the end")
             return []
         batch = next_batch(results, left)
-        names = "; ".join(str(ranked.candidate) for ranked in batch)
+        names = "; ".join(str(ranked.configuration) for ranked in batch)
         self.say(f"predictions corrected by {known} measured plans; to be tried next: {names}")
         return batch
 
-    def _results(self, fitting: Sequence[Ranked]) -> list[Ranked]:
+    def _results(self, fitting: Sequence[PricedCandidate]) -> list[PricedCandidate]:
         """All candidates with what the study has of them, and what failed in this go."""
         known = {
             str(trial.user_attrs.get("candidate")): trial
@@ -260,14 +270,14 @@ class _Measuring:
         }
         results = list(fitting)
         for row, ranked in enumerate(fitting):
-            key = key_of(ranked.candidate)
+            key = ranked.configuration.key
             if failure := self.failures.get(key):
                 results[row] = replace(ranked, failure=failure)
             elif trial := known.get(key):
                 results[row] = replace(ranked, measurement=self._measurement(trial, ranked))
         return results
 
-    def _open_trials(self, wanted: Mapping[str, Ranked]) -> int:
+    def _open_trials(self, wanted: Mapping[str, PricedCandidate]) -> int:
         """Sees to it that each has a running trial; returns the round in which they start."""
         starts = [t.user_attrs.get("start", 0) for k, t in self.running.items() if k in wanted]
         reported = [n for t in self.study.get_trials(deepcopy=False) for n in t.intermediate_values]
@@ -279,7 +289,7 @@ class _Measuring:
         for key, ranked in wanted.items():
             if key not in self.running and key not in waiting:
                 attrs = {"candidate": key, "control": ranked.control, "start": start}
-                parameters = parameters_of(ranked.candidate, self.task.backend.axes)
+                parameters = parameters_of(ranked.configuration, self.task.backend.axes)
                 self.study.enqueue_trial(parameters, user_attrs=attrs)
         while wanted.keys() - self.running.keys():
             trial = self.study.ask()
@@ -291,10 +301,10 @@ class _Measuring:
                 trial.set_user_attr("reason", "no longer among the candidates to measure")
                 self.study.tell(trial, state=TrialState.PRUNED)
         for key, ranked in wanted.items():
-            self._suggest(self.running[key], ranked.candidate)
+            self._suggest(self.running[key], ranked.configuration)
         return start
 
-    def _suggest(self, trial: Trial, candidate: Candidate) -> None:
+    def _suggest(self, trial: Trial, candidate: Configuration) -> None:
         """Records the candidate as the trial's parameters, with the same distributions for all."""
         ranks = len(self.task.cluster.devices)
         for axis in self.task.backend.axes:
@@ -306,7 +316,7 @@ class _Measuring:
             trial.suggest_int(name, 1, MOST_PATCHES)
         trial.set_user_attr("mesh", str(candidate))
 
-    def _run_rounds(self, wanted: Mapping[str, Ranked]) -> bool:
+    def _run_rounds(self, wanted: Mapping[str, PricedCandidate]) -> bool:
         """Runs each candidate once a round, in turn, so that a clock that drifts touches all alike,
         and the fastest one so far beside them.
 
@@ -386,11 +396,10 @@ class _Measuring:
         self.study.tell(trial, state=TrialState.PRUNED)
         self.say(f"{trial.user_attrs['mesh']}: not run any more: {reason}")
 
-    def _plan(self, ranked: Ranked) -> ExecutionPlan:
+    def _plan(self, ranked: PricedCandidate) -> ExecutionPlan:
         t = self.task
         # what fell back would be timed as something that it isn't
-        strict = ranked.execution.model_copy(update={"fallback": "refuse"})
-        unreplaced = replace(ranked, execution=strict)
+        unreplaced = replace(ranked, fallback="refuse")
         return build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend)
 
     def _budget_is_spent(self) -> bool:
@@ -412,9 +421,9 @@ class _Measuring:
             if runs := self._runs()[key]:
                 self.study.tell(self.running.pop(key), statistics.median(runs.values()))
 
-    def _measurement(self, trial: FrozenTrial, ranked: Ranked) -> Measurement:
+    def _measurement(self, trial: FrozenTrial, ranked: PricedCandidate) -> Measurement:
         memory_bytes = trial.user_attrs.get("memory_bytes")
-        devices = self.task.cluster.devices[: ranked.candidate.mesh.size]
+        devices = self.task.cluster.devices[: ranked.configuration.mesh.size]
         return measurement_of(
             trial.intermediate_values, memory_bytes, trial.datetime_complete, devices
         )

@@ -1,47 +1,33 @@
 """What a study keeps of a candidate, and how its measurements are read."""
 
+import os
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ditplan.planner.search.acquisition import OUT_OF_MEMORY
-from ditplan.planner.space.candidate import Candidate
+from ditplan.profiles.bounds import MOST_SECONDS
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.errors import InputError
-from ditplan.profiles.mesh import AXES
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import DitplanError, InputError, one_line
+from ditplan.profiles.files import parse_json, path_text, read_bytes
 from ditplan.profiles.plan import Measurement
+from ditplan.profiles.record import shortened
+
+MOST_JOURNAL_BYTES = 64 * 2**20
+DELETE = "delete it to measure anew"
 
 
-def key_of(candidate: Candidate) -> str:
-    """The name of a candidate inside its study."""
-    degrees = " ".join(
-        f"{axis}{degree}" for axis, degree in zip(AXES, candidate.mesh.degrees, strict=True)
-    )
-    key = f"{degrees} {'>'.join(candidate.order)} {candidate.mode}"
-    if not candidate.follows_order:
-        key += f" ranks{'+'.join(map(str, candidate.placement))}"
-    if candidate.token_shares:
-        key += f" tokens{':'.join(map(str, candidate.token_shares))}"
-    if candidate.weights == "sharded":
-        key += " sharded"
-    if candidate.step_cache:
-        key += f" {candidate.step_cache}"
-    part = candidate.pipefusion
-    if part is None:
-        return key
-    stages = "+".join(map(str, part.blocks_per_stage))
-    return f"{key} patches{part.patches} warmup{part.warmup_steps} stages{stages}"
-
-
-def parameters_of(candidate: Candidate, axes: Iterable[str]) -> dict[str, object]:
+def parameters_of(candidate: Configuration, axes: Iterable[str]) -> dict[str, object]:
     """A candidate as a trial's parameters, with PipeFusion's settings where it has them."""
     degrees = {axis: getattr(candidate.mesh, axis) for axis in axes}
     settings = {"order": ">".join(candidate.order), "mode": candidate.mode}
     return {**degrees, **settings, **patching_of(candidate)}
 
 
-def patching_of(candidate: Candidate) -> dict[str, int]:
+def patching_of(candidate: Configuration) -> dict[str, int]:
     """PipeFusion's settings as parameters of a trial."""
     part = candidate.pipefusion
     return {"patches": part.patches, "warmup": part.warmup_steps} if part else {}
@@ -71,18 +57,58 @@ def cause_in(message: str) -> str:
     return next((line.strip() for line in lines if OUT_OF_MEMORY in line.lower()), lines[0])
 
 
-def cut_torn_line(journal: Path) -> None:
+def mend_journal(journal: Path) -> None:
     """Cuts off what a process that was killed while it wrote left of a line.
 
     Raises:
-        InputError: the journal's folder doesn't exist.
+        InputError: the journal's folder doesn't exist, or it isn't a file of JSON objects; says
+            which line.
     """
     if not journal.parent.is_dir():
         raise InputError(f"{journal}: the folder {journal.parent} doesn't exist; make it first")
-    if not journal.exists():
+    if not os.path.lexists(journal):
         return
-    content = journal.read_bytes()
+    content = read_bytes(journal, "the journal of a study", MOST_JOURNAL_BYTES)
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
-        with journal.open("r+b") as file:
-            file.truncate(whole)
+        os.truncate(journal, whole)
+    for number, line in enumerate(content[:whole].splitlines(), start=1):
+        where = f"{path_text(journal)}: line {number}"
+        text = line.decode("utf-8", errors="replace")
+        if not isinstance(parse_json(text, where, "entry of a study", DELETE), dict):
+            raise InputError(f"{where}: this is no entry of a study; {DELETE}")
+
+
+def check_trial(attributes: Mapping[str, object], runs_s: Mapping[int, object]) -> None:
+    """Refuses a trial of a study whose runs and notes aren't such as a search writes.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    for name, least in (("start", 0), ("memory_bytes", 1)):
+        number = attributes.get(name, least)
+        if not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} is {shortened(number)}")
+    for number, seconds in runs_s.items():
+        if not (isinstance(seconds, float | int) and 0 < seconds <= MOST_SECONDS and number >= 0):
+            raise ValueError(f"round {number} took {shortened(seconds)} s")
+
+
+@contextmanager
+def refusing_strange_journals(journal: Path | None) -> Iterator[None]:
+    """Turns all that Optuna raises for entries that it didn't write into an InputError.
+
+    Raises:
+        InputError: names the journal and says to delete it.
+    """
+    try:
+        yield
+    except DitplanError:
+        raise
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if journal is None:
+            raise
+        raise InputError(
+            f"{path_text(journal)}: this is no study of ditplan's ({type(error).__name__}: "
+            f"{one_line(str(error), 80)}); {DELETE}"
+        ) from error

@@ -1,44 +1,43 @@
 """A mix of workloads of one model: served by a book of plans, one for each, or by one mesh."""
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import Field, PositiveInt
-
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import cost_model_of, priced_as_is
-from ditplan.planner.search.ranking import Ranked, Ranking
+from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
-from ditplan.planner.task import Task, Wishes, workload_for
+from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.book import BookEntry, PlanBook
+from ditplan.profiles.bounds import Batch, Frames, Pixels, Steps, Weight
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
-from ditplan.profiles.record import Noun, read_text, validate
+from ditplan.profiles.record import FrozenModel, validate
 from ditplan.profiles.workload import Dtype, Workload
 
-Configuration = tuple[object, ...]
+Kept = tuple[object, ...]
 
 OWN_DIVISION_SLACK = 1.02
 """A workload's own division into stages may be this much slower than another: of those that are
 about as fast, the planner takes the one that needs least memory."""
 
 
-class MixLine(Noun, strict=True):
+class MixLine(FrozenModel, strict=True):
     """A workload as a user writes it: its weight, and what differs from the model's usual one."""
 
-    weight: float = Field(gt=0)
-    height: PositiveInt | None = None
-    width: PositiveInt | None = None
-    frames: PositiveInt | None = None
-    steps: PositiveInt | None = None
+    weight: Weight
+    height: Pixels | None = None
+    width: Pixels | None = None
+    frames: Frames | None = None
+    steps: Steps | None = None
     guidance: bool | None = None
-    batch: PositiveInt | None = None
+    batch: Batch | None = None
     dtype: Dtype | None = None
 
 
@@ -54,7 +53,7 @@ class Weighted:
 class OneMesh:
     """A configuration that serves all workloads, with what it costs for each of them."""
 
-    costs: tuple[Ranked, ...]
+    costs: tuple[PricedCandidate, ...]
     mean_s: float
 
 
@@ -65,7 +64,7 @@ class Mixed:
     """
 
     mix: tuple[Weighted, ...]
-    rankings: tuple[Ranking, ...]
+    rankings: tuple[SearchResult, ...]
     one_mesh: OneMesh | None
 
     @property
@@ -94,17 +93,18 @@ def load_mix(path: Path, spec: ModelSpec, device: DeviceKind) -> tuple[Weighted,
     Raises:
         InputError: names the file, the number of the wrong entry and what is wrong with it.
     """
-    lines = parse_mix(read_text(path, "mix of workloads, a JSON list"), str(path))
+    where = path_text(path)
+    lines = parse_mix(read_text(path, "a mix of workloads, a JSON list"), where)
     seen: dict[Workload, int] = {}
     for number, line in enumerate(lines, start=1):
-        where = f"{path}: entry {number}"
+        entry = f"{where}: entry {number}"
         try:
             workload = workload_for(spec, device, **line.model_dump(exclude={"weight"}))
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{entry}: {error}") from None
         if workload in seen:
             raise InputError(
-                f"{where}: the same workload as entry {seen[workload]}; leave one out and add up "
+                f"{entry}: the same workload as entry {seen[workload]}; leave one out and add up "
                 "their weights"
             )
         seen[workload] = number
@@ -120,12 +120,7 @@ def parse_mix(text: str, where: str) -> tuple[MixLine, ...]:
         InputError: as `load_mix`.
     """
     remedy = 'write a list such as [{"weight": 3, "height": 1024}, {"weight": 1, "height": 512}]'
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where}: line {error.lineno}, column {error.colno}: not JSON ({error.msg}); {remedy}"
-        ) from None
+    data = parse_json(text, where, "mix of workloads", remedy, finite=False)
     if not isinstance(data, list) or not data:
         raise InputError(f"{where}: not a list of workloads; {remedy}")
     return tuple(
@@ -135,7 +130,7 @@ def parse_mix(text: str, where: str) -> tuple[MixLine, ...]:
 
 
 def plan_mix(
-    wishes: Wishes,
+    wishes: TuneRequest,
     mix: Sequence[Weighted],
     cluster: ClusterProfile,
     progress: Callable[[str], None] | None = None,
@@ -148,7 +143,7 @@ def plan_mix(
     say = progress or (lambda message: None)
     tasks = [wishes.task(weighted.workload, cluster) for weighted in mix]
 
-    def ranking_of(task: Task) -> Ranking:
+    def ranking_of(task: Task) -> SearchResult:
         return search(task, progress=lambda message: say(f"{task.workload}: {message}"))
 
     rankings = tuple(map(ranking_of, tasks))
@@ -156,7 +151,7 @@ def plan_mix(
 
 
 def one_mesh_for_all(
-    tasks: Sequence[Task], mix: Sequence[Weighted], rankings: Sequence[Ranking]
+    tasks: Sequence[Task], mix: Sequence[Weighted], rankings: Sequence[SearchResult]
 ) -> OneMesh | None:
     """The configuration with the least weighted mean latency of those that are legal and fit for
     all workloads; None if there is none.
@@ -167,7 +162,7 @@ def one_mesh_for_all(
     """
     models = [cost_model_of(task, Topology(task.cluster)) for task in tasks]
     found = [
-        {configuration_of(one): one for one in ranking.ranked if not one.too_big}
+        {kept_by_a_job(one): one for one in ranking.ranked if not one.too_big}
         for ranking in rankings
     ]
     common = [key for key in found[0] if all(key in others for others in found)]
@@ -176,7 +171,7 @@ def one_mesh_for_all(
     for own in sorted(served.values(), key=lambda own: _mean_s(mix, own)):
         if best and _mean_s(mix, own) >= best.mean_s * OWN_DIVISION_SLACK:
             break
-        for part in dict.fromkeys(one.candidate.pipefusion for one in own):
+        for part in dict.fromkeys(one.configuration.pipefusion for one in own):
             costs = _with_part(tasks, models, own, part)
             if any(one.too_big for one in costs):
                 continue
@@ -186,11 +181,11 @@ def one_mesh_for_all(
     return best
 
 
-def configuration_of(ranked: Ranked) -> Configuration:
+def kept_by_a_job(ranked: PricedCandidate) -> Kept:
     """What stays the same when a job goes from workload to workload, but for the blocks of
     stages.
     """
-    candidate = ranked.candidate
+    candidate = ranked.configuration
     part = candidate.pipefusion
     patching = (part.patches, part.warmup_steps) if part else ()
     held = (candidate.weights, candidate.step_cache)
@@ -200,19 +195,19 @@ def configuration_of(ranked: Ranked) -> Configuration:
 def _with_part(
     tasks: Sequence[Task],
     models: Sequence[CostModel],
-    own: Sequence[Ranked],
+    own: Sequence[PricedCandidate],
     part: PipeFusion | None,
-) -> list[Ranked]:
+) -> list[PricedCandidate]:
     """The workloads' prices with the same blocks on each stage."""
     return [
         one
-        if one.candidate.pipefusion == part
-        else priced_as_is(task, model, replace(one.candidate, pipefusion=part))
+        if one.configuration.pipefusion == part
+        else priced_as_is(task, model, replace(one.configuration, pipefusion=part))
         for task, model, one in zip(tasks, models, own, strict=True)
     ]
 
 
-def _mean_s(mix: Sequence[Weighted], costs: Sequence[Ranked]) -> float:
+def _mean_s(mix: Sequence[Weighted], costs: Sequence[PricedCandidate]) -> float:
     weights = [weighted.weight for weighted in mix]
     return statistics.fmean((one.prediction.latency_s for one in costs), weights)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ditplan.planner.simulation.simulator import Row
 from ditplan.planner.simulation.timeline import Timeline
-from ditplan.planner.space.candidate import Candidate
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import AXES
 
 MOST_RANKS = 64
@@ -23,7 +23,7 @@ FIRST_THREADS = {RANKS: 1000, LINKS: 1_000_000}
 Event = dict[str, Any]
 
 
-def chrome_trace(timeline: Timeline, candidate: Candidate, title: str) -> str:
+def chrome_trace(timeline: Timeline, candidate: Configuration, title: str) -> str:
     """The first steps as JSON: a process `ranks` with a row for each rank, or for each kind of rank
     where there are many, and a process `links` with a row for each class of links.
 
@@ -52,7 +52,7 @@ Threads = dict[Row, Sequence[tuple[int, int, str]]]
 """Of each row of a timeline: process, thread and name of what is drawn for it."""
 
 
-def _threads(timeline: Timeline, candidate: Candidate) -> Threads:
+def _threads(timeline: Timeline, candidate: Configuration) -> Threads:
     found: Threads = {}
     coordinates = dict(zip(candidate.placement, candidate.mesh.coordinates(), strict=True))
     many = len(coordinates) > MOST_RANKS
@@ -73,7 +73,7 @@ def _threads(timeline: Timeline, candidate: Candidate) -> Threads:
     return found
 
 
-def _name_of(rank: int, candidate: Candidate, coordinate: tuple[int, ...]) -> str:
+def _name_of(rank: int, candidate: Configuration, coordinate: tuple[int, ...]) -> str:
     """Such as `rank 5 (cfg 1, ring 2)`."""
     degrees = candidate.mesh.degrees
     split = [

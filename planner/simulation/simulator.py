@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class SimTask:
     """Work that holds all its rows for a time.
 
     A row does its tasks in the order in which they are listed, as a stream does. `after` are the
@@ -40,7 +40,7 @@ class Span:
     end_s: float
 
 
-def simulate(tasks: Sequence[Task]) -> list[Span]:
+def simulate(tasks: Sequence[SimTask]) -> list[Span]:
     """Begins each task as soon as its rows have done what is listed before it and what it waits for
     has ended; the spans stand in the order of the tasks.
 
@@ -67,7 +67,7 @@ def simulate(tasks: Sequence[Task]) -> list[Span]:
     return [spans[place] for place in range(len(tasks))]
 
 
-def _followers(tasks: Sequence[Task]) -> tuple[list[list[int]], list[int]]:
+def _followers(tasks: Sequence[SimTask]) -> tuple[list[list[int]], list[int]]:
     """Which tasks wait for each one, and for how many each one waits."""
     followers: list[list[int]] = [[] for _ in tasks]
     waits = []

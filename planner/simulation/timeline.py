@@ -8,7 +8,7 @@ durations are the price's.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ditplan.planner.cost.activities import Activity, Computation, Exchange, RingAttention
+from ditplan.planner.cost.activities import Activity, CollectiveCost, Computation, RingAttention
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Timed
 from ditplan.planner.cost.share import calls_of
@@ -16,7 +16,7 @@ from ditplan.planner.cost.step import Step
 from ditplan.planner.network.groups import listed
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import messages
-from ditplan.planner.simulation.simulator import Row, Span, Task, simulate
+from ditplan.planner.simulation.simulator import Row, SimTask, Span, simulate
 
 SHOWN_STEPS = 3
 """So many steps are worth looking at, beside PipeFusion's warm-up: all later ones are alike."""
@@ -35,7 +35,7 @@ class Timeline:
     later ones may be left out; `total_s` is that of all.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[SimTask, ...]
     step_of: tuple[int, ...]
     spans: tuple[Span, ...]
     ranks: dict[Row, tuple[int, ...]]
@@ -48,7 +48,7 @@ class Timeline:
 class Listing:
     """Tasks that are being listed, with the step of each."""
 
-    tasks: list[Task] = field(default_factory=list)
+    tasks: list[SimTask] = field(default_factory=list)
     step_of: list[int] = field(default_factory=list)
     step: int = 0
 
@@ -56,7 +56,7 @@ class Listing:
         self, name: str, category: str, rows: TrackRows, seconds: float, after: tuple[int, ...] = ()
     ) -> int:
         """Adds a task of this step and returns its place in the list."""
-        self.tasks.append(Task(name, category, rows, seconds, after))
+        self.tasks.append(SimTask(name, category, rows, seconds, after))
         self.step_of.append(self.step)
         return len(self.tasks) - 1
 
@@ -83,14 +83,14 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
     """
     listing, ranks = Listing(), Row("ranks", "all")
     activities = list(_activities(work, step))
-    # blocks of a run share their activities
-    distinct = {id(activity): activity for _, activity in activities}
-    links_of = {key: _links_of(work.topology, activity) for key, activity in distinct.items()}
+    # blocks of a run do the same
+    distinct = {activity for _, activity in activities}
+    links_of = {activity: _links_of(work.topology, activity) for activity in distinct}
     steps = step.workload.steps
     shown = min(steps, SHOWN_STEPS)
     for listing.step in range(shown):
         for name, activity in activities:
-            links = links_of[id(activity)]
+            links = links_of[activity]
             if isinstance(activity, RingAttention):
                 _list_ring(listing, name, activity, (ranks,), links)
             else:
@@ -100,7 +100,7 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
         tasks=tuple(listing.tasks),
         step_of=tuple(listing.step_of),
         spans=tuple(spans),
-        ranks={ranks: tuple(sorted(step.candidate.placement))},
+        ranks={ranks: tuple(sorted(step.configuration.placement))},
         steps=steps,
         shown_steps=shown,
         total_s=spans[-1].end_s / shown * steps,
@@ -109,7 +109,7 @@ def exact_timeline(work: RankWork, step: Step) -> Timeline:
 
 def _activities(work: RankWork, step: Step) -> Iterator[tuple[str, Activity]]:
     """What a rank does in a step, with the name of each."""
-    calls = calls_of(step.candidate.mesh, work.spec, step.workload)
+    calls = calls_of(step.configuration.mesh, work.spec, step.workload)
     booked = work.step(step)
     launch_s = sum(seconds for (part, _), seconds in booked.seconds.items() if part == "launch")
     outside = work.computed(step, None)
@@ -127,7 +127,7 @@ def _activities(work: RankWork, step: Step) -> Iterator[tuple[str, Activity]]:
 
 
 def _name_of(activity: Activity, place: str) -> str:
-    if isinstance(activity, Exchange):
+    if isinstance(activity, CollectiveCost):
         return f"{place}: {activity.operation}"
     if isinstance(activity, RingAttention):
         return place

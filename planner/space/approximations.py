@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from ditplan.profiles.plan import Quality, TaylorSeer
+from ditplan.profiles.configuration import TaylorSeer
+from ditplan.profiles.errors import Sentence, Setting
+from ditplan.profiles.plan import Quality
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
@@ -15,9 +17,12 @@ One patch more than stages is tried as well: it hides what is waited for between
 STEP_CACHES = tuple(TaylorSeer(interval=interval) for interval in (2, 3, 5))
 """What is tried where any quality will do."""
 
+PIPEFUSION_S = (Setting("patches"), " and ", Setting("warmup_steps"), " are PipeFusion's")
+"""How a message begins that refuses them on a mesh without stages."""
+
 
 @dataclass(frozen=True)
-class Allowed:
+class ApproximationPolicy:
     """Which settings of PipeFusion and which step caches may be used, and what was measured of
     their quality.
 
@@ -56,7 +61,8 @@ def warmup_excess(warmup_steps: int, workload: Workload) -> str | None:
     """What is wrong with so many warm-up steps, in one sentence; None if nothing is."""
     if 1 <= warmup_steps <= workload.steps:
         return None
-    return f"--warmup {warmup_steps}: there are {workload.steps} steps; use 1 to {workload.steps}"
+    asked = Setting("warmup_steps", warmup_steps)
+    return Sentence(asked, f": there are {workload.steps} steps; use 1 to {workload.steps}")
 
 
 def step_caches_within(bound: float, known: MeasuredQuality | None) -> tuple[TaylorSeer, ...]:

@@ -5,13 +5,13 @@ legal.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import is_even
-from ditplan.planner.space.approximations import Allowed, warmup_excess
-from ditplan.planner.space.candidate import Candidate, Choice, Space
+from ditplan.planner.space.approximations import ApproximationPolicy, warmup_excess
+from ditplan.planner.space.candidate import Choice, Space
 from ditplan.planner.space.legality import (
     CFG_REASON,
     Violation,
@@ -21,13 +21,13 @@ from ditplan.planner.space.legality import (
     schedule_of,
     violation,
 )
-from ditplan.planner.space.placement import axis_orders
 from ditplan.planner.space.stage_blocks import unfolded
 from ditplan.profiles.backends import Backend
+from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule
+from ditplan.profiles.errors import Part, Sentence, Setting
 from ditplan.profiles.family import family_of
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import PipeFusion, Schedule
 from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
 
@@ -50,16 +50,18 @@ def why_illegal(
     another result than one device's is allowed.
     """
     if gpus is not None and mesh.size != gpus:
-        return (
+        return Sentence(
             f"{mesh} needs {_count(mesh.size, 'GPU')}, {gpus} {'was' if gpus == 1 else 'were'} "
-            f"asked for: the degrees must multiply to {gpus}"
-            f"{_example(spec, workload, gpus, backend)}, or ask for --gpus {mesh.size}"
+            f"asked for: the degrees must multiply to {gpus}",
+            *_example(spec, workload, gpus, backend),
+            ", or ask for ",
+            Setting("gpus", mesh.size),
         )
     found = violation(mesh, spec, workload, backend, approximate=approximate)
     if not found:
         return None
     is_off = found.reason == CFG_REASON and workload.passes == 1 and _has_passes_to_split(spec)
-    return f"{found.sentence}{' (guidance is off)' if is_off else ''}"
+    return Sentence(found.sentence, " (guidance is off)" if is_off else "")
 
 
 def patching_violation(
@@ -75,8 +77,11 @@ def patching_violation(
     each = f"{ranks} (ring x ulysses)" if ranks > 1 else "one"
     return Violation(
         "patch tokens < ranks",
-        f"--patches {patches}: {spec.name}'s {tokens} image tokens, with {text} of "
-        f"text in the first patch, don't give each patch at least {each}; use fewer patches",
+        Sentence(
+            Setting("patches", patches),
+            f": {spec.name}'s {tokens} image tokens, with {text} of text in the first patch, don't "
+            f"give each patch at least {each}; use fewer patches",
+        ),
     )
 
 
@@ -129,7 +134,7 @@ def enumerate_space(
     pins: Mapping[str, int] | None = None,
     modes: Sequence[Mode] = ("eager",),
     exactly: bool = False,
-    allowed: Allowed | None = None,
+    allowed: ApproximationPolicy | None = None,
 ) -> Space:
     """All legal meshes x settings of PipeFusion x placements that differ x modes.
 
@@ -206,9 +211,9 @@ def _evenly_staged(
     )
 
 
-def rule_of_thumb(
-    candidates: Sequence[Candidate], spec: ModelSpec, workload: Workload, topology: Topology
-) -> Candidate:
+def baseline_of(
+    candidates: Sequence[Configuration], spec: ModelSpec, workload: Workload, topology: Topology
+) -> Configuration:
     """What users choose by hand, among the candidates: the control that a search must beat.
 
     As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
@@ -217,7 +222,7 @@ def rule_of_thumb(
     """
     host = topology.ranks_per_host
 
-    def advised(candidate: Candidate) -> tuple[int, ...]:
+    def advised(candidate: Configuration) -> tuple[int, ...]:
         mesh = candidate.mesh
         usual_ulysses = (
             mesh.ulysses if spec.heads % mesh.ulysses == 0 and mesh.ulysses <= host else 0
@@ -235,7 +240,11 @@ def rule_of_thumb(
 
 
 def _pipefusion_parts(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None, backend: Backend
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    allowed: ApproximationPolicy | None,
+    backend: Backend,
 ) -> list[PipeFusion | None] | Violation:
     """The settings of PipeFusion to try on a mesh, or why there are none."""
     if mesh.pipefusion == 1 or allowed is None:
@@ -243,8 +252,11 @@ def _pipefusion_parts(
     parts: list[PipeFusion | None] = []
     why = Violation(
         "no PipeFusion keeps the bound",
-        f"no setting of PipeFusion that was measured on {spec.name} keeps --quality "
-        f"{allowed.bound}; leave pipefusion at 1, or allow more",
+        Sentence(
+            f"no setting of PipeFusion that was measured on {spec.name} keeps ",
+            Setting("quality", allowed.bound),
+            "; leave pipefusion at 1, or allow more",
+        ),
     )
     schedule = schedule_of(spec, backend)
     for patches, warmup_steps in allowed.settings(mesh.pipefusion):
@@ -257,7 +269,11 @@ def _pipefusion_parts(
 
 
 def why_no_setting(
-    mesh: Mesh, spec: ModelSpec, workload: Workload, allowed: Allowed | None, backend: Backend
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    allowed: ApproximationPolicy | None,
+    backend: Backend,
 ) -> str | None:
     """Why no allowed setting of PipeFusion can run on a legal mesh; None if one can."""
     found = _pipefusion_parts(mesh, spec, workload, allowed, backend)
@@ -269,14 +285,16 @@ def _has_passes_to_split(spec: ModelSpec) -> bool:
     return family_of(spec.transformer_class).guidance != "embedded"
 
 
-def _example(spec: ModelSpec, workload: Workload, gpus: int, backend: Backend) -> str:
-    """Such as `, such as --cfg 2 --ulysses 4`, when there is a legal mesh of so many GPUs."""
+def _example(spec: ModelSpec, workload: Workload, gpus: int, backend: Backend) -> Iterator[Part]:
+    """Such as `, such as cfg=2 ulysses=4`, when there is a legal mesh of so many GPUs."""
     legal, _ = legal_meshes(spec, workload, gpus, backend, exactly=True)
     if gpus == 1 or not legal:
-        return ""
+        return
     best = max(legal, key=lambda mesh: (mesh.cfg == min(2, workload.passes), mesh.ulysses))
-    flags = (f"--{axis} {d}" for axis, d in zip(AXES, best.degrees, strict=True) if d > 1)
-    return f", such as {' '.join(flags)}"
+    yield ", such as"
+    for axis, degree in zip(AXES, best.degrees, strict=True):
+        if degree > 1:
+            yield from (" ", Setting(axis, degree))
 
 
 def _count(number: int, thing: str) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ditplan.profiles.backends import Backend
+from ditplan.profiles.configuration import Schedule
+from ditplan.profiles.errors import Sentence, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Schedule
 from ditplan.profiles.workload import Workload
 
 CFG_REASON = "cfg > passes"
@@ -138,8 +139,12 @@ def violation(
         if degree > 1 and axis in backend.approximate_axes and not approximate:
             return Violation(
                 f"{axis} not exact",
-                f"{axis}{degree} gives another result than one device, and only exact plans are "
-                f"allowed: use --quality safe, or leave {axis} at 1",
+                Sentence(
+                    f"{axis}{degree} gives another result than one device, and only exact plans "
+                    "are allowed: use ",
+                    Setting("quality", "safe"),
+                    f", or leave {axis} at 1",
+                ),
             )
     rule = first_broken(rules_of(spec, workload, backend), mesh.degrees)
     return rule.violation(mesh, spec) if rule else None

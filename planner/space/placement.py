@@ -4,45 +4,14 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
 
-from ditplan.planner.network.groups import groups_along, strides_of
+from ditplan.planner.network.groups import groups_along
 from ditplan.planner.network.topology import Topology
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
 
 MOST_SEATINGS = 70
 """So many ways to seat kinds of device are all tried: as many as for four of each of two kinds.
 Where there are more, those of one kind sit side by side."""
-
-
-def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
-    """Ranks by mesh coordinate when the last axis of `order` has neighbouring ranks, the one
-    before the next, ...
-    """
-    strides, ranks = strides_of(mesh, order), [0]
-    for axis, degree in zip(AXES, mesh.degrees, strict=True):
-        stride = strides[axis]
-        ranks = [rank + stride * index for rank in ranks for index in range(degree)]
-    return tuple(ranks)
-
-
-def axis_orders(mesh: Mesh) -> tuple[tuple[str, ...], ...]:
-    """The orders of a mesh's split axes, the usual one first.
-
-    Axes of degree 1 stay where they are.
-    """
-    return _orders_of(tuple(i for i, degree in enumerate(mesh.degrees) if degree > 1))
-
-
-@cache
-def _orders_of(places: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
-    orders = []
-    for permutation in itertools.permutations(places):
-        order = list(AXES)
-        for place, source in zip(places, permutation, strict=True):
-            order[place] = AXES[source]
-        orders.append(tuple(order))
-    return tuple(orders)
 
 
 def placements(

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.model import BlockRun
-from ditplan.profiles.plan import PipeFusion
 
 
 def folded(values: Sequence[float]) -> list[float]:
@@ -31,8 +31,8 @@ def unfolded(pairs_per_stage: Sequence[int], blocks: int) -> tuple[int, ...]:
 def runs_of_visits(blocks: Sequence[BlockRun], part: PipeFusion) -> list[list[tuple[int, ...]]]:
     """How many blocks of each run a patch goes through on each stage, each time that it comes by.
 
-    >>> runs_of_visits(flux.blocks, part)  # stages of 10 + 47; 19 double blocks, 38 single ones
-    [[(10, 0)], [(9, 38)]]
+    Stages of 10 and 47 blocks of FLUX, which has 19 double blocks and 38 single ones, give
+    `[[(10, 0)], [(9, 38)]]`.
     """
     return [
         [tuple(_overlaps(blocks, visit.start, visit.stop)) for visit in part.visits(stage)]

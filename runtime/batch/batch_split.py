@@ -5,7 +5,9 @@ pipeline's own.
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,14 +45,12 @@ class BatchSplit:
             )
             return given, None
         start, end = split_bounds(samples, ranks, self._group.index)
-        shared = {
-            name: given[name][start:end]
-            if name in self._family.listed_inputs
-            else _share(given[name], samples, start, end)
-            for name in self._family.batched_inputs
-            if given.get(name) is not None
-        }
-        return given | shared, samples
+        shared = dict(given)
+        for name in self._family.batched_inputs:
+            by_sample = name in self._family.inputs_by_sample
+            share = partial(_share, samples=samples, start=start, end=end, by_sample=by_sample)
+            _change(shared, name, share)
+        return shared, samples
 
     def gather(self, output: Any, samples: int | None) -> Any:
         """All samples of an output of which this rank has computed its share."""
@@ -75,12 +75,29 @@ def apply_cfg(model: nn.Module, family: ModelFamily, group: AxisGroup, undo: Exi
     replace_forward(model, forward, undo)
 
 
-def _share(value: Any, samples: int, start: int, end: int) -> Any:
-    """This rank's samples of a batched argument; what has no full batch dim is for all alike."""
+def _change(given: dict[str, Any], name: str, change: Callable[[Any], Any]) -> None:
+    """Changes an argument that is given, or the item of a dict: `a.b` is item b of a."""
+    owner, _, item = name.partition(".")
+    if given.get(owner) is None:
+        return
+    if not item:
+        given[owner] = change(given[owner])
+    elif given[owner].get(item) is not None:
+        given[owner] = given[owner] | {item: change(given[owner][item])}
+
+
+def _share(value: Any, samples: int, start: int, end: int, by_sample: bool) -> Any:
+    """This rank's samples of a batched argument; what has no full batch dim is for all alike.
+
+    With `by_sample` it is a list with an entry for each.
+    """
+    if by_sample:
+        return value[start:end] if len(value) == samples else value
+    share = partial(_share, samples=samples, start=start, end=end, by_sample=False)
     if isinstance(value, dict):
-        return {name: _share(item, samples, start, end) for name, item in value.items()}
+        return {name: share(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_share(item, samples, start, end) for item in value)
+        return type(value)(map(share, value))
     if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == samples:
         return value[start:end]
     return value

@@ -4,8 +4,8 @@ Each rank computes the call that is its own and returns a buffer for the others;
 of a step is made all buffers are filled. So guidance is the pipeline's own.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import (
+    CurrentCall,
     as_output,
     inner_forward,
     names_arguments,
@@ -32,23 +33,18 @@ class CallSplit:
     """Splits a step's calls of one transformer over the ranks of a cfg group of two."""
 
     def __init__(
-        self, model: nn.Module, family: ModelFamily, group: AxisGroup, forward: Callable[..., Any]
+        self,
+        model: nn.Module,
+        family: ModelFamily,
+        group: AxisGroup,
+        forward: Callable[..., Any],
+        call: CurrentCall,
     ) -> None:
         self._family, self._group, self._whole = family, group, forward
         self._named = names_arguments(model)
-        self._current: str | None = None
+        self._call = call
         self._unfilled: torch.Tensor | None = None
         self._known: dict[tuple[Any, ...], torch.Tensor] = {}
-
-    @contextmanager
-    def context(self, own: Callable[..., Any], name: str, **kwargs: Any) -> Iterator[None]:
-        """The transformer's own `cache_context`, whose name says which call is made."""
-        self._current = name
-        try:
-            with own(name, **kwargs):
-                yield
-        finally:
-            self._current = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One of the calls. One that diffusers doesn't name as a pass is made by every rank.
@@ -56,10 +52,10 @@ class CallSplit:
         Raises:
             InputError: the step before made only one of the calls.
         """
-        if self._current not in PASSES:
+        if self._call.name not in PASSES:
             return self._whole(*args, **kwargs)
         given = self._named(*args, **kwargs)
-        number = PASSES.index(self._current)
+        number = PASSES.index(self._call.name)
         if number == 0:
             self.require_filled()
         first = given[self._family.batched_inputs[0]]
@@ -75,7 +71,7 @@ class CallSplit:
             return as_output(given, sample)
         if self._unfilled is None:
             raise InputError(
-                f"the transformer was called for {self._current} without a call for {PASSES[0]} "
+                f"the transformer was called for {self._call.name} without a call for {PASSES[0]} "
                 "before it, so there is nothing to share; use a plan with cfg 1"
             )
         mine = sample if self._group.index else self._unfilled
@@ -107,13 +103,13 @@ def apply_calls(
     Raises:
         InputError: the transformer has no `cache_context`, by which the calls are told apart.
     """
-    own: Any = getattr(model, "cache_context", None)
-    if own is None:
+    call = CurrentCall()
+    if not call.follow(model, undo):
         raise InputError(
             f"{type(model).__name__} of this diffusers has no cache_context, by which a step's "
             "passes are told apart; install a newer one or use a plan with cfg 1"
         )
-    calls = CallSplit(model, family, group, inner_forward(model))
+    calls = CallSplit(model, family, group, inner_forward(model), call)
     scheduler = pipeline.scheduler
     step = scheduler.step
 
@@ -122,7 +118,4 @@ def apply_calls(
         return step(*args, **kwargs)
 
     undo.enter_context(replaced(scheduler, "step", checked))
-    undo.enter_context(
-        replaced(model, "cache_context", lambda name, **more: calls.context(own, name, **more))
-    )
     replace_forward(model, calls, undo)

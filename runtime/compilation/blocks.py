@@ -17,12 +17,7 @@ from ditplan.runtime.compilation.compiled_forward import COMPILE_ERRORS, Compile
 from ditplan.runtime.compilation.fusions import FusingBackend
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.compilation.products import pack
-from ditplan.runtime.takeover import (
-    has_other_forward,
-    inner_forward,
-    replace_forward,
-    submodule,
-)
+from ditplan.runtime.takeover import has_other_forward, inner_forward, replace_forward, submodule
 
 
 @dataclass

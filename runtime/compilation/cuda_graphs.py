@@ -62,7 +62,7 @@ class GraphedForward:
         leaves, structure = pytree.tree_flatten((args, kwargs))
         key = (structure, tuple(signature_of_leaf(leaf) for leaf in leaves))
         if key not in self._captured:
-            self._make_room()
+            self._evict()
             self._captured[key] = self._try_capture(leaves, structure)
         captured = self._captured.pop(key)
         self._captured[key] = captured
@@ -74,7 +74,7 @@ class GraphedForward:
         captured.graph.replay()
         return pytree.tree_map_only(torch.Tensor, torch.clone, captured.outputs)
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         while len(self._captured) >= self._most:
             del self._captured[next(iter(self._captured))]
 

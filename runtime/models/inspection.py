@@ -10,14 +10,25 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
+from ditplan.profiles.files import is_text, path_text
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
+from ditplan.profiles.record import shortened
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.blocks import block_runs
+from ditplan.runtime.models.folder import (
+    bounded_parameters,
+    config_of,
+    is_encoder,
+    read_json,
+    refusing_strange_configs,
+    stored_parameters,
+)
 from ditplan.runtime.models.inputs import (
     InputShape,
     latent_frames_per_token,
@@ -55,12 +66,13 @@ def diffusers_class(name: str) -> Any:
     """A class of diffusers by name.
 
     Raises:
-        InputError: the installed diffusers has none of that name.
+        InputError: the installed diffusers has none of that name, or none with a config.
     """
     found = getattr(diffusers, name, None)
-    if found is None:
+    if not (isinstance(found, type) and issubclass(found, ConfigMixin)):
         raise InputError(
-            f"diffusers {diffusers.__version__} has no class {name}; install one that has it"
+            f"diffusers {diffusers.__version__} has no class {shortened(name)}; install one that "
+            "has it"
         )
     return found
 
@@ -71,22 +83,27 @@ def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) ->
     Raises:
         InputError: not such a folder, or a transformer that no family describes.
     """
+    where = path_text(folder)
+    if not is_text(name):
+        raise InputError(f"{where}: its name isn't Unicode text; rename the folder")
     index = read_json(folder / "model_index.json")
     if "transformer" not in index or "vae" not in index:
         raise InputError(
-            f"{folder}: model_index.json names no transformer and VAE; "
+            f"{where}: model_index.json names no transformer and VAE; "
             "expected a diffusion transformer"
         )
-    encoders = [key for key, value in index.items() if key.startswith("text_encoder") and value[0]]
-    return inspect_configs(
-        name,
-        transformer=read_json(folder / "transformer" / "config.json"),
-        vae=read_json(folder / "vae" / "config.json"),
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
-        encoder_parameters=sum(_stored_parameters(folder / encoder) for encoder in encoders),
-        defaults=defaults,
-        pipeline_class=index.get("_class_name"),
-    )
+    encoders = [key for key, value in index.items() if is_encoder(key, value)]
+    transformer = config_of(folder / "transformer" / "config.json")
+    with refusing_strange_configs(where, transformer["_class_name"]):
+        return inspect_configs(
+            name,
+            transformer=transformer,
+            vae=config_of(folder / "vae" / "config.json"),
+            scheduler=config_of(folder / "scheduler" / "scheduler_config.json", finite=False),
+            encoder_parameters=sum(stored_parameters(folder / encoder) for encoder in encoders),
+            defaults=defaults,
+            pipeline_class=index.get("_class_name"),
+        )
 
 
 def inspect_configs(
@@ -104,7 +121,7 @@ def inspect_configs(
     What isn't given of the last three is what the family says is usual.
     """
     family = family_of(transformer["_class_name"])
-    with torch.device("meta"):
+    with torch.device("meta"), bounded_parameters():
         model = diffusers_class(family.transformer_class).from_config(dict(transformer)).eval()
         decoder = diffusers_class(vae["_class_name"]).from_config(dict(vae)).eval()
     vae_scale = pixels_per_latent(decoder.config)
@@ -288,33 +305,3 @@ def _decoder_flops(decoder: Any, scale: int) -> float:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _stored_parameters(folder: Path) -> int:
-    """Parameters of a component, read from the headers of its safetensors files."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
-            raise InputError(f"{path}: is damaged ({error}); copy the weights anew") from None
-        for key, tensor in header.items():
-            size = 1
-            for dim in tensor.get("shape", ()):
-                size *= dim
-            total += size if key != "__metadata__" else 0
-    return total
-
-
-def read_json(path: Path, expected: str = "the folder of a diffusers pipeline") -> dict[str, Any]:
-    """A JSON file.
-
-    Raises:
-        InputError: it can't be read; says what was expected.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({error}); expected {expected}") from None
-    return content

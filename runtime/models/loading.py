@@ -1,6 +1,7 @@
 """Pipelines to run: real weights from a folder, or random ones of the true architecture."""
 
 import inspect
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
+from ditplan.profiles.files import path_text
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.blocks import block_paths
@@ -54,11 +56,16 @@ def load_pipeline(
     if weights is None:
         pipeline = _random_pipeline(spec, device, kind, blocks, weight_group)
     else:
+        _require_regular_files(weights)
         try:
             pipeline = _saved_pipeline(spec, weights, device, kind, blocks, weight_group)
-        except (OSError, ValueError) as error:
+        except InputError:
+            raise
+        # tokenizers raises plain Exceptions, for instance
+        except Exception as error:
             raise InputError(
-                f"{weights}: can't be loaded as a {spec.pipeline_class}: {error}"
+                f"{path_text(weights)}: can't be loaded as a {spec.pipeline_class} "
+                f"({type(error).__name__}: {error})"
             ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -101,6 +108,19 @@ def call_arguments(spec: ModelSpec, workload: Workload) -> dict[str, Any]:
 def pictures_of(result: Any) -> Any:
     """The pictures, or videos, in what a pipeline's call returns."""
     return result.images if hasattr(result, "images") else result.frames
+
+
+def _require_regular_files(folder: Path) -> None:
+    """Refuses what a library would wait for when it reads the folder, or read without end.
+
+    Raises:
+        InputError: names what is neither a file nor a folder.
+    """
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            path = Path(parent, name)
+            if not path.is_file():
+                raise InputError(f"{path_text(path)}: this is no regular file; remove it")
 
 
 def _saved_pipeline(

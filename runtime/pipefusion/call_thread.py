@@ -1,7 +1,7 @@
-"""Calls that park until they are told to go on, each in a thread, of which one runs at a time.
+"""Calls that suspend themselves until they are resumed, each in a thread; one runs at a time.
 
 Threads, not greenlets: grad mode, autocast and other modes belong to a thread, and a call that
-parks inside of them must not leave them to others.
+is suspended inside of them must not leave them to others.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import torch
 
 
 class Stopped(BaseException):
-    """Ends a parked call; no pipeline catches it."""
+    """Ends a suspended call; no pipeline catches it."""
 
 
 class CallThread:
@@ -35,7 +35,7 @@ class CallThread:
         self._thread.start()
 
     def resume(self, value: Any = None) -> Any:
-        """Goes on with `value` until the call parks or ends; gives what it asks or its result.
+        """Goes on with `value` until the call is suspended or ends; gives its request or result.
 
         Raises:
             whatever the call raised.
@@ -50,14 +50,14 @@ class CallThread:
             raise error
         return self._asked
 
-    def park(self, request: Any) -> Any:
+    def suspend(self, request: Any) -> Any:
         """Called in the call: hands out a request, waits, and gives what it was resumed with."""
         self._asked = request
         self._others.release()
         return self._wait()
 
     def stop(self) -> None:
-        """Ends the call where it is parked."""
+        """Ends the call where it is suspended."""
         if self._thread.is_alive():
             self._stopped = True
             with contextlib.suppress(Stopped):

@@ -1,8 +1,8 @@
 """A pipeline's own call, patch by patch across denoising steps (PipeFusion), without knowing it.
 
 Every patch runs the unmodified `__call__` on latents of full size, with a scheduler of its own.
-Patch 0 is the caller's pipeline in the caller's thread; copies of it are the others and park where
-they call the transformer. Of the latents that a patch works on only its own tokens are right;
+Patch 0 is the caller's pipeline in the caller's thread; copies of it are the others, suspended
+where they call the transformer. Of the latents that a patch works on only its own tokens are right;
 guidance and scheduler must therefore treat each token alone, which is checked in the warm-up.
 """
 
@@ -198,7 +198,7 @@ class PatchedCall:
         if number:
             if last:
                 # never resumed: decoding is patch 0's
-                self._threads[number].park({})
+                self._threads[number].suspend({})
             return result
         self._calls = 0
         if not last:
@@ -224,13 +224,11 @@ class PatchedCall:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._named(*args, **kwargs)
         if self._running is not None:
-            return as_output(inputs, self._threads[self._running].park(inputs))
+            return as_output(inputs, self._threads[self._running].suspend(inputs))
         return as_output(inputs, self._predict(inputs))
 
     def _predict(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Patch 0's prediction; the others go on as far as they can without it."""
-        if residuals := [n for n in inputs if "controlnet" in n and inputs[n] is not None]:
-            raise InputError(f"{residuals[0]} can't be given with pipefusion; {REMEDY}")
         call, self._calls = self._calls, self._calls + 1
         if call == 0:
             if not self._steps[0]:

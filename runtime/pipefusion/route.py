@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import PipeFusion
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.ranks.devices import may_share_memory
 from ditplan.runtime.ranks.pool import environment

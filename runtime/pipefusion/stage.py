@@ -7,6 +7,7 @@ model's own.
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from ditplan.profiles.family import ModelFamily
-from ditplan.runtime.sequence.stale_kv import StaleKVCache
+from ditplan.runtime.sequence.layout import Layout, Visiting
 from ditplan.runtime.takeover import (
     carried_by,
     handed_on,
@@ -41,18 +42,19 @@ class StageEnd(BaseException):
 class Stage:
     """Some blocks of a model, once it is applied: those of a visit at a time."""
 
-    def __init__(self, family: ModelFamily, cache: StaleKVCache) -> None:
-        self._family, self._cache = family, cache
+    def __init__(self, family: ModelFamily, layout: Layout) -> None:
+        self._family, self._layout = family, layout
+        self._count = 0
         self._blocks = range(0)
         self._received: Carried | None = None
         self._skips: Skips = {}
-        self._computes = True
 
     def apply(self, model: nn.Module, undo: ExitStack) -> None:
         """Has the model's blocks behave so; closing `undo` takes that away again."""
         blocks = [
             block for path in self._family.blocks for block in submodule(model, path).children()
         ]
+        self._count = len(blocks)
         for index, block in enumerate(blocks):
             own, named = inner_forward(block), names_arguments(block)
             replace_forward(block, partial(self._block, index, named, own), undo)
@@ -61,8 +63,9 @@ class Stage:
         self,
         forward: Callable[..., Any],
         inputs: dict[str, Any],
+        visiting: Visiting,
         blocks: range,
-        received: Carried | None,
+        received: Carried | None = None,
         skips: Skips | None = None,
     ) -> tuple[Any, Skips]:
         """These blocks' part of a forward: its output if it ends with them, else what is carried
@@ -73,7 +76,8 @@ class Stage:
         """
         self._blocks, self._received, self._skips = blocks, received, dict(skips or {})
         try:
-            output = forward(**inputs)
+            with self._layout.during(visiting):
+                output = forward(**inputs)
         except StageEnd as end:
             output = end.carried
         finally:
@@ -81,20 +85,18 @@ class Stage:
         return output, made
 
     def entered(
-        self, forward: Callable[..., Any], inputs: dict[str, Any], blocks: range
+        self, forward: Callable[..., Any], inputs: dict[str, Any], visiting: Visiting, blocks: range
     ) -> Carried:
         """What this rank's own model would carry into the first block: the shapes to receive."""
         carried: Carried
-        carried, _ = self.run(forward, inputs, range(blocks.start, blocks.start), None)
+        carried, _ = self.run(forward, inputs, visiting, range(blocks.start, blocks.start))
         return carried
 
     def pass_through(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """A forward in which no block computes anything."""
-        self._computes = False
-        try:
-            return forward(**inputs)
-        finally:
-            self._computes = True
+        """A forward of the whole sequence in which no block computes anything."""
+        behind_all = range(self._count, self._count + 1)
+        output, _ = self.run(forward, inputs, Visiting(), behind_all)
+        return output
 
     def _block(
         self,
@@ -106,9 +108,9 @@ class Stage:
     ) -> Any:
         given = named(*args, **kwargs)
         carried = carried_by(self._family.carried, given)
-        if self._computes and index in self._skips:
+        if index in self._skips:
             return self._skips[index]
-        if not self._computes or index < self._blocks.start:
+        if index < self._blocks.start:
             return handed_on(carried)
         if self._received is not None:
             # by the first block of the stage that is called: a pipeline may skip some
@@ -117,8 +119,8 @@ class Stage:
             given |= dict(zip(names, carried, strict=True))
         if index >= self._blocks.stop:
             raise StageEnd(carried)
-        self._cache.layer = index
-        output = own(**given)
+        with self._layout.during(replace(self._layout.visiting, layer=index)):
+            output = own(**given)
         if self._family.long_skips:
             self._skips[index] = output
         return output

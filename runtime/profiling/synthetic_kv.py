@@ -8,7 +8,7 @@ from ditplan.runtime.sequence.kernels import attend
 
 
 class SyntheticKV:
-    """The answer to one declared self-attention as one rank would give it, to made-up keys."""
+    """The answer to one declared self-attention as one rank would give it, over random keys."""
 
     def __init__(self, declared: SelfAttention) -> None:
         self._declared = declared

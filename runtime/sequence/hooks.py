@@ -1,4 +1,4 @@
-"""Sequence parallelism on an unmodified transformer, by hooks and one door for attention.
+"""Sequence parallelism on an unmodified transformer, by hooks and an answer to its attention.
 
 The family says where tensors with a sequence dim appear whole, where they are put together again,
 and which modules are self-attention. A sequence is an ordered list of segments (image, text), each
@@ -6,21 +6,23 @@ split over all ranks, so that a rank holds a share of every segment.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, Split
 from ditplan.runtime.collectives import all_gather_uneven
+from ditplan.runtime.compilation.operators import AttentionFn
 from ditplan.runtime.sequence.block_masks import note_mask_of_blocks
+from ditplan.runtime.sequence.interception import Interceptor, intercepted
 from ditplan.runtime.sequence.layout import Layout
+from ditplan.runtime.sequence.token_counts import SegmentLengths, apply_counts
 from ditplan.runtime.takeover import (
     change_arguments,
     inner_forward,
@@ -29,37 +31,45 @@ from ditplan.runtime.takeover import (
     replace_forward,
     submodule,
     take_class,
-    traceable,
 )
 
-AttentionFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
+NO_ADAPTERS: Mapping[str, AttentionFn] = {}
 
 
-class SdpaInterceptor(TorchFunctionMode):
-    """While entered, scaled_dot_product_attention is answered by `answer`; counts how often.
+class SdpaInterceptor(Interceptor):
+    """While entered, scaled_dot_product_attention is answered by the module's `_attention_answer`.
+
+    All but the first by what `_attention_adapters` has for its processor, if anything.
 
     Raises:
         InputError: a mask, causality, dropout or grouped heads that the answer doesn't honour.
     """
 
-    def __init__(self, module: nn.Module, answer: AttentionFn) -> None:
-        super().__init__()
-        # not its name: torch.compile would compile each block anew for its own
-        self._module = module
-        self._answer = answer
-        self.answered = 0
+    functions = (functional.scaled_dot_product_attention,)
+    expected = 1
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is not functional.scaled_dot_product_attention:
-            return traceable(func)(*args, **(kwargs or {}))
-        self.answered += 1
-        return self._distributed(*args, **(kwargs or {}))
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        processor = type(getattr(module, "processor", None)).__name__
+        self._further: AttentionFn | None = module._attention_adapters.get(processor)
+
+    def counts_right(self) -> bool:
+        """As `Interceptor`; a processor with an adapter asks once or more."""
+        return super().counts_right() or bool(self.calls and self._further)
+
+    def answer(self, _func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, H, Q, D) and (B, H, K, D) twice -> (B, H, Q, D)."""
+        return self._distributed(*args, **kwargs)
+
+    def gone_around(self) -> str:
+        """As `Interceptor`."""
+        return (
+            f"{self._module._attention_name} called torch's scaled_dot_product_attention "
+            f"{self.calls} times in one forward, once was expected: an attention "
+            "backend or processor goes around it, so its sequence can't be split. Use the "
+            'default one (`transformer.set_attention_backend("native")`, no '
+            "DIFFUSERS_ATTN_BACKEND, no extra attention processors)"
+        )
 
     def _distributed(
         self,
@@ -84,11 +94,22 @@ class SdpaInterceptor(TorchFunctionMode):
                 "plan's attention doesn't honour; run this model with ring and ulysses of 1 and "
                 "attention auto"
             )
-        return self._answer(query, key, value, scale)
+        if self.calls > 1 and self._further is not None:
+            return self._further(query, key, value, scale)
+        answer: AttentionFn = self._module._attention_answer
+        return answer(query, key, value, scale)
 
 
-def answer_attention(module: nn.Module, name: str, answer: AttentionFn, undo: ExitStack) -> None:
+def answer_attention(
+    module: nn.Module,
+    name: str,
+    answer: AttentionFn,
+    undo: ExitStack,
+    adapters: Mapping[str, AttentionFn] = NO_ADAPTERS,
+) -> None:
     """Has `answer` give the module's self-attention, asked for exactly once in each call.
+
+    Of `adapters` it has the answers to what attention processors, by class name, ask beyond that.
 
     Raises:
         InputError: the module has a forward of its own, which would go around its class. When it is
@@ -97,38 +118,13 @@ def answer_attention(module: nn.Module, name: str, answer: AttentionFn, undo: Ex
     original: Any = type(module)
     take_class(
         module,
-        _answered(original),
+        intercepted(original, SdpaInterceptor),
         name,
         undo,
         _attention_answer=answer,
         _attention_name=name,
+        _attention_adapters=adapters,
     )
-
-
-@functools.cache
-def _answered(original: type[Any]) -> type[Any]:
-    """A subclass that enters the door around its forward."""
-    # called by this name: not all versions of torch.compile follow super() to it
-    inner = original.forward
-
-    class Answered(original):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            # entered inside the wrapped forward: outside, torch.compile would apply the mode twice
-            door = SdpaInterceptor(self, self._attention_answer)
-            with door:
-                result = inner(self, *args, **kwargs)
-            if door.answered != 1:
-                raise InputError(
-                    f"{self._attention_name} called torch's scaled_dot_product_attention "
-                    f"{door.answered} times in one forward, once was expected: an attention "
-                    "backend or processor goes around it, so its sequence can't be split. Use the "
-                    'default one (`transformer.set_attention_backend("native")`, no '
-                    "DIFFUSERS_ATTN_BACKEND, no extra attention processors)"
-                )
-            return result
-
-    Answered.__name__, Answered.__qualname__ = original.__name__, original.__qualname__
-    return Answered
 
 
 def apply_sequence_parallel(
@@ -137,27 +133,38 @@ def apply_sequence_parallel(
     layout: Layout,
     answers: Sequence[AttentionFn],
     undo: ExitStack,
+    adapters: Mapping[str, AttentionFn] = NO_ADAPTERS,
 ) -> None:
     """Splits the model's sequence over the layout's ranks; closing `undo` takes that away again.
 
-    `answers` are those to the family's self-attentions, in its order.
+    `answers` are those to the family's self-attentions, in its order, `adapters` those to its
+    adapters.
 
     Raises:
         InputError: the model has no module that the family names.
     """
 
+    lengths = SegmentLengths()
+
     def cut(split: Split, tensor: torch.Tensor) -> torch.Tensor:
+        lengths.require(split, tensor)
         return layout.share(tensor, split.segment, split.dim)
 
     apply_splits(model, family, cut, undo)
+    lengths.apply(model, undo)
+    apply_counts(model, family, layout, undo)
     lift_text_mask(model, family, layout.note_masks, undo)
     for gather in family.gathers:
         undo.callback(_apply_gather(model, gather, layout).remove)
-    answer_attentions(model, family, answers, undo)
+    answer_attentions(model, family, answers, undo, adapters)
 
 
 def answer_attentions(
-    model: nn.Module, family: ModelFamily, answers: Sequence[AttentionFn], undo: ExitStack
+    model: nn.Module,
+    family: ModelFamily,
+    answers: Sequence[AttentionFn],
+    undo: ExitStack,
+    adapters: Mapping[str, AttentionFn] = NO_ADAPTERS,
 ) -> None:
     """Has each of the family's self-attentions answered, all modules of one declaration alike.
 
@@ -167,7 +174,7 @@ def answer_attentions(
     attentions = 0
     for declared, answer in zip(family.self_attentions, answers, strict=True):
         for name, module in matching_modules(model, declared.modules):
-            answer_attention(module, name, answer, undo)
+            answer_attention(module, name, answer, undo, adapters)
             attentions += 1
     if family.self_attentions and not attentions:
         raise InputError(
@@ -226,9 +233,11 @@ def _cut_argument(
 
 
 def _cut_value(split: Split, cut: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """A split's tensor cut, or each of a list of them, or the one of the list that it names."""
+    """A split's tensor cut, or each of a list or dict of them, or the one that it names."""
     if isinstance(value, torch.Tensor):
         return cut(value) if split.ndim in (None, value.ndim) else value
+    if isinstance(value, dict):
+        return {name: _cut_value(split, cut, item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(
             _cut_value(split, cut, item) if split.item in (None, number) else item

@@ -1,6 +1,7 @@
 """Who holds which tokens: segments, each split over all ranks, whole or in patches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,14 +60,23 @@ class Patches:
     """The patches that a segment is cut into; the other segments go with the first of them.
 
     With `has_filler` the others have a token of them on each rank, which counts for nothing.
-    `bounds` are set when the sequence's length is known. `current` is the patch that is computed,
-    None for the whole sequence.
+    `bounds` are set when the sequence's length is known.
     """
 
     segment: str
     has_filler: bool = False
     bounds: tuple[tuple[int, int], ...] = ()
-    current: int | None = None
+
+
+@dataclass(frozen=True)
+class Visiting:
+    """What of a step is computed: a patch, or the whole sequence (None), in which of the step's
+    calls of the transformer, and in which of its blocks.
+    """
+
+    patch: int | None = None
+    call: int = 0
+    layer: int = 0
 
 
 @dataclass
@@ -75,7 +85,7 @@ class Layout:
 
     `masks` are (B, tokens) of whole segments, false for tokens that nobody attends to. `units` are
     how many tokens of a segment stay together, 1 where it has none. In proportion to `shares` the
-    ranks get tokens, None for equal parts.
+    ranks get tokens, None for equal parts. `visiting` is what is computed, see `during`.
     """
 
     groups: SequenceGroups
@@ -84,13 +94,23 @@ class Layout:
     lengths: dict[str, int] = field(default_factory=dict)
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
+    visiting: Visiting = Visiting()
     _orders: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
     _ordered_masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
     @property
     def patch(self) -> int | None:
         """The patch that is computed; None for the whole sequence."""
-        return self.patches.current if self.patches else None
+        return self.visiting.patch
+
+    @contextmanager
+    def during(self, visiting: Visiting) -> Iterator[None]:
+        """Has all that a model's own code calls meanwhile, and can't hand it to, see `visiting`."""
+        before, self.visiting = self.visiting, visiting
+        try:
+            yield
+        finally:
+            self.visiting = before
 
     def share(self, tensor: torch.Tensor, segment: str, dim: int) -> torch.Tensor:
         """This rank's share of a whole tensor, or of a patch of it; notes the segment's length.
@@ -108,11 +128,17 @@ class Layout:
                 f"{here} {segment} {what} can't be split over {ranks} ranks; use a plan with "
                 f"ring x ulysses of at most {here}"
             )
-        first, last = self._bounds(segment, end - start, self.groups.index)
+        first, last = self.held(segment)
         # with the usual strides even where a dim is 1 long, as compiled blocks put out: they are
         # compiled anew for others
-        share = tensor.narrow(dim, start + first, last - first)
+        share = tensor.narrow(dim, first, last - first)
         return share.clone(memory_format=torch.contiguous_format)
+
+    def held(self, segment: str) -> tuple[int, int]:
+        """Start and end in the segment of this rank's tokens of what is computed."""
+        start, end = self.range_of(segment, self.patch)
+        first, last = self._bounds(segment, end - start, self.groups.index)
+        return start + first, start + last
 
     def sizes(self, segments: Sequence[str]) -> list[int]:
         """How many tokens of these segments together each rank holds of what is computed."""
@@ -155,7 +181,7 @@ class Layout:
             return None
         batch, device = known[0].shape[0], known[0].device
         patches: Sequence[int | None] = (None,)
-        if self.patches and self.patches.current is not None:
+        if self.patches and self.patch is not None:
             patches = range(len(self.patches.bounds))
         key = (tuple(segments), tuple(ranks), patches, tuple(self.lengths.items()), device)
         if key in self._ordered_masks:

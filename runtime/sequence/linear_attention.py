@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.compilation.operators import NAMESPACE, define_operator
 from ditplan.runtime.groups import AxisGroup
+from ditplan.runtime.sequence.interception import Interceptor, intercepted
 from ditplan.runtime.sequence.layout import Layout
 from ditplan.runtime.takeover import (
     change_arguments,
@@ -30,7 +30,6 @@ from ditplan.runtime.takeover import (
     replace_forward,
     submodule,
     take_class,
-    traceable,
 )
 
 
@@ -80,7 +79,9 @@ def apply_rows(
         return
     for name, module in _found(model, rows.linear_attentions):
         attention: Any = type(module)
-        take_class(module, _summing(attention), name, undo, _ask_ranks=operators.summed)
+        take_class(
+            module, intercepted(attention, _StateSum), name, undo, _ask_ranks=operators.summed
+        )
     for name, module in _found(model, rows.convolutions):
         if not isinstance(module, nn.Conv2d) or module.kernel_size != (3, 3):
             raise InputError(f"{name} is no 3x3 convolution; family {family.name} doesn't fit it")
@@ -124,45 +125,20 @@ class _RowConvolution(nn.Conv2d):
         )
 
 
-class _StateSum(TorchFunctionMode):
+class _StateSum(Interceptor):
     """While entered, the first matrix product is summed over ranks: values times keys."""
 
-    def __init__(self, summed: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self._summed = summed
-        self.products = 0
+    functions = (torch.matmul, torch.Tensor.matmul)
+    expected = 2
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = traceable(func)(*args, **(kwargs or {}))
-        if func in (torch.matmul, torch.Tensor.matmul):
-            self.products += 1
-            if self.products == 1:
-                return self._summed(result)
-        return result
+    def answer(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A product, or the sum of all ranks'."""
+        result: torch.Tensor = func(*args, **kwargs)
+        return self._module._ask_ranks(result) if self.calls == 1 else result
 
-
-@functools.cache
-def _summing(original: type[Any]) -> type[Any]:
-    """A subclass of a linear attention, which is two matrix products, that sums over ranks."""
-    inner = original.forward
-
-    class Summing(original):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            mode = _StateSum(self._ask_ranks)
-            with mode:
-                result = inner(self, *args, **kwargs)
-            if mode.products != 2:
-                raise InputError(
-                    f"a linear attention made {mode.products} matrix products in one forward, two "
-                    "were expected: a processor goes around them, so the picture can't be split"
-                )
-            return result
-
-    Summing.__name__, Summing.__qualname__ = original.__name__, original.__qualname__
-    return Summing
+    def gone_around(self) -> str:
+        """As `Interceptor`."""
+        return (
+            f"a linear attention made {self.calls} matrix products in one forward, two "
+            "were expected: a processor goes around them, so the picture can't be split"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ditplan.runtime.groups import AxisGroup, Work
-from ditplan.runtime.sequence.ulysses import heads_by_rank
+from ditplan.runtime.sequence.ulysses import parts_of
 from ditplan.runtime.transport.mailbox import Box, Mailbox
 
 
@@ -24,8 +24,6 @@ class PeerExchange:
         """`head_shares` are in what proportion the group's ranks share heads, None for equal."""
         self._group, self._head_shares = group, head_shares
         self._device = device
-        # tokens and messages go by the process group's own numbering of its ranks
-        self._me = group.order.index(group.index)
         self._mailboxes: dict[tuple[Any, ...], Mailbox] = {}
 
     def gather_tokens(
@@ -37,22 +35,21 @@ class PeerExchange:
         """(B, H, S here, D) each -> (B, H here, S, D) each, views of this rank's inbox."""
         count, first = len(tensors), tensors[0]
         batch, heads, mine, width = first.shape
-        rows = [tokens[i] for i in self._group.order]
-        shares, starts = heads_by_rank(heads, self._group, self._head_shares)
-        total, before = sum(rows), sum(rows[: self._me])
-        key = ("gather", count, first.shape, first.dtype, tuple(rows))
+        parts = parts_of(self._group, tokens, heads, self._head_shares)
+        total, before = sum(parts.tokens), sum(parts.tokens[: parts.me])
+        key = ("gather", count, first.shape, first.dtype, parts.tokens)
         if key not in self._mailboxes:
             whole = batch * total
             boxes = [
                 Box(0, mine, start, share, before * share, whole * share, total * share, share)
-                for start, share in zip(starts, shares, strict=True)
+                for start, share in zip(parts.first_heads, parts.heads, strict=True)
             ]
-            numbers = count * whole * max(shares) * width
+            numbers = count * whole * max(parts.heads) * width
             self._make(key, numbers, first.dtype, boxes)
         mailbox = self._mailboxes[key]
         mailbox.push(tensors, meanwhile)
         mailbox.meet()
-        inbox = mailbox.read((count, batch, total, shares[self._me], width))
+        inbox = mailbox.read((count, batch, total, parts.heads[parts.me], width))
         return [tensor.transpose(1, 2) for tensor in inbox]
 
     def scatter_tokens(
@@ -64,20 +61,19 @@ class PeerExchange:
     ) -> torch.Tensor:
         """(B, H here, S, D) -> (B, H, S here, D); with `meanwhile` a view of this rank's inbox."""
         batch, here, _, width = tensor.shape
-        rows = [tokens[i] for i in self._group.order]
-        _, first_heads = heads_by_rank(heads, self._group, self._head_shares)
-        first_head = first_heads[self._me]
-        key = ("scatter", tensor.shape, tensor.dtype, heads, tuple(rows))
+        parts = parts_of(self._group, tokens, heads, self._head_shares)
+        first_head = parts.first_heads[parts.me]
+        key = ("scatter", tensor.shape, tensor.dtype, heads, parts.tokens)
         if key not in self._mailboxes:
             boxes = [
                 Box(start, count, 0, here, first_head, 0, count * heads, heads)
-                for start, count in zip(_starts(rows), rows, strict=True)
+                for start, count in zip(_starts(parts.tokens), parts.tokens, strict=True)
             ]
-            self._make(key, batch * max(rows) * heads * width, tensor.dtype, boxes)
+            self._make(key, batch * max(parts.tokens) * heads * width, tensor.dtype, boxes)
         mailbox = self._mailboxes[key]
         mailbox.push((tensor,), meanwhile)
         mailbox.meet()
-        here_again = mailbox.read((batch, rows[self._me], heads, width)).transpose(1, 2)
+        here_again = mailbox.read((batch, parts.tokens[parts.me], heads, width)).transpose(1, 2)
         # a copy, where the result may be kept until the next attention writes to the inbox
         return here_again.clone() if meanwhile is None else here_again
 

@@ -4,7 +4,8 @@ Source: Liu et al., Ring Attention (arXiv 2310.01889). Blocks of any sizes: ever
 them, so that no shape is ever exchanged.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -41,64 +42,103 @@ class RingBuffers:
         self._kept.clear()
 
 
+class RingTransfer:
+    """Blocks of keys and values on their way around a ring, for one attention: in each step a rank
+    passes on what came last, and gets what the rank before it passes on.
+
+    A block's memory is written to again two steps later, unless the transfer `keeps_all`.
+    """
+
+    directions: ClassVar[tuple[int, ...]] = (1,)
+    """Which ways blocks go at once: 1 is to the next rank, -1 to the one before."""
+
+    def __init__(
+        self,
+        group: AxisGroup,
+        buffers: RingBuffers,
+        key_sizes: Sequence[int],
+        *,
+        keeps_all: bool = False,
+    ) -> None:
+        """`key_sizes` gives S of each rank of the group."""
+        self._group, self._buffers, self._key_sizes = group, buffers, key_sizes
+        self._keeps_all = keeps_all
+        self._step = 0
+        self._last: dict[int, torch.Tensor] = {}
+        self._arriving: dict[int, torch.Tensor] = {}
+        self._works: list[dist.Work] = []
+        self._blocks: dict[int, torch.Tensor] = {}
+
+    def begin(self, key: torch.Tensor, value: torch.Tensor) -> KeysAndValues:
+        """Takes this rank's own block, (B, H, S, D) each, and gives it as it will be passed on."""
+        block = self._buffers.of(0, (2, *key.shape), key)
+        torch.stack((key, value), out=block)
+        self._last = dict.fromkeys(self.directions, block)
+        self._blocks[self._group.index] = block
+        return block[0], block[1]
+
+    def send_recv(self) -> None:
+        """Starts to pass on what came last; nothing is, once all ranks' blocks have come."""
+        self._step += 1
+        missing = self._group.size - len(self._blocks)
+        operations: list[dist.P2POp] = []
+        for way in self.directions[:missing]:
+            owner = (self._group.index - way * self._step) % self._group.size
+            slot = way * (self._step if self._keeps_all else 1 + self._step % 2)
+            two, batch, heads, _, width = self._last[way].shape
+            shape = (two, batch, heads, self._key_sizes[owner], width)
+            into = self._buffers.of(slot, shape, self._last[way])
+            operations += _pass_on(self._last[way], into, self._group, way)
+            self._arriving[owner] = self._last[way] = into
+        self._works = dist.batch_isend_irecv(operations) if operations else []
+
+    def wait(self) -> list[KeysAndValues]:
+        """The blocks that came, one from each direction, once they are there."""
+        for work in self._works:
+            work.wait()
+        arrived, self._arriving = self._arriving, {}
+        self._blocks |= arrived
+        return [(block[0], block[1]) for block in arrived.values()]
+
+    def gathered(self) -> KeysAndValues:
+        """The keys and values of all ranks in their order, (B, H, S of all, D) each, at the end.
+
+        Raises:
+            ValueError: not all are here, or not all were kept.
+        """
+        if not self._keeps_all or len(self._blocks) < self._group.size:
+            raise ValueError("blocks that were written to again, or never came, can't be gathered")
+        keys, values = torch.cat([self._blocks[rank] for rank in range(self._group.size)], 3)
+        return keys, values
+
+
+class BidirectionalTransfer(RingTransfer):
+    """A block comes from each side at once, in half as many steps, as queries and outputs do in
+    TokenRing (arXiv 2412.20501).
+    """
+
+    directions = (1, -1)
+
+
 def ring_attention(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    group: AxisGroup,
-    key_sizes: Sequence[int],
+    blocks: Sequence[KeysAndValues],
+    transfer: RingTransfer,
     attend: AttendWithLse,
-    room: RingBuffers,
-    beside: Iterable[KeysAndValues] = (),
-    kept: dict[int, torch.Tensor] | None = None,
-    *,
-    bidirectional: bool = False,
 ) -> torch.Tensor:
     """Attention of this rank's queries over the keys of all ranks, passed on from rank to rank.
 
-    (B, H, S of this rank, D) -> (B, H, S of this rank, D); `key_sizes` gives S of each rank of the
-    group. The next block is in flight while `attend` is at work on this one, and the first of them
-    also while it is at work on what is `beside`: further keys and values, which this rank has.
-    `kept` is given the keys and values (2, B, H, S, D) of each rank, by its index. If it is
-    `bidirectional`, a block comes from each side at once, in half as many steps, as queries and outputs do in
-    TokenRing (arXiv 2412.20501).
+    (B, H, S of this rank, D) -> (B, H, S of this rank, D). `blocks` are those to begin with: this
+    rank's own, by which the transfer was begun, and what else it has. The next ones are in flight
+    while `attend` is at work on these.
     """
-    ranks = group.size
-    batch, heads, own, width = key.shape
-    block = room.of(0, (2, batch, heads, own, width), key)
-    torch.stack((key, value), out=block)
-    here, last = {group.index: block}, dict.fromkeys((1, -1), block)
     merged = PartialAttention()
-    for step, ways in enumerate(_ways(ranks, bidirectional), start=1):
-        if kept is not None:
-            kept.update(here)
-        arriving: dict[int, torch.Tensor] = {}
-        operations: list[dist.P2POp] = []
-        for way in ways:
-            owner = (group.index - way * step) % ranks
-            # one that was attended to is written to again, unless all are wanted at the end
-            slot = way * (step if kept is not None else 1 + step % 2)
-            into = room.of(slot, (2, batch, heads, key_sizes[owner], width), key)
-            operations += _pass_on(last[way], into, group, way)
-            arriving[owner] = last[way] = into
-        transfers = dist.batch_isend_irecv(operations) if operations else []
-        if step == 1:
-            for keys, values in beside:
-                merged.add(*attend(query, keys, values))
-        for keys, values in here.values():
+    while blocks:
+        transfer.send_recv()
+        for keys, values in blocks:
             merged.add(*attend(query, keys, values))
-        for transfer in transfers:
-            transfer.wait()
-        here = arriving
+        blocks = transfer.wait()
     return merged.result(query.dtype)
-
-
-def _ways(ranks: int, bidirectional: bool) -> list[tuple[int, ...]]:
-    """Which ways blocks go in each step, 1 being the next rank's; none in the last one."""
-    if not bidirectional:
-        return [*[(1,)] * (ranks - 1), ()]
-    others = ranks - 1
-    return [*[(1, -1)] * (others // 2), *[(1,)] * (others % 2), ()]
 
 
 def _pass_on(

@@ -9,21 +9,18 @@ from itertools import accumulate
 
 import torch
 
-from ditplan.runtime.sequence.layout import FILLER
+from ditplan.runtime.sequence.layout import FILLER, Visiting
 
 
 @dataclass
 class StaleKVCache:
     """The keys and values of every self-attention of this rank's blocks, (B, H, S, D) each.
 
-    Whoever runs the blocks says which `call` of a step and which block (`layer`) is computed.
     Tokens lie patch after patch, so that a patch is one piece; where they lie doesn't matter to
     attention without a mask.
     """
 
     patches: int
-    call: int = 0
-    layer: int = 0
     _kept: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict
     )
@@ -31,43 +28,47 @@ class StaleKVCache:
 
     def renew(
         self,
+        visiting: Visiting,
         attention: int,
-        patch: int | None,
         key: torch.Tensor,
         value: torch.Tensor,
         tokens_of: Callable[[int | None], Sequence[int]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes in fresh keys and values, and gives those to attend to.
 
-        `attention` numbers those of a block. `patch` is whose keys they are, None for the whole
-        sequence, which fills the cache. `tokens_of` says for a patch, or for None, which tokens of
+        `attention` numbers those of a block. `visiting` says whose keys they are; those of the
+        whole sequence fill the cache. `tokens_of` says for a patch, or for None, which tokens of
         the sequence its keys are, in the order in which they come; `FILLER` are not kept.
         """
-        place = (self.call, self.layer, attention)
-        if patch is None:
-            if (self.call, attention) not in self._orders:
-                self._orders[self.call, attention] = self._order(tokens_of, key.device)
-            by_patches = self._orders[self.call, attention].whole
+        place = (visiting.call, visiting.layer, attention)
+        of_call = (visiting.call, attention)
+        if visiting.patch is None:
+            if of_call not in self._orders:
+                self._orders[of_call] = self._order(tokens_of, key.device)
+            by_patches = self._orders[of_call].whole
             if place not in self._kept:
                 self._kept[place] = (torch.empty_like(key), torch.empty_like(value))
             for whole, fresh in zip(self._kept[place], (key, value), strict=True):
                 # in place: a captured graph goes on reading there
                 whole.copy_(fresh.index_select(2, by_patches))
             return key, value
-        order = self._orders[self.call, attention]
-        start, counting = order.starts[patch], order.counting[patch]
+        order = self._orders[of_call]
+        start, counting = order.starts[visiting.patch], order.counting[visiting.patch]
         keys, values = self._kept[place]
         for whole, fresh in ((keys, key), (values, value)):
             own = fresh if counting is None else fresh.index_select(2, counting)
             whole[:, :, start : start + own.shape[2]].copy_(own)
         return keys, values
 
-    def others(self, attention: int, patch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def others(self, visiting: Visiting, attention: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The keys and values of the patches before this one and of those after it, where there
-        are any.
+        are any; none beside the whole sequence.
         """
-        starts = self._orders[self.call, attention].starts
-        keys, values = self._kept[self.call, self.layer, attention]
+        patch = visiting.patch
+        if patch is None:
+            return []
+        starts = self._orders[visiting.call, attention].starts
+        keys, values = self._kept[visiting.call, visiting.layer, attention]
         ranges = [(0, starts[patch]), (starts[patch + 1], starts[-1])]
         return [
             (keys[:, :, start:end], values[:, :, start:end]) for start, end in ranges if end > start

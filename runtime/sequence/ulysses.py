@@ -1,10 +1,10 @@
 """The exchange of tokens for heads between the ranks of a group, by collectives of any backend.
 
-`peer_memory.py` has the one for GPUs that can write into each other's memory.
+`peer_ulysses.py` has the one for GPUs that can write into each other's memory.
 """
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
@@ -42,6 +42,37 @@ class Exchange(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What each rank of a group has: its tokens before an exchange, its heads after it.
+
+    All by the process group's own numbering of its ranks, by which messages go; `me` is this rank.
+    """
+
+    me: int
+    tokens: tuple[int, ...]
+    heads: tuple[int, ...]
+    first_heads: tuple[int, ...]
+
+
+def parts_of(
+    group: AxisGroup, tokens: Sequence[int], heads: int, head_shares: Sequence[int] | None
+) -> Parts:
+    """Shares out `heads` in the proportion of `head_shares`, None for equal; `tokens` are given.
+
+    Both go by mesh coordinate, as members of a ring must have the same heads.
+    """
+    sizes = split_sizes(heads, group.size, head_shares)
+    starts = list(accumulate(sizes, initial=0))
+    order = group.order
+    return Parts(
+        me=order.index(group.index),
+        tokens=tuple(tokens[place] for place in order),
+        heads=tuple(sizes[place] for place in order),
+        first_heads=tuple(starts[place] for place in order),
+    )
+
+
 class CollectiveExchange:
     """By one all_to_all each way.
 
@@ -52,8 +83,6 @@ class CollectiveExchange:
     def __init__(self, group: AxisGroup, head_shares: Sequence[int] | None = None) -> None:
         """`head_shares` are in what proportion the group's ranks share heads, None for equal."""
         self._group, self._head_shares = group, head_shares
-        # tokens and messages go by the process group's own numbering of its ranks
-        self._me = group.order.index(group.index)
 
     def gather_tokens(
         self,
@@ -64,18 +93,17 @@ class CollectiveExchange:
         """One all_to_all for all `tensors`: (B, H, S here, D) each -> (B, H here, S, D) each."""
         batch, heads_in_all, mine, width = tensors[0].shape
         count = len(tensors)
-        heads, starts = heads_by_rank(heads_in_all, self._group, self._head_shares)
-        rows = [tokens[i] for i in self._group.order]
+        parts = parts_of(self._group, tokens, heads_in_all, self._head_shares)
         outgoing = tensors[0].new_empty(mine * count * batch * heads_in_all * width)
-        sizes = [mine * count * batch * h * width for h in heads]
-        pieces = zip(outgoing.split(sizes), starts, heads, strict=True)
+        sizes = [mine * count * batch * heads * width for heads in parts.heads]
+        pieces = zip(outgoing.split(sizes), parts.first_heads, parts.heads, strict=True)
         for piece, first, number in pieces:
             packed = piece.view(mine, count, batch, number, width)
             for i, tensor in enumerate(tensors):
                 packed[:, i].copy_(tensor[:, first : first + number].permute(2, 0, 1, 3))
-        here = heads[self._me]
-        incoming = outgoing.new_empty(sum(rows), count, batch, here, width)
-        received = [size * count * batch * here * width for size in rows]
+        here = parts.heads[parts.me]
+        incoming = outgoing.new_empty(sum(parts.tokens), count, batch, here, width)
+        received = [size * count * batch * here * width for size in parts.tokens]
         self._trade(incoming.view(-1), outgoing, received, sizes, meanwhile)
         return [incoming[:, i].permute(1, 2, 0, 3) for i in range(count)]
 
@@ -88,18 +116,17 @@ class CollectiveExchange:
     ) -> torch.Tensor:
         """One all_to_all: (B, H here, S, D) -> (B, H, S here, D)."""
         batch, here, _, width = tensor.shape
-        shares, _ = heads_by_rank(heads, self._group, self._head_shares)
-        rows = [tokens[i] for i in self._group.order]
-        mine = rows[self._me]
+        parts = parts_of(self._group, tokens, heads, self._head_shares)
+        mine = parts.tokens[parts.me]
         outgoing = tensor.permute(2, 0, 1, 3).contiguous()
-        sizes = [math.prod((mine, batch, share, width)) for share in shares]
+        sizes = [mine * batch * share * width for share in parts.heads]
         incoming = outgoing.new_empty(sum(sizes))
-        sent = [size * batch * here * width for size in rows]
+        sent = [size * batch * here * width for size in parts.tokens]
         self._trade(incoming, outgoing.view(-1), sizes, sent, meanwhile)
         pieces = {
             place: piece.view(mine, batch, share, width).transpose(0, 1)
             for place, piece, share in zip(
-                self._group.order, incoming.split(sizes), shares, strict=True
+                self._group.order, incoming.split(sizes), parts.heads, strict=True
             )
         }
         in_order = [pieces[place] for place in range(self._group.size)]
@@ -124,15 +151,3 @@ class CollectiveExchange:
         if meanwhile is not None and travelling is not None:
             meanwhile()
             travelling.wait()
-
-
-def heads_by_rank(
-    heads: int, group: AxisGroup, shares: Sequence[int] | None
-) -> tuple[list[int], list[int]]:
-    """How many heads each rank of the process group gets, and the first of them.
-
-    They go by mesh coordinate, as members of a ring must have the same ones.
-    """
-    sizes = split_sizes(heads, group.size, shares)
-    starts = list(accumulate(sizes, initial=0))
-    return [sizes[place] for place in group.order], [starts[place] for place in group.order]

@@ -6,7 +6,6 @@ Source: USP (arXiv 2405.07719); Ulysses is that of Jacobs et al., DeepSpeed-Ulys
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -16,7 +15,7 @@ from ditplan.profiles.model import AttentionKernel
 from ditplan.runtime.groups import Work
 from ditplan.runtime.sequence.kernels import attend, attend_with_lse
 from ditplan.runtime.sequence.layout import Layout
-from ditplan.runtime.sequence.ring import RingBuffers, ring_attention
+from ditplan.runtime.sequence.ring import RingBuffers, RingTransfer, ring_attention
 from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.sequence.ulysses import Exchange
 
@@ -36,10 +35,10 @@ class SequenceAttention:
     kernel: AttentionKernel
     exchange: Exchange | None
     gather_kv: GatherKV | None
-    room: RingBuffers
+    buffers: RingBuffers
     cache: StaleKVCache | None = None
     number: int = 0
-    bidirectional: bool = False
+    transfer: type[RingTransfer] = RingTransfer
     gather_masked: GatherKV | None = None
 
     def __call__(
@@ -75,7 +74,7 @@ class SequenceAttention:
             tensors = (query, key, value)
             query, key, value = self.exchange.gather_tokens(tensors, blocks[ring], meanwhile)
         key_sizes = [sum(block) for block in blocks]
-        return self._over_ring(query, key, value, key_sizes, scale)
+        return self._over_keys(query, key, value, key_sizes, scale)
 
     def by_tokens(
         self, attended: torch.Tensor, heads: int, meanwhile: Work | None = None
@@ -99,7 +98,7 @@ class SequenceAttention:
         degree = self.layout.groups.ulysses_size
         return [sizes[i : i + degree] for i in range(0, len(sizes), degree)]
 
-    def _over_ring(
+    def _over_keys(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -107,14 +106,14 @@ class SequenceAttention:
         key_sizes: Sequence[int],
         scale: float | None,
     ) -> torch.Tensor:
-        ring = self.layout.groups.ring
+        """Attention over the keys of all members of the ring, who have `key_sizes` of them."""
+        ring, visiting = self.layout.groups.ring, self.layout.visiting
         gather_kv = self.gather_kv or (self.gather_masked if self.layout.masks else None)
         if ring is None or gather_kv is not None:
             if gather_kv is not None:
                 key, value = gather_kv(key, value, key_sizes)
             if self.cache is not None:
-                patch = self.layout.patch
-                key, value = self.cache.renew(self.number, patch, key, value, self._tokens_of)
+                key, value = self.cache.renew(visiting, self.number, key, value, self._tokens_of)
             mask = self.layout.mask(self.declared.segments, self.layout.groups.arrivals)
             return attend(query, key, value, scale, self.kernel, mask)
 
@@ -123,14 +122,13 @@ class SequenceAttention:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             return attend_with_lse(q, k, v, scale, self.kernel)
 
-        pass_around = partial(ring_attention, bidirectional=self.bidirectional)
+        transfer = self.transfer(ring, self.buffers, key_sizes, keeps_all=self.cache is not None)
+        own = transfer.begin(key, value)
         if self.cache is None:
-            return pass_around(query, key, value, ring, key_sizes, block, self.room)
-        patch, fresh = self.layout.patch, dict[int, torch.Tensor]()
-        stale = self.cache.others(self.number, patch) if patch is not None else ()
-        attended = pass_around(query, key, value, ring, key_sizes, block, self.room, stale, fresh)
-        keys, values = torch.cat([fresh[member] for member in range(ring.size)], 3)
-        self.cache.renew(self.number, patch, keys, values, self._tokens_of)
+            return ring_attention(query, [own], transfer, block)
+        stale = self.cache.others(visiting, self.number)
+        attended = ring_attention(query, [*stale, own], transfer, block)
+        self.cache.renew(visiting, self.number, *transfer.gathered(), self._tokens_of)
         return attended
 
     def _tokens_of(self, patch: int | None) -> list[int]:

@@ -61,7 +61,7 @@ class Mailbox:
         dtype: torch.dtype,
         boxes: Sequence[Box],
     ) -> None:
-        """Room for so many numbers; `boxes` has one for each rank of the process group."""
+        """Memory for so many numbers; `boxes` has one for each rank of the process group."""
         self._memory, self._handle = allocate((numbers,), dtype, device, group.group)
         self._addresses: list[int] = list(self._handle.buffer_ptrs)
         self._inboxes = torch.tensor(self._addresses, dtype=torch.int64, device=device)

@@ -3,7 +3,6 @@
 What isn't wanted has its shape and no memory (torch's meta device), and is never read.
 """
 
-import json
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.files import opened, parse_json, path_text, read_text
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 ONE_FILE = "diffusion_pytorch_model.safetensors"
@@ -94,7 +94,7 @@ def fill_from_folder(
     kinds = dict(model.named_parameters()) | dict(model.named_buffers())
     missing = {name for name, _ in model.named_parameters() if wanted(name)}
     for file in _files(folder):
-        with safe_open(file, framework="pt") as tensors:
+        with opened(file, "weights"), safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it isn't a mapping)
                 if name in kinds and wanted(name):
                     value = tensors.get_tensor(name)
@@ -117,8 +117,13 @@ def _files(folder: Path) -> list[Path]:
         InputError: there are none.
     """
     if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        where, expected = path_text(folder / INDEX), "an index of weights"
+        text = read_text(folder / INDEX, expected)
+        index = parse_json(text, where, "index of weights", "copy the weights anew")
+        files = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+            raise InputError(f"{where}: has no `weight_map` of names to files; copy it anew")
+        return [folder / name for name in sorted(set(files.values()))]
     if (folder / ONE_FILE).is_file():
         return [folder / ONE_FILE]
     raise InputError(f"{folder}: has neither {ONE_FILE} nor {INDEX}; save the model as safetensors")

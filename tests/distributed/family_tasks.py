@@ -89,7 +89,7 @@ def step_outputs(
     results: list[torch.Tensor | None] = []
     for plan in plans:
         with parallelize(pipeline, plan, context):
-            if context.rank not in plan.placement:
+            if context.rank not in plan.configuration.placement:
                 results.append(None)
                 continue
             for _ in range(2):
@@ -150,6 +150,6 @@ def latents_of_pipeline(
         )
     unguided = work if guided else work.model_copy(update={"passes": 1})
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         return latents_of_call(pipeline, spec, unguided)

@@ -48,7 +48,7 @@ def told(
             elif step == "close":
                 closing.close()
             elif step == "call":
-                if context.rank in plan.placement:
+                if context.rank in plan.configuration.placement:
                     mine = latents_of_call(pipeline, spec, plan.workload)
                     right = latents_of_call(twin, spec, plan.workload)
                     found.append(float((mine - right).abs().max()))
@@ -59,7 +59,7 @@ def told(
         except InputError as error:
             found.append(str(error))
     closing.close()
-    if context.rank not in plan.placement:
+    if context.rank not in plan.configuration.placement:
         return []
     return [*found, *_left_behind(pipeline)]
 

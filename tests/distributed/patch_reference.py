@@ -16,8 +16,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch.nn import functional
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.models.loading import prompt_embeddings

@@ -11,10 +11,11 @@ import torch
 import torch._dynamo.utils
 
 from ditplan.profiles.catalog import find_model, shipped_weights
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
@@ -43,10 +44,10 @@ def gpus() -> Iterator[RankPool]:
         yield pool
 
 
-def in_mode(plan: ExecutionPlan, **execution: object) -> ExecutionPlan:
+def in_mode(plan: ExecutionPlan, **parts: object) -> ExecutionPlan:
     """The plan, executed otherwise and without falling back."""
-    asked = Execution.model_validate(execution | {"fallback": "refuse"})
-    return plan.model_copy(update={"execution": asked})
+    plan = plan.model_copy(update={"fallback": "refuse"})
+    return plan.configured(**parts)
 
 
 def latents_on_gpu(
@@ -65,7 +66,7 @@ def latents_on_gpu(
     pipeline = context.kept["pipeline"]
     made = torch._dynamo.utils.counters["stats"]
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         words = same_start(spec, work, context.device)
         denoise(pipeline, spec, work.model_copy(update={"steps": 2}), words)
@@ -320,7 +321,7 @@ def test_what_cannot_be_captured_falls_back_or_is_refused(gpus: RankPool) -> Non
     spec, weights = find_model("sd3-tiny"), shipped_weights("sd3-tiny")
     work = spec.defaults.model_copy(update={"steps": 4, "dtype": "bfloat16"})
     plan = plan_for(spec, Mesh(), work)
-    lenient = plan.model_copy(update={"execution": Execution(mode="graph")})
+    lenient = plan.configured(mode="graph")
     task = latents_with_a_hook_that_synchronizes
     plain = gpus.run(latents_on_gpu, spec, weights, plan, timeout_s=120)[0]
     found = gpus.run(task, spec, weights, lenient, timeout_s=120)[0]

@@ -8,18 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from ditplan.profiles.catalog import find_model
+from ditplan.profiles.mesh import Mesh
+from tests.distributed.small_models import plan_for, workload
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
+FRONT = {"command", "measuring", "models", "planning", "settings", "study"}
+"""What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
-    "cli": {"planner", "runtime", "profiles"},
-    "ditplan": {"runtime", "profiles"},
+    "cli": {"planner", "runtime", "profiles", *FRONT},
+    "ditplan": {"planner", "runtime", "profiles", "cli", *FRONT},
     "planner": {"planner", "profiles"},
     "runtime": {"runtime", "profiles"},
     "profiles": {"profiles"},
 }
 ORDER = {
     "planner": (
-        ("constants", "objectives"),
+        ("constants", "memo", "objectives"),
         ("network",),
         ("space",),
         ("task",),
@@ -54,6 +60,14 @@ ONE_DOOR = {
 }
 ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
+FILE_DOOR = "profiles/files.py"
+READS_WHAT_NO_USER_GIVES = {
+    "runtime/models/inspection.py",  # JSON that it has just written, in memory
+    "runtime/ranks/devices.py",
+    "runtime/ranks/rank_process.py",
+    "runtime/transport/host_link.py",
+}
+READERS = {"json.load", "json.loads", "open", "os.open", "tomllib.load", "tomllib.loads"}
 MUTATORS = {"append", "add", "clear", "discard", "extend", "insert"}
 MUTATORS |= {"pop", "popitem", "remove", "setdefault", "update"}
 
@@ -62,9 +76,10 @@ def python_files(root: Path) -> Iterator[Path]:
     """The Python files of a checkout, each once: not those behind ditplan's symlinks."""
     for folder in ("benchmarks", "examples", "tests", *FOLDERS):
         yield from sorted((root / folder).rglob("*.py"))
-    for file in ("cli.py", "ditplan/__init__.py"):
-        if (root / file).exists():
-            yield root / file
+    yield from sorted(root.glob("cli.py"))
+    # a symlink leads to what was listed before
+    own = (path for path in (root / "ditplan").rglob("*.py") if not path.is_symlink())
+    yield from sorted(own)
 
 
 def part_of(file: str) -> str:
@@ -157,6 +172,18 @@ def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]
                 yield node.lineno, f"only {ENVIRONMENT_DOOR} may use {name}"
 
 
+def file_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """Files opened, or text parsed, past the door for what users give."""
+    if part_of(file) not in MAY_IMPORT or file in {FILE_DOOR, *READS_WHAT_NO_USER_GIVES}:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if called in READERS or method in {"read_text", "read_bytes"}:
+                yield node.lineno, f"only {FILE_DOOR} may read files: {called}"
+
+
 def state_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
     """Functions that change a name of their module: `global`, `X[...] = ...`, `X.append()`."""
     if part_of(file) not in MAY_IMPORT:
@@ -204,7 +231,7 @@ def violations(root: Path) -> list[str]:
     for path in python_files(root):
         file = path.relative_to(root).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"), file)
-        for check in (import_faults, room_faults, environment_faults, state_faults):
+        for check in (import_faults, room_faults, environment_faults, file_faults, state_faults):
             found += [f"{file}:{line}: {fault}" for line, fault in check(tree, file)]
         if any(name.partition(".")[0] == "flash_attn" for _, name in imported(tree, file)):
             flash_files.add(file)
@@ -221,6 +248,9 @@ def test_repository_keeps_the_rules() -> None:
 def test_every_part_of_the_layout_is_checked() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in python_files(ROOT)}
     assert {"cli.py", "ditplan/__init__.py", "tests/unit/test_import_rules.py"} <= files
+    own = {Path(file).parts[1].removesuffix(".py") for file in files if part_of(file) == "ditplan"}
+    assert own == {"__init__", "__main__", *FRONT}
+    assert not any("ditplan/planner" in file for file in files)
     assert {part_of(file) for file in files} >= {"cli", "ditplan", "tests", *FOLDERS}
 
 
@@ -267,8 +297,10 @@ PLANTED = [
     ("profiles/plan.py", "from ditplan.planner import cost", "profiles may not import"),
     ("profiles/plan.py", "import numpy", "standard library and pydantic"),
     ("profiles/plan.py", "from torch import Tensor", "profiles may not import torch"),
-    ("ditplan/__init__.py", "from ditplan.planner import search", "ditplan may not import"),
-    ("ditplan/__init__.py", "from .planner import search", "ditplan may not import"),
+    ("planner/search/search.py", "from ditplan.planning import plan", "planner may not import"),
+    ("runtime/native.py", "from ditplan.study import Study", "runtime may not import"),
+    ("ditplan/planning.py", "import optuna", "only planner/search/search.py"),
+    ("ditplan/planning.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
     ("cli.py", "import networkx", "only planner/network/topology.py"),
     ("cli.py", "from planner import search", "ditplan.planner"),
     ("tests/unit/test_x.py", "from profiles.plan import ExecutionPlan", "ditplan.profiles"),
@@ -276,6 +308,10 @@ PLANTED = [
     ("runtime/native.py", "import os\nx = os.environ['RANK']", "only runtime/ranks/pool.py"),
     ("runtime/native.py", "import os as o\nx = o.getenv('RANK')", "only runtime/ranks/pool.py"),
     ("planner/cost_model.py", "from os import environ", "only runtime/ranks/pool.py"),
+    ("profiles/plan.py", "import json\njson.loads(text)", "only profiles/files.py may read files"),
+    ("planner/search/mix.py", "path.read_text()", "only profiles/files.py may read files"),
+    ("ditplan/study.py", "with open(path) as file: pass", "only profiles/files.py may read"),
+    ("runtime/weights/loading.py", "Path(name).read_bytes()", "only profiles/files.py may read"),
     ("runtime/groups.py", "X = None\ndef f():\n    global X\n    X = 1", "global X"),
     ("runtime/groups.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
     ("runtime/groups.py", "X: list[int] = []\ndef f(k):\n    X.append(k)", "changes X"),
@@ -307,6 +343,10 @@ ALLOWED = [
     ("cli.py", "from ditplan.planner import search\nfrom ditplan.runtime import ranks"),
     ("ditplan/__init__.py", "from ditplan.runtime.native import parallelize"),
     (
+        "ditplan/planning.py",
+        "from ditplan.planner import search\nfrom ditplan.runtime import ranks",
+    ),
+    (
         "planner/network/topology.py",
         "import networkx as nx\nfrom ditplan.profiles.cluster import Link",
     ),
@@ -320,6 +360,9 @@ ALLOWED = [
         "import os\nimport torch\nfrom .sequence import groups\nos.replace('a', 'b')",
     ),
     ("profiles/plan.py", "import json\nfrom pydantic import Field\nX = {}\nX['a'] = 1"),
+    ("profiles/files.py", "import json, os\nos.open(path, 0)\njson.loads(text)"),
+    ("profiles/hosts.py", "from ditplan.profiles.files import read_text\nread_text(path, 'x')"),
+    ("benchmarks/x.py", "open('x').read()"),
     ("runtime/groups.py", "X = []\ndef f(X):\n    X.append(1)"),
     ("tests/unit/test_x.py", "import torch, optuna\nfrom ditplan.planner import cost"),
 ]
@@ -342,6 +385,19 @@ def test_importing_every_module_loads_no_torch(folder: str) -> None:
     script = (
         f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
         f"print(sorted({DEVICE_LIBRARIES} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_who_runs_a_plan_imports_nothing_of_the_planner(tmp_path: Path) -> None:
+    plan = plan_for(find_model("sd3-tiny"), Mesh(cfg=2), workload()).save(tmp_path / "plan.json")
+    script = (
+        f"import sys, ditplan\nditplan.load({str(plan)!r})\n"
+        "large = {'networkx', 'optuna', 'rich', 'scipy', 'torch', 'typer'}\n"
+        "print([name for name in sys.modules if name in large or '.planner' in name])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False

@@ -9,7 +9,7 @@ from ditplan.planner.cost.share import point_share, share_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, PointRequest
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_nouns import WORKLOAD, sd3_like
+from tests.unit.planner_factories import WORKLOAD, sd3_like
 
 SPEC = sd3_like()
 EAGER: tuple[Mode, ...] = ("eager",)

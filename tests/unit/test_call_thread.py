@@ -1,4 +1,4 @@
-"""Calls that park until they are told to go on."""
+"""Calls that suspend themselves until they are resumed."""
 
 import threading
 import traceback
@@ -25,9 +25,9 @@ def test_a_call_and_its_caller_take_turns_and_hand_each_other_values() -> None:
 
     def call(thread: CallThread) -> str:
         events.append("begins")
-        first = thread.park("asks for one")
+        first = thread.suspend("asks for one")
         events.append(f"got {first}")
-        second = thread.park("asks for two")
+        second = thread.suspend("asks for two")
         events.append(f"got {second}")
         return "result"
 
@@ -51,7 +51,7 @@ def test_a_call_and_its_caller_take_turns_and_hand_each_other_values() -> None:
 def test_several_calls_are_resumed_in_any_order() -> None:
     def call(thread: CallThread) -> int:
         total = 0
-        while (given := thread.park(total)) is not None:
+        while (given := thread.suspend(total)) is not None:
             total += given
         return total
 
@@ -64,18 +64,20 @@ def test_several_calls_are_resumed_in_any_order() -> None:
         thread.stop()
 
 
-@pytest.mark.parametrize("parks", [False, True])
-def test_what_a_call_raises_is_raised_where_it_is_resumed_with_its_traceback(parks: bool) -> None:
+@pytest.mark.parametrize("suspends", [False, True])
+def test_what_a_call_raises_is_raised_where_it_is_resumed_with_its_traceback(
+    suspends: bool,
+) -> None:
     def raises_deep_inside() -> None:
         raise KeyError("no such block")
 
     def call(thread: CallThread) -> None:
-        if parks:
-            thread.park("asked")
+        if suspends:
+            thread.suspend("asked")
         raises_deep_inside()
 
     thread = CallThread(call, CPU)
-    if parks:
+    if suspends:
         assert thread.resume() == "asked"
     with pytest.raises(KeyError, match="no such block") as caught:
         thread.resume()
@@ -84,12 +86,12 @@ def test_what_a_call_raises_is_raised_where_it_is_resumed_with_its_traceback(par
     thread.stop()
 
 
-def test_stop_ends_a_parked_call_as_nothing_catches_it_and_cleans_up() -> None:
+def test_stop_ends_a_suspended_call_as_nothing_catches_it_and_cleans_up() -> None:
     seen: list[str] = []
 
     def call(thread: CallThread) -> None:
         try:
-            thread.park("asked")
+            thread.suspend("asked")
         except Exception:  # noqa: BLE001 (what is stopped must get past the broadest)
             seen.append("caught")
         except Stopped:
@@ -138,7 +140,7 @@ def test_a_call_has_the_modes_of_who_made_it_and_keeps_them(
     mode: torch.no_grad | torch.enable_grad | torch.inference_mode | torch.autocast,
 ) -> None:
     def call(thread: CallThread) -> tuple[bool, bool, bool, torch.dtype]:
-        thread.park(modes())
+        thread.suspend(modes())
         return modes()
 
     with mode:
@@ -151,7 +153,7 @@ def test_a_call_has_the_modes_of_who_made_it_and_keeps_them(
 def test_modes_that_a_call_enters_are_not_those_of_its_caller() -> None:
     def call(thread: CallThread) -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            thread.park(modes())
+            thread.suspend(modes())
 
     before = modes()
     thread = CallThread(call, CPU)

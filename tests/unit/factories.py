@@ -8,10 +8,10 @@ from ditplan.profiles.cluster import (
     Host,
     Link,
 )
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelProfile, ModelSpec, TimePoint
 from ditplan.profiles.plan import (
-    Execution,
     ExecutionPlan,
     Fingerprint,
     Measurement,
@@ -44,10 +44,11 @@ def a_plan() -> ExecutionPlan:
         ),
         workload=WORKLOAD,
         backend="native",
-        mesh=Mesh(cfg=2, ulysses=2),
-        placement=(0, 2, 1, 3),
-        pipefusion=None,
-        execution=Execution(),
+        configuration=Configuration(
+            Mesh(cfg=2, ulysses=2),
+            (0, 2, 1, 3),
+            order=("dp", "ulysses", "pipefusion", "ring", "cfg"),
+        ),
         quality=Quality(exact=True),
         prediction=Prediction(
             latency_s=1.5,
@@ -67,9 +68,7 @@ def a_plan() -> ExecutionPlan:
         ),
         runner_ups=(
             RunnerUp(
-                mesh=Mesh(ulysses=4),
-                placement=(0, 1, 2, 3),
-                mode="eager",
+                configuration=Configuration(Mesh(ulysses=4), (0, 1, 2, 3)),
                 predicted_s=1.75,
                 measured_s=None,
                 memory_bytes=8_000_000_000,
