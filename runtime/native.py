@@ -285,7 +285,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
                     cache,
                     number,
                     transfer,
-                    gather_masked,
+                    gather_masked=gather_masked,
                 )
             )
             for number, declared in enumerate(family.self_attentions)
