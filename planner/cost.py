@@ -59,7 +59,7 @@ class CostModel:
         self._one_crew: Crew = ((None, self._all_devices[0].name),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
         self._around_s: Memo[tuple[str, Workload], float] = Memo()
-        self._pipelines: Memo[tuple[Crew, ...], tuple[object, Pipeline]] = Memo()
+        self._pipelines: Memo[tuple[int, ...], tuple[object, Pipeline]] = Memo()
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 
@@ -221,11 +221,10 @@ class CostModel:
         return [devices[first : first + size] for first in range(0, len(ranks), size)]
 
     def _pipeline(self, candidate: Candidate, workload: Workload) -> Pipeline:
-        """The candidate's pipeline; of those on such devices the one asked for last is kept."""
+        """The candidate's pipeline; of those with such a mesh the one asked for last is kept."""
         part = candidate.pipefusion
         assert part is not None
         key = (
-            candidate.mesh,
             candidate.placement,
             candidate.mode,
             candidate.token_shares,
@@ -235,11 +234,11 @@ class CostModel:
             candidate.weights,
             workload,
         )
-        crews = self._crews_of_stages(candidate)
-        kept = self._pipelines.get(crews)
+        kept = self._pipelines.get(candidate.mesh.degrees)
         if kept is None or kept[0] != key:
+            crews = self._crews_of_stages(candidate)
             kept = (key, Pipeline(self._work, candidate, workload, crews))
-            self._pipelines[crews] = kept
+            self._pipelines[candidate.mesh.degrees] = kept
         return kept[1]
 
     def devices_of_stages(self, candidate: Candidate) -> list[list[Device]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ditplan.planner.activities import Exchange
+from ditplan.planner.compute import Timed
 from ditplan.planner.crew import Load
 from ditplan.planner.groups import Groups
 from ditplan.planner.ledger import Ledger
@@ -15,7 +15,7 @@ from ditplan.profiles.workload import Workload
 
 
 class Place:
-    """Where a mesh's axes lie on ranks: its groups, and what was booked there already."""
+    """Where a mesh's axes lie on ranks: its groups, and what was booked and timed there already."""
 
     def __init__(
         self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
@@ -23,7 +23,7 @@ class Place:
         self.placement, self._groups_of = placement, groups_of
         self._groups: Memo[tuple[str, ...], Groups] = Memo()
         self.booked: Memo[tuple[object, ...], Ledger] = Memo()
-        self.exchanges: Memo[tuple[object, ...], Exchange] = Memo()
+        self.timed: Memo[tuple[object, ...], Timed] = Memo()
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""
