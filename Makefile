@@ -9,13 +9,17 @@ VENV := .venv
 INSTALLED := $(VENV)/installed$(addprefix -,$(subst /,-,$(PYTHON)))
 PROMPT := a red circle left of a blue square
 
-.PHONY: demo test lint clean
+.PHONY: demo unit test lint clean
 
 demo: $(INSTALLED)
 	mkdir -p out
 	$(VENV)/bin/python cli.py tune --model sd3-tiny --hosts examples/localhost.txt --out out/plan.json
 	$(VENV)/bin/python cli.py run --plan out/plan.json --hosts examples/localhost.txt --prompt "$(PROMPT)" --out out/picture.png
 	$(VENV)/bin/python examples/sd3_tiny/check_picture.py out/picture.png "$(PROMPT)"
+
+# What needs no ranks.
+unit: $(INSTALLED)
+	$(VENV)/bin/python -m pytest tests/unit
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from benchmarks.engines import ENGINES, Pipeline, Place
 from benchmarks.jobs import Job
 from benchmarks.processes import SHOW_STACKS, Variant
-from ditplan.runtime.pipelines import prompt_embeddings
+from ditplan.runtime.models.loading import prompt_embeddings
 
 GUIDANCE_SCALE = 5.0
 WARMUP_CALLS = 2

@@ -14,21 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.jobs import XDIT_ATTENTION, Job, patches_of
 from benchmarks.processes import Variant
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import (
-    Execution,
-    ExecutionPlan,
-    PipeFusion,
-    PlannedModel,
-    TaylorSeer,
-    bare_plan,
-)
+from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import GroupCache, RankContext
+from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline
 
 Pipeline = Callable[..., Any]
 
@@ -76,7 +70,7 @@ class Ours:
         """Puts the variant's plan in force; graphs are captured anew."""
         plan = plan_of(self._job.spec, self._job.workload, variant)
         with parallelize(self._pipeline, plan, self._context):
-            yield self._pipeline if self._context.rank in plan.placement else None
+            yield self._pipeline if self._context.rank in plan.configuration.placement else None
 
 
 class Diffusers:
@@ -212,36 +206,31 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
     """Our plan for a variant, which runs as said or not at all."""
     axis, patches = variant.mesh.partition("2")[0], patches_of(variant.mesh)
     mesh = Mesh() if axis == "one" else Mesh(**{axis: 2})
-    asked = {"mode": variant.mode, "attention": variant.attention, "fallback": "refuse"}
-    execution = Execution.model_validate(asked | {"ring": "gather"})
     part = None
     if patches:
         # the first stage has the embeddings besides
         stages = split_sizes(spec.block_count, mesh.pipefusion)[::-1]
         part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
-    return plan_for(spec, workload, mesh, execution, part)
+    plan = plan_for(
+        spec,
+        workload,
+        mesh,
+        mode=variant.mode,
+        attention=variant.attention,
+        ring="gather",
+        pipefusion=part,
+    )
+    return plan.model_copy(update={"fallback": "refuse"})
 
 
-def plan_for(
-    spec: ModelSpec,
-    workload: Workload,
-    mesh: Mesh,
-    execution: Execution | None = None,
-    pipefusion: PipeFusion | None = None,
-    step_cache: TaylorSeer | None = None,
-) -> ExecutionPlan:
-    """A plan without numbers, for ranks in the usual order."""
+def plan_for(spec: ModelSpec, workload: Workload, mesh: Mesh, **parts: Any) -> ExecutionPlan:
+    """A plan without numbers, for ranks in the usual order, with these parts of its
+    configuration.
+    """
     model = PlannedModel.of(
         spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
     )
-    return bare_plan(
-        model,
-        workload,
-        mesh,
-        execution=execution,
-        pipefusion=pipefusion,
-        step_cache=step_cache,
-    )
+    return bare_plan(model, workload, mesh, **parts)
 
 
 def xdit_config(job: Job, compiled: bool) -> Any:

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from benchmarks.rank_measurements import attention_us, exchange_us
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 
 SHAPES = {
     "SD3 1024px, guidance": (2, 24, 4429, 64),

@@ -22,9 +22,9 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import Execution, ExecutionPlan
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.generation import measure_plan
-from ditplan.runtime.launch import RankError, RankPool
+from ditplan.runtime.ranks.pool import RankError, RankPool
 
 MODES: tuple[Mode, ...] = ("eager", "compile+graph")
 
@@ -36,7 +36,7 @@ def plans_of(spec: ModelSpec, gpus: int, steps: int, modes: Sequence[Mode]) -> l
     if gpus == 2:
         split = family_of(spec.transformer_class).guidance != "embedded" and work.passes > 1
         meshes += [Mesh(ulysses=2), *([Mesh(cfg=2)] if split else [])]
-    return [plan_for(spec, work, mesh, Execution(mode=mode)) for mesh in meshes for mode in modes]
+    return [plan_for(spec, work, mesh, mode=mode) for mesh in meshes for mode in modes]
 
 
 def measure(
@@ -52,7 +52,7 @@ def measure(
             slowest = max(run.latency_s for run in used)
             took_s, begin = time.monotonic() - begin, time.monotonic()
             sys.stderr.write(
-                f"{took_s:6.1f} s: {plan.mesh}, {plan.execution.mode}, {slowest:.3f} s\n"
+                f"{took_s:6.1f} s: {plan.mesh}, {plan.configuration.mode}, {slowest:.3f} s\n"
             )
             found.setdefault(number, []).append((slowest, max(run.memory_bytes for run in used)))
     finally:
@@ -66,8 +66,8 @@ def show(spec: ModelSpec, found: list[tuple[ExecutionPlan, list[tuple[float, int
         step_ms = 1000 * median_s / plan.workload.steps
         memory_gb = max(memory for _, memory in runs) / 1e9
         sys.stdout.write(
-            f"{spec.name:16} {plan.mesh!s:10} {plan.execution.mode:14} {step_ms:9.1f} ms a step "
-            f"{medians[0] / median_s:5.2f} x {memory_gb:6.1f} GB\n"
+            f"{spec.name:16} {plan.mesh!s:10} {plan.configuration.mode:14} "
+            f"{step_ms:9.1f} ms a step {medians[0] / median_s:5.2f} x {memory_gb:6.1f} GB\n"
         )
     sys.stdout.flush()
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memo_mutations
 
-Keys are those of every `Memo` in planner/, of what is put by `setdefault` under a tuple, and of
-functions whose names end in `_key`; what makes a remembered result invalid counts too. Each
+Keys are those of every `Memo` in planner/ and, in files with one, of what is put by `setdefault`
+under a tuple and of functions whose names end in `_key`; what makes a remembered result invalid counts too. Each
 element is taken out in a copy of the tree, where the memo's test then has to fail. Functions with
 `functools.cache` are left out: their keys are all arguments.
 """
@@ -61,6 +61,8 @@ def mutants_of(folder: Path) -> Iterator[Mutant]:
     trees = {path: ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py"))}
     everywhere = {f".{name}" for tree in trees.values() for name in _memos_in(tree)}
     for path, tree in trees.items():
+        if not any(_memos_in(tree)):
+            continue
         functions = [(node, everywhere) for node in tree.body]
         for node in tree.body:
             if isinstance(node, ast.ClassDef):

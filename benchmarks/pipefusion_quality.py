@@ -20,10 +20,11 @@ import torch
 from benchmarks.engines import plan_for
 from benchmarks.rank_measurements import Drawn, draw
 from ditplan.profiles.catalog import find_model
+from ditplan.profiles.configuration import PipeFusion, TaylorSeer
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion, TaylorSeer
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import split_sizes
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sd3_tiny"
 TIMEOUT_S = 3600.0

@@ -16,11 +16,11 @@ import torch
 
 from benchmarks.engines import WARMUP_STEPS, plan_for
 from benchmarks.stage_events import Event, timeline
-from ditplan.planner.schedule import Durations, pipeline_s
+from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
 from ditplan.profiles.catalog import find_model
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import PipeFusion
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 
 
 def durations_of(ranks: Sequence[Sequence[Event]], patches: int) -> Durations:

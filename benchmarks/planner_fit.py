@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from ditplan.planner.constants import XDIT, CostConstants, ModeConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.placing import placement_of
-from ditplan.planner.space import Candidate, evenly_staged
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.space.enumerate import evenly_staged
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import placement_of
 
 if TYPE_CHECKING:
     from benchmarks.planner_published import Row
@@ -106,7 +107,7 @@ def predictions(rows: Sequence["Row"], values: dict[str, float]) -> list[float]:
         assert mesh is not None
         model = CostModel(topologies[row.cluster], spec, constants=constants)
         part = evenly_staged(mesh, spec, mesh.pipefusion, row.warmup or 1)
-        candidate = Candidate(mesh, placement_of(mesh), row.mode, pipefusion=part)
+        candidate = Configuration(mesh, placement_of(mesh), row.mode, pipefusion=part)
         prediction = model.price(candidate, row.workload)
         found.append(prediction.end_to_end_s if row.whole_call else prediction.latency_s)
     return found

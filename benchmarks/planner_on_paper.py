@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.ordering import in_order
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task, price_one
+from ditplan.planner.search.pricing import price_one
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode
@@ -49,7 +50,9 @@ def rows() -> list[Row]:
 
 def _row(model: str, mesh: Mesh, measured_s: float) -> Row:
     spec = find_model(model)
-    task = Task(spec, spec.defaults, find_cluster(CLUSTER), modes=(MODE,), allowed=Allowed())
+    task = Task(
+        spec, spec.defaults, find_cluster(CLUSTER), modes=(MODE,), allowed=ApproximationPolicy()
+    )
     loop_s = price_one(task, mesh, MODE).prediction.latency_s
     return Row(model, mesh, measured_s, loop_s / spec.defaults.steps)
 

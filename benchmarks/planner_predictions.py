@@ -24,19 +24,20 @@ from pathlib import Path
 from typing import ClassVar, get_args
 
 from benchmarks.ordering import in_order
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all, space_of
-from ditplan.planner.ranking import Ranked, build_plan
-from ditplan.planner.requests import wanted_points
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost.profile_points import wanted_points
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, space_of
+from ditplan.planner.search.ranking import PricedCandidate, build_plan
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import DitplanError
 from ditplan.profiles.model import Mode, ModelProfile
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.launch import count_slots
+from ditplan.runtime.ranks.pool import count_slots
 from ditplan.runtime.workers import Workers, device_kind
 
 MEASURED = Path(__file__).parent / "measured"
@@ -52,7 +53,7 @@ LINKS = {
 }
 
 
-class Run(Noun):
+class Run(FrozenModel):
     """What each of its rounds measured of a plan; `candidate` as the planner writes it.
 
     No `memory_bytes` where other plans had left theirs.
@@ -87,7 +88,7 @@ class Runs(Record):
     def task(self) -> Task:
         """What was planned."""
         spec = find_model(self.model)
-        allowed = Allowed()
+        allowed = ApproximationPolicy()
         return Task(
             spec,
             self.workload,
@@ -124,12 +125,12 @@ def with_profile(task: Task, workers: Workers) -> Task:
     return replace(task, profile=profile)
 
 
-def plans_to_run(task: Task, settings: int) -> list[Ranked]:
+def plans_to_run(task: Task, settings: int) -> list[PricedCandidate]:
     """All plans that fit, of those with stages the first `settings` of each mesh and mode."""
     ranked, _ = price_all(task, Topology(task.cluster))
     kept, seen = [], dict[tuple[object, ...], int]()
     for one in ranked:
-        place = (one.candidate.mesh, one.candidate.mode)
+        place = (one.configuration.mesh, one.configuration.mode)
         seen[place] = seen.get(place, 0) + 1
         if not one.too_big and seen[place] <= settings:
             kept.append(one)
@@ -145,7 +146,9 @@ def measured(
     On fresh ranks memory is the plan's alone.
     """
     plans = {
-        str(one.candidate): build_plan(one, task.spec, task.workload, task.cluster, task.backend)
+        str(one.configuration): build_plan(
+            one, task.spec, task.workload, task.cluster, task.backend
+        )
         for one in plans_to_run(task, asked.settings)
     }
     found: dict[str, list[tuple[float, int]]] = {}
@@ -177,9 +180,9 @@ def measured(
         )
 
 
-def loop_bytes(task: Task, ranked: Ranked) -> int:
+def loop_bytes(task: Task, ranked: PricedCandidate) -> int:
     """What of the predicted memory a run without text encoders holds in the allocator."""
-    memory = memory_of(task.spec, task.workload, ranked.candidate, task.cluster.devices[0])
+    memory = memory_of(task.spec, task.workload, ranked.configuration, task.cluster.devices[0])
     encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
     held = memory.weights_bytes - encoders + memory.cache_bytes + memory.graph_bytes
     return held + memory.activations_bytes + memory.buffers_bytes
@@ -189,7 +192,7 @@ def loop_bytes(task: Task, ranked: Ranked) -> int:
 class Compared:
     """A plan with its measured seconds and bytes, and the seconds predicted without a profile."""
 
-    ranked: Ranked
+    ranked: PricedCandidate
     computed_s: float
     measured_s: float
     measured_bytes: int | None
@@ -220,9 +223,9 @@ def compared(runs: Runs) -> list[Compared]:
     """The plans that were run, by what is predicted of them now; such as aren't planned any more
     are left out."""
     task, topology = runs.task, Topology(runs.cluster)
-    ranked = {str(one.candidate): one for one in price_all(task, topology)[0]}
+    ranked = {str(one.configuration): one for one in price_all(task, topology)[0]}
     computed = {
-        str(one.candidate): one.prediction.latency_s
+        str(one.configuration): one.prediction.latency_s
         for one in price_all(replace(task, profile=None), topology)[0]
     }
     return [
@@ -256,7 +259,7 @@ def show(runs: Runs) -> list[Compared]:
     print(f"{runs.model}: {runs.workload}, links {runs.links}")
     for one in sorted(found, key=lambda one: one.measured_s):
         print(
-            f"  {one.ranked.candidate!s:<88} measured {one.measured_s:8.4f} s"
+            f"  {one.ranked.configuration!s:<88} measured {one.measured_s:8.4f} s"
             f"  predicted {one.predicted_s:8.4f} ({100 * one.error:+.0f}%)"
             f"  computed {one.computed_s:8.4f} ({100 * one.guess:+.0f}%)"
             f"  {(one.measured_bytes or math.nan) / 1e9:5.1f} GB, predicted "
@@ -289,7 +292,7 @@ def graphs(found: Sequence[Compared]) -> list[Compared]:
     """Those that run as graphs: what a plan takes that is launched kernel by kernel varied up to
     twofold on the recorded machines.
     """
-    return [one for one in found if "graph" in one.ranked.candidate.mode]
+    return [one for one in found if "graph" in one.ranked.configuration.mode]
 
 
 def say_of_graphs(links: str, models: Sequence[Sequence[Compared]]) -> None:
@@ -342,7 +345,9 @@ def measure(asked: argparse.Namespace) -> Iterator[Runs]:
                     print(f"{text}: not started, time is up")
                     continue
                 name, workload = workload_of(text, asked.steps, workers.device)
-                task = Task(find_model(name), workload, cluster, modes=modes, allowed=Allowed())
+                task = Task(
+                    find_model(name), workload, cluster, modes=modes, allowed=ApproximationPolicy()
+                )
                 known = profiles.get(text)
                 task = replace(task, profile=known) if known else with_profile(task, workers)
                 assert task.profile is not None

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.ordering import in_order
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task, price_one, space_of
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_one, space_of
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.mesh import AXES, Mesh
@@ -90,11 +91,11 @@ def task_of(row: Row) -> Task:
         gpus=row.gpus,
         modes=(row.mode,),
         backend=find_backend("xdit"),
-        allowed=Allowed(),
+        allowed=ApproximationPolicy(),
     )
 
 
-def predicted_s(row: Row, ranked: Ranked) -> float:
+def predicted_s(row: Row, ranked: PricedCandidate) -> float:
     """The prediction of what the source timed."""
     prediction = ranked.prediction
     return prediction.end_to_end_s if row.whole_call else prediction.latency_s
@@ -118,7 +119,7 @@ def ordered_right(found: dict[Row, float], share: float = 0.1) -> tuple[int, int
     return right, pairs
 
 
-def best_plans(row: Row) -> list[Ranked]:
+def best_plans(row: Row) -> list[PricedCandidate]:
     """All plans on exactly a row's number of GPUs, fastest first.
 
     Whether they fit is left out: the source ran 4096px on 48 GB, decoding in tiles.
@@ -145,9 +146,9 @@ def show_choices(rows: list[Row]) -> None:
         best_s = predicted_s(row, plans[0])
         line = f"{row.cluster:<20} {row.workload.width:>5}px {row.gpus:>2} GPUs"
         line += f"  published {row.latency_s:7.2f} s"
-        line += f"  best {plans[0].candidate.mesh!s:<30} {best_s:7.2f} s"
+        line += f"  best {plans[0].configuration.mesh!s:<30} {best_s:7.2f} s"
         if row.mesh is not None:
-            theirs = next(one for one in plans if one.candidate.mesh == row.mesh)
+            theirs = next(one for one in plans if one.configuration.mesh == row.mesh)
             line += f"; {row.mesh} {100 * (predicted_s(row, theirs) / best_s - 1):+.0f}%"
         print(line)
 

@@ -24,20 +24,21 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of, why_too_big
-from ditplan.planner.placing import placement_of
-from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.rules import schedule_of
-from ditplan.planner.search import Trialrun, Trials, measured, search
-from ditplan.planner.space import Candidate, evenly_staged
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import parameters_of
+from ditplan.planner.cost.memory import memory_of, why_too_big
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, measured, search
+from ditplan.planner.search.trials import parameters_of
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.legality import schedule_of
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.family import family_of
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.mesh import AXES, Mesh, placement_of
 from ditplan.profiles.plan import ExecutionPlan
 
 ENUMERATED = (
@@ -73,10 +74,12 @@ WRONG = (Wrongness(0.2, 0.0, 0.03), Wrongness(0.2, 0.1, 0.03), Wrongness(0.2, 0.
 def task_of(model: str, cluster: str, gpus: int | None = None) -> Task:
     """A model's usual workload on a recorded cluster, PipeFusion allowed."""
     spec = find_model(model)
-    return Task(spec, spec.defaults, find_cluster(cluster), gpus=gpus, allowed=Allowed())
+    return Task(
+        spec, spec.defaults, find_cluster(cluster), gpus=gpus, allowed=ApproximationPolicy()
+    )
 
 
-def everything(task: Task) -> Iterator[Candidate]:
+def everything(task: Task) -> Iterator[Configuration]:
     """All candidates, straight from the rules: every product of degrees, every order of the axes,
     every number of patches, every mode.
     """
@@ -108,7 +111,7 @@ def everything(task: Task) -> Iterator[Candidate]:
                 continue
             part = evenly_staged(mesh, spec, patches, 1, schedule)
             for mode in task.searched_modes:
-                yield Candidate(mesh, placement, mode, order, part)
+                yield Configuration(mesh, placement, mode, order, part)
 
 
 def fastest_s(task: Task) -> tuple[float, int]:
@@ -123,7 +126,9 @@ def fastest_s(task: Task) -> tuple[float, int]:
     return best_s, count
 
 
-def true_seconds(found: Sequence[Ranked], wrong: Wrongness, seed: int) -> NDArray[np.float64]:
+def true_seconds(
+    found: Sequence[PricedCandidate], wrong: Wrongness, seed: int
+) -> NDArray[np.float64]:
     """What each candidate really takes, in a world where the cost model is wrong."""
     random = np.random.default_rng(seed)
     factors: dict[object, float] = {}
@@ -131,20 +136,22 @@ def true_seconds(found: Sequence[Ranked], wrong: Wrongness, seed: int) -> NDArra
     def factor(key: object, deviation: float) -> float:
         return factors.setdefault(key, math.exp(random.normal(0, deviation)))
 
-    def part_s(part: str, seconds: float, candidate: Candidate) -> float:
+    def part_s(part: str, seconds: float, candidate: Configuration) -> float:
         setting = factor((part, setting_of(part, candidate)), wrong.setting)
         return seconds * factor(part, wrong.part) * setting
 
     return np.array(
         [
-            math.fsum(part_s(p, s, ranked.candidate) for p, s in ranked.prediction.parts.items())
+            math.fsum(
+                part_s(p, s, ranked.configuration) for p, s in ranked.prediction.parts.items()
+            )
             * math.exp(random.normal(0, wrong.candidate))
             for ranked in found
         ]
     )
 
 
-def setting_of(part: str, candidate: Candidate) -> object:
+def setting_of(part: str, candidate: Configuration) -> object:
     """The degree of the axis that a part's exchanges run along, or mode and share of what is
     computed.
     """
@@ -170,7 +177,7 @@ class World:
     """A task with all its candidates, and what each of them really takes."""
 
     task: Task
-    found: Sequence[Ranked]
+    found: Sequence[PricedCandidate]
     true_s: NDArray[np.float64]
     seed: int
 
@@ -187,24 +194,19 @@ class World:
 def ours(world: World, trials: int) -> list[int]:
     """The planner's search."""
     ran: list[int] = []
-    rows = {place_of(ranked.candidate): row for row, ranked in enumerate(world.found)}
+    rows = {ranked.configuration: row for row, ranked in enumerate(world.found)}
     random = np.random.default_rng(world.seed)
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
-        row = rows[plan.mesh, plan.placement, plan.execution.mode, plan.pipefusion]
+    def measure(plan: ExecutionPlan) -> RunResult:
+        row = rows[plan.configuration]
         ran.append(row)
-        return Trialrun(world.run(row, random))
+        return RunResult(world.run(row, random))
 
     results, _ = measured(
-        world.task, world.found, Trials(measure, top=trials), say=lambda message: None
+        world.task, world.found, MeasurementPolicy(measure, top=trials), say=lambda message: None
     )
     tried = {row: r.measurement for row, r in enumerate(results) if r.measurement}
     return sorted(tried, key=lambda row: tried[row].latency_s)
-
-
-def place_of(candidate: Candidate) -> tuple[object, ...]:
-    """What a plan says of its candidate."""
-    return candidate.mesh, candidate.placement, candidate.mode, candidate.pipefusion
 
 
 def by_runs(world: World, rows: Sequence[int]) -> list[int]:
@@ -233,7 +235,7 @@ def tpe(world: World, trials: int, told: int = 0) -> list[int]:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     axes = world.task.backend.axes
-    known = [parameters_of(r.candidate, axes) | {"patches": patches_of(r)} for r in world.found]
+    known = [parameters_of(r.configuration, axes) | {"patches": patches_of(r)} for r in world.found]
     distributions = distributions_of(known)
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=world.seed, n_startup_trials=4)
@@ -251,7 +253,8 @@ def tpe(world: World, trials: int, told: int = 0) -> list[int]:
         tell(row, world.found[row].prediction.latency_s)
     random = np.random.default_rng(world.seed)
     counts = [
-        [*(getattr(r.candidate.mesh, axis) for axis in axes), patches_of(r)] for r in world.found
+        [*(getattr(r.configuration.mesh, axis) for axis in axes), patches_of(r)]
+        for r in world.found
     ]
     numbers = np.log2(np.array(counts, dtype=float))
     ran = [0, 1, 2, world.control]
@@ -272,9 +275,9 @@ def tpe(world: World, trials: int, told: int = 0) -> list[int]:
     return by_runs(world, ran)
 
 
-def patches_of(ranked: Ranked) -> int:
+def patches_of(ranked: PricedCandidate) -> int:
     """Patches, 1 without PipeFusion."""
-    part = ranked.candidate.pipefusion
+    part = ranked.configuration.pipefusion
     return part.patches if part else 1
 
 

@@ -19,9 +19,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task
-from ditplan.planner.search import search
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Host, Link, LinkKind
 
@@ -29,6 +29,7 @@ HOSTS = 128
 CASES = (
     ("8xa100-nvlink", "sd3"),
     ("8xa100-nvlink", "flux-dev"),
+    ("8xl20-pcie", "flux-dev"),
     ("2x8xl40-pcie-eth100", "sd3"),
     *(
         (cluster, model)
@@ -69,14 +70,14 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
     else:
         cluster = find_cluster(cluster_name)
     spec = find_model(model)
-    task = Task(spec, spec.defaults, cluster, allowed=Allowed())
+    task = Task(spec, spec.defaults, cluster, allowed=ApproximationPolicy())
     began_s, began_cpu_s = time.monotonic(), time.process_time()
     found = search(task)
     return {
         "seconds": time.monotonic() - began_s,
         "cpu_s": time.process_time() - began_cpu_s,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
-        "legal": len({ranked.candidate.mesh for ranked in found.ranked}),
+        "legal": len({ranked.configuration.mesh for ranked in found.ranked}),
         "left_out": sum(
             found.pruned.get(reason, 0)
             for reason in (
@@ -86,7 +87,7 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
             )
         ),
         "priced": len(found.ranked),
-        "best": str(found.best.candidate.mesh),
+        "best": str(found.best.configuration.mesh),
         "latency_s": found.best.prediction.latency_s,
     }
 

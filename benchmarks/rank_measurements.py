@@ -17,16 +17,16 @@ from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime import pipe
-from ditplan.runtime.attention import attend, usable_kernels
-from ditplan.runtime.exchange import CollectiveExchange, Exchange
 from ditplan.runtime.generation import RankRun, measure_plan
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.models.loading import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.peer_memory import PeerExchange
-from ditplan.runtime.pipe import Transport
-from ditplan.runtime.pipelines import call_arguments, load_pipeline, prompt_embeddings
-from ditplan.runtime.timing import captured, time_call
+from ditplan.runtime.pipefusion import route as pipe
+from ditplan.runtime.pipefusion.route import Transport
+from ditplan.runtime.profiling.timing import captured, time_call
+from ditplan.runtime.sequence.kernels import attend, usable_kernels
+from ditplan.runtime.sequence.peer_ulysses import PeerExchange
+from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
 
 CALLS = 5
 MOST_GAPS = 12
@@ -59,7 +59,7 @@ def draw(
     pipeline: Any = context.kept["pipeline"]
     found: list[torch.Tensor] = []
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         for start in range(0, len(captions), batch):
             some = captions[start : start + batch]
@@ -132,8 +132,8 @@ def exchange_us(context: RankContext, shape: tuple[int, int, int, int]) -> dict[
         found[f"product beside {name}: q, k, v"] = _us(context, beside)
         beside = partial(way.scatter_tokens, out, heads, tokens, product)
         found[f"product beside {name}: output"] = _us(context, beside)
-    gather_keys = partial(pushed.gather_keys, three[1], three[2], tokens)
-    found["pushed: keys and values to all"] = _us(context, gather_keys)
+    gather_kv = partial(pushed.gather_kv, three[1], three[2], tokens)
+    found["pushed: keys and values to all"] = _us(context, gather_kv)
     return found
 
 
@@ -223,10 +223,12 @@ def with_transport(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, transport: Transport
 ) -> RankRun | None:
     """A run of a plan whose stages send that way; compiled code is kept from run to run."""
-    assert plan.pipefusion is not None
+    assert plan.configuration.pipefusion is not None
     with mock.patch.object(pipe, "transport_between", lambda _ends, _context: transport):
         for plans in context.kept.get("prepared plans", {}).values():
             for key, prepared in plans.items():
-                made = pipe.make_pipe(context, plan.mesh, plan.placement, plan.pipefusion)
+                made = pipe.make_route(
+                    context, plan.mesh, plan.configuration.placement, plan.configuration.pipefusion
+                )
                 plans[key] = dataclasses.replace(prepared, pipe=made)
         return measure_plan(context, spec, None, plan)

@@ -11,8 +11,9 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.links import Arriving
-from ditplan.runtime.pipefusion import StagePredictor
+from ditplan.runtime.pipefusion.stage_predictor import StagePredictor
+from ditplan.runtime.pipefusion.visit_runner import VisitRunner
+from ditplan.runtime.transport.collective_link import _Received
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def recorded(events: list[Event]) -> Iterator[None]:
         def around(*args: Any) -> Any:
             start_s = monotonic()
             result = call(*args)
-            # of predictor, inputs, patch, call, received
-            patch = args[2] if what == "compute" else None
+            # of runner, inputs, visiting and more
+            patch = args[2].patch if what == "compute" else None
             events.append(Event(what, patch, start_s, monotonic()))
             return result
 
@@ -47,9 +48,9 @@ def recorded(events: list[Event]) -> Iterator[None]:
 
     with ExitStack() as undo:
         for owner, name, what in (
-            (StagePredictor, "_compute", "compute"),
+            (VisitRunner, "_compute", "compute"),
             (StagePredictor, "agree", "agree"),
-            (Arriving, "wait", "wait"),
+            (_Received, "wait", "wait"),
         ):
             original = getattr(owner, name)
             undo.callback(setattr, owner, name, original)

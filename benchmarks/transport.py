@@ -17,8 +17,8 @@ from benchmarks.engines import plan_of
 from benchmarks.jobs import MODELS, MODES, Job, patches_of, with_patches
 from benchmarks.processes import Variant
 from benchmarks.rank_measurements import with_transport
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.pipe import Transport
+from ditplan.runtime.pipefusion.route import Transport
+from ditplan.runtime.ranks.pool import RankPool
 
 
 def main() -> None:

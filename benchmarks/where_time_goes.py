@@ -12,7 +12,7 @@ from benchmarks.engines import plan_of
 from benchmarks.jobs import ATTENTION, MESHES, MODES, Job, patches_of, with_patches
 from benchmarks.processes import Variant
 from benchmarks.rank_measurements import WhereTimeGoes, where_time_goes
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 
 
 def main() -> None:

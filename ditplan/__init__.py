@@ -1,13 +1,47 @@
-"""What a production job imports: load a plan and put it in force on a diffusers pipeline."""
+"""Finds the fastest parallel plan for a diffusion transformer, and runs it.
 
+A production job loads a plan and puts it in force: `load`, `parallelize`. A notebook makes one:
+`plan`, `plan_book`, `simulate`. Whoever only runs plans imports nothing of the planner.
+"""
+
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditplan.profiles.book import PlanBook
 from ditplan.profiles.plan import ExecutionPlan
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-__all__ = ["ExecutionPlan", "parallelize"]
+    from ditplan.planning import BookResult, PlanResult, SimulateResult, plan, plan_book, simulate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BookResult",
+    "ExecutionPlan",
+    "PlanBook",
+    "PlanResult",
+    "SimulateResult",
+    "load",
+    "parallelize",
+    "plan",
+    "plan_book",
+    "simulate",
+]
+
+PLANNING = {"BookResult", "PlanResult", "SimulateResult", "plan", "plan_book", "simulate"}
+"""What comes from `ditplan.planning`, which is imported when it is first asked for."""
+
+
+def load(path: Path | str) -> ExecutionPlan:
+    """Reads a plan from its file; books of plans are read with `PlanBook.load`.
+
+    Raises:
+        InputError: no such file, or no plan; names the file, the field and the remedy.
+    """
+    return ExecutionPlan.load(path)
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
@@ -20,10 +54,20 @@ def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
         InputError: the plan doesn't fit the pipeline, the number of ranks or the devices.
     """
     from ditplan.runtime.admission import require_fit
-    from ditplan.runtime.launch import attach_from_torchrun
     from ditplan.runtime.native import parallelize as parallelize_native
+    from ditplan.runtime.ranks.pool import attach_from_torchrun
 
     context = attach_from_torchrun()
     plan.require_ranks(context.world_size)
     require_fit(plan, context)
     return parallelize_native(pipeline, plan, context)
+
+
+def __getattr__(name: str) -> Any:
+    if name in PLANNING:
+        return getattr(import_module("ditplan.planning"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PLANNING})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import Quality
 
 ObjectiveName = Literal["latency", "throughput", "gpus"]
@@ -78,13 +78,18 @@ def objective_for(name: ObjectiveName, max_latency_s: float | None) -> Objective
     """
     if name == "gpus" and max_latency_s is None:
         raise InputError(
-            "--objective gpus: one GPU always is the fewest; say how long a call may take with "
-            "--max-latency S"
+            Setting("objective", "gpus"),
+            ": one GPU always is the fewest; say how long a call may take with ",
+            Setting("max_latency_s", "S"),
         )
     if name == "latency" and max_latency_s is not None:
         raise InputError(
-            f"--max-latency {max_latency_s:g}: --objective latency finds the fastest plan anyway; "
-            "leave it out, or use --objective throughput or gpus"
+            Setting("max_latency_s", f"{max_latency_s:g}"),
+            ": ",
+            Setting("objective", "latency"),
+            " finds the fastest plan anyway; leave it out, or use ",
+            Setting("objective", "throughput"),
+            " or gpus",
         )
     return Objective(name, max_latency_s)
 

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ditplan.planner.mix import Mixed
 from ditplan.planner.objectives import Objective
-from ditplan.planner.ranking import Ranked, Ranking
+from ditplan.planner.search.ranking import PricedCandidate, SearchResult
+from ditplan.planner.search.workload_mix import Mixed
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import Prediction
@@ -19,7 +19,7 @@ RIGHT = ("#", "GPUs", "copies", "per s", "measured", "GB", "weight", "best s", "
 """Columns whose cells stand on the right."""
 
 
-def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
+def ranking_table(ranking: SearchResult, rows: int = 12) -> Table:
     """The first candidates, and the rule of thumb wherever it stands: what they cost and need, and
     why they lost.
 
@@ -48,9 +48,9 @@ def ranking_table(ranking: Ranking, rows: int = 12) -> Table:
     return table
 
 
-def headings_of(ranking: Ranking) -> list[str]:
+def headings_of(ranking: SearchResult) -> list[str]:
     """The columns that say something of this ranking."""
-    with_mode = len({ranked.candidate.mode for ranked in ranking.ranked}) > 1
+    with_mode = len({ranked.configuration.mode for ranked in ranking.ranked}) > 1
     with_measured = any(ranked.measurement for ranked in ranking.ranked)
     with_copies = ranking.objective.name == "throughput"
     return [
@@ -62,9 +62,9 @@ def headings_of(ranking: Ranking) -> list[str]:
     ]
 
 
-def table_cells(place: int, ranked: Ranked, batch: int = 1) -> dict[str, str]:
+def table_cells(place: int, ranked: PricedCandidate, batch: int = 1) -> dict[str, str]:
     """What `ranking_table` can say of a candidate, by heading; a call makes `batch` pictures."""
-    candidate, prediction = ranked.candidate, ranked.prediction
+    candidate, prediction = ranked.configuration, ranked.prediction
     low_s, high_s = prediction.interval_s
     digits = digits_after_point(prediction.latency_s)
     interval = f"({low_s:.{digits}f}-{high_s:.{digits}f})"
@@ -84,11 +84,11 @@ def table_cells(place: int, ranked: Ranked, batch: int = 1) -> dict[str, str]:
     }
 
 
-def mesh_text(ranked: Ranked) -> str:
+def mesh_text(ranked: PricedCandidate) -> str:
     """The mesh, a star at the rule of thumb, and below it the order of its axes where that isn't
     the usual one, PipeFusion's settings, and the least and the largest share of the tokens.
     """
-    candidate = ranked.candidate
+    candidate = ranked.configuration
     lines = [f"{candidate.mesh}{' *' if ranked.control else ''}"]
     lines += [] if candidate.order == AXES else [f"({candidate.order_text})"]
     if part := candidate.pipefusion:
@@ -109,26 +109,26 @@ def digits_after_point(seconds: float) -> int:
     return max(0, 2 - math.floor(math.log10(seconds)))
 
 
-def caption_parts(shown: list[tuple[int, Ranked]], hidden: int) -> list[str]:
+def caption_parts(shown: list[tuple[int, PricedCandidate]], hidden: int) -> list[str]:
     """What is said below the table."""
-    orders = any(ranked.candidate.order != AXES for _, ranked in shown)
-    patched = any(ranked.candidate.pipefusion for _, ranked in shown)
+    orders = any(ranked.configuration.order != AXES for _, ranked in shown)
+    patched = any(ranked.configuration.pipefusion for _, ranked in shown)
     starred = any(ranked.control for _, ranked in shown)
     parts = ["seconds of denoising, predicted with their 90% interval"]
     parts += ["* rule of thumb"] if starred else []
     parts += ["(a > b): ranks far apart along a, next to each other along b"] if orders else []
     words = "p, w, b: PipeFusion's patches, warm-up steps, blocks a stage; not exact"
     parts += [words] if patched else []
-    cached = any(ranked.candidate.step_cache for _, ranked in shown)
+    cached = any(ranked.configuration.step_cache for _, ranked in shown)
     parts += (
         ["taylorseer n: every n-th step computes, as the plan says; not exact"] if cached else []
     )
-    shared = any(ranked.candidate.token_shares for _, ranked in shown)
+    shared = any(ranked.configuration.token_shares for _, ranked in shown)
     parts += ["t: the least and the largest share of a sequence's tokens"] if shared else []
     return parts + ([f"{hidden} more not shown"] if hidden else [])
 
 
-def tune_json(ranking: Ranking) -> dict[str, object]:
+def tune_json(ranking: SearchResult) -> dict[str, object]:
     """What `tune --json` prints, without the path of the plan."""
     backend, batch = ranking.backend.name, ranking.workload.batch
     return {
@@ -143,21 +143,21 @@ def tune_json(ranking: Ranking) -> dict[str, object]:
     }
 
 
-def candidate_json(ranked: Ranked, backend: str, batch: int = 1) -> dict[str, object]:
+def candidate_json(ranked: PricedCandidate, backend: str, batch: int = 1) -> dict[str, object]:
     """A candidate that makes `batch` pictures a call, as `tune --json` shows it.
 
     `latency_s` is predicted, `measured_s` null unless it was run; both are of one copy alone.
     `loaded_latency_s` is what a call takes while all `replicas` run, and `throughput_per_s` what
     these make together.
     """
-    mesh, prediction, figures = ranked.candidate.mesh, ranked.prediction, ranked.figures(batch)
+    mesh, prediction, figures = ranked.configuration.mesh, ranked.prediction, ranked.figures(batch)
     return {
         "gpus": mesh.size,
         **dict(zip(AXES, mesh.degrees, strict=True)),
         **shares_json(ranked),
-        "mode": ranked.candidate.mode,
+        "mode": ranked.configuration.mode,
         "backend": backend,
-        "placement": list(ranked.candidate.placement),
+        "placement": list(ranked.configuration.placement),
         "latency_s": prediction.latency_s,
         "interval_s": list(prediction.interval_s),
         "measured_s": ranked.measurement.latency_s if ranked.measurement else None,
@@ -173,18 +173,18 @@ def candidate_json(ranked: Ranked, backend: str, batch: int = 1) -> dict[str, ob
     }
 
 
-def best_text(ranking: Ranking) -> str:
+def best_text(ranking: SearchResult) -> str:
     """What is best, in a line: mesh, mode, PipeFusion's settings or a step cache, and where
     throughput is asked for what the copies make.
     """
     best = ranking.best
-    part, cache = best.candidate.pipefusion, best.candidate.step_cache
+    part, cache = best.configuration.pipefusion, best.configuration.step_cache
     words = [
-        str(best.candidate.mesh),
-        best.execution.mode,
+        str(best.configuration.mesh),
+        best.configuration.mode,
         *(str(one) for one in (part, cache) if one),
     ]
-    words += ["weights in pieces"] if best.candidate.weights == "sharded" else []
+    words += ["weights in pieces"] if best.configuration.weights == "sharded" else []
     if ranking.objective.name == "throughput":
         figures = best.figures(ranking.workload.batch)
         copies = f"{best.replicas} cop{'y' if best.replicas == 1 else 'ies'}"
@@ -211,7 +211,7 @@ def mix_table(mixed: Mixed) -> Table:
             f"{weighted.weight:g}",
             str(weighted.workload),
             best_text(ranking),
-            str(best.candidate.mesh.size),
+            str(best.configuration.mesh.size),
             _seconds(best.prediction.latency_s),
             _seconds(cost.prediction.latency_s) if cost else "-",
         )
@@ -224,7 +224,7 @@ def mix_text(mixed: Mixed) -> str:
     book = f"weighted mean {_seconds(mixed.mean_s)} s with a plan for each workload"
     if mixed.one_mesh is None or mixed.gain is None:
         return f"{book}; no one mesh can serve all of them"
-    first = mixed.one_mesh.costs[0].candidate
+    first = mixed.one_mesh.costs[0].configuration
     part = f", {first.pipefusion}" if first.pipefusion else ""
     return (
         f"{book}, {_seconds(mixed.one_mesh.mean_s)} s with one mesh for all ({first.mesh}, "
@@ -268,28 +268,28 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.{digits_after_point(seconds)}f}"
 
 
-def shares_text(ranked: Ranked, spec: ModelSpec, workload: Workload) -> str:
+def shares_text(ranked: PricedCandidate, spec: ModelSpec, workload: Workload) -> str:
     """How unlike ranks share the image's tokens, in a line; empty where they have equal parts."""
-    shares = ranked.candidate.token_shares
+    shares = ranked.configuration.token_shares
     if shares is None:
         return ""
     tokens = split_sizes(spec.image_tokens(workload), len(shares), shares)
     return f"image tokens by rank of a sequence: {' + '.join(map(str, tokens))}"
 
 
-def shares_json(ranked: Ranked) -> dict[str, object]:
+def shares_json(ranked: PricedCandidate) -> dict[str, object]:
     """PipeFusion's settings, the shares of the tokens (null for equal ones), and what the result
     is: `quality` is the relative L2 distance of the final latents from one device's, null where it
     isn't known.
     """
-    part, shares = ranked.candidate.pipefusion, ranked.candidate.token_shares
-    cache = ranked.candidate.step_cache
+    part, shares = ranked.configuration.pipefusion, ranked.configuration.token_shares
+    cache = ranked.configuration.step_cache
     return {
         "patches": part.patches if part else 1,
         "warmup": part.warmup_steps if part else 0,
         "blocks_per_stage": list(part.blocks_per_stage) if part else None,
         "token_shares": list(shares) if shares else None,
-        "weights": ranked.candidate.weights,
+        "weights": ranked.configuration.weights,
         "step_cache": cache.model_dump() if cache else None,
         "exact": ranked.quality.exact,
         "quality": ranked.quality.relative_l2,

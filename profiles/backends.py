@@ -1,13 +1,13 @@
 """What each runtime can run: data, since the planner must know it and imports no runtime."""
 
 from ditplan.profiles.cluster import DeviceKind
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
-from ditplan.profiles.record import Noun
+from ditplan.profiles.record import FrozenModel
 
 
-class Backend(Noun):
+class Backend(FrozenModel):
     """A runtime: the mesh axes it can use (all other degrees stay 1) and its execution modes.
 
     Those of `approximate_axes` give another result than one device.
@@ -111,8 +111,10 @@ def require_runtime(backend: Backend) -> None:
     """
     if not backend.runs_here:
         raise InputError(
-            f"plans of backend {backend.name} are priced here and not run; plan on paper with "
-            "`--cluster NAME`, or use --backend native"
+            f"plans of backend {backend.name} are priced here and not run; plan on paper with ",
+            Setting("cluster", "NAME"),
+            ", or use ",
+            Setting("backend", "native"),
         )
 
 

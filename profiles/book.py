@@ -4,16 +4,17 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from ditplan.profiles.bounds import Weight
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 
 
-class BookEntry(Noun):
+class BookEntry(FrozenModel):
     """A plan and the weight of its workload among all: any positive number."""
 
-    weight: float = Field(gt=0)
+    weight: Weight
     plan: ExecutionPlan
 
     @property
@@ -27,7 +28,9 @@ class PlanBook(Record):
 
     kind: ClassVar[str] = "plan book"
     made_by: ClassVar[str] = "ditplan tune --workloads FILE"
+    newest_schema: ClassVar[int] = 2
 
+    schema_version: int = 2
     entries: tuple[BookEntry, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ditplan.profiles.cluster import ClusterProfile
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, one_line
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
@@ -67,6 +67,7 @@ def _known(name: str, names: list[str], what: str) -> str:
         return name
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
+    given = one_line(repr(name), 60)
     raise InputError(
-        f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}; a path works as well"
+        f"unknown {what} {given}: {hint}Known: {', '.join(names)}; a path works as well"
     )

@@ -2,9 +2,21 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.bounds import (
+    MOST_RANKS,
+    Degree,
+    FlopsPerSecond,
+    LinkBytesPerSecond,
+    LinkSeconds,
+    MeasuredSeconds,
+    MemoryBytes,
+    MemoryBytesPerSecond,
+    MessageBytes,
+)
+from ditplan.profiles.errors import one_line
+from ditplan.profiles.record import FrozenModel, Record, shortened
 
 Operation = Literal[
     "all_to_all", "all_gather", "send_recv", "all_reduce", "peer_all_to_all", "peer_all_gather"
@@ -19,7 +31,7 @@ DeviceKind = Literal["cuda", "cpu"]
 LinkKind = Literal["nvlink", "pcie", "socket", "ethernet", "infiniband", "memory"]
 
 
-class Device(Noun):
+class Device(FrozenModel):
     """One accelerator, or one CPU rank.
 
     Rates are data-sheet peaks, or what a large product and a copy reach if they were `measured`.
@@ -29,24 +41,24 @@ class Device(Noun):
 
     name: str
     kind: DeviceKind
-    memory_bytes: PositiveInt
-    half_flops_per_s: float = Field(gt=0)
-    single_flops_per_s: float = Field(gt=0)
-    memory_bytes_per_s: float = Field(gt=0)
+    memory_bytes: MemoryBytes
+    half_flops_per_s: FlopsPerSecond
+    single_flops_per_s: FlopsPerSecond
+    memory_bytes_per_s: MemoryBytesPerSecond
     matmul_share: float | None = Field(default=None, gt=0, le=1)
     attention_share: float | None = Field(default=None, gt=0, le=1)
     measured: bool = False
     source: str
 
 
-class Host(Noun):
+class Host(FrozenModel):
     """One machine and its devices; ranks number the devices of all hosts in order."""
 
     name: str
     devices: tuple[Device, ...] = Field(min_length=1)
 
 
-class Link(Noun):
+class Link(FrozenModel):
     """A connection of two nodes of the topology that everything crossing it shares.
 
     Nodes are `host/N` (N-th device of the host) or any other name for a switch, a socket, a NIC,
@@ -56,30 +68,30 @@ class Link(Noun):
     a: str
     b: str
     kind: LinkKind
-    latency_s: float = Field(ge=0)
-    bytes_per_s: float = Field(gt=0)
+    latency_s: LinkSeconds
+    bytes_per_s: LinkBytesPerSecond
     source: str
 
 
-class CollectivePoint(Noun):
+class CollectivePoint(FrozenModel):
     """Duration of an operation.
 
     `bytes` is what one rank puts in, of all its tensors (all_gather: its own piece; send_recv: the
     message).
     """
 
-    bytes: PositiveInt
-    median_s: float = Field(gt=0)
-    p95_s: float = Field(gt=0)
+    bytes: MessageBytes
+    median_s: MeasuredSeconds
+    p95_s: MeasuredSeconds
 
 
-class CollectiveTable(Noun):
+class CollectiveTable(FrozenModel):
     """An operation on groups of `size` ranks `stride` apart, `groups` of them measured at once."""
 
     operation: Operation
-    size: int = Field(ge=2)
-    stride: PositiveInt
-    groups: PositiveInt
+    size: int = Field(ge=2, le=MOST_RANKS)
+    stride: Degree
+    groups: Degree
     points: tuple[CollectivePoint, ...] = Field(min_length=1)
     source: str
 
@@ -100,11 +112,23 @@ class ClusterProfile(Record):
     source: str
 
     @model_validator(mode="after")
+    def _hosts_are_told_apart(self) -> Self:
+        names = [host.name for host in self.hosts]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two hosts are named {shortened(twice)}; give each its own name")
+        if len(self.devices) > MOST_RANKS:
+            raise ValueError(f"{len(self.devices)} devices; {MOST_RANKS} are the most there can be")
+        return self
+
+    @model_validator(mode="after")
     def _links_reach_every_device(self) -> Self:
         nodes = {node for link in self.links for node in (link.a, link.b)}
-        missing = [device for device in self.device_nodes if device not in nodes]
+        missing = [node for node in self.device_nodes if node not in nodes]
         if len(self.device_nodes) > 1 and missing and not self.collectives:
-            raise ValueError(f"no link names device {missing[0]}, and no collective was measured")
+            raise ValueError(
+                f"no link names device {one_line(missing[0], 60)}, and no collective was measured"
+            )
         return self
 
     @property

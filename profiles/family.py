@@ -1,21 +1,21 @@
 """What is known of a transformer class: data that the runtime's one mechanism reads."""
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from ditplan.profiles.errors import InputError
-from ditplan.profiles.record import Noun, validate
+from ditplan.profiles.errors import InputError, one_line
+from ditplan.profiles.files import parse_toml, path_text, read_text
+from ditplan.profiles.record import FrozenModel, validate
 
 InputKind = Literal["mask", "zeros", "pair", "sizes", "list"]
 FAMILIES = Path(__file__).parent / "families"
 
 
-class Split(Noun):
+class Split(FrozenModel):
     """A place where a tensor with a sequence dim appears whole and is cut to this rank's share.
 
     `place` is `input` (the root's argument `name`), `output` (of submodule `name`), `entry` (the
@@ -33,7 +33,17 @@ class Split(Noun):
     ndim: int | None = None
 
 
-class Gather(Noun):
+class Count(FrozenModel):
+    """An argument of every block that counts tokens from the first of `segment` on.
+
+    What the block does with so many of its tokens each rank does with those of them that it has.
+    """
+
+    name: str
+    segment: str
+
+
+class Gather(FrozenModel):
     """The submodule whose output is put together again from all ranks' shares of its segments.
 
     `name` is its path, in which -1 stands for the last of a list.
@@ -44,7 +54,7 @@ class Gather(Noun):
     dim: int = 1
 
 
-class SelfAttention(Noun):
+class SelfAttention(FrozenModel):
     """Self-attention modules and what they attend over.
 
     `modules` is a path pattern in which `*` stands for one path element. `segments` are the pieces
@@ -55,7 +65,7 @@ class SelfAttention(Noun):
     segments: tuple[str, ...]
 
 
-class TextMask(Noun):
+class TextMask(FrozenModel):
     """A mask of tokens that self-attention leaves out.
 
     `input` is the root's argument, (B, tokens of `segment`) and true for tokens that count.
@@ -67,7 +77,7 @@ class TextMask(Noun):
     segment: str = "text"
 
 
-class Rows(Noun):
+class Rows(FrozenModel):
     """What of a model needs the picture to be split in whole rows of `segment`.
 
     The root's argument `input` is (..., height, width) of latents, and `argument` that of the
@@ -82,7 +92,7 @@ class Rows(Noun):
     convolutions: str
 
 
-class Usual(Noun):
+class Usual(FrozenModel):
     """What is usually asked of the models whose config has the values of `when`.
 
     `sample_size` is the edge of the picture in latent pixels: a key of the config or a number.
@@ -99,16 +109,24 @@ class Usual(Noun):
     guidance_scale: float = Field(ge=0)
 
 
-class ModelFamily(Noun):
+class ModelFamily(FrozenModel):
     """A transformer class of diffusers.
 
     With `guidance` "batched" the pipeline doubles the batch, so that cfg parallelism splits it;
     with "calls" it calls the transformer for each pass, told apart by diffusers' `cache_context`,
     so that cfg parallelism splits the calls; with "embedded" the guidance scale is an input of the
     transformer, which runs once a step. `batched_inputs` are the root's arguments with a batch dim
-    0 (tensors, or lists or dicts of them) or, where their kind is `list`, a tensor for each sample.
+    0 (tensors, or lists or dicts of them) or, where their kind is `list` or `sizes`, an entry for
+    each sample; `whole_inputs` are those that every rank gets as they are, `refused_inputs` those
+    that ranks can't share out, with the reason. `a.b` is item b of the dict a. A call that gives
+    anything else is refused, so together with the `splits` these are all that the root takes.
+
     `blocks` are the module lists in order of execution; `carried` are those arguments of a block
-    that it returns for the next, in the order of what it returns. `latents_per_token` is the edge
+    that it returns for the next, in the order of what it returns, and `block_arguments` those that
+    need nothing done: made of what is split already, or the same for all tokens. `counts` are those
+    that count tokens. `adapters` are the attention processors that, after the self-attention,
+    attend once more, from image tokens to those of the given segments and then to keys that
+    every rank has (IP-Adapter). `latents_per_token` is the edge
     of the square of latent pixels that becomes an image token: a key of the transformer's config or
     a number; so is `frames_per_token` (1 where the config has none), which counts latent frames, of
     which each stands for `frames_per_latent` frames of a video. `long_skips` is the argument by
@@ -149,9 +167,14 @@ class ModelFamily(Noun):
     inputs_when: dict[str, str] = Field(default_factory=dict)
     prompt_inputs: dict[str, tuple[str, ...]]
     batched_inputs: tuple[str, ...]
+    whole_inputs: tuple[str, ...] = ()
+    refused_inputs: dict[str, str] = Field(default_factory=dict)
     blocks: tuple[str, ...]
     carried: tuple[str, ...]
+    block_arguments: tuple[str, ...] = ()
     splits: tuple[Split, ...]
+    counts: tuple[Count, ...] = ()
+    adapters: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     gathers: tuple[Gather, ...]
     self_attentions: tuple[SelfAttention, ...] = ()
     rows: Rows | None = None
@@ -162,9 +185,24 @@ class ModelFamily(Noun):
     projection: str | None = None
 
     @property
-    def listed_inputs(self) -> frozenset[str]:
-        """The inputs that have a tensor for each sample; then the output has one too."""
-        return frozenset(name for name, kind in self.input_kinds.items() if kind == "list")
+    def inputs_by_sample(self) -> frozenset[str]:
+        """The inputs that are lists with an entry for each sample."""
+        kinds = ("list", "sizes")
+        return frozenset(name for name, kind in self.input_kinds.items() if kind in kinds)
+
+    @property
+    def named_inputs(self) -> frozenset[str]:
+        """The root's arguments, or items of them, of which the family says what ranks get."""
+        cut = (split.name for split in self.splits if split.place == "input")
+        return frozenset((*self.batched_inputs, *self.whole_inputs, *cut, "return_dict"))
+
+    @property
+    def named_arguments(self) -> frozenset[str]:
+        """The arguments of blocks of which the family says what ranks get."""
+        found = {split.name for split in self.splits if split.place in ("entry", "every")}
+        found |= {*self.carried, *self.block_arguments, *(count.name for count in self.counts)}
+        found |= {part.argument for part in (self.rows, self.text_mask) if part}
+        return frozenset(found | ({self.long_skips} if self.long_skips else set()))
 
     @property
     def splits_text(self) -> bool:
@@ -176,7 +214,7 @@ class ModelFamily(Noun):
         return {
             name: dims
             for name, dims in self.inputs.items()
-            if name not in self.inputs_when or config[self.inputs_when[name]]
+            if name not in self.inputs_when or config.get(self.inputs_when[name])
         }
 
     def usual_of(self, config: Mapping[str, Any]) -> Usual:
@@ -196,12 +234,27 @@ class ModelFamily(Noun):
 
 @functools.cache
 def load_families() -> dict[str, ModelFamily]:
-    """All shipped families by transformer class name."""
+    """All shipped families by transformer class name.
+
+    Raises:
+        InputError: as `load_family`.
+    """
     families = {}
     for path in sorted(FAMILIES.glob("*.toml")):
-        family = validate(ModelFamily, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
+        family = load_family(path)
         families[family.transformer_class] = family
     return families
+
+
+def load_family(path: Path) -> ModelFamily:
+    """Reads a family.
+
+    Raises:
+        InputError: names the file, and the line or the field that is wrong.
+    """
+    where, remedy = path_text(path), "CONTRIBUTING.md says what a family holds"
+    text = read_text(path, "a family of models, in TOML")
+    return validate(ModelFamily, parse_toml(text, where, "family", remedy), where, remedy)
 
 
 def family_of(transformer_class: str) -> ModelFamily:
@@ -213,7 +266,8 @@ def family_of(transformer_class: str) -> ModelFamily:
     families = load_families()
     if transformer_class not in families:
         raise InputError(
-            f"{transformer_class}: no family describes this transformer class; there are "
-            f"{', '.join(families)} (CONTRIBUTING.md says how to add one)"
+            f"{one_line(transformer_class, 60)}: no family describes this transformer class; there "
+            f"are {', '.join(family.name for family in families.values())} (CONTRIBUTING.md says "
+            "how to add one)"
         )
     return families[transformer_class]

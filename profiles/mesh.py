@@ -2,22 +2,23 @@
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import cache
 
-from pydantic import PositiveInt
-
-from ditplan.profiles.record import Noun
+from ditplan.profiles.bounds import Degree
+from ditplan.profiles.record import FrozenModel
 
 AXES = ("dp", "cfg", "pipefusion", "ring", "ulysses")
 
 
-class Mesh(Noun):
+class Mesh(FrozenModel):
     """Degrees of parallelism; one rank for each coordinate (dp, cfg, pipefusion, ring, ulysses)."""
 
-    dp: PositiveInt = 1
-    cfg: PositiveInt = 1
-    pipefusion: PositiveInt = 1
-    ring: PositiveInt = 1
-    ulysses: PositiveInt = 1
+    dp: Degree = 1
+    cfg: Degree = 1
+    pipefusion: Degree = 1
+    ring: Degree = 1
+    ulysses: Degree = 1
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -70,3 +71,42 @@ class Mesh(Noun):
         for coordinate, rank in zip(self.coordinates(), placement, strict=True):
             members.setdefault(tuple(coordinate[i] for i in fixed), []).append(rank)
         return [tuple(group) for group in members.values()]
+
+
+def strides_of(mesh: Mesh, order: Sequence[str]) -> dict[str, int]:
+    """How far apart in rank neighbours along each axis are."""
+    strides, stride = {}, 1
+    for axis in reversed(order):
+        strides[axis] = stride
+        stride *= getattr(mesh, axis)
+    return strides
+
+
+def placement_of(mesh: Mesh, order: Sequence[str] = AXES) -> tuple[int, ...]:
+    """Ranks by mesh coordinate when the last axis of `order` has neighbouring ranks, the one
+    before the next, ...
+    """
+    strides, ranks = strides_of(mesh, order), [0]
+    for axis, degree in zip(AXES, mesh.degrees, strict=True):
+        stride = strides[axis]
+        ranks = [rank + stride * index for rank in ranks for index in range(degree)]
+    return tuple(ranks)
+
+
+def axis_orders(mesh: Mesh) -> tuple[tuple[str, ...], ...]:
+    """The orders of a mesh's split axes, the usual one first.
+
+    Axes of degree 1 stay where they are.
+    """
+    return _orders_of(tuple(i for i, degree in enumerate(mesh.degrees) if degree > 1))
+
+
+@cache
+def _orders_of(places: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    orders = []
+    for permutation in itertools.permutations(places):
+        order = list(AXES)
+        for place, source in zip(places, permutation, strict=True):
+            order[place] = AXES[source]
+        orders.append(tuple(order))
+    return tuple(orders)

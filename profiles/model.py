@@ -5,7 +5,22 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.bounds import (
+    MOST_BLOCKS,
+    MOST_OPERATIONS,
+    MOST_SECONDS,
+    Batch,
+    Blocks,
+    Degree,
+    Flops,
+    Frames,
+    MeasuredSeconds,
+    Parameters,
+    Pixels,
+    Tokens,
+    Width,
+)
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Dtype, Workload
 
@@ -24,15 +39,15 @@ AttentionKernel = Literal[
 """Which implementation computes self-attention on a device; `auto` leaves it to torch."""
 
 
-class Attention(Noun):
+class Attention(FrozenModel):
     """A self-attention of a block over the given segments of the sequence.
 
     One that is `linear` keeps a state of heads x (head_dim + 1) x head_dim float32 numbers for each
     sample, which ranks add up, and its FLOPs are among those for each token.
     """
 
-    heads: PositiveInt
-    head_dim: PositiveInt
+    heads: Width
+    head_dim: Width
     segments: tuple[str, ...]
     linear: bool = False
 
@@ -42,7 +57,7 @@ class Attention(Noun):
         return 4 * self.heads * (self.head_dim + 1) * self.head_dim if self.linear else 0
 
 
-class BlockRun(Noun):
+class BlockRun(FrozenModel):
     """`count` blocks of one structure in a row.
 
     FLOPs count a multiply-add as two. `image_flops` and `text_flops` are for each token of that
@@ -51,12 +66,12 @@ class BlockRun(Noun):
     """
 
     kind: str
-    count: PositiveInt
-    parameters: PositiveInt
-    image_flops: float = Field(ge=0)
-    text_flops: float = Field(ge=0)
-    fixed_flops: float = Field(ge=0)
-    operations: PositiveInt
+    count: Blocks
+    parameters: Parameters = Field(gt=0)
+    image_flops: Flops
+    text_flops: Flops
+    fixed_flops: Flops
+    operations: PositiveInt = Field(le=MOST_OPERATIONS)
     attentions: tuple[Attention, ...] = Field(min_length=1)
 
 
@@ -83,15 +98,15 @@ class ModelSpec(Record):
     scheduler_config: dict[str, Any]
     defaults: Workload
     guidance_scale: float = Field(ge=0)
-    pixels_per_token: PositiveInt
-    frames_per_token: PositiveInt = 1
-    blocks: tuple[BlockRun, ...] = Field(min_length=1)
-    outside_parameters: int = Field(ge=0)
-    outside_image_flops: float = Field(ge=0)
-    outside_text_flops: float = Field(ge=0)
-    encoder_parameters: int = Field(ge=0)
-    vae_parameters: int = Field(ge=0)
-    vae_flops_per_pixel: float = Field(ge=0)
+    pixels_per_token: Pixels
+    frames_per_token: Frames = 1
+    blocks: tuple[BlockRun, ...] = Field(min_length=1, max_length=MOST_BLOCKS)
+    outside_parameters: Parameters
+    outside_image_flops: Flops
+    outside_text_flops: Flops
+    encoder_parameters: Parameters
+    vae_parameters: Parameters
+    vae_flops_per_pixel: Flops
 
     @property
     def transformer_parameters(self) -> int:
@@ -135,7 +150,7 @@ class ModelSpec(Record):
         return workload.text_tokens if joint else 0
 
 
-class TimePoint(Noun):
+class TimePoint(FrozenModel):
     """One measured duration.
 
     `part` is a block kind or one of `outside` (everything in the transformer that is not a block),
@@ -149,17 +164,17 @@ class TimePoint(Noun):
     part: str
     mode: Mode = "eager"
     kernel: AttentionKernel = "auto"
-    batch: PositiveInt
-    image_tokens: int = Field(ge=0)
-    text_tokens: int = Field(ge=0)
-    key_tokens: int = Field(ge=0)
-    median_s: float = Field(gt=0)
-    p95_s: float = Field(gt=0)
-    host_s: float | None = Field(default=None, ge=0)
+    batch: Batch
+    image_tokens: Tokens
+    text_tokens: Tokens
+    key_tokens: Tokens
+    median_s: MeasuredSeconds
+    p95_s: MeasuredSeconds
+    host_s: float | None = Field(default=None, ge=0, le=MOST_SECONDS)
     runs: PositiveInt
 
 
-class PointRequest(Noun):
+class PointRequest(FrozenModel):
     """What the planner asks to be measured of every kind of block and of what is outside of them.
 
     `whole` is the workload's shape; the share of one sample's tokens that one rank holds follows
@@ -168,15 +183,15 @@ class PointRequest(Noun):
     to measure.
     """
 
-    batch: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
-    frames: PositiveInt = 1
+    batch: Batch
+    height: Pixels
+    width: Pixels
+    frames: Frames = 1
     image_tokens: PositiveInt
-    text_tokens: int = Field(ge=0)
-    side_tokens: int = Field(default=0, ge=0)
-    ranks: PositiveInt
-    key_ranks: PositiveInt
+    text_tokens: Tokens
+    side_tokens: Tokens = 0
+    ranks: Degree
+    key_ranks: Degree
     modes: tuple[Mode, ...] = ("eager",)
 
     @property

@@ -1,21 +1,23 @@
 """The execution plan: what is needed to run, why it was chosen, and what it should cost."""
 
+from dataclasses import fields
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
-from ditplan.profiles.model import AttentionKernel, Mode, Source
-from ditplan.profiles.record import Noun, Record, shortened
+from ditplan.profiles.model import Source
+from ditplan.profiles.plan_schema_1 import plan_of_schema_1
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 
 Fallback = Literal["eager", "refuse"]
-RingVariant = Literal["pass", "both-ways", "gather"]
 
 
-class PlannedTransformer(Noun):
+class PlannedTransformer(FrozenModel):
     """A transformer of the pipeline: the component's name, its class, the digest of its config."""
 
     component: str
@@ -23,7 +25,7 @@ class PlannedTransformer(Noun):
     config_hash: str
 
 
-class PlannedModel(Noun):
+class PlannedModel(FrozenModel):
     """The model a plan is for."""
 
     name: str
@@ -39,101 +41,7 @@ class PlannedModel(Noun):
         return cls(name=name, pipeline_class=pipeline_class, transformers=(transformer,))
 
 
-Schedule = Literal["linear", "folded"]
-Weights = Literal["replicated", "sharded"]
-
-
-class PipeFusion(Noun):
-    """Patch-level pipelining: how many blocks each stage has, patches the image is cut into.
-
-    With the "linear" schedule a patch comes by each stage once. With the "folded" one it goes
-    there and back: a stage has blocks and their mirrors, the last one what is in the middle. Of the
-    steps the first `warmup_steps` run the whole image, so that there are keys to start from.
-    """
-
-    blocks_per_stage: tuple[PositiveInt, ...] = Field(min_length=2)
-    patches: PositiveInt
-    warmup_steps: PositiveInt
-    schedule: Schedule = "linear"
-
-    @model_validator(mode="after")
-    def _folds_in_the_middle(self) -> Self:
-        odd = [count for count in self.blocks_per_stage[:-1] if count % 2]
-        if self.schedule == "folded" and odd:
-            raise ValueError(
-                f"a stage of {odd[0]} blocks can't have as many on the way there as on the way "
-                "back: in a folded schedule all stages but the last need an even number"
-            )
-        return self
-
-    def visits(self, stage: int) -> tuple[range, ...]:
-        """The blocks of a stage, for each time that a patch comes by."""
-        before = sum(self.blocks_per_stage[:stage])
-        count = self.blocks_per_stage[stage]
-        if self.schedule == "linear":
-            return (range(before, before + count),)
-        first, end = before // 2, sum(self.blocks_per_stage) - before // 2
-        if stage == len(self.blocks_per_stage) - 1:
-            return (range(first, end),)
-        half = count // 2
-        return range(first, first + half), range(end - half, end)
-
-    def __str__(self) -> str:
-        """Such as `4 patches, 1 warm-up step, stages of 6 + 6 + 6 + 6 blocks`."""
-        patches = f"{self.patches} patch{'es' if self.patches > 1 else ''}"
-        warmup = f"{self.warmup_steps} warm-up step{'s' if self.warmup_steps > 1 else ''}"
-        folded = "folded " if self.schedule == "folded" else ""
-        blocks = " + ".join(map(str, self.blocks_per_stage))
-        return f"{patches}, {warmup}, {folded}stages of {blocks} blocks"
-
-
-class TaylorSeer(Noun):
-    """A step cache: most steps extrapolate the transformer's prediction instead of computing it.
-
-    The first `full_steps` compute, later ones as diffusers' `TaylorSeerCacheConfig` has it: step
-    `full_steps` + 1 and each `interval`-th from there. `order` is that of the extrapolation: 0
-    repeats the last prediction. Source: arXiv 2503.06923.
-    """
-
-    name: Literal["taylorseer"] = "taylorseer"
-    interval: PositiveInt
-    full_steps: PositiveInt = 3
-    order: NonNegativeInt = 1
-
-    def computes(self, step: int) -> bool:
-        """Whether a step, counted from 0, runs the transformer."""
-        return step < self.full_steps or (step - self.full_steps - 1) % self.interval == 0
-
-    def computed_steps(self, steps: int) -> int:
-        """How many of so many steps run the transformer."""
-        return sum(self.computes(step) for step in range(steps))
-
-    def __str__(self) -> str:
-        """Such as `taylorseer interval 3 after 3, order 1`."""
-        return f"{self.name} interval {self.interval} after {self.full_steps}, order {self.order}"
-
-
-class Execution(Noun):
-    """How each rank runs its share.
-
-    What can't be compiled or captured falls back to eager with a warning, or with `fallback`
-    "refuse" ends the run with the reason. `ring` says how a ring's keys and values get about:
-    passed on from rank to rank, one way or both ways at once, or gathered from all ranks first.
-    With "sharded" weights ranks that run the same blocks have a piece of each, which they gather
-    when it runs.
-    """
-
-    mode: Mode = "eager"
-    fallback: Fallback = "eager"
-    attention: AttentionKernel = "auto"
-    ring: RingVariant = "pass"
-    weights: Weights = "replicated"
-    quantization: None = None
-    offload: None = None
-    vae: Literal["first-rank"] = "first-rank"
-
-
-class Quality(Noun):
+class Quality(FrozenModel):
     """Whether a plan equals one device up to rounding.
 
     If not, `relative_l2` is the measured relative L2 distance of the final latents.
@@ -150,7 +58,7 @@ class Quality(Noun):
         return self
 
 
-class Prediction(Noun):
+class Prediction(FrozenModel):
     """What the cost model expects.
 
     `parts` are the seconds of the denoising loop by cause and sum to `latency_s`. `latency_s` is
@@ -167,7 +75,7 @@ class Prediction(Noun):
     source: Source
 
 
-class Measurement(Noun):
+class Measurement(FrozenModel):
     """Real runs of the denoising loop."""
 
     latency_s: float = Field(gt=0)
@@ -177,21 +85,17 @@ class Measurement(Noun):
     devices: str
 
 
-class RunnerUp(Noun):
+class RunnerUp(FrozenModel):
     """A plan that lost, and why."""
 
-    mesh: Mesh
-    placement: tuple[int, ...]
-    mode: Mode
-    pipefusion: PipeFusion | None = None
-    step_cache: TaylorSeer | None = None
+    configuration: Configuration
     predicted_s: float
     measured_s: float | None
     memory_bytes: PositiveInt
     reason: str
 
 
-class Fingerprint(Noun):
+class Fingerprint(FrozenModel):
     """Where the plan holds: cluster, device names by rank, kinds of link, software versions."""
 
     cluster: str
@@ -201,30 +105,32 @@ class Fingerprint(Noun):
 
 
 class ExecutionPlan(Record):
-    """One plan; `placement` lists the global rank of each mesh coordinate, last axis fastest.
+    """One plan: the configuration to run, for which model and workload, why, and where it holds.
 
-    `token_shares` are in what proportion the ranks of a sequence share its tokens, one for each
-    coordinate (ring, ulysses), last axis fastest; None for equal shares. Heads follow them. A plan
-    with a `step_cache` isn't exact.
+    What can't be compiled or captured falls back to eager with a warning, or with `fallback`
+    "refuse" ends the run with the reason. A plan with a step cache isn't exact.
     """
 
     kind: ClassVar[str] = "plan"
     made_by: ClassVar[str] = "ditplan tune"
+    newest_schema: ClassVar[int] = 2
 
+    schema_version: int = 2
     model: PlannedModel
     workload: Workload
     backend: str
-    mesh: Mesh
-    placement: tuple[NonNegativeInt, ...]
-    token_shares: tuple[PositiveInt, ...] | None = None
-    pipefusion: PipeFusion | None
-    step_cache: TaylorSeer | None = None
-    execution: Execution
+    configuration: Configuration
+    fallback: Fallback = "eager"
     quality: Quality
     prediction: Prediction | None
     measurement: Measurement | None
     runner_ups: tuple[RunnerUp, ...]
     fingerprint: Fingerprint
+
+    @property
+    def mesh(self) -> Mesh:
+        """The configuration's."""
+        return self.configuration.mesh
 
     @model_validator(mode="before")
     @classmethod
@@ -236,66 +142,40 @@ class ExecutionPlan(Record):
             )
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_schema_1(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("schema_version", 1) == 1 and "mesh" in data:
+            return plan_of_schema_1(data)
+        return data
+
     @model_validator(mode="after")
-    def _placement_fits_mesh(self) -> Self:
-        ranks = len(self.placement)
-        if ranks != self.mesh.size or sorted(self.placement) != list(range(ranks)):
+    def _is_sound(self) -> Self:
+        for one in (self.configuration, *(other.configuration for other in self.runner_ups)):
+            if why := one.why_unsound():
+                raise ValueError(why)
+        if (cache := self.configuration.step_cache) and self.quality.exact:
             raise ValueError(
-                f"the placement must name the ranks 0 to {self.mesh.size - 1} of mesh {self.mesh} "
-                f"once each, it is {shortened(list(self.placement))}"
-            )
-        shares, ranks = self.token_shares, self.mesh.sequence_parallel
-        if shares is not None and len(shares) != ranks:
-            raise ValueError(
-                f"the token shares must be {ranks}, one for each rank of a sequence (ring x "
-                f"ulysses of mesh {self.mesh}), they are {shortened(list(shares))}; leave them out "
-                "for equal ones"
-            )
-        stages = len(self.pipefusion.blocks_per_stage) if self.pipefusion else 1
-        if stages != self.mesh.pipefusion:
-            raise ValueError(
-                f"the mesh has {self.mesh.pipefusion} pipefusion stages, the pipefusion part has "
-                f"{stages}"
+                f"the plan has a step cache ({cache}), which is an approximation, and its quality "
+                "says exact; set `exact` to false"
             )
         return self
 
-    @model_validator(mode="after")
-    def _weights_can_be_shared_out(self) -> Self:
-        if self.execution.weights == "replicated":
-            return self
-        if self.mesh.size == self.mesh.pipefusion:
-            raise ValueError(
-                f"weights are shared out over dp, cfg, ring and ulysses, of which mesh {self.mesh} "
-                'has none; leave weights at "replicated"'
-            )
-        if "graph" in self.execution.mode:
-            raise ValueError(
-                f"weights that are shared out can't be gathered in mode {self.execution.mode}; use "
-                "eager or compile"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _step_cache_fits(self) -> Self:
-        if self.step_cache and self.pipefusion:
-            raise ValueError(
-                "a step cache can't be combined with pipefusion: stages hold stale keys of the "
-                "last step, and a step that is left out renews none; leave one of them out"
-            )
-        if self.step_cache and self.quality.exact:
-            raise ValueError(
-                f"the plan has a step cache ({self.step_cache}), which is an approximation, and "
-                "its quality says exact; set `exact` to false"
-            )
-        return self
+    def configured(self, **changes: Any) -> Self:
+        """The plan with other parts of its configuration, checked as when it is loaded."""
+        parts = {
+            part.name: getattr(self.configuration, part.name) for part in fields(Configuration)
+        }
+        return type(self).model_validate({**dict(self), "configuration": parts | changes})
 
     def blocks_of(self, rank: int) -> tuple[int, ...] | None:
         """The blocks that a rank runs; None for all of them."""
-        if self.pipefusion is None or rank not in self.placement:
+        part, placement = self.configuration.pipefusion, self.configuration.placement
+        if part is None or rank not in placement:
             return None
-        coordinate = self.mesh.coordinates()[self.placement.index(rank)]
+        coordinate = self.mesh.coordinates()[placement.index(rank)]
         stage = coordinate[AXES.index("pipefusion")]
-        return tuple(block for visit in self.pipefusion.visits(stage) for block in visit)
+        return tuple(block for visit in part.visits(stage) for block in visit)
 
     def require_ranks(self, ranks: int) -> None:
         """Refuses to run on another number of ranks.
@@ -368,27 +248,19 @@ def bare_plan(
     model: PlannedModel,
     workload: Workload,
     mesh: Mesh,
-    *,
-    execution: Execution | None = None,
-    pipefusion: PipeFusion | None = None,
     placement: tuple[int, ...] | None = None,
-    token_shares: tuple[int, ...] | None = None,
-    step_cache: TaylorSeer | None = None,
+    **parts: Any,
 ) -> ExecutionPlan:
     """A plan that no search has made, without numbers, for any devices; ranks in the usual order
-    without a `placement`, equal parts of the sequence without `token_shares`.
+    without a `placement`. `parts` are further ones of its `Configuration`.
     """
+    configuration = Configuration(mesh, placement or tuple(range(mesh.size)), **parts)
     return ExecutionPlan(
         model=model,
         workload=workload,
         backend="native",
-        mesh=mesh,
-        placement=placement or tuple(range(mesh.size)),
-        token_shares=token_shares,
-        pipefusion=pipefusion,
-        step_cache=step_cache,
-        execution=execution or Execution(),
-        quality=Quality(exact=pipefusion is None and step_cache is None),
+        configuration=configuration,
+        quality=Quality(exact=not (configuration.pipefusion or configuration.step_cache)),
         prediction=None,
         measurement=None,
         runner_ups=(),

@@ -2,26 +2,27 @@
 
 from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from ditplan.profiles.plan import TaylorSeer
-from ditplan.profiles.record import Noun, Record
+from ditplan.profiles.bounds import Patches, Steps
+from ditplan.profiles.configuration import TaylorSeer
+from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 
 
-class QualityPoint(Noun):
+class QualityPoint(FrozenModel):
     """PipeFusion with so many patches and warm-up steps, whatever the stages: these don't matter.
 
     `relative_l2` is the L2 distance of the final latents from those of one device over their norm,
     the mean of the samples.
     """
 
-    patches: PositiveInt
-    warmup_steps: PositiveInt
+    patches: Patches
+    warmup_steps: Steps
     relative_l2: float = Field(ge=0)
 
 
-class StepCachePoint(Noun):
+class StepCachePoint(FrozenModel):
     """An otherwise exact plan with a step cache; the mesh doesn't matter. Distances as above."""
 
     step_cache: TaylorSeer

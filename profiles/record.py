@@ -1,25 +1,36 @@
 """Records: frozen models, saved whole or not at all, whose loading errors name the field."""
 
-import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.bounds import unit_of
+from ditplan.profiles.errors import LONGEST_MESSAGE, InputError
+from ditplan.profiles.files import field_text, parse_json, path_text, read_text
 
 
-class Noun(BaseModel):
+class FrozenModel(BaseModel):
     """A value: immutable, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values in some fields.
 
-class Record(Noun):
+        Raises:
+            TypeError: there is no such field, which pydantic's own wouldn't say.
+        """
+        if unknown := set(update or ()) - set(type(self).model_fields):
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        return super().model_copy(update=update, deep=deep)
+
+
+class Record(FrozenModel):
     """A noun with a file of its own: JSON with a `schema_version`."""
 
     kind: ClassVar[str]
@@ -41,24 +52,17 @@ class Record(Noun):
         """Reads a record.
 
         Raises:
-            InputError: no such file, not JSON (truncated), a newer schema, or a wrong field; it is
-                named.
+            InputError: no such file, not a regular one or too large, not JSON (truncated), a newer
+                schema, or a wrong field; it is named.
         """
-        path = Path(path)
-        return cls.from_json(read_text(path, f"{cls.kind} made with `{cls.made_by}`"), str(path))
+        text = read_text(Path(path), f"a {cls.kind} made with `{cls.made_by}`")
+        return cls.from_json(text, path_text(path))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Self:
         """Parses a record; `where` names the text's origin in error messages."""
         remedy = f"make it again with `{cls.made_by}`"
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            fault = "is cut off" if _is_cut_off(text, error) else "is not JSON"
-            raise InputError(
-                f"{where}: line {error.lineno}, column {error.colno}: this {cls.kind} {fault} "
-                f"({error.msg}); {remedy}"
-            ) from None
+        data = parse_json(text, where, cls.kind, f"correct it or {remedy}", broken=remedy)
         if not isinstance(data, dict):
             raise InputError(
                 f"{where}: a {cls.kind} is a JSON object, this is a {type(data).__name__}; {remedy}"
@@ -72,16 +76,7 @@ class Record(Noun):
         return validate(cls, data, where, f"correct it or {remedy}")
 
 
-def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
-    """Whether JSON that can't be parsed looks like the start of an object that was whole once."""
-    if not text.lstrip().startswith("{"):
-        return not text.strip()
-    text = text.rstrip()
-    at_the_end = error.pos >= len(text) or error.msg.startswith("Unterminated string")
-    return at_the_end or not text.endswith("}")
-
-
-N = TypeVar("N", bound=Noun)
+N = TypeVar("N", bound=FrozenModel)
 
 
 def validate(cls: type[N], data: Any, where: str, remedy: str = "") -> N:
@@ -94,37 +89,64 @@ def validate(cls: type[N], data: Any, where: str, remedy: str = "") -> N:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        at = f"{where}: field {field}" if field else where
-        says_input = field and first["type"] != "missing"
-        given = f" (given: {shortened(first['input'])})" if says_input else ""
-        more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-        fault = first["msg"].removeprefix("Value error, ")
         then = f"; {remedy}" if remedy else ""
-        raise InputError(f"{at}: {fault}{given}{more}{then}") from None
+        # what is wrong gets the room that the place and the remedy leave of a message
+        room = LONGEST_MESSAGE - len(where) - len(then) - 2
+        raise InputError(f"{where}: {_faults_of(error, room)}{then}") from None
+
+
+def _faults_of(error: ValidationError, room: int) -> str:
+    """All fields that are missing, and the first that is wrong with what was given."""
+    faults = error.errors(include_url=False)
+    missing = [fault["loc"] for fault in faults if fault["type"] == "missing"]
+    # a list whose items are wrong is said to be too short as well
+    owners = {fault["loc"][:depth] for fault in faults for depth in range(1, len(fault["loc"]))}
+    wrong = [
+        fault
+        for fault in faults
+        if fault["type"] != "missing"
+        and not (fault["type"] == "too_short" and fault["loc"] in owners)
+    ]
+    texts = []
+    if wrong:
+        fault = wrong[0]
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"].startswith(("greater_than", "less_than")):
+            message += f" {unit_of(str(fault['loc'][-1]))}".rstrip()
+        given = f" (given: {shortened(fault['input'])})" if fault["loc"] else ""
+        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        texts.append(f"{field_text(fault['loc'])}{message}{given}{more}")
+    if missing:
+        texts.insert(0, _missing_text(missing, room - sum(map(len, texts)) - 30))
+    return "; ".join(texts)
+
+
+def _missing_text(places: list[tuple[int | str, ...]], room: int) -> str:
+    """Such as `fields hosts.0.name, .devices, links.0.kind: Field required`.
+
+    A dot stands for the owner that the field before it has. What is missing in several items of a
+    list is named once.
+    """
+    first = dict[tuple[object, ...], tuple[int | str, ...]]()
+    for place in places:
+        first.setdefault(tuple("*" if isinstance(p, int) else p for p in place), place)
+    names, owner = list[str](), tuple[int | str, ...]()
+    for place in first.values():
+        name = ".".join(map(str, place))
+        names.append(f".{place[-1]}" if place[:-1] == owner and owner else name)
+        owner = place[:-1]
+    shown = len(names)
+    while shown > 1 and len(", ".join(names[:shown])) > room:
+        shown -= 1
+    more = f" and {len(places) - shown} more" if len(places) > shown else ""
+    plural = "s" if len(places) > 1 else ""
+    return f"field{plural} {', '.join(names[:shown])}{more}: Field required"
 
 
 def shortened(value: Any, limit: int = 80) -> str:
     """A value for an error message: its repr, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def read_text(path: Path, kind: str) -> str:
-    """The text of a file the user named.
-
-    Raises:
-        InputError: it doesn't exist, is a folder, can't be read or isn't UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a {kind}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: this is a folder; expected a {kind} file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read as a {kind}: {error}") from None
 
 
 def write_atomically(path: Path, text: str) -> Path:

@@ -10,7 +10,7 @@ def split_sizes(total: int, parts: int, shares: Sequence[int] | None = None) -> 
     >>> split_sizes(333, 4)
     (84, 83, 83, 83)
     >>> split_sizes(333, 3, (3, 1, 2))
-    (166, 56, 111)
+    (167, 55, 111)
 
     Raises:
         ValueError: fewer than one part, or fewer items than parts.

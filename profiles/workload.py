@@ -2,15 +2,14 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
-
-from ditplan.profiles.record import Noun
+from ditplan.profiles.bounds import Batch, Frames, Passes, Pixels, Steps, Tokens
+from ditplan.profiles.record import FrozenModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-class Workload(Noun):
+class Workload(FrozenModel):
     """One kind of request.
 
     `passes` is how often the transformer sees a latent in each step: 1 without classifier-free
@@ -18,14 +17,14 @@ class Workload(Noun):
     multiplies it.
     """
 
-    height: PositiveInt
-    width: PositiveInt
-    frames: PositiveInt = 1
-    steps: PositiveInt
-    passes: PositiveInt = 1
-    text_tokens: int = Field(ge=0)
-    condition_tokens: int = Field(default=0, ge=0)
-    batch: PositiveInt = 1
+    height: Pixels
+    width: Pixels
+    frames: Frames = 1
+    steps: Steps
+    passes: Passes = 1
+    text_tokens: Tokens
+    condition_tokens: Tokens = 0
+    batch: Batch = 1
     dtype: Dtype = "bfloat16"
 
     @property

@@ -6,8 +6,8 @@ import torch.distributed as dist
 
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inventory import common_link_kind, device_name, link_kind
-from ditplan.runtime.launch import environment
+from ditplan.runtime.ranks.devices import common_link_kind, device_name, link_kind
+from ditplan.runtime.ranks.pool import environment
 
 
 def require_fit(plan: ExecutionPlan, context: RankContext) -> None:

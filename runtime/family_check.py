@@ -4,11 +4,11 @@
 `profiles/families/` and a small config of the class (JSON): a few blocks, few heads.
 """
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,19 +21,23 @@ from ditplan.profiles.family import FAMILIES, ModelFamily, load_families
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.calls import PASSES
+from ditplan.runtime.batch.call_check import defaults_of, described, given_values
+from ditplan.runtime.batch.call_split import PASSES
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import config_digest, diffusers_class, plain_config, read_json
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.modules import names_arguments, sample_of
+from ditplan.runtime.models.folder import read_json
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.inspection import config_digest, diffusers_class, plain_config
+from ditplan.runtime.models.loading import random_model
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import random_model
-from ditplan.runtime.sequence import apply_splits, matching_modules, submodule
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.sequence.hooks import apply_splits
+from ditplan.runtime.takeover import matching_modules, names_arguments, sample_of, submodule
 
 EXACT = 1e-4
-TEXT_TOKENS, FRAMES, ROWS, COLUMNS = 11, 2, 7, 9
+SAMPLES, TEXT_TOKENS, FRAMES, ROWS, COLUMNS = 3, 11, 2, 7, 9
 """No two of the lengths that follow are equal: a tensor's dim says what it runs along."""
+
+MORE_ROWS = 10
 
 SECONDS = 300.0
 
@@ -43,7 +47,12 @@ def check_family(family: ModelFamily, config: Mapping[str, Any]) -> list[str]:
     model = _model(family, config)
     wrong = list(_unknown_names(model, family))
     if not wrong:
-        wrong = [*_unreached(model, family), *_uncut(model, family)]
+        wrong = [
+            *_unreached(model, family),
+            *_unnamed(model, family),
+            *_counting(model, family),
+            *_uncut(model, family),
+        ]
     return wrong or _differing(family, config)
 
 
@@ -54,17 +63,17 @@ def _model(family: ModelFamily, config: Mapping[str, Any]) -> Any:
     return random_model(family.transformer_class, whole, torch.device("cpu"), torch.float32)
 
 
-def _inputs(model: Any, family: ModelFamily, seed: int = 0) -> dict[str, Any]:
+def _inputs(model: Any, family: ModelFamily, seed: int = 0, rows: int = ROWS) -> dict[str, Any]:
     frames = FRAMES if family.frames_per_latent > 1 else 1
-    size = (frames, ROWS, COLUMNS)
-    sizes = InputShape.of_tokens(family, model.config, 2, TEXT_TOKENS, size)
+    size = (frames, rows, COLUMNS)
+    sizes = InputShape.of_tokens(family, model.config, SAMPLES, TEXT_TOKENS, size)
     shapes = family.inputs_of(model.config)
     device = torch.device("cpu")
     return random_inputs(shapes, sizes, model.config, device, torch.float32, seed, family)
 
 
 def _unknown_names(model: nn.Module, family: ModelFamily) -> Iterator[str]:
-    taken = set(inspect.signature(type(model).forward).parameters)
+    taken = set(signature(type(model).forward).parameters)
     paths = [(split.name, "splits") for split in family.splits if split.place == "output"]
     paths += [(gather.name, "gathers") for gather in family.gathers]
     paths += [(path, "blocks") for path in family.blocks]
@@ -79,7 +88,9 @@ def _unknown_names(model: nn.Module, family: ModelFamily) -> Iterator[str]:
     attended = {segment for one in family.self_attentions for segment in one.segments}
     for segment in sorted(attended - {split.segment for split in family.splits}):
         yield f"splits: self-attention is over {segment}, which none of them cuts"
-    names = {(name, "batched_inputs") for name in family.batched_inputs}
+    names = {(name.partition(".")[0], "batched_inputs") for name in family.batched_inputs}
+    names |= {(name.partition(".")[0], "whole_inputs") for name in family.whole_inputs}
+    names |= {(name, "refused_inputs") for name in family.refused_inputs}
     names |= {(name.partition(".")[0], "inputs") for name in family.inputs}
     names |= {(split.name, "splits") for split in family.splits if split.place == "input"}
     for name, where in sorted(names):
@@ -108,10 +119,67 @@ def _unreached(model: Any, family: ModelFamily) -> Iterator[str]:
     for name, _ in blocks:
         if name not in called:
             yield f"blocks: a forward doesn't call {name}"
-    for name, value in inputs.items():
-        batched = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == 2
-        if batched and name not in family.batched_inputs:
+    for name, value in given_values(inputs, family.named_inputs, {}):
+        of_samples = isinstance(value, torch.Tensor) and value.ndim > 0
+        of_samples = of_samples or isinstance(value, list)
+        if of_samples and len(value) == SAMPLES and name not in family.batched_inputs:
             yield f"batched_inputs: {name} has a batch dim and isn't among them"
+
+
+def unnamed_inputs(model_class: type[nn.Module], family: ModelFamily) -> list[str]:
+    """The arguments of a transformer's forward of which the family doesn't say what ranks get."""
+    names = {name.partition(".")[0] for name in family.named_inputs | set(family.refused_inputs)}
+    return [
+        name for name in list(signature(model_class.forward).parameters)[1:] if name not in names
+    ]
+
+
+def _unnamed(model: Any, family: ModelFamily) -> Iterator[str]:
+    """Arguments, of the root and of blocks, of which the family doesn't say what ranks get."""
+    for name in unnamed_inputs(type(model), family):
+        yield (
+            f"whole_inputs: {name} of the forward is neither among them nor among batched_inputs, "
+            "splits and refused_inputs"
+        )
+    for (path, name), value in _block_arguments(model, family, ROWS).items():
+        if name not in family.named_arguments:
+            yield (
+                f"block_arguments: {name} of {path} ({described(value)}) is neither among them nor "
+                "among carried, splits and counts"
+            )
+
+
+def _counting(model: Any, family: ModelFamily) -> Iterator[str]:
+    """Numbers that blocks are given and that go by how many tokens there are."""
+    cut = {count.name for count in family.counts} | {family.rows.argument if family.rows else ""}
+    more = _block_arguments(model, family, MORE_ROWS)
+    for (path, name), value in _block_arguments(model, family, ROWS).items():
+        other = more.get((path, name))
+        if isinstance(value, int) and other != value and name not in cut:
+            yield f"counts: {name} of {path} goes by the number of tokens ({value}, {other})"
+
+
+def _block_arguments(model: Any, family: ModelFamily, rows: int) -> dict[tuple[str, str], Any]:
+    """What the blocks of each list are given in a forward, the last that isn't None."""
+    found: dict[tuple[str, str], Any] = {}
+    with ExitStack() as undo:
+        for path in family.blocks:
+            for block in submodule(model, path).children():
+
+                def note(
+                    block: nn.Module,
+                    args: Any,
+                    kwargs: dict[str, Any],
+                    path: str = path,
+                ) -> None:
+                    given = names_arguments(block)(*args, **kwargs)
+                    values = given_values(given, frozenset(given), defaults_of(block))
+                    found.update({(path, name): value for name, value in values})
+
+                undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        with torch.no_grad():
+            model(**_inputs(model, family, rows=rows))
+    return found
 
 
 def _uncut(model: Any, family: ModelFamily) -> Iterator[str]:

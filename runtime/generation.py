@@ -12,24 +12,24 @@ import torch
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Noun, replacing
+from ditplan.profiles.record import FrozenModel, replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission import require_fit
-from ditplan.runtime.denoising import DenoisingClock
+from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inspection import block_paths
-from ditplan.runtime.native import parallelize, sharers_of
-from ditplan.runtime.pipelines import (
+from ditplan.runtime.models.loading import (
     call_arguments,
     load_pipeline,
     pictures_of,
     prompt_embeddings,
 )
+from ditplan.runtime.native import parallelize, weight_group_of
+from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
 WARMUP_STEPS = 2
 
 
-class RankRun(Noun):
+class RankRun(FrozenModel):
     """One run on one rank; the memory is the device's peak, on CPUs the process's."""
 
     latency_s: float
@@ -51,13 +51,13 @@ def measure_plan(
     workload = plan.workload
     pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         embeddings = prompt_embeddings(spec, workload, context.device, seed=1)
         warm = context.kept.setdefault("warm plans", set())
-        key = (plan.mesh, plan.placement, plan.pipefusion, plan.execution, workload)
+        key = (plan.configuration, workload)
         # graphs are gone when their plan isn't in force; compiled code and loaded kernels stay
-        if key not in warm or "graph" in plan.execution.mode:
+        if key not in warm or "graph" in plan.configuration.mode:
             _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
@@ -86,13 +86,13 @@ def generate(
     workload = plan.workload
     pipeline = _kept_pipeline(context, spec, weights, plan)
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         words: dict[str, Any] = {"prompt": [prompt] * workload.batch}
         if weights is None:
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
-        first = context.rank == plan.placement[0]
+        first = context.rank == plan.configuration.placement[0]
         _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
@@ -117,7 +117,7 @@ def save_pictures(images: list[Any], out: Path) -> None:
 
 def _warmup_steps(plan: ExecutionPlan) -> int:
     """So many that all is computed once that compiles or is captured: with patches, those too."""
-    of_patches = plan.pipefusion.warmup_steps if plan.pipefusion else 0
+    of_patches = plan.configuration.pipefusion.warmup_steps if plan.configuration.pipefusion else 0
     return min(of_patches + WARMUP_STEPS, plan.workload.steps)
 
 
@@ -128,14 +128,14 @@ def _kept_pipeline(
 
     One that was loaded whole serves plans with stages as well.
     """
-    blocks, sharers = plan.blocks_of(context.rank), sharers_of(plan, context)
-    key = (spec.config_hash, weights, plan.workload.dtype, sharers and sharers.ranks)
+    blocks, weight_group = plan.blocks_of(context.rank), weight_group_of(plan, context)
+    key = (spec.config_hash, weights, plan.workload.dtype, weight_group and weight_group.ranks)
     if context.kept.get("pipeline key") not in ((*key, None), (*key, blocks)):
         if context.kept.pop("pipeline", None) is not None:
             # modules and their hooks refer to each other, so they don't go by themselves
             gc.collect()
         context.kept["pipeline"] = load_pipeline(
-            spec, weights, context.device, plan.workload.dtype, blocks, sharers
+            spec, weights, context.device, plan.workload.dtype, blocks, weight_group
         )
         context.kept["pipeline key"] = (*key, blocks)
     return context.kept["pipeline"]

@@ -1,6 +1,6 @@
 """What a rank knows of itself and of its process groups: objects that are passed on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -134,3 +134,7 @@ class RankContext:
     device: torch.device
     groups: GroupCache
     kept: dict[str, Any] = field(default_factory=dict)
+
+
+Work = Callable[[], object]
+"""What a rank computes while its tensors travel."""

@@ -1,7 +1,7 @@
 """The native backend: in which order parallelisms and execution modes are applied to a pipeline."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,51 +15,58 @@ from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
-from ditplan.runtime.attention import attend
-from ditplan.runtime.calls import apply_calls
-from ditplan.runtime.cfg import apply_cfg
+from ditplan.runtime.batch.batch_split import apply_cfg
+from ditplan.runtime.batch.call_check import CallCheck
+from ditplan.runtime.batch.call_split import apply_calls
+from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.collectives import all_gather_uneven
-from ditplan.runtime.compiling import CompiledBlocks
-from ditplan.runtime.exchange import CollectiveExchange, Exchange
-from ditplan.runtime.graphs import GraphedForward
+from ditplan.runtime.compilation.blocks import CompiledBlocks
+from ditplan.runtime.compilation.cuda_graphs import GraphedForward
+from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.inspection import block_paths, config_digest
-from ditplan.runtime.layout import Layout, Patches, SequenceGroups
-from ditplan.runtime.modules import replace_forward
-from ditplan.runtime.operators import AttentionOperator
-from ditplan.runtime.patches import REMEDY, apply_patches
-from ditplan.runtime.peer_memory import PeerExchange, can_write_to_peers
-from ditplan.runtime.pipe import Pipe, make_pipe
-from ditplan.runtime.pipefusion import StagePredictor, require_stages
-from ditplan.runtime.ring import RingRoom
-from ditplan.runtime.rows import RowOperators, apply_rows
-from ditplan.runtime.sequence import answer_attentions, apply_sequence_parallel
-from ditplan.runtime.sequence_attention import GatherKeys, SequenceAttention
-from ditplan.runtime.sharded_weights import ShardedWeights, shard, shards_of
-from ditplan.runtime.stale import KeyCache
+from ditplan.runtime.in_force import PlanInForce, require_neighbours
+from ditplan.runtime.models.inspection import config_digest
+from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
+from ditplan.runtime.pipefusion.route import StageRoute, make_route
+from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
+from ditplan.runtime.sequence.adapter_attention import AdapterAttention
+from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
+from ditplan.runtime.sequence.kernels import attend
+from ditplan.runtime.sequence.layout import Layout, Patches, SequenceGroups
+from ditplan.runtime.sequence.linear_attention import RowOperators, apply_rows
+from ditplan.runtime.sequence.peer_ulysses import PeerExchange
+from ditplan.runtime.sequence.ring import BidirectionalTransfer, RingBuffers, RingTransfer
+from ditplan.runtime.sequence.stale_kv import StaleKVCache
+from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
+from ditplan.runtime.sequence.usp import GatherKV, SequenceAttention
 from ditplan.runtime.step_cache import apply_step_cache
+from ditplan.runtime.takeover import inner_forward, replace_forward
+from ditplan.runtime.transport.mailbox import can_write_to_peers
+from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What a process keeps of a plan while another one is in force: compiled code stays valid.
 
-    `sharers` are the ranks that share a call's samples, `callers` those that share a step's calls.
-    `weight_sharers` are those that share out the weights of their blocks. `answers` are those to
-    the family's self-attentions, None where they are left to the model.
+    `batch_group` are the ranks that share a call's samples, `cfg_group` those that share a step's
+    calls, `weight_group` those that share out the weights of their blocks. `answers` are those to
+    the family's self-attentions, None where they are left to the model, `adapters` those to its
+    adapters.
     """
 
     family: ModelFamily
-    sharers: AxisGroup | None
-    callers: AxisGroup | None
-    weight_sharers: AxisGroup | None
+    batch_group: AxisGroup | None
+    cfg_group: AxisGroup | None
+    weight_group: AxisGroup | None
     layout: Layout | None
     answers: tuple[AttentionOperator, ...] | None
+    adapters: dict[str, AttentionOperator]
     rows: RowOperators | None
     blocks: CompiledBlocks
-    room: RingRoom
-    pipe: Pipe | None
-    cache: KeyCache | None
+    ring_buffers: RingBuffers
+    route: StageRoute | None
+    cache: StaleKVCache | None
 
 
 def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> ExitStack:
@@ -73,68 +80,99 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
     models = transformers_of(pipeline)
-    if plan.pipefusion and len(models) > 1:
+    if plan.configuration.pipefusion and len(models) > 1:
         raise InputError(
             f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
             f"of one; {REMEDY}"
         )
-    with ExitStack() as undo:
-        for model in models:
-            _parallelize(pipeline, model, plan, context, undo)
-        return undo.pop_all()
+    closing = ExitStack()
+
+    def apply(undo: ExitStack) -> None:
+        for model in models.values():
+            _parallelize(pipeline, model, plan, context, undo, closing)
+
+    in_force = PlanInForce(
+        pipeline,
+        models,
+        apply,
+        "graph" in plan.configuration.mode,
+        plan.configuration.pipefusion is not None,
+    )
+    with ExitStack() as failed:
+        failed.enter_context(closing)
+        in_force.open(closing)
+        failed.pop_all()
+    return closing
 
 
-def transformers_of(pipeline: Any) -> list[nn.Module]:
-    """A pipeline's transformers: Wan 2.2 has one for the first steps and one for the others."""
-    found = (getattr(pipeline, name, None) for name in ("transformer", "transformer_2"))
-    return [model for model in found if model is not None]
+def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
+    """A pipeline's transformers by its names for them: Wan 2.2 has one for the first steps and one
+    for the others.
+    """
+    found = {name: getattr(pipeline, name, None) for name in ("transformer", "transformer_2")}
+    return {name: model for name, model in found.items() if model is not None}
 
 
 def _parallelize(
-    pipeline: Any, model: Any, plan: ExecutionPlan, context: RankContext, undo: ExitStack
+    pipeline: Any,
+    model: Any,
+    plan: ExecutionPlan,
+    context: RankContext,
+    undo: ExitStack,
+    closing: ExitStack,
 ) -> None:
-    execution = plan.execution
+    """Puts a plan in force on one transformer, again where others have changed its modules.
+
+    Closing `undo` takes it away; what stays from one time to the next goes with `closing`.
+    """
+    mode = plan.configuration.mode
+    require_neighbours(model, plan)
     prepared = _prepared(model, plan, context)
-    may_fall_back = execution.fallback == "eager"
-    undo.callback(prepared.room.clear)
+    may_fall_back = plan.fallback == "eager"
+    undo.callback(prepared.ring_buffers.clear)
+    if prepared.layout or prepared.batch_group:
+        sharing = prepared.batch_group.size if prepared.batch_group else 1
+        CallCheck(model, prepared.family, sharing, bool(prepared.route)).apply(undo)
     _apply_sequence(model, prepared, undo)
-    shards = _shards(model, plan, prepared, context, undo)
-    if "compile" in execution.mode:
+    shards = _shards(model, plan, prepared, context, closing)
+    if "compile" in mode:
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
     if shards:
         shards.apply(undo)
-    if prepared.pipe:
+    if prepared.route:
         _apply_pipefusion(pipeline, plan, prepared, context, undo)
-    elif prepared.sharers:
-        apply_cfg(model, prepared.family, prepared.sharers, undo)
-    if "graph" in execution.mode and not prepared.pipe:
-        graphed = GraphedForward(model.forward, context.device, may_fall_back)
+    elif prepared.batch_group:
+        apply_cfg(model, prepared.family, prepared.batch_group, undo)
+    if "graph" in mode and not prepared.route:
+        graphed = GraphedForward(inner_forward(model), context.device, may_fall_back)
         replace_forward(model, graphed, undo)
         undo.callback(graphed.clear)
-    if plan.step_cache:
-        apply_step_cache(pipeline, model, plan.step_cache, undo)
-    if prepared.callers:
-        apply_calls(pipeline, model, prepared.family, prepared.callers, undo)
+    if plan.configuration.step_cache:
+        apply_step_cache(pipeline, model, plan.configuration.step_cache, undo)
+    if prepared.cfg_group:
+        apply_calls(pipeline, model, prepared.family, prepared.cfg_group, undo)
 
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:
     if prepared.layout and prepared.answers is not None:
         if prepared.rows:
             apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
-        apply_sequence_parallel(model, prepared.family, prepared.layout, prepared.answers, undo)
+        apply_sequence_parallel(
+            model, prepared.family, prepared.layout, prepared.answers, undo, prepared.adapters
+        )
     elif prepared.answers:
-        answer_attentions(model, prepared.family, prepared.answers, undo)
+        answer_attentions(model, prepared.family, prepared.answers, undo, prepared.adapters)
 
 
-def sharers_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
+def weight_group_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
     """The ranks among which the weights of this rank's blocks are shared out; None where they
     aren't. Every rank of the world asks.
     """
-    if plan.execution.weights == "replicated":
+    if plan.configuration.weights == "replicated":
         return None
     axes = tuple(axis for axis in AXES if axis != "pipefusion")
     # a group of its own: what is gathered waits for no other exchange
-    return context.groups.axis_group(plan.mesh, plan.placement, axes, "weights")
+    return context.groups.axis_group(plan.mesh, plan.configuration.placement, axes, "weights")
 
 
 def _shards(
@@ -144,7 +182,7 @@ def _shards(
     context: RankContext,
     undo: ExitStack,
 ) -> ShardedWeights | None:
-    if prepared.weight_sharers is None:
+    if prepared.weight_group is None:
         return None
     if (loaded := shards_of(model)) is not None:
         return loaded
@@ -154,13 +192,14 @@ def _shards(
         for number, path in enumerate(block_paths(model, prepared.family))
         if held is None or number in held
     ]
-    return shard(blocks, prepared.weight_sharers, context.device, undo)
+    return shard(model, blocks, prepared.weight_group, context.device, undo)
 
 
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
     family = _checked_family(model, plan, context)
     kept = context.kept.setdefault("prepared plans", WeakKeyDictionary()).setdefault(model, {})
-    key = (plan.mesh, plan.placement, plan.token_shares, plan.pipefusion, plan.execution)
+    # a step cache is outside of all that is prepared
+    key = replace(plan.configuration, step_cache=None)
     if key not in kept:
         kept[key] = _prepare(family, plan, context)
     found: Prepared = kept[key]
@@ -171,30 +210,35 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
     mesh, groups = plan.mesh, context.groups
     by_calls = family.guidance == "calls"
     shared = ("dp",) if by_calls else ("dp", "cfg")
-    sharers = groups.axis_group(mesh, plan.placement, shared)
-    callers = groups.axis_group(mesh, plan.placement, ("cfg",)) if by_calls else None
-    ring = groups.axis_group(mesh, plan.placement, ("ring",))
-    ulysses = groups.axis_group(mesh, plan.placement, ("ulysses",))
-    sequence = groups.axis_group(mesh, plan.placement, ("ring", "ulysses"))
-    part = plan.pipefusion
-    pipe = make_pipe(context, mesh, plan.placement, part) if part else None
+    batch_group = groups.axis_group(mesh, plan.configuration.placement, shared)
+    cfg_group = (
+        groups.axis_group(mesh, plan.configuration.placement, ("cfg",)) if by_calls else None
+    )
+    ring = groups.axis_group(mesh, plan.configuration.placement, ("ring",))
+    ulysses = groups.axis_group(mesh, plan.configuration.placement, ("ulysses",))
+    sequence = groups.axis_group(mesh, plan.configuration.placement, ("ring", "ulysses"))
+    part = plan.configuration.pipefusion
+    route = make_route(context, mesh, plan.configuration.placement, part) if part else None
     patches, cache = None, None
-    if pipe and plan.pipefusion:
+    if route and plan.configuration.pipefusion:
         patches = Patches("image", has_filler=family.needs_text)
-        cache = KeyCache(plan.pipefusion.patches)
-    layout, room = None, RingRoom()
+        cache = StaleKVCache(plan.configuration.pipefusion.patches)
+    layout, ring_buffers = None, RingBuffers()
     answers: tuple[AttentionOperator, ...] | None = None
-    if sequence or pipe:
+    if sequence or route:
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
-        layout = Layout(groups_of_sequence, plan.token_shares, patches)
-        shares = head_shares(plan.token_shares, mesh.ulysses)
+        layout = Layout(groups_of_sequence, plan.configuration.token_shares, patches)
+        shares = head_shares(plan.configuration.token_shares, mesh.ulysses)
         exchange = _exchange(ulysses, context, shares) if ulysses else None
-        gather_keys = None
+        gather_kv = None
         # masks and filler are of all keys at once
         whole = family.text_mask or (cache and family.needs_text)
-        if ring and (plan.execution.ring == "gather" or whole):
-            gather_keys = _key_gatherer(ring, context)
-        kernel = plan.execution.attention
+        if ring and (plan.configuration.ring == "gather" or whole):
+            gather_kv = _kv_gatherer(ring, context)
+        kernel = plan.configuration.attention
+        transfer = (
+            BidirectionalTransfer if plan.configuration.ring == "bidirectional" else RingTransfer
+        )
         answers = tuple(
             _distributed(
                 SequenceAttention(
@@ -202,27 +246,44 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
                     layout,
                     kernel,
                     exchange,
-                    gather_keys,
-                    room,
+                    gather_kv,
+                    ring_buffers,
                     cache,
                     number,
-                    both_ways=plan.execution.ring == "both-ways",
+                    transfer,
                 )
             )
             for number, declared in enumerate(family.self_attentions)
         )
-    elif plan.execution.attention != "auto":
-        kernel = plan.execution.attention
+    elif plan.configuration.attention != "auto":
+        kernel = plan.configuration.attention
         local = AttentionOperator(
             lambda query, key, value, scale: attend(query, key, value, scale, kernel),
             interleaved=False,
         )
         answers = (local,) * len(family.self_attentions)
-    weight_sharers = sharers_of(plan, context)
-    blocks = CompiledBlocks(answers or (), movable=weight_sharers is None)
+    adapters = {
+        name: AttentionOperator(
+            AdapterAttention(segments, layout, plan.configuration.attention), interleaved=False
+        )
+        for name, segments in family.adapters.items()
+    }
+    weight_group = weight_group_of(plan, context)
+    blocks = CompiledBlocks(answers or (), movable=weight_group is None)
     rows = RowOperators(sequence) if sequence and family.rows else None
     return Prepared(
-        family, sharers, callers, weight_sharers, layout, answers, rows, blocks, room, pipe, cache
+        family,
+        batch_group,
+        cfg_group,
+        weight_group,
+        layout,
+        answers,
+        adapters,
+        rows,
+        blocks,
+        ring_buffers,
+        route,
+        cache,
     )
 
 
@@ -239,26 +300,28 @@ def _apply_pipefusion(
     context: RankContext,
     undo: ExitStack,
 ) -> None:
-    if not (prepared.pipe and prepared.layout and prepared.cache and plan.pipefusion):
+    if not (
+        prepared.route and prepared.layout and prepared.cache and plan.configuration.pipefusion
+    ):
         return
     predictor = StagePredictor(
         pipeline.transformer,
         prepared.family,
-        prepared.pipe,
-        prepared.sharers,
+        prepared.route,
+        prepared.batch_group,
         prepared.layout,
         prepared.cache,
-        plan.pipefusion,
+        plan.configuration.pipefusion,
     )
     graphed = None
-    if "graph" in plan.execution.mode:
+    if "graph" in plan.configuration.mode:
         # the whole sequence and each patch, for the two calls a step that some pipelines make
-        visits = len(plan.pipefusion.visits(prepared.pipe.stage))
+        visits = len(plan.configuration.pipefusion.visits(prepared.route.stage))
         graphed = partial(
             GraphedForward,
             device=context.device,
-            may_fall_back=plan.execution.fallback == "eager",
-            most=2 * visits * (plan.pipefusion.patches + 1),
+            may_fall_back=plan.fallback == "eager",
+            most=2 * visits * (plan.configuration.pipefusion.patches + 1),
         )
     predictor.apply(undo, graphed)
     apply_patches(pipeline, predictor, undo)
@@ -272,9 +335,9 @@ def _exchange(
     return CollectiveExchange(group, head_shares)
 
 
-def _key_gatherer(group: AxisGroup, context: RankContext) -> GatherKeys:
+def _kv_gatherer(group: AxisGroup, context: RankContext) -> GatherKV:
     if can_write_to_peers(group, context):
-        return PeerExchange(group, context.device).gather_keys
+        return PeerExchange(group, context.device).gather_kv
 
     def gather(key: Any, value: Any, sizes: Any) -> Any:
         return (
@@ -289,7 +352,7 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     backend = find_backend(plan.backend)
     require_runtime(backend)
     kind: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
-    require_mode(backend, plan.execution.mode, kind)
+    require_mode(backend, plan.configuration.mode, kind)
     if context.world_size < plan.mesh.size:
         plan.require_ranks(context.world_size)
     name = type(model).__name__
@@ -297,9 +360,10 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     plan.require_model(name, config_digest(config))
     family = family_of(name)
     parts = plan.mesh.sequence_parallel * plan.mesh.pipefusion
-    if plan.step_cache and getattr(model, "is_cache_enabled", False):
+    cache = plan.configuration.step_cache
+    if cache and getattr(model, "is_cache_enabled", False):
         raise InputError(
-            f"{name} has a step cache enabled and the plan has its own ({plan.step_cache}): call "
+            f"{name} has a step cache enabled and the plan has its own ({cache}): call "
             "disable_cache() or use a plan without one"
         )
     if parts > 1 and getattr(model, "is_cache_enabled", False):
@@ -308,7 +372,7 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
             "blocks to leave out while others wait for it: call disable_cache() or use a plan with "
             "ring, ulysses and pipefusion of 1"
         )
-    if plan.pipefusion:
+    if plan.configuration.pipefusion:
         if family.guidance == "calls" and plan.mesh.cfg > 1:
             raise InputError(
                 f"{plan.model.name} makes a call for each pass, which can't be split over cfg "
@@ -319,5 +383,5 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
                 f"{plan.model.name} can't run with pipefusion: {family.no_pipefusion}; {REMEDY}"
             )
         blocks = len(block_paths(model, family))
-        require_stages(plan.pipefusion, blocks, family)
+        require_stages(plan.configuration.pipefusion, blocks, family)
     return family

@@ -6,8 +6,8 @@ returns: a compiled block or a captured graph beneath doesn't know of it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
@@ -15,8 +15,16 @@ import torch
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from torch import nn
 
-from ditplan.profiles.plan import TaylorSeer
-from ditplan.runtime.modules import as_output, names_arguments, replace_forward, replaced, sample_of
+from ditplan.profiles.configuration import TaylorSeer
+from ditplan.runtime.takeover import (
+    CurrentCall,
+    as_output,
+    inner_forward,
+    names_arguments,
+    replace_forward,
+    replaced,
+    sample_of,
+)
 
 
 class ExtrapolatedForward:
@@ -27,29 +35,19 @@ class ExtrapolatedForward:
     prompt and one without) are extrapolated apart.
     """
 
-    def __init__(self, model: nn.Module, cache: TaylorSeer) -> None:
+    def __init__(self, model: nn.Module, cache: TaylorSeer, call: CurrentCall) -> None:
         self._cache = cache
-        self._whole: Callable[..., Any] = model.forward
+        self._whole: Callable[..., Any] = inner_forward(model)
         self._named = names_arguments(model)
-        self._call = ""
+        self._call = call
         self._lists_samples = False
-        self._states: defaultdict[str, TaylorSeerState] = defaultdict(
+        self._states: defaultdict[str | None, TaylorSeerState] = defaultdict(
             lambda: TaylorSeerState(torch.float32, max_order=cache.order)
         )
 
-    @contextmanager
-    def context(self, own: Callable[..., Any], name: str, **kwargs: Any) -> Iterator[None]:
-        """The transformer's own `cache_context`, whose name says which call is made."""
-        self._call = name
-        try:
-            with own(name, **kwargs):
-                yield
-        finally:
-            self._call = ""
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the transformer returns, or would by what it returned before."""
-        state = self._states[self._call]
+        state = self._states[self._call.name]
         state.current_step += 1
         if not self._cache.computes(state.current_step):
             found = state.predict()
@@ -71,7 +69,8 @@ def apply_step_cache(pipeline: Any, model: nn.Module, cache: TaylorSeer, undo: E
 
     Steps are counted from where the pipeline sets the timesteps of its scheduler.
     """
-    extrapolated = ExtrapolatedForward(model, cache)
+    call = CurrentCall()
+    extrapolated = ExtrapolatedForward(model, cache, call)
     scheduler = pipeline.scheduler
     set_timesteps = scheduler.set_timesteps
 
@@ -82,13 +81,5 @@ def apply_step_cache(pipeline: Any, model: nn.Module, cache: TaylorSeer, undo: E
 
     undo.callback(extrapolated.forget)
     undo.enter_context(replaced(scheduler, "set_timesteps", begin))
-    own: Any = getattr(model, "cache_context", None)
-    if own is not None:
-        undo.enter_context(
-            replaced(
-                model,
-                "cache_context",
-                lambda name, **more: extrapolated.context(own, name, **more),
-            )
-        )
+    call.follow(model, undo)
     replace_forward(model, extrapolated, undo)

@@ -14,11 +14,11 @@ from ditplan.profiles.hosts import HostLine
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.cluster_profiler import profile_cluster
 from ditplan.runtime.generation import RankRun, generate, measure_plan
-from ditplan.runtime.inventory import device_name
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.model_profiler import profile_model, slowest_of_ranks
+from ditplan.runtime.profiling.cluster_profiler import profile_cluster
+from ditplan.runtime.profiling.model_profiler import profile_model, slowest_of_ranks
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.pool import RankPool
 
 NAMES_TIMEOUT_S = 60.0
 PROFILE_TIMEOUT_S = 1800.0

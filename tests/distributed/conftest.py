@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 
 
 class SharedRanks:
@@ -17,7 +17,7 @@ class SharedRanks:
     def pool(self) -> RankPool:
         """A pool that works."""
         if self._pool is None or not self._pool.is_open:
-            self._pool = RankPool(None, 4, "cpu")
+            self._pool = RankPool(None, 4, "cpu", start_timeout_s=600)
         return self._pool
 
     def close(self) -> None:

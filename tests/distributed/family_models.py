@@ -3,7 +3,7 @@
 from typing import Any
 
 from ditplan.profiles.model import ModelSpec
-from ditplan.runtime.inspection import inspect_configs
+from ditplan.runtime.models.inspection import inspect_configs
 from tests.distributed.small_models import SCHEDULER, VAE, small_flux, small_sd3
 
 HEADS = {"num_attention_heads": 5, "attention_head_dim": 16}

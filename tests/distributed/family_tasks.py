@@ -11,12 +11,12 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime.calls import PASSES
+from ditplan.runtime.batch.call_split import PASSES
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.modules import sample_of
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.loading import load_pipeline, random_model
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline, random_model
+from ditplan.runtime.takeover import sample_of
 from tests.distributed.rank_tasks import latents_of_call
 
 GAIN = 2.0
@@ -89,7 +89,7 @@ def step_outputs(
     results: list[torch.Tensor | None] = []
     for plan in plans:
         with parallelize(pipeline, plan, context):
-            if context.rank not in plan.placement:
+            if context.rank not in plan.configuration.placement:
                 results.append(None)
                 continue
             for _ in range(2):
@@ -150,6 +150,6 @@ def latents_of_pipeline(
         )
     unguided = work if guided else work.model_copy(update={"passes": 1})
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         return latents_of_call(pipeline, spec, unguided)

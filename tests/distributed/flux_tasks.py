@@ -10,7 +10,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import split_bounds
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
+from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
 from tests.distributed.rank_tasks import latents_of_call, pipeline_of
 
@@ -24,7 +24,7 @@ def flux_latents(
     """
     pipeline, work = pipeline_of(context, spec), plan.workload
     with parallelize(pipeline, plan, context), ExitStack() as undo:
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         if own_positions:
             start = split_bounds(spec.image_tokens(work), plan.mesh.size, context.rank)[0]
@@ -68,7 +68,7 @@ def flux_output(
         for name in ("img_ids", "txt_ids"):
             inputs[name] = inputs[name].expand(4, -1, -1)
     with parallelize(pipeline, plan, context), torch.no_grad():
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         output: torch.Tensor = pipeline.transformer(**inputs).sample
         return output

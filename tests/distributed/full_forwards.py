@@ -12,13 +12,12 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.modules import replace_forward
-from ditplan.runtime.sequence import submodule
+from ditplan.runtime.takeover import replace_forward, submodule
 from tests.distributed.rank_tasks import latents_of_call
 
 Kept = dict[int, tuple[torch.Tensor, torch.Tensor]]

@@ -16,11 +16,11 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch.nn import functional
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.splits import patch_bounds
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.pipelines import prompt_embeddings
+from ditplan.runtime.models.loading import prompt_embeddings
 
 Predict = Callable[[torch.Tensor, torch.Tensor, "Cut"], torch.Tensor]
 

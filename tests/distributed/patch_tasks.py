@@ -18,11 +18,11 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.denoising import DenoisingClock
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.models.loading import load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import load_pipeline, prompt_embeddings
-from tests.distributed.rank_tasks import latents_of_call
+from ditplan.runtime.profiling.denoising_clock import DenoisingClock
+from tests.distributed.rank_tasks import differing, latents_of_call, state_of
 
 GAIN = 2.0
 BREAK_AT = 3
@@ -79,7 +79,7 @@ def patched_latents(
     found: list[torch.Tensor | None] = []
     for plan in plans:
         with parallelize(pipeline, plan, context):
-            used = context.rank in plan.placement
+            used = context.rank in plan.configuration.placement
             found.append(latents_of_call(pipeline, spec, plan.workload, **more) if used else None)
     return found
 
@@ -165,14 +165,13 @@ def left_on_pipeline(
 ) -> list[str]:
     """What a call under a plan, refused or not, has left changed once the plan is closed."""
     pipeline = _kept(context, spec, scheduler)
-    before = _state(pipeline)
+    before = state_of(pipeline)
     try:
         with parallelize(pipeline, plan, context):
             latents_of_call(pipeline, spec, plan.workload)
     except InputError:
         pass
-    after = _state(pipeline)
-    return [name for name in before | after if before.get(name) != after.get(name)]
+    return differing(before, state_of(pipeline))
 
 
 def steps_seen(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> tuple[int, float]:
@@ -203,34 +202,6 @@ def _break_at(pipeline: Any, act: Any, undo: ExitStack) -> None:
 
     undo.callback(setattr, pipeline, "scheduler", usual)
     pipeline.scheduler = Breaking.from_config(usual.config)
-
-
-def _state(pipeline: Any) -> dict[str, Any]:
-    """What a plan may change for a while, by name."""
-    modules = dict(pipeline.transformer.named_modules())
-    hooks = {
-        f"hooks of {name}": (len(module._forward_hooks), len(module._forward_pre_hooks))
-        for name, module in modules.items()
-    }
-    return hooks | {
-        "pipeline's class": type(pipeline),
-        "pipeline's names": sorted(set(vars(pipeline)) - ATTRIBUTES_OF_CALLS),
-        "scheduler's class": type(pipeline.scheduler),
-        "scheduler's own step": "step" in vars(pipeline.scheduler),
-        "modules' classes": [type(module) for module in modules.values()],
-        "modules' forwards": [name for name, m in modules.items() if "forward" in vars(m)],
-    }
-
-
-ATTRIBUTES_OF_CALLS = {
-    "_guidance_scale",
-    "_skip_layer_guidance_scale",
-    "_clip_skip",
-    "_joint_attention_kwargs",
-    "_interrupt",
-    "_num_timesteps",
-    "_current_timestep",
-}
 
 
 class CountedGraphs:

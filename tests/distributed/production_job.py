@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 import ditplan
-from ditplan.runtime.pipelines import load_pipeline
+from ditplan.runtime.models.loading import load_pipeline
 from tests.distributed.rank_tasks import denoise, same_start
 from tests.distributed.small_models import small_sd3
 

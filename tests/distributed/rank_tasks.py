@@ -14,18 +14,29 @@ from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.attention import PartialAttention, attend_with_lse
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.native import parallelize
-from ditplan.runtime.pipelines import (
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.loading import (
     DTYPES,
     call_arguments,
     load_pipeline,
     pictures_of,
     prompt_embeddings,
 )
-from ditplan.runtime.sequence import AttentionDoor, answer_attention, submodule
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.sequence.hooks import SdpaInterceptor, answer_attention
+from ditplan.runtime.sequence.kernels import PartialAttention, attend_with_lse
+from ditplan.runtime.takeover import submodule
+
+ATTRIBUTES_OF_CALLS = {
+    "_guidance_scale",
+    "_skip_layer_guidance_scale",
+    "_clip_skip",
+    "_joint_attention_kwargs",
+    "_interrupt",
+    "_num_timesteps",
+    "_current_timestep",
+}
 
 
 def furthest(reference: torch.Tensor | None, others: list[torch.Tensor | None]) -> float:
@@ -97,7 +108,7 @@ def latents(
         )
     try:
         with parallelize(pipeline, plan, context):
-            if context.rank not in plan.placement:
+            if context.rank not in plan.configuration.placement:
                 return None
             words = same_start(spec, plan.workload, context.device)
             return denoise(pipeline, spec, plan.workload, words)
@@ -119,12 +130,12 @@ def latents_without_exchange(
     give.
     """
     pipeline = pipeline_of(context, spec)
-    with parallelize(pipeline, plan, context), ExitStack() as undo:
+    with parallelize(pipeline, plan, context):
         for index in range(len(pipeline.transformer.transformer_blocks)):
-            name = f"transformer_blocks.{index}.attn"
-            module = submodule(pipeline.transformer, name)
-            undo.callback(setattr, module, "__class__", type(module))
-            module.__class__ = type(module).__mro__[1]
+            module: Any = submodule(pipeline.transformer, f"transformer_blocks.{index}.attn")
+            module._attention_answer = lambda q, k, v, scale: (
+                functional.scaled_dot_product_attention(q, k, v, scale=scale)
+            )
         words = same_start(spec, plan.workload, context.device)
         return denoise(pipeline, spec, plan.workload, words)
 
@@ -154,25 +165,37 @@ def transformer_output(
             torch.randn(samples, tokens, width, generator=generator) for _ in range(2)
         ]
     with parallelize(pipeline, plan, context), torch.no_grad():
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         output = pipeline.transformer(**inputs, return_dict=return_dict)
         result: torch.Tensor = output.sample if return_dict else output[0]
         return result
 
 
-def hooks_left(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> list[str]:
-    """Modules that a closed plan left changed."""
+def state_of(pipeline: Any) -> dict[str, object]:
+    """What a plan may change for a while, by name: classes, hooks, attributes of instances."""
+    replaced = sorted({"step", "set_timesteps"} & vars(pipeline.scheduler).keys())
+    state: dict[str, object] = {
+        "pipeline": (type(pipeline), sorted(vars(pipeline).keys() - ATTRIBUTES_OF_CALLS)),
+        "scheduler": (type(pipeline.scheduler), replaced),
+    }
+    for name, module in pipeline.transformer.named_modules(prefix="transformer"):
+        hooks = (len(module._forward_hooks), len(module._forward_pre_hooks))
+        state[name] = (type(module), hooks, sorted(vars(module)))
+    return state
+
+
+def differing(one: dict[str, object], other: dict[str, object]) -> list[str]:
+    """The names under which two states differ."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def changes_left(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> list[str]:
+    """What a closed plan, and those before it, left other than a new pipeline has it."""
     pipeline = pipeline_of(context, spec)
     parallelize(pipeline, plan, context).close()
-    return [
-        name
-        for name, module in pipeline.transformer.named_modules()
-        if module._forward_hooks
-        or module._forward_pre_hooks
-        or "forward" in vars(module)
-        or hasattr(module, "_attention_answer")
-    ]
+    fresh = load_pipeline(spec, shipped_weights(spec.name), context.device, "float32")
+    return differing(state_of(fresh), state_of(pipeline))
 
 
 def latents_and_compiles(
@@ -234,6 +257,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     """What the attention door says to each thing that it can't honour."""
     query, module = torch.randn(1, 2, 4, 8), torch.nn.Module()
     module._attention_name = "blocks.0.attn"  # type: ignore[assignment]
+    module._attention_adapters = {}  # type: ignore[assignment]
     asked: dict[str, dict[str, Any]] = {
         "mask": {"attn_mask": torch.zeros(4, 4)},
         "causal": {"is_causal": True},
@@ -243,7 +267,7 @@ def refusals_of_door(_context: RankContext) -> dict[str, str]:
     said = {}
     for name, kwargs in asked.items():
         try:
-            with AttentionDoor(module, lambda q, _k, _v, _s: q):
+            with SdpaInterceptor(module):
                 functional.scaled_dot_product_attention(query, query, query, **kwargs)
         except ValueError as error:
             said[name] = str(error)
@@ -268,11 +292,11 @@ def attends_twice(_context: RankContext) -> None:
 
 
 def answers_a_replaced_forward(_context: RankContext) -> None:
-    """Answers a module that has a forward of its own, as offloading gives it."""
+    """Answers a module that somebody has given a forward of its own."""
     module = Doubled()
-    module.forward = module.forward  # type: ignore[method-assign]
+    module.forward = lambda query: query  # type: ignore[method-assign]
     with ExitStack() as undo:
-        answer_attention(module, "offloaded", lambda query, _k, _v, _s: query, undo)
+        answer_attention(module, "replaced", lambda query, _k, _v, _s: query, undo)
 
 
 def merge_error(_context: RankContext, sizes: tuple[int, ...]) -> float:

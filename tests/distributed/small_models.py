@@ -1,10 +1,11 @@
 """Real diffusers classes with small configs, and plans for them."""
 
+from ditplan.profiles.configuration import PipeFusion, TaylorSeer
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion, PlannedModel, TaylorSeer, bare_plan
+from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.inspection import inspect_configs
+from ditplan.runtime.models.inspection import inspect_configs
 
 VAE = {
     "_class_name": "AutoencoderKL",

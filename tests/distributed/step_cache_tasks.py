@@ -12,7 +12,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
-from tests.distributed.rank_tasks import hooks_left, latents_of_call, pipeline_of
+from tests.distributed.rank_tasks import latents_of_call, pipeline_of
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def two_calls(
     hook = pipeline.transformer.transformer_blocks[0].register_forward_hook(count)
     try:
         with parallelize(pipeline, plan, context):
-            if context.rank not in plan.placement:
+            if context.rank not in plan.configuration.placement:
                 return [], 0
             return [latents_of_call(pipeline, spec, plan.workload) for _ in range(2)], ran
     finally:
@@ -51,7 +51,7 @@ def latents_of_diffusers(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
 ) -> torch.Tensor:
     """The final latents of diffusers' own cache of the last layer, on one device."""
-    pipeline, cache = pipeline_of(context, spec), plan.step_cache
+    pipeline, cache = pipeline_of(context, spec), plan.configuration.step_cache
     assert cache is not None
     with with_cache_of_diffusers(
         pipeline,
@@ -71,11 +71,3 @@ def refused_beside_another_cache(
     pipeline = pipeline_of(context, spec)
     with with_cache_of_diffusers(pipeline):
         parallelize(pipeline, plan, context).close()
-
-
-def left_behind(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> list[str]:
-    """What a closed plan left changed on the transformer and the scheduler."""
-    left = hooks_left(context, spec, plan)
-    pipeline = pipeline_of(context, spec)
-    taken = {"set_timesteps", "cache_context"}
-    return left + sorted(taken & (vars(pipeline.scheduler).keys() | vars(pipeline.transformer)))

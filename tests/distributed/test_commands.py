@@ -75,7 +75,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finished(
-    process: subprocess.Popen[str], timeout_s: float = 120
+    process: subprocess.Popen[str], timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Waits for the program; no process of its is left."""
     children = psutil.Process(process.pid).children(recursive=True)
@@ -83,13 +83,13 @@ def finished(
         out, err = process.communicate(timeout=timeout_s)
     finally:
         process.kill()
-    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert psutil.wait_procs(children, timeout=ENDED_WITHIN_S)[1] == []
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def rank_at_work(process: subprocess.Popen[str]) -> psutil.Process:
     """A rank of the program that has loaded what it works with and computes."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for child in psutil.Process(process.pid).children():
             if child.memory_info().rss > 400e6 and child.cpu_times().user > 5:

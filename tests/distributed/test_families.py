@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from ditplan.planner.requests import wanted_points
+from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import FAMILIES, Split, family_of, load_families
 from ditplan.profiles.mesh import Mesh
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.model_profiler import measure_blocks
-from ditplan.runtime.sequence import apply_splits
+from ditplan.runtime.profiling.model_profiler import measure_blocks
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.sequence.hooks import apply_splits
 from tests.distributed.family_models import NAMES, VIDEOS, small
 from tests.distributed.family_tasks import (
     inputs_of,
@@ -63,7 +63,7 @@ def test_every_mesh_gives_the_prediction_of_one_device(ranks: RankPool, name: st
     meshes.append(Mesh(ring=2, ulysses=2))
     # ulysses groups that number their ranks differently
     plans.append(plan_for(spec, meshes[-1], work, (0, 1, 3, 2), token_shares=(4, 2, 1, 3)))
-    results = ranks.run(step_outputs, spec, plans, inputs, timeout_s=120)
+    results = ranks.run(step_outputs, spec, plans, inputs, timeout_s=600)
     for number, mesh in enumerate(meshes):
         of_mesh = [of_rank[number] for of_rank in results]
         assert sum(result is not None for result in of_mesh) == mesh.size, mesh
@@ -113,7 +113,7 @@ def test_long_skips_reach_the_second_half() -> None:
 def test_a_step_after_a_refused_one_has_both_passes(ranks: RankPool) -> None:
     spec, inputs = small("wan"), inputs_for("wan")
     alone, plan = step_alone(spec, inputs), plan_for(spec, Mesh(cfg=2, ulysses=2), workload())
-    results = ranks.run(outputs_after_a_refusal, spec, plan, inputs, timeout_s=60)
+    results = ranks.run(outputs_after_a_refusal, spec, plan, inputs, timeout_s=600)
     assert all("one pass a step" in said for said, _ in results)
     assert furthest(alone, [found for _, found in results]) <= EXACT
 
@@ -133,7 +133,7 @@ def test_fewer_rows_than_ranks_is_an_error_that_says_the_limit(ranks: RankPool) 
     flat = inputs_for("sana")[0]
     flat["hidden_states"] = flat["hidden_states"][:, :, :6]
     with pytest.raises(InputError, match=r"3 image rows of 9 tokens can't be split .* at most 3"):
-        ranks.run(step_outputs, spec, [plan], [flat], timeout_s=60)
+        ranks.run(step_outputs, spec, [plan], [flat], timeout_s=600)
 
 
 @pytest.mark.parametrize("name", ["wan", "qwen-image"])
@@ -143,14 +143,14 @@ def test_a_step_without_the_second_pass_is_refused_where_cfg_splits_calls(
     spec, inputs = small(name), inputs_for(name)[:1]
     plan = plan_for(spec, Mesh(cfg=2, ulysses=2), workload())
     with pytest.raises(InputError, match=r"one pass a step; give it a negative prompt .* cfg 1"):
-        ranks.run(step_outputs, spec, [plan], inputs, timeout_s=60)
+        ranks.run(step_outputs, spec, [plan], inputs, timeout_s=600)
 
 
 def test_a_step_cache_is_refused_where_ranks_would_wait_for_each_other(ranks: RankPool) -> None:
     spec, inputs = small("cogvideox"), inputs_for("cogvideox")
     plan = plan_for(spec, Mesh(ring=2, ulysses=2), workload())
     with pytest.raises(InputError, match=r"step cache enabled.*disable_cache\(\)"):
-        ranks.run(outputs_with_step_cache, spec, plan, inputs, timeout_s=60)
+        ranks.run(outputs_with_step_cache, spec, plan, inputs, timeout_s=600)
 
 
 @pytest.mark.parametrize("name", ["hunyuan-dit", "hunyuan-video", "qwen-image", "sana", "z-image"])

@@ -11,10 +11,14 @@ from ditplan.profiles.family import ModelFamily, SelfAttention, Split, family_of
 from ditplan.runtime.family_check import check_family, main
 from tests.distributed.family_models import TRANSFORMERS
 
+SMALL = TRANSFORMERS | {
+    "token-replace": TRANSFORMERS["hunyuan-video"] | {"image_condition_type": "token_replace"}
+}
+
 
 def draft(name: str, **changes: Any) -> tuple[ModelFamily, dict[str, Any]]:
     """A shipped family with changes, and a small config."""
-    config = TRANSFORMERS[name]
+    config = SMALL[name]
     return family_of(config["_class_name"]).model_copy(update=changes), config
 
 
@@ -67,6 +71,36 @@ def test_a_complete_family_passes_on_two_ranks(
             "pixart",
             {"batched_inputs": ("hidden_states", "timestep")},
             "batched_inputs: encoder_hidden_states has a batch dim and isn't among them",
+        ),
+        (
+            "qwen-image",
+            {"batched_inputs": ("hidden_states", "timestep"), "whole_inputs": ("img_shapes",)},
+            "batched_inputs: img_shapes has a batch dim and isn't among them",
+        ),
+        (
+            "wan",
+            {"whole_inputs": ()},
+            "whole_inputs: attention_kwargs of the forward is neither among them nor",
+        ),
+        (
+            "flux2",
+            {"refused_inputs": {}},
+            "whole_inputs: kv_cache of the forward is neither among them nor among batched_inputs",
+        ),
+        (
+            "qwen-image",
+            {"block_arguments": ("image_rotary_emb",)},
+            "block_arguments: temb of transformer_blocks (a tensor of 3 x 80) is neither among",
+        ),
+        (
+            "token-replace",
+            {"counts": ()},
+            "block_arguments: num_tokens of transformer_blocks (63) is neither among them nor",
+        ),
+        (
+            "token-replace",
+            {"counts": (), "block_arguments": ("num_tokens",)},
+            "counts: num_tokens of single_transformer_blocks goes by the number of tokens (63, 90)",
         ),
     ],
 )

@@ -2,14 +2,14 @@
 
 import pytest
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import PipeFusion
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.pipefusion import require_stages
+from ditplan.runtime.pipefusion.stage_predictor import require_stages
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.family_models import small
 from tests.distributed.full_forwards import by_full_forwards
 from tests.distributed.patch_tasks import (
@@ -57,7 +57,7 @@ def check(
         for (mesh, _, _), part in zip(runs, of_kind, strict=True)
     ]
     results = list(
-        zip(*ranks.run(patched_latents, spec, plans, timeout_s=180, **more), strict=True)
+        zip(*ranks.run(patched_latents, spec, plans, timeout_s=600, **more), strict=True)
     )
     for number, (run, part) in enumerate(zip(runs, parts, strict=True)):
         assert furthest(expected[part.patches], list(results[number])) <= exact, run
@@ -88,8 +88,8 @@ def test_an_interrupted_call_leaves_nothing_on_its_way(ranks: RankPool) -> None:
     plan = plan_for(spec, Mesh(pipefusion=4), work, None, part)
     expected = by_full_forwards(lively_pipeline(spec), spec, work, part)
     with pytest.raises(InputError, match="ended before its last step"):
-        ranks.run(latents_of_interrupted_call, spec, plan, timeout_s=60)
-    for (found,) in ranks.run(patched_latents, spec, [plan], timeout_s=60):
+        ranks.run(latents_of_interrupted_call, spec, plan, timeout_s=600)
+    for (found,) in ranks.run(patched_latents, spec, [plan], timeout_s=600):
         assert furthest(expected, [found]) <= EXACT * max(1.0, float(expected.std()))
 
 

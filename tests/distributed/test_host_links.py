@@ -7,8 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.host_links import PAGE, ROOM, shared_file
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.transport.host_link import PAGE, ROOM, shared_file
 
 
 def written_by_the_second(context: RankContext) -> tuple[bytes, int, bool]:
@@ -34,7 +34,7 @@ def written_by_the_second(context: RankContext) -> tuple[bytes, int, bool]:
 def test_ranks_of_a_host_share_a_file_that_has_only_the_memory_that_was_written(
     ranks: RankPool,
 ) -> None:
-    for read, held, is_gone in ranks.run(written_by_the_second, timeout_s=60):
+    for read, held, is_gone in ranks.run(written_by_the_second, timeout_s=600):
         assert read == b"shared"
         assert held <= 3 * PAGE
         assert is_gone
@@ -58,6 +58,6 @@ def refusal_of_another_file(context: RankContext) -> str:
 
 
 def test_a_file_of_another_process_is_refused_on_both_ends(ranks: RankPool) -> None:
-    found = ranks.run(refusal_of_another_file, timeout_s=60)
+    found = ranks.run(refusal_of_another_file, timeout_s=600)
     assert found[0] == found[1]
     assert "opened" not in found

@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -23,9 +24,10 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.hosts import HostLine
-from ditplan.runtime import launch
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.launch import RankError, RankPool
+from ditplan.runtime.ranks import pool as launch
+from ditplan.runtime.ranks.pool import RankError, RankPool
+from ditplan.runtime.ranks.rank_process import STOPPED_SILENCE_S
 
 # What the design promises between a failure and the end of all ranks.
 END_S = 30.0
@@ -88,7 +90,9 @@ def echo(context: RankContext, value: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def pair() -> Iterator[RankPool]:
-    with RankPool(None, 2, "cpu", silence_s=3.0) as pool:
+    """Two ranks that have imported this file, so that a task's failure is all that takes time."""
+    with RankPool(None, 2, "cpu", start_timeout_s=600) as pool:
+        pool.run(sum_of_ranks, timeout_s=600)
         yield pool
 
 
@@ -101,7 +105,7 @@ def assert_all_ended(pool: RankPool, processes: list[int], began: float) -> None
 
 
 def failure_of(
-    pool: RankPool, function: object, *args: object, timeout_s: float = 20.0
+    pool: RankPool, function: object, *args: object, timeout_s: float = 600.0
 ) -> RankError:
     processes, began = pool.processes(), time.monotonic()
     with pytest.raises(RankError) as caught:
@@ -115,17 +119,17 @@ def failure_of(
 
 
 def test_results_come_back_by_rank_task_after_task(ranks: RankPool) -> None:
-    assert ranks.run(sum_of_ranks, timeout_s=20) == [6.0] * 4
-    assert ranks.run(sum_of_ranks, more=1.0, timeout_s=20) == [10.0] * 4
+    assert ranks.run(sum_of_ranks, timeout_s=600) == [6.0] * 4
+    assert ranks.run(sum_of_ranks, more=1.0, timeout_s=600) == [10.0] * 4
     big = torch.arange(1_000_000.0)
-    for rank, value in enumerate(ranks.run(echo, big, timeout_s=20)):
+    for rank, value in enumerate(ranks.run(echo, big, timeout_s=600)):
         torch.testing.assert_close(value, big * rank)
 
 
 def test_stdout_of_ranks_goes_to_their_logs_only(
     ranks: RankPool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ranks.run(write_to_stdout, timeout_s=20)
+    ranks.run(write_to_stdout, timeout_s=600)
     assert capfd.readouterr().out == ""
     for rank, log in enumerate(ranks.logs()):
         assert f"rank {rank} was here" in log
@@ -134,8 +138,8 @@ def test_stdout_of_ranks_goes_to_their_logs_only(
 
 def test_input_error_on_all_ranks_is_an_input_error_and_breaks_nothing(ranks: RankPool) -> None:
     with pytest.raises(InputError, match=r"^17 steps are too many$"):
-        ranks.run(refuse, timeout_s=20)
-    assert ranks.run(sum_of_ranks, timeout_s=20) == [6.0] * 4
+        ranks.run(refuse, timeout_s=600)
+    assert ranks.run(sum_of_ranks, timeout_s=600) == [6.0] * 4
 
 
 def test_a_function_that_cannot_be_sent_is_refused_before_anything_runs(ranks: RankPool) -> None:
@@ -177,14 +181,17 @@ def test_a_crash_is_named_by_its_signal_with_the_end_of_the_log(pair: RankPool) 
 def test_a_stopped_rank_is_noticed_by_its_silence(pair: RankPool) -> None:
     error = failure_of(pair, stop_on, 1)
     assert error.ranks == (1,)
-    assert "rank 1 gave no sign of life for 3 s (its process is stopped)" in str(error)
+    silence = re.search(r"rank 1 gave no sign of life for (\d+) s \(its process", str(error))
+    assert silence is not None
+    assert STOPPED_SILENCE_S <= int(silence[1]) < END_S
     assert "It gave no stack; its process's state is stopped" in str(error)
 
 
 def test_a_stopped_rank_is_to_blame_when_time_is_up_before_its_silence_shows(
     pair: RankPool,
 ) -> None:
-    error = failure_of(pair, stop_on, 0, timeout_s=1.0)
+    os.kill(pair.processes()[0], signal.SIGSTOP)
+    error = failure_of(pair, sum_of_ranks, timeout_s=1.0)
     assert error.ranks == (0,)
     assert "rank 0 did not finish in time (its process is stopped)" in str(error)
     assert "in consequence rank 1 did not finish" in str(error)
@@ -193,7 +200,7 @@ def test_a_stopped_rank_is_to_blame_when_time_is_up_before_its_silence_shows(
 def test_a_task_out_of_time_names_unfinished_ranks_and_shows_where_they_are(
     pair: RankPool,
 ) -> None:
-    error = failure_of(pair, wait_forever_somewhere, 1, timeout_s=1.0)
+    error = failure_of(pair, wait_forever_somewhere, 1, timeout_s=4.0)
     assert error.ranks == (1,)
     assert "rank 1 did not finish in time; finished: rank 0" in str(error)
     assert "in wait_forever_somewhere" in str(error)
@@ -202,9 +209,9 @@ def test_a_task_out_of_time_names_unfinished_ranks_and_shows_where_they_are(
 def test_a_rank_dead_between_tasks_fails_the_next_and_children_of_ranks_end(
     pair: RankPool,
 ) -> None:
-    children = pair.run(start_a_child, timeout_s=20)
+    children = pair.run(start_a_child, timeout_s=600)
     os.kill(pair.processes()[0], signal.SIGKILL)
-    time.sleep(0.5)
+    wait_until_ended(pair.processes()[:1])
     error = failure_of(pair, sum_of_ranks)
     assert "rank 0 died of SIGKILL" in str(error)
     assert not [child for child in children if psutil.pid_exists(child) and not is_zombie(child)]
@@ -216,7 +223,7 @@ def is_zombie(process: int) -> bool:
 
 PARENT = """
 import sys
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.pool import RankPool
 from tests_of_launch import wait_forever_somewhere
 with RankPool(None, 2, "cpu") as pool:
     print(*pool.processes(), flush=True)
@@ -276,10 +283,10 @@ def test_only_ranks_that_know_the_key_are_taken_in() -> None:
             Client(listener.address, authkey=b"another key")
         with Client(listener.address, authkey=b"the key") as rank:
             rank.send_bytes(pickle.dumps(3))
-            assert arrivals.get(timeout=5)[0] == 3
+            assert arrivals.get(timeout=END_S)[0] == 3
         stop.set()
         socket.create_connection(listener.address).close()
-        accepting.join(5)
+        accepting.join(END_S)
         assert not accepting.is_alive()
     assert arrivals.empty()
 
@@ -320,7 +327,7 @@ def test_torchrun_ranks_attach_and_others_are_refused(
     script = tmp_path / "job.py"
     script.write_text(
         "import torch, torch.distributed as dist\n"
-        "from ditplan.runtime.launch import attach_from_torchrun\n"
+        "from ditplan.runtime.ranks.pool import attach_from_torchrun\n"
         "context = attach_from_torchrun()\n"
         "total = torch.tensor(float(context.rank), device=context.device)\n"
         "dist.all_reduce(total)\n"
@@ -341,7 +348,7 @@ def test_torchrun_ranks_attach_and_others_are_refused(
         "2",
         str(script),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         assert Path(f"{script}.{rank}").read_text() == "1.0 2"

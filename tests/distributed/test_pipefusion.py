@@ -13,15 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate, measure_plan
-from ditplan.runtime.inventory import device_name
-from ditplan.runtime.launch import RankError, RankPool
-from ditplan.runtime.pipelines import prompt_embeddings
+from ditplan.runtime.models.loading import prompt_embeddings
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.pool import RankError, RankPool
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import (
     die_while_denoising,
@@ -35,8 +36,8 @@ from tests.distributed.patch_tasks import (
     steps_seen,
 )
 from tests.distributed.rank_tasks import (
+    changes_left,
     furthest,
-    hooks_left,
     latents,
     latents_and_compiles,
     latents_of_call,
@@ -125,7 +126,7 @@ def run(
     ranks: RankPool, spec: ModelSpec, plans: list[ExecutionPlan], scheduler: str = "", **more: Any
 ) -> list[list[torch.Tensor | None]]:
     """Each plan's latents on all ranks."""
-    found = ranks.run(patched_latents, spec, plans, scheduler, timeout_s=120, **more)
+    found = ranks.run(patched_latents, spec, plans, scheduler, timeout_s=600, **more)
     assert all(
         sum(of_rank[number] is not None for of_rank in found) == plan.mesh.size
         for number, plan in enumerate(plans)
@@ -183,14 +184,12 @@ def test_flux_gives_the_latents_of_the_loop_by_hand(
     assert furthest(references.by_hand(spec, work, part), run(ranks, spec, [plan])[0]) <= EXACT
 
 
-@pytest.mark.parametrize("variant", ["gather", "both-ways"])
+@pytest.mark.parametrize("variant", ["gather", "bidirectional"])
 def test_every_ring_of_fresh_keys_gives_the_latents_of_the_loop_by_hand(
     ranks: RankPool, references: References, variant: str
 ) -> None:
     spec, work, part = uneven(), workload(steps=STEPS), stages(1, 3)
-    passes_on = plan_for(spec, Mesh(pipefusion=2, ring=2), work, None, part)
-    execution = passes_on.execution.model_copy(update={"ring": variant})
-    plan = passes_on.model_copy(update={"execution": execution})
+    plan = plan_for(spec, Mesh(pipefusion=2, ring=2), work, None, part).configured(ring=variant)
     assert furthest(references.by_hand(spec, work, part), run(ranks, spec, [plan])[0]) <= EXACT
 
 
@@ -314,7 +313,7 @@ def test_calls_of_one_plan_leave_nothing_stale_to_each_other(
         workload(steps=STEPS),
     ]
     plan = plan_for(spec, Mesh(pipefusion=2, ulysses=2), works[0], None, part)
-    for of_rank in ranks.run(latents_of_calls, spec, plan, works, timeout_s=120):
+    for of_rank in ranks.run(latents_of_calls, spec, plan, works, timeout_s=600):
         assert torch.equal(of_rank[0], of_rank[1])
         for work, found in zip(works, of_rank, strict=True):
             assert furthest(references.by_hand(spec, work, part), [found]) <= EXACT
@@ -354,23 +353,23 @@ def test_a_closed_plan_leaves_the_pipeline_as_it_was_even_when_a_call_was_refuse
 ) -> None:
     spec, work = uneven(), workload(steps=STEPS)
     plan = plan_for(spec, Mesh(pipefusion=2, ulysses=2), work, None, stages(1, 3))
-    assert ranks.run(hooks_left, spec, plan, timeout_s=60) == [[]] * 4
-    assert ranks.run(left_on_pipeline, spec, plan, scheduler, timeout_s=60) == [[]] * 4
+    assert ranks.run(changes_left, spec, plan, timeout_s=600) == [[]] * 4
+    assert ranks.run(left_on_pipeline, spec, plan, scheduler, timeout_s=600) == [[]] * 4
 
 
 @pytest.mark.parametrize("mesh", [Mesh(ulysses=2), Mesh(pipefusion=2)], ids=str)
 def test_graphs_go_with_their_plan(ranks: RankPool, mesh: Mesh) -> None:
     part = stages(1, 3) if mesh.pipefusion > 1 else None
     plan = plan_for(uneven(), mesh, workload(steps=STEPS), None, part)
-    plan = plan.model_copy(update={"execution": Execution(mode="graph")})
-    for during, after in ranks.run(graphs_held, uneven(), plan, timeout_s=60)[:2]:
+    plan = plan.configured(mode="graph")
+    for during, after in ranks.run(graphs_held, uneven(), plan, timeout_s=600)[:2]:
         assert (during > 0, after) == (True, 0)
 
 
 def refusal(ranks: RankPool, task: Any, *args: Any, **kwargs: Any) -> str:
     """What all ranks refuse with one voice; they can go on afterwards."""
     with pytest.raises(InputError) as caught:
-        ranks.run(task, *args, timeout_s=60, **kwargs)
+        ranks.run(task, *args, timeout_s=600, **kwargs)
     spec, work = uneven(), workload(steps=2)
     plan = plan_for(spec, MIXED, work, None, stages(1, 3, warmup_steps=1))
     run(ranks, spec, [plan])
@@ -451,10 +450,9 @@ def test_skip_layer_guidance_at_a_stage_boundary_is_that_of_one_device(
 def test_compiled_stages_give_what_eager_ones_give_and_are_compiled_once(ranks: RankPool) -> None:
     spec, work = small_sd3(num_layers=2), workload(steps=4)
     eager = plan_for(spec, Mesh(pipefusion=2), work, None, stages(1, 1, patches=2))
-    execution = Execution(mode="compile", fallback="refuse")
-    plan = eager.model_copy(update={"execution": execution})
-    expected = ranks.run(latents, spec, eager, timeout_s=60)[0]
-    found = ranks.run(latents_and_compiles, spec, [plan, plan], latents, timeout_s=400)
+    plan = eager.configured(mode="compile").model_copy(update={"fallback": "refuse"})
+    expected = ranks.run(latents, spec, eager, timeout_s=600)[0]
+    found = ranks.run(latents_and_compiles, spec, [plan, plan], latents, timeout_s=600)
     for (first, compiles), (second, more_compiles) in found[:2]:
         assert furthest(expected, [first, second]) <= EXACT
         assert compiles > 0
@@ -463,7 +461,7 @@ def test_compiled_stages_give_what_eager_ones_give_and_are_compiled_once(ranks: 
 
 def test_the_clock_sees_every_step_on_every_rank(ranks: RankPool) -> None:
     plan = plan_with(stages(1, 3), Mesh(pipefusion=2, ulysses=2))
-    for steps, seconds in ranks.run(steps_seen, uneven(), plan, timeout_s=60):
+    for steps, seconds in ranks.run(steps_seen, uneven(), plan, timeout_s=600):
         assert steps == STEPS
         assert seconds > 0
 
@@ -472,14 +470,14 @@ def test_a_plan_with_stages_is_measured_and_draws_the_picture_of_its_patches(
     ranks: RankPool, tmp_path: Path
 ) -> None:
     spec, work = small_sd3(), workload(steps=STEPS)
-    devices = tuple(ranks.run(device_name, timeout_s=20))
+    devices = tuple(ranks.run(device_name, timeout_s=600))
 
     def drawn(name: str, mesh: Mesh, part: PipeFusion | None) -> torch.Tensor:
         plan = plan_for(spec, mesh, work, None, part)
         here = plan.fingerprint.model_copy(update={"devices": devices})
         plan = plan.model_copy(update={"fingerprint": here})
         path = tmp_path / f"{name}.png"
-        runs = ranks.run(generate, spec, None, plan, "a cat", 0, path, timeout_s=120)
+        runs = ranks.run(generate, spec, None, plan, "a cat", 0, path, timeout_s=600)
         assert [of_rank is not None for of_rank in runs].count(True) == mesh.size
         with Image.open(path) as picture:
             return torch.from_numpy(numpy.array(picture, dtype=numpy.float32))
@@ -492,17 +490,18 @@ def test_a_plan_with_stages_is_measured_and_draws_the_picture_of_its_patches(
     again = drawn("four", Mesh(pipefusion=2, ulysses=2), part)
     assert furthest(first, [again]) <= 1
     plan = plan_for(spec, Mesh(pipefusion=2), work, None, part)
-    runs = ranks.run(measure_plan, spec, None, plan, timeout_s=120)
+    runs = ranks.run(measure_plan, spec, None, plan, timeout_s=600)
     assert [of_rank is not None for of_rank in runs] == [True, True, False, False]
     assert all(of_rank.latency_s > 0 for of_rank in runs if of_rank is not None)
 
 
 def test_a_last_stage_that_dies_in_the_middle_of_the_pipeline_ends_all() -> None:
     rank, plan = 1, plan_with(stages(1, 3), Mesh(pipefusion=2))
-    with RankPool(None, 2, "cpu", silence_s=3.0) as pool:
+    with RankPool(None, 2, "cpu") as pool:
+        pool.run(patched_latents, uneven(), [plan], timeout_s=600)
         processes, began = pool.processes(), time.monotonic()
         with pytest.raises(RankError, match=f"rank {rank} died of SIGKILL") as caught:
-            pool.run(die_while_denoising, uneven(), plan, rank, timeout_s=60)
+            pool.run(die_while_denoising, uneven(), plan, rank, timeout_s=600)
         assert time.monotonic() - began < 30
         assert caught.value.ranks == (rank,)
         assert not [process for process in processes if psutil.pid_exists(process)]

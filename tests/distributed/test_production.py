@@ -12,8 +12,8 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission import require_fit
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inventory import device_name
-from ditplan.runtime.launch import RankPool
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.rank_tasks import latents
 from tests.distributed.small_models import plan_for, small_sd3, workload
 
@@ -40,15 +40,15 @@ def torchrun(plan: Path, ranks: int) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 
 
 def test_a_torchrun_job_gives_the_latents_of_one_device(ranks: RankPool, tmp_path: Path) -> None:
     spec, work = small_sd3(), workload()
-    alone = ranks.run(latents, spec, plan_for(spec, Mesh(), work), timeout_s=60)[0]
-    name = ranks.run(name_here, timeout_s=60)[0]
+    alone = ranks.run(latents, spec, plan_for(spec, Mesh(), work), timeout_s=600)[0]
+    name = ranks.run(name_here, timeout_s=600)[0]
     plan = plan_for(spec, Mesh(ulysses=2), work)
     where: dict[str, object] = {"devices": (name, name), "link_kinds": ("memory",)}
     path = made_for(plan, where).save(tmp_path / "plan.json")
@@ -75,9 +75,9 @@ def admitted(context: RankContext, plan: ExecutionPlan) -> None:
 def test_a_plan_for_other_devices_or_links_is_refused(
     ranks: RankPool, where: dict[str, object], words: str
 ) -> None:
-    name = ranks.run(name_here, timeout_s=60)[0]
+    name = ranks.run(name_here, timeout_s=600)[0]
     here: dict[str, object] = {"devices": (name,) * 4, "link_kinds": ("memory",)}
     plan = plan_for(small_sd3(), Mesh(ulysses=4), workload())
-    ranks.run(admitted, made_for(plan, here), timeout_s=60)
+    ranks.run(admitted, made_for(plan, here), timeout_s=600)
     with pytest.raises(InputError, match=words):
-        ranks.run(admitted, made_for(plan, here | where), timeout_s=60)
+        ranks.run(admitted, made_for(plan, here | where), timeout_s=600)

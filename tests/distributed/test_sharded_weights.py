@@ -8,17 +8,18 @@ import torch
 from PIL import Image
 
 from ditplan.profiles.catalog import find_model, shipped_weights
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.inventory import device_name
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.native import sharers_of
-from ditplan.runtime.pipelines import load_pipeline
-from ditplan.runtime.sharded_weights import shards_of
+from ditplan.runtime.models.loading import load_pipeline
+from ditplan.runtime.native import weight_group_of
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.weights.sharded import shards_of
 from tests.distributed.patch_tasks import patched_latents
 from tests.distributed.rank_tasks import furthest
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload
@@ -28,8 +29,7 @@ EXACT = 1e-4
 
 def with_pieces(plan: ExecutionPlan, mode: Mode = "eager") -> ExecutionPlan:
     """The plan with weights that are spread over its ranks."""
-    execution = plan.execution.model_copy(update={"weights": "sharded", "mode": mode})
-    return ExecutionPlan.model_validate({**dict(plan), "execution": execution})
+    return plan.configured(weights="sharded", mode=mode)
 
 
 @pytest.mark.parametrize("spec", [small_sd3(num_layers=5), small_flux()], ids=lambda s: s.name)
@@ -43,7 +43,7 @@ def test_every_mesh_gives_what_one_device_gives_and_gives_the_weights_back(
     alone = plan_for(spec, Mesh(), work)
     plans = [alone, *(with_pieces(plan_for(spec, mesh, work)) for mesh in meshes), alone]
     before, *shared, after = zip(
-        *ranks.run(patched_latents, spec, plans, timeout_s=120), strict=True
+        *ranks.run(patched_latents, spec, plans, timeout_s=600), strict=True
     )
     for mesh, found in zip(meshes, shared, strict=True):
         assert sum(latents is not None for latents in found) == mesh.size
@@ -59,7 +59,7 @@ def test_ranks_of_a_stage_share_out_its_blocks(ranks: RankPool, schedule: str) -
     )
     plan = plan_for(spec, Mesh(pipefusion=2, ulysses=2), work, None, part)
     whole, pieces = zip(
-        *ranks.run(patched_latents, spec, [plan, with_pieces(plan)], timeout_s=120), strict=True
+        *ranks.run(patched_latents, spec, [plan, with_pieces(plan)], timeout_s=600), strict=True
     )
     assert furthest(whole[0], list(pieces)) <= EXACT
 
@@ -68,7 +68,7 @@ def held_bytes(
     context: RankContext, plan: ExecutionPlan, spec: ModelSpec
 ) -> tuple[int, int] | None:
     """Of a transformer that is loaded for a plan: bytes of blocks and of all else on this rank."""
-    group = sharers_of(plan, context)
+    group = weight_group_of(plan, context)
     if group is None:
         return None
     model = load_pipeline(
@@ -91,7 +91,7 @@ def test_a_rank_holds_its_pieces_and_room_for_two_blocks(ranks: RankPool, mesh: 
     (run,) = [run for run in spec.blocks if run.count > 1]
     last = sum(one.parameters for one in spec.blocks if one is not run)
     blocks = 4 * (run.count * run.parameters + last)
-    found = [held for held in ranks.run(held_bytes, plan, spec, timeout_s=60) if held]
+    found = [held for held in ranks.run(held_bytes, plan, spec, timeout_s=600) if held]
     assert len(found) == mesh.size
     for held, outside in found:
         assert held <= 1.02 * (blocks / mesh.size + 2 * 4 * run.parameters)
@@ -103,14 +103,14 @@ def test_a_picture_by_weights_that_were_read_in_pieces_is_the_same(
 ) -> None:
     spec = find_model("sd3-tiny")
     weights = shipped_weights("sd3-tiny")
-    devices = tuple(ranks.run(device_name, timeout_s=20))
+    devices = tuple(ranks.run(device_name, timeout_s=600))
     work: Workload = spec.defaults.model_copy(update={"steps": 2})
 
     def drawn(name: str, plan: ExecutionPlan) -> torch.Tensor:
         here = plan.fingerprint.model_copy(update={"devices": devices})
         plan = plan.model_copy(update={"fingerprint": here})
         path = tmp_path / f"{name}.png"
-        ranks.run(generate, spec, weights, plan, "a red circle", 0, path, timeout_s=120)
+        ranks.run(generate, spec, weights, plan, "a red circle", 0, path, timeout_s=600)
         with Image.open(path) as picture:
             return torch.from_numpy(numpy.array(picture, dtype=numpy.float32))
 

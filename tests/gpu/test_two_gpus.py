@@ -11,20 +11,21 @@ import torch
 import torch._dynamo.utils
 
 from ditplan.profiles.catalog import find_model, shipped_weights
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Execution, ExecutionPlan, PipeFusion
-from ditplan.runtime.attention import attend_with_lse, usable_kernels
-from ditplan.runtime.exchange import CollectiveExchange
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.host_links import HostLink
-from ditplan.runtime.launch import RankPool
-from ditplan.runtime.links import CollectiveLink
+from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
-from ditplan.runtime.peer_links import PeerLink
-from ditplan.runtime.peer_memory import PeerExchange
-from ditplan.runtime.pipelines import load_pipeline
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.sequence.kernels import attend_with_lse, usable_kernels
+from ditplan.runtime.sequence.peer_ulysses import PeerExchange
+from ditplan.runtime.sequence.ulysses import CollectiveExchange
+from ditplan.runtime.transport.collective_link import CollectiveLink
+from ditplan.runtime.transport.host_link import HostLink
+from ditplan.runtime.transport.peer_link import PeerLink
 from tests.distributed.rank_tasks import denoise, same_start
 from tests.distributed.small_models import plan_for
 
@@ -43,10 +44,10 @@ def gpus() -> Iterator[RankPool]:
         yield pool
 
 
-def in_mode(plan: ExecutionPlan, **execution: object) -> ExecutionPlan:
+def in_mode(plan: ExecutionPlan, **parts: object) -> ExecutionPlan:
     """The plan, executed otherwise and without falling back."""
-    asked = Execution.model_validate(execution | {"fallback": "refuse"})
-    return plan.model_copy(update={"execution": asked})
+    plan = plan.model_copy(update={"fallback": "refuse"})
+    return plan.configured(**parts)
 
 
 def latents_on_gpu(
@@ -65,7 +66,7 @@ def latents_on_gpu(
     pipeline = context.kept["pipeline"]
     made = torch._dynamo.utils.counters["stats"]
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.placement:
+        if context.rank not in plan.configuration.placement:
             return None
         words = same_start(spec, work, context.device)
         denoise(pipeline, spec, work.model_copy(update={"steps": 2}), words)
@@ -320,7 +321,7 @@ def test_what_cannot_be_captured_falls_back_or_is_refused(gpus: RankPool) -> Non
     spec, weights = find_model("sd3-tiny"), shipped_weights("sd3-tiny")
     work = spec.defaults.model_copy(update={"steps": 4, "dtype": "bfloat16"})
     plan = plan_for(spec, Mesh(), work)
-    lenient = plan.model_copy(update={"execution": Execution(mode="graph")})
+    lenient = plan.configured(mode="graph")
     task = latents_with_a_hook_that_synchronizes
     plain = gpus.run(latents_on_gpu, spec, weights, plan, timeout_s=120)[0]
     found = gpus.run(task, spec, weights, lenient, timeout_s=120)[0]

@@ -5,16 +5,16 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ditplan.planner.placing import axis_orders, placement_of, seatings
-from ditplan.planner.space import Candidate, legal_meshes, patching_violation, why_illegal
+from ditplan.planner.space.enumerate import legal_meshes, patching_violation, why_illegal
+from ditplan.planner.space.placement import seatings
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Device
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule, TaylorSeer
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
 from ditplan.profiles.model import Attention, Mode, ModelProfile, ModelSpec, TimePoint
-from ditplan.profiles.plan import PipeFusion, Schedule, TaylorSeer
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_nouns import a_cluster, a_device, a_link, a_table, sd3_like
+from tests.unit.planner_factories import a_cluster, a_device, a_link, a_table, sd3_like
 
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
 SCHEDULES: tuple[Schedule, ...] = ("linear", "folded")
@@ -32,9 +32,9 @@ class Scene:
     spec: ModelSpec
     workloads: tuple[Workload, ...]
     profile: ModelProfile | None = None
-    rare: Candidate | None = None
+    rare: Configuration | None = None
 
-    def is_legal(self, candidate: Candidate, workload: Workload) -> bool:
+    def is_legal(self, candidate: Configuration, workload: Workload) -> bool:
         """Whether the native backend can run a candidate."""
         mesh, part = candidate.mesh, candidate.pipefusion
         if why_illegal(mesh, self.spec, workload, None, NATIVE, approximate=True):
@@ -135,9 +135,9 @@ def _unlike(devices: int) -> ClusterProfile:
     return plain.model_copy(update={"hosts": hosts})
 
 
-def _in_turns() -> Candidate:
+def _in_turns() -> Configuration:
     """Stages whose slow rank has the larger or the smaller share of the tokens, in turns."""
-    return Candidate(
+    return Configuration(
         Mesh(pipefusion=4, ulysses=2),
         placement=(0, 2, 3, 1, 4, 6, 7, 5),
         pipefusion=PipeFusion(blocks_per_stage=(4, 4, 4, 4), patches=2, warmup_steps=1),
@@ -199,7 +199,7 @@ def _measured() -> ModelProfile:
     )
 
 
-Pair = tuple[Candidate, Workload]
+Pair = tuple[Configuration, Workload]
 
 
 class Draws:
@@ -224,10 +224,10 @@ class Draws:
         legal = [pair for pair in dict.fromkeys(changed) if self._can(*pair)]
         return (first, workload), legal
 
-    def _can(self, candidate: Candidate, workload: Workload) -> bool:
+    def _can(self, candidate: Configuration, workload: Workload) -> bool:
         return self._scene.is_legal(candidate, workload)
 
-    def _changed(self, first: Candidate) -> Iterator[Candidate]:
+    def _changed(self, first: Configuration) -> Iterator[Configuration]:
         """The same with another mesh, place, mode, shares of the tokens, weights, or settings."""
         alike = [mesh for mesh in self._meshes if mesh.size == first.mesh.size]
         for mesh in self._random.sample(alike, min(5, len(alike))):
@@ -244,7 +244,7 @@ class Draws:
         else:
             yield from self._patched_otherwise(first, first.pipefusion)
 
-    def _patched_otherwise(self, first: Candidate, part: PipeFusion) -> Iterator[Candidate]:
+    def _patched_otherwise(self, first: Configuration, part: PipeFusion) -> Iterator[Configuration]:
         for _ in range(3):
             other = self._part(first.mesh)
             for field in ("patches", "warmup_steps", "blocks_per_stage"):
@@ -253,16 +253,16 @@ class Draws:
         for schedule in SCHEDULES:
             yield replace(first, pipefusion=part.model_copy(update={"schedule": schedule}))
 
-    def _candidate(self, mesh: Mesh) -> Candidate:
+    def _candidate(self, mesh: Mesh) -> Configuration:
         mode = self._random.choice(MODES)
-        plain = Candidate(mesh, placement_of(mesh), mode, pipefusion=self._part(mesh))
+        plain = Configuration(mesh, placement_of(mesh), mode, pipefusion=self._part(mesh))
         if self._random.random() < 0.5:
             plain = replace(plain, token_shares=self._shares(mesh))
         if plain.can_share_weights and self._random.random() < 0.5:
             plain = replace(plain, weights="sharded")
         return self._random.choice([plain, *self._placed(plain)])
 
-    def _on(self, mesh: Mesh, like: Candidate) -> Candidate:
+    def _on(self, mesh: Mesh, like: Configuration) -> Configuration:
         """As much as possible of a candidate on another mesh."""
         part = like.pipefusion if mesh.pipefusion == like.mesh.pipefusion else self._part(mesh)
         is_alike = mesh.sequence_parallel == like.mesh.sequence_parallel
@@ -277,7 +277,7 @@ class Draws:
         )
         return replace(found, weights=like.weights) if found.can_share_weights else found
 
-    def _placed(self, candidate: Candidate) -> Iterator[Candidate]:
+    def _placed(self, candidate: Configuration) -> Iterator[Configuration]:
         """Some other orders of the axes or seats of the devices."""
         mesh = candidate.mesh
         names = [device.name for device in self._scene.cluster.devices[: mesh.size]]

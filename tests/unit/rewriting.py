@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ditplan.runtime.fusions import rewrite
-from ditplan.runtime.operators import AttentionOperator
+from ditplan.runtime.compilation.fusions import rewrite
+from ditplan.runtime.compilation.operators import AttentionOperator
 
 CLOSE = 1e-5
 

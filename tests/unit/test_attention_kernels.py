@@ -8,7 +8,7 @@ import torch
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import AttentionKernel
-from ditplan.runtime.attention import (
+from ditplan.runtime.sequence.kernels import (
     FLASH_ATTN_PACKAGES,
     PartialAttention,
     attend,

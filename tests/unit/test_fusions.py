@@ -13,7 +13,13 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import nn
 from torch.nn import functional
 
-from ditplan.runtime.products import PRODUCT_OF_PARTS, PRODUCTS, pack, products, side_by_side
+from ditplan.runtime.compilation.products import (
+    PRODUCT_OF_PARTS,
+    PRODUCTS,
+    pack,
+    products,
+    side_by_side,
+)
 from tests.unit.rewriting import CLOSE, rewritten
 
 

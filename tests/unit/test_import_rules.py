@@ -8,24 +8,66 @@ from pathlib import Path
 
 import pytest
 
+from ditplan.profiles.catalog import find_model
+from ditplan.profiles.mesh import Mesh
+from tests.distributed.small_models import plan_for, workload
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
+FRONT = {"command", "measuring", "models", "planning", "settings", "study"}
+"""What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
-    "cli": {"planner", "runtime", "profiles"},
-    "ditplan": {"runtime", "profiles"},
+    "cli": {"planner", "runtime", "profiles", *FRONT},
+    "ditplan": {"planner", "runtime", "profiles", "cli", *FRONT},
     "planner": {"planner", "profiles"},
     "runtime": {"runtime", "profiles"},
     "profiles": {"profiles"},
 }
+ORDER = {
+    "planner": (
+        ("constants", "memo", "objectives"),
+        ("network",),
+        ("space",),
+        ("task",),
+        ("cost",),
+        ("pipefusion",),
+        ("simulation",),
+        ("cost_model",),
+        ("search",),
+        ("report",),
+    ),
+    "runtime": (
+        ("groups", "takeover"),
+        ("ranks", "weights", "blocks", "collectives", "step_cache", "in_force"),
+        ("admission", "transport", "compilation", "batch"),
+        ("sequence",),
+        ("pipefusion",),
+        ("models",),
+        ("native", "profiling"),
+        ("generation", "family_check"),
+        ("workers",),
+    ),
+}
+"""The rooms of a folder, its subfolders and the files beside them: a room imports from rooms in
+lines above its own, and from itself."""
+MOST_ROOMS = {"planner": 12, "runtime": 20}
 OUTSIDE_PROFILES = {*sys.stdlib_module_names, "pydantic"}
 DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
 ONE_DOOR = {
-    "networkx": "planner/topology.py",
-    "optuna": "planner/search.py",
-    "triton": "runtime/peer_kernels.py",
+    "networkx": "planner/network/topology.py",
+    "optuna": "planner/search/search.py",
+    "triton": "runtime/transport/push_kernel.py",
 }
-ENVIRONMENT_DOOR = "runtime/launch.py"
+ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
+FILE_DOOR = "profiles/files.py"
+READS_WHAT_NO_USER_GIVES = {
+    "runtime/models/inspection.py",  # JSON that it has just written, in memory
+    "runtime/ranks/devices.py",
+    "runtime/ranks/rank_process.py",
+    "runtime/transport/host_link.py",
+}
+READERS = {"json.load", "json.loads", "open", "os.open", "tomllib.load", "tomllib.loads"}
 MUTATORS = {"append", "add", "clear", "discard", "extend", "insert"}
 MUTATORS |= {"pop", "popitem", "remove", "setdefault", "update"}
 
@@ -34,9 +76,10 @@ def python_files(root: Path) -> Iterator[Path]:
     """The Python files of a checkout, each once: not those behind ditplan's symlinks."""
     for folder in ("benchmarks", "examples", "tests", *FOLDERS):
         yield from sorted((root / folder).rglob("*.py"))
-    for file in ("cli.py", "ditplan/__init__.py"):
-        if (root / file).exists():
-            yield root / file
+    yield from sorted(root.glob("cli.py"))
+    # a symlink leads to what was listed before
+    own = (path for path in (root / "ditplan").rglob("*.py") if not path.is_symlink())
+    yield from sorted(own)
 
 
 def part_of(file: str) -> str:
@@ -88,6 +131,24 @@ def import_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
             yield line, "only the runtime may import flash_attn"
 
 
+def room_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """Imports from a room of the same folder that doesn't lie below."""
+    part, *rest = Path(file).with_suffix("").parts
+    if part not in ORDER or rest[0] == "__init__":
+        return
+    level = {room: number for number, rooms in enumerate(ORDER[part]) for room in rooms}
+    room = rest[0]
+    if room not in level:
+        yield 1, f"{room} has no place in the order of {part}'s rooms"
+        return
+    for line, name in imported(tree, file):
+        if not name.startswith(f"ditplan.{part}."):
+            continue
+        other = name.split(".")[2]
+        if other != room and level.get(other, len(level)) >= level[room]:
+            yield line, f"{part}/{room} may not import {name}, which lies above it or beside it"
+
+
 def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
     """Uses of the process's environment in another file than the launcher."""
     if part_of(file) not in FOLDERS or file == ENVIRONMENT_DOOR:
@@ -109,6 +170,18 @@ def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]
         for name in names:
             if name in ENVIRONMENT:
                 yield node.lineno, f"only {ENVIRONMENT_DOOR} may use {name}"
+
+
+def file_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """Files opened, or text parsed, past the door for what users give."""
+    if part_of(file) not in MAY_IMPORT or file in {FILE_DOOR, *READS_WHAT_NO_USER_GIVES}:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if called in READERS or method in {"read_text", "read_bytes"}:
+                yield node.lineno, f"only {FILE_DOOR} may read files: {called}"
 
 
 def state_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
@@ -158,7 +231,7 @@ def violations(root: Path) -> list[str]:
     for path in python_files(root):
         file = path.relative_to(root).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"), file)
-        for check in (import_faults, environment_faults, state_faults):
+        for check in (import_faults, room_faults, environment_faults, file_faults, state_faults):
             found += [f"{file}:{line}: {fault}" for line, fault in check(tree, file)]
         if any(name.partition(".")[0] == "flash_attn" for _, name in imported(tree, file)):
             flash_files.add(file)
@@ -175,44 +248,74 @@ def test_repository_keeps_the_rules() -> None:
 def test_every_part_of_the_layout_is_checked() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in python_files(ROOT)}
     assert {"cli.py", "ditplan/__init__.py", "tests/unit/test_import_rules.py"} <= files
+    own = {Path(file).parts[1].removesuffix(".py") for file in files if part_of(file) == "ditplan"}
+    assert own == {"__init__", "__main__", *FRONT}
+    assert not any("ditplan/planner" in file for file in files)
     assert {part_of(file) for file in files} >= {"cli", "ditplan", "tests", *FOLDERS}
 
 
+def test_every_room_exists_and_there_are_few() -> None:
+    for part, order in ORDER.items():
+        rooms = [room for line in order for room in line]
+        entries = {path.stem for path in (ROOT / part).iterdir() if not path.name.startswith("_")}
+        assert set(rooms) == entries
+        assert len(rooms) <= MOST_ROOMS[part]
+
+
 PLANTED = [
-    ("planner/search.py", "import ditplan.runtime.launch", "planner may not import"),
-    ("planner/search.py", "from ditplan.runtime import launch", "planner may not import"),
-    ("planner/search.py", "from ditplan import runtime", "planner may not import"),
-    ("planner/search.py", "from ditplan import load_plan", "planner may not import"),
-    ("planner/search.py", "import ditplan", "planner may not import"),
-    ("planner/search.py", "from .. import runtime", "planner may not import"),
-    ("planner/search.py", "from ..runtime.mesh import f", "planner may not import"),
-    ("planner/search.py", "def f():\n    import ditplan.cli", "planner may not import"),
-    ("planner/deep/cost.py", "from ...runtime import mesh", "planner may not import"),
-    ("planner/cost.py", "import importlib\nimportlib.import_module('torch')", "not import torch"),
-    ("planner/cost.py", "import torch.nn", "planner may not import torch"),
-    ("planner/cost.py", "try:\n    import diffusers\nexcept ImportError: pass", "diffusers"),
-    ("planner/cost.py", "from networkx import Graph", "only planner/topology.py"),
-    ("planner/cost.py", "import optuna.samplers as samplers", "only planner/search.py"),
-    ("planner/cost.py", "import flash_attn", "only the runtime"),
-    ("runtime/native.py", "from ditplan.planner.cost import price", "runtime may not import"),
+    ("planner/cost/step.py", "from ditplan.planner.search import search", "lies above it"),
+    ("planner/space/legality.py", "from ditplan.planner.task import Task", "lies above it"),
+    ("planner/network/tables.py", "def f():\n    from ..cost import step", "lies above it"),
+    ("runtime/weights/loading.py", "import ditplan.runtime.ranks.pool", "or beside it"),
+    ("runtime/heap.py", "import math", "no place in the order"),
+    ("planner/search/search.py", "import ditplan.runtime.ranks.pool", "planner may not import"),
+    ("planner/search/search.py", "from ditplan.runtime import ranks", "planner may not import"),
+    ("planner/search/search.py", "from ditplan import runtime", "planner may not import"),
+    ("planner/search/search.py", "from ditplan import load_plan", "planner may not import"),
+    ("planner/search/search.py", "import ditplan", "planner may not import"),
+    ("planner/search/search.py", "from ... import runtime", "planner may not import"),
+    ("planner/search/search.py", "from ...runtime.groups import f", "planner may not import"),
+    ("planner/search/search.py", "def f():\n    import ditplan.cli", "planner may not import"),
+    ("planner/cost/step.py", "from ...runtime import mesh", "planner may not import"),
+    (
+        "planner/cost_model.py",
+        "import importlib\nimportlib.import_module('torch')",
+        "not import torch",
+    ),
+    ("planner/cost_model.py", "import torch.nn", "planner may not import torch"),
+    ("planner/cost_model.py", "try:\n    import diffusers\nexcept ImportError: pass", "diffusers"),
+    ("planner/cost_model.py", "from networkx import Graph", "only planner/network/topology.py"),
+    (
+        "planner/cost_model.py",
+        "import optuna.samplers as samplers",
+        "only planner/search/search.py",
+    ),
+    ("planner/cost_model.py", "import flash_attn", "only the runtime"),
+    ("runtime/native.py", "from ditplan.planner.cost_model import price", "runtime may not import"),
     ("runtime/native.py", "from ditplan.cli import main", "runtime may not import"),
-    ("runtime/native.py", "import optuna", "only planner/search.py"),
+    ("runtime/native.py", "import optuna", "only planner/search/search.py"),
     ("profiles/plan.py", "from ditplan.planner import cost", "profiles may not import"),
     ("profiles/plan.py", "import numpy", "standard library and pydantic"),
     ("profiles/plan.py", "from torch import Tensor", "profiles may not import torch"),
-    ("ditplan/__init__.py", "from ditplan.planner import search", "ditplan may not import"),
-    ("ditplan/__init__.py", "from .planner import search", "ditplan may not import"),
-    ("cli.py", "import networkx", "only planner/topology.py"),
+    ("planner/search/search.py", "from ditplan.planning import plan", "planner may not import"),
+    ("runtime/native.py", "from ditplan.study import Study", "runtime may not import"),
+    ("ditplan/planning.py", "import optuna", "only planner/search/search.py"),
+    ("ditplan/planning.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
+    ("cli.py", "import networkx", "only planner/network/topology.py"),
     ("cli.py", "from planner import search", "ditplan.planner"),
     ("tests/unit/test_x.py", "from profiles.plan import ExecutionPlan", "ditplan.profiles"),
     ("examples/x.py", "import runtime.native", "ditplan.runtime"),
-    ("runtime/native.py", "import os\nx = os.environ['RANK']", "only runtime/launch.py"),
-    ("runtime/native.py", "import os as o\nx = o.getenv('RANK')", "only runtime/launch.py"),
-    ("planner/cost.py", "from os import environ", "only runtime/launch.py"),
-    ("runtime/mesh.py", "X = None\ndef f():\n    global X\n    X = 1", "global X"),
-    ("runtime/mesh.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
-    ("runtime/mesh.py", "X: list[int] = []\ndef f(k):\n    X.append(k)", "changes X"),
-    ("runtime/mesh.py", "X = Y()\ndef f(k):\n    X.group = k", "changes X"),
+    ("runtime/native.py", "import os\nx = os.environ['RANK']", "only runtime/ranks/pool.py"),
+    ("runtime/native.py", "import os as o\nx = o.getenv('RANK')", "only runtime/ranks/pool.py"),
+    ("planner/cost_model.py", "from os import environ", "only runtime/ranks/pool.py"),
+    ("profiles/plan.py", "import json\njson.loads(text)", "only profiles/files.py may read files"),
+    ("planner/search/mix.py", "path.read_text()", "only profiles/files.py may read files"),
+    ("ditplan/study.py", "with open(path) as file: pass", "only profiles/files.py may read"),
+    ("runtime/weights/loading.py", "Path(name).read_bytes()", "only profiles/files.py may read"),
+    ("runtime/groups.py", "X = None\ndef f():\n    global X\n    X = 1", "global X"),
+    ("runtime/groups.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
+    ("runtime/groups.py", "X: list[int] = []\ndef f(k):\n    X.append(k)", "changes X"),
+    ("runtime/groups.py", "X = Y()\ndef f(k):\n    X.group = k", "changes X"),
 ]
 
 
@@ -226,27 +329,41 @@ def test_planted_violation_is_found(tmp_path: Path, file: str, text: str, messag
 
 
 def test_a_second_flash_attn_file_is_found(tmp_path: Path) -> None:
-    (tmp_path / "runtime").mkdir()
-    (tmp_path / "runtime/flash.py").write_text("import flash_attn")
+    (tmp_path / "runtime/sequence").mkdir(parents=True)
+    (tmp_path / "runtime/sequence/kernels.py").write_text("import flash_attn")
     assert violations(tmp_path) == []
-    (tmp_path / "runtime/ring.py").write_text("from flash_attn import flash_attn_func")
+    (tmp_path / "runtime/sequence/ring.py").write_text("from flash_attn import flash_attn_func")
     assert violations(tmp_path) == [
-        "flash_attn is imported in several files: runtime/flash.py, runtime/ring.py"
+        "flash_attn is imported in several files: "
+        "runtime/sequence/kernels.py, runtime/sequence/ring.py"
     ]
 
 
 ALLOWED = [
-    ("cli.py", "from ditplan.planner import search\nfrom ditplan.runtime import launch"),
+    ("cli.py", "from ditplan.planner import search\nfrom ditplan.runtime import ranks"),
     ("ditplan/__init__.py", "from ditplan.runtime.native import parallelize"),
-    ("planner/topology.py", "import networkx as nx\nfrom ditplan.profiles.cluster import Link"),
-    ("planner/search.py", "import optuna\nfrom ditplan.planner.topology import graph"),
-    ("runtime/launch.py", "import os\nos.environ['RANK'] = '0'"),
+    (
+        "ditplan/planning.py",
+        "from ditplan.planner import search\nfrom ditplan.runtime import ranks",
+    ),
+    (
+        "planner/network/topology.py",
+        "import networkx as nx\nfrom ditplan.profiles.cluster import Link",
+    ),
+    (
+        "planner/search/search.py",
+        "import optuna\nfrom ditplan.planner.network.topology import graph",
+    ),
+    ("runtime/ranks/pool.py", "import os\nos.environ['RANK'] = '0'"),
     (
         "runtime/native.py",
-        "import os\nimport torch\nfrom .mesh import groups\nos.replace('a', 'b')",
+        "import os\nimport torch\nfrom .sequence import groups\nos.replace('a', 'b')",
     ),
     ("profiles/plan.py", "import json\nfrom pydantic import Field\nX = {}\nX['a'] = 1"),
-    ("runtime/mesh.py", "X = []\ndef f(X):\n    X.append(1)"),
+    ("profiles/files.py", "import json, os\nos.open(path, 0)\njson.loads(text)"),
+    ("profiles/hosts.py", "from ditplan.profiles.files import read_text\nread_text(path, 'x')"),
+    ("benchmarks/x.py", "open('x').read()"),
+    ("runtime/groups.py", "X = []\ndef f(X):\n    X.append(1)"),
     ("tests/unit/test_x.py", "import torch, optuna\nfrom ditplan.planner import cost"),
 ]
 
@@ -262,12 +379,25 @@ def test_legal_code_is_not_blamed(tmp_path: Path, file: str, text: str) -> None:
 @pytest.mark.parametrize("folder", ["planner", "profiles"])
 def test_importing_every_module_loads_no_torch(folder: str) -> None:
     modules = [
-        f"ditplan.{folder}" + ("" if path.stem == "__init__" else f".{path.stem}")
-        for path in sorted((ROOT / folder).glob("*.py"))
+        "ditplan." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in sorted((ROOT / folder).rglob("*.py"))
     ]
     script = (
         f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
         f"print(sorted({DEVICE_LIBRARIES} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_who_runs_a_plan_imports_nothing_of_the_planner(tmp_path: Path) -> None:
+    plan = plan_for(find_model("sd3-tiny"), Mesh(cfg=2), workload()).save(tmp_path / "plan.json")
+    script = (
+        f"import sys, ditplan\nditplan.load({str(plan)!r})\n"
+        "large = {'networkx', 'optuna', 'rich', 'scipy', 'torch', 'typer'}\n"
+        "print([name for name in sys.modules if name in large or '.planner' in name])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False

@@ -12,9 +12,9 @@ from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
-from ditplan.runtime.inputs import InputShape, random_inputs
-from ditplan.runtime.inspection import (
-    block_runs,
+from ditplan.runtime.blocks import block_runs
+from ditplan.runtime.models.inputs import InputShape, random_inputs
+from ditplan.runtime.models.inspection import (
     config_digest,
     diffusers_class,
     inspect_configs,

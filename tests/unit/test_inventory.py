@@ -8,7 +8,7 @@ import torch
 
 from ditplan.profiles.cluster import Device
 from ditplan.runtime.groups import GroupCache, RankContext
-from ditplan.runtime.inventory import (
+from ditplan.runtime.ranks.devices import (
     DeviceReport,
     GpuFacts,
     device_links,

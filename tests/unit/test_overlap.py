@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ditplan.runtime.exchange import Work
-from ditplan.runtime.operators import AttentionOperator
-from ditplan.runtime.products import PRODUCT_OF_PARTS, PRODUCTS
+from ditplan.runtime.compilation.operators import AttentionOperator
+from ditplan.runtime.compilation.products import PRODUCT_OF_PARTS, PRODUCTS
+from ditplan.runtime.groups import Work
 from tests.unit.rewriting import Rewriting, rewritten
 
 HEADS, WIDTH = 3, 4

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.pricing import Task, price_all, price_one
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend, require_runtime
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.errors import InputError
@@ -34,9 +35,11 @@ def test_diffusers_exchanges_cost_what_they_were_measured_to(mode: Mode, measure
 def test_diffusers_has_rings_and_ulysses_alone_and_not_of_every_model() -> None:
     task = Task(FLUX, WORKLOAD, find_cluster("8xh100-nvlink"), gpus=4, backend=DIFFUSERS)
     ranked, _ = price_all(task, Topology(task.cluster))
-    assert {one.candidate.mesh.sequence_parallel for one in ranked} == {1, 2, 3, 4}
-    assert all(one.candidate.mesh.size == one.candidate.mesh.sequence_parallel for one in ranked)
-    assert {one.candidate.mode for one in ranked} == {"eager", "compile"}
+    assert {one.configuration.mesh.sequence_parallel for one in ranked} == {1, 2, 3, 4}
+    assert all(
+        one.configuration.mesh.size == one.configuration.mesh.sequence_parallel for one in ranked
+    )
+    assert {one.configuration.mode for one in ranked} == {"eager", "compile"}
     sd3 = replace(task, spec=find_model("sd3"), workload=find_model("sd3").defaults)
     with pytest.raises(InputError, match="sd3 can't run with ulysses on backend diffusers"):
         price_one(sd3, Mesh(ulysses=4), "eager")

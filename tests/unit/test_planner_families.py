@@ -2,17 +2,18 @@
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.rules import violation
-from ditplan.planner.share import calls_of, samples_of, share_of
-from ditplan.planner.space import Candidate
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.share import calls_of, samples_of, share_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.legality import violation
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import Mesh
-from tests.unit.planner_nouns import ranks
+from tests.unit.planner_factories import ranks
 
 WAN, SANA, PIXART = (find_model(name) for name in ("wan2.1-1.3b", "sana", "pixart-sigma"))
 
@@ -21,7 +22,7 @@ def step_s(name: str, mesh: Mesh) -> float:
     """Predicted seconds of a model's usual loop on NVLink."""
     spec = find_model(name)
     model = CostModel(find_cluster("8xh100-nvlink"), spec)
-    return model.price(Candidate(mesh, ranks(mesh), "compile+graph"), spec.defaults).latency_s
+    return model.price(Configuration(mesh, ranks(mesh), "compile+graph"), spec.defaults).latency_s
 
 
 def why_not(name: str, mesh: Mesh) -> str:
@@ -76,10 +77,10 @@ def test_long_skips_are_folded_unless_the_backend_sends_them() -> None:
             find_cluster("8xl20-pcie"),
             backend=find_backend(backend),
             modes=("eager",),
-            allowed=Allowed(),
+            allowed=ApproximationPolicy(),
         )
         found = price_all(task, Topology(task.cluster))[0]
-        parts = [one.candidate.pipefusion for one in found if one.candidate.pipefusion]
+        parts = [one.configuration.pipefusion for one in found if one.configuration.pipefusion]
         assert {part.schedule for part in parts} == {schedule}
         assert all(sum(part.blocks_per_stage) == 40 for part in parts)
     assert not why_not("hunyuandit", Mesh(pipefusion=20))

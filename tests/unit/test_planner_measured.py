@@ -48,7 +48,7 @@ def test_the_best_of_three_measured_plans_is_the_best_of_all(links: str) -> None
 
 def test_stages_without_a_network_between_them_are_predicted_within_16_percent() -> None:
     staged = [
-        one for found in found_in("no-p2p") for one in found if one.ranked.candidate.pipefusion
+        one for found in found_in("no-p2p") for one in found if one.ranked.configuration.pipefusion
     ]
     assert len(staged) >= 10
     assert max(abs(one.error) for one in staged) <= 0.16
@@ -71,7 +71,10 @@ def test_memory_of_graphs_is_predicted_within_10_percent_mostly() -> None:
 def test_a_ring_that_nothing_hides_is_predicted_within_9_percent() -> None:
     """Over host memory: two H100 attend to nothing while keys and values travel."""
     rings = [
-        one for found in found_in("no-p2p") for one in found if one.ranked.candidate.mesh.ring > 1
+        one
+        for found in found_in("no-p2p")
+        for one in found
+        if one.ranked.configuration.mesh.ring > 1
     ]
     assert len(rings) >= 4
     assert max(abs(one.error) for one in rings) <= 0.09

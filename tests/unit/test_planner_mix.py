@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from ditplan.planner.asked import Wishes
-from ditplan.planner.cost import CostModel
-from ditplan.planner.mix import (
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.report import mix_text
+from ditplan.planner.search.pricing import price_all, priced_as_is
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.planner.search.workload_mix import (
     OneMesh,
     Weighted,
-    configuration_of,
+    kept_by_a_job,
     load_mix,
     one_mesh_for_all,
     parse_mix,
     plan_mix,
 )
-from ditplan.planner.pricing import price_all, priced_as_is
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.report import mix_text
-from ditplan.planner.topology import Topology
+from ditplan.planner.task import TuneRequest
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
@@ -29,13 +29,13 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, sd3_like
 
 SMALL = WORKLOAD.model_copy(update={"height": 256, "width": 256})
 PAIR = WORKLOAD.model_copy(update={"batch": 2, "steps": 4})
 MIX = (Weighted(WORKLOAD, 1.0), Weighted(SMALL, 30.0), Weighted(PAIR, 0.5))
 SLOW_LINKS = a_cluster(hosts=2, devices=2, inside_bytes_per_s=10e9, inside_kind="pcie")
-WISHES = Wishes(sd3_like(), known=lambda workload: None, mode="eager")
+WISHES = TuneRequest(sd3_like(), known=lambda workload: None, mode="eager")
 
 
 STAGED = replace(WISHES, spec=find_model("flux-dev"), pins={"pipefusion": 4})
@@ -45,7 +45,9 @@ SIZES = tuple(
 )
 
 
-def cheapest_of_all(wishes: Wishes, mix: tuple[Weighted, ...], cluster: ClusterProfile) -> float:
+def cheapest_of_all(
+    wishes: TuneRequest, mix: tuple[Weighted, ...], cluster: ClusterProfile
+) -> float:
     """The least mean of one configuration for all workloads, each with every division into stages
     that is best for one of them.
     """
@@ -53,11 +55,11 @@ def cheapest_of_all(wishes: Wishes, mix: tuple[Weighted, ...], cluster: ClusterP
     priced = [price_all(task, Topology(cluster))[0] for task in tasks]
     models = [CostModel(Topology(cluster), task.spec) for task in tasks]
     means = []
-    for key in set.intersection(*({configuration_of(one) for one in found} for found in priced)):
-        own = [next(one for one in found if configuration_of(one) == key) for found in priced]
-        for part in {one.candidate.pipefusion for one in own}:
+    for key in set.intersection(*({kept_by_a_job(one) for one in found} for found in priced)):
+        own = [next(one for one in found if kept_by_a_job(one) == key) for found in priced]
+        for part in {one.configuration.pipefusion for one in own}:
             costs = [
-                priced_as_is(task, model, replace(one.candidate, pipefusion=part))
+                priced_as_is(task, model, replace(one.configuration, pipefusion=part))
                 for task, model, one in zip(tasks, models, own, strict=True)
             ]
             if not any(one.too_big for one in costs):
@@ -76,14 +78,14 @@ def cheapest_of_all(wishes: Wishes, mix: tuple[Weighted, ...], cluster: ClusterP
     ],
 )
 def test_one_mesh_is_the_cheapest_of_all_configurations(
-    wishes: Wishes, mix: tuple[Weighted, ...]
+    wishes: TuneRequest, mix: tuple[Weighted, ...]
 ) -> None:
     mixed = plan_mix(wishes, mix, SLOW_LINKS)
     assert mixed.one_mesh is not None
     assert mixed.one_mesh.mean_s == pytest.approx(
         cheapest_of_all(wishes, mix, SLOW_LINKS), rel=1e-9
     )
-    assert len({configuration_of(one) for one in mixed.one_mesh.costs}) == 1
+    assert len({kept_by_a_job(one) for one in mixed.one_mesh.costs}) == 1
 
 
 def test_stages_of_one_mesh_hold_the_same_blocks_for_all_workloads() -> None:
@@ -91,10 +93,10 @@ def test_stages_of_one_mesh_hold_the_same_blocks_for_all_workloads() -> None:
     take as long as their launches.
     """
     mixed = plan_mix(STAGED, SIZES, SLOW_LINKS)
-    own = {ranking.best.candidate.pipefusion for ranking in mixed.rankings}
+    own = {ranking.best.configuration.pipefusion for ranking in mixed.rankings}
     assert mixed.one_mesh is not None
     assert len(own) == 2
-    assert len({one.candidate.pipefusion for one in mixed.one_mesh.costs}) == 1
+    assert len({one.configuration.pipefusion for one in mixed.one_mesh.costs}) == 1
 
 
 def test_stages_of_one_mesh_fit_for_all_workloads() -> None:
@@ -112,28 +114,28 @@ def test_stages_of_one_mesh_fit_for_all_workloads() -> None:
 
     roomy = planned(80_000_000_000)
     tight = planned(roomy.costs[1].prediction.memory_bytes - 1)
-    assert tight.costs[0].candidate.pipefusion != roomy.costs[0].candidate.pipefusion
+    assert tight.costs[0].configuration.pipefusion != roomy.costs[0].configuration.pipefusion
     assert tight.mean_s > roomy.mean_s
 
 
 def test_a_mesh_that_is_fast_only_with_stages_of_each_workload_s_own_does_not_win() -> None:
     mixed = plan_mix(STAGED, SIZES, SLOW_LINKS)
-    fast = configuration_of(mixed.rankings[0].best)
+    fast = kept_by_a_job(mixed.rankings[0].best)
 
-    def doctored(one: Ranked, blocks: tuple[int, ...]) -> Ranked:
-        part = one.candidate.pipefusion
+    def doctored(one: PricedCandidate, blocks: tuple[int, ...]) -> PricedCandidate:
+        part = one.configuration.pipefusion
         assert part is not None
         part = part.model_copy(update={"blocks_per_stage": blocks})
         less_s = {"latency_s": 0.9 * one.prediction.latency_s}
         return replace(
             one,
-            candidate=replace(one.candidate, pipefusion=part),
+            configuration=replace(one.configuration, pipefusion=part),
             prediction=one.prediction.model_copy(update=less_s),
         )
 
     with_it, without = [], []
     for ranking, blocks in zip(mixed.rankings, ((54, 1, 1, 1), (1, 1, 1, 54)), strict=True):
-        first = next(one for one in ranking.ranked if configuration_of(one) == fast)
+        first = next(one for one in ranking.ranked if kept_by_a_job(one) == fast)
         others = tuple(one for one in ranking.ranked if one is not first)
         with_it.append(replace(ranking, ranked=(doctored(first, blocks), *others)))
         without.append(replace(ranking, ranked=others))
@@ -161,9 +163,9 @@ def test_what_is_not_legal_for_all_serves_none() -> None:
     """cfg 2 needs guidance, which the second workload doesn't have."""
     plain = WORKLOAD.model_copy(update={"passes": 1})
     mixed = plan_mix(WISHES, (Weighted(WORKLOAD, 1), Weighted(plain, 1)), SLOW_LINKS)
-    assert mixed.rankings[0].best.candidate.mesh.cfg == 2
+    assert mixed.rankings[0].best.configuration.mesh.cfg == 2
     assert mixed.one_mesh is not None
-    assert {one.candidate.mesh.cfg for one in mixed.one_mesh.costs} == {1}
+    assert {one.configuration.mesh.cfg for one in mixed.one_mesh.costs} == {1}
     alone = replace(WISHES, pins={"dp": 2})
     with pytest.raises(InputError, match="1 pictures a batch"):
         plan_mix(alone, MIX, SLOW_LINKS)
@@ -185,7 +187,7 @@ def test_without_a_common_configuration_there_is_no_one_mesh() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[{", "line 1, column 3: not JSON"),
+        ("[{", "line 1, column 3: this mix of workloads is not JSON"),
         ("{}", "not a list of workloads; write a list such as"),
         ("[]", "not a list of workloads"),
         ("[3]", "mix.json: entry 1: Input should be a valid dictionary"),
@@ -222,9 +224,9 @@ def test_a_mix_s_entries_start_from_the_model_s_usual_workload(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        ({"height": 1000}, "entry 2: --height 1000"),
+        ({"height": 1000}, "entry 2: height=1000"),
         ({"height": 1024}, "entry 2: the same workload as entry 1"),
-        ({"frames": 3}, "entry 2: --frames 3: sd3 makes pictures"),
+        ({"frames": 3}, "entry 2: frames=3: sd3 makes pictures"),
     ],
 )
 def test_an_entry_that_the_model_cannot_make_is_named(

@@ -7,23 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.search import Trialrun, Trials, search
-from ditplan.planner.space import Candidate
-from ditplan.planner.topology import Topology
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.task import Task
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, TimePoint
 from ditplan.profiles.plan import ExecutionPlan
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_profile, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, a_profile, sd3_like
 
 SPEC = sd3_like()
 TASK = Task(SPEC, WORKLOAD, a_cluster())
 ON_CPUS = replace(TASK, cluster=a_cluster(device=a_device(kind="cpu")))
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
-ONE = Candidate(Mesh(), (0,))
+ONE = Configuration(Mesh(), (0,))
 
 
 def points(mode: Mode, seconds: float, host_s: float | None = None) -> tuple[TimePoint, ...]:
@@ -48,12 +49,12 @@ def loop_s(profile: ModelProfile, mode: Mode) -> float:
 def test_all_modes_are_searched_on_gpus_and_eager_alone_on_cpus() -> None:
     for task, modes in ((TASK, set(MODES)), (ON_CPUS, {"eager"})):
         priced, _ = price_all(task, Topology(task.cluster))
-        assert {ranked.candidate.mode for ranked in priced} == modes
+        assert {ranked.configuration.mode for ranked in priced} == modes
 
 
 def test_compiled_blocks_are_searched_on_cpus_when_demanded() -> None:
     priced, _ = price_all(replace(ON_CPUS, modes=("compile",)), Topology(ON_CPUS.cluster))
-    assert {ranked.candidate.mode for ranked in priced} == {"compile"}
+    assert {ranked.configuration.mode for ranked in priced} == {"compile"}
 
 
 def test_a_graph_demanded_on_cpus_is_refused() -> None:
@@ -62,32 +63,32 @@ def test_a_graph_demanded_on_cpus_is_refused() -> None:
 
 
 def test_a_demanded_mode_is_not_to_be_replaced_and_a_chosen_one_may_be() -> None:
-    assert search(TASK).to_plan().execution.fallback == "eager"
-    demanded = search(replace(TASK, modes=("graph",))).to_plan().execution
-    assert (demanded.mode, demanded.fallback) == ("graph", "refuse")
+    assert search(TASK).to_plan().fallback == "eager"
+    demanded = search(replace(TASK, modes=("graph",))).to_plan()
+    assert (demanded.configuration.mode, demanded.fallback) == ("graph", "refuse")
 
 
 def test_what_is_measured_may_not_fall_back() -> None:
     run: list[ExecutionPlan] = []
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         run.append(plan)
-        return Trialrun(1.0 + len(run))
+        return RunResult(1.0 + len(run))
 
-    ranking = search(TASK, Trials(measure, top=3, rounds=1))
-    assert {plan.execution.fallback for plan in run} == {"refuse"}
-    assert ranking.to_plan().execution.fallback == "eager"
+    ranking = search(TASK, MeasurementPolicy(measure, top=3, rounds=1))
+    assert {plan.fallback for plan in run} == {"refuse"}
+    assert ranking.to_plan().fallback == "eager"
 
 
 def test_no_more_than_two_modes_of_a_mesh_are_run() -> None:
     run: list[ExecutionPlan] = []
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         run.append(plan)
-        return Trialrun(1.0)
+        return RunResult(1.0)
 
-    search(TASK, Trials(measure, top=3, rounds=1))
-    predicted = [plan.mesh for plan in run if plan.execution.mode != "eager"]
+    search(TASK, MeasurementPolicy(measure, top=3, rounds=1))
+    predicted = [plan.mesh for plan in run if plan.configuration.mode != "eager"]
     assert len(predicted) == 3
     assert all(predicted.count(mesh) <= 2 for mesh in predicted)
 
@@ -197,7 +198,7 @@ def test_the_plan_records_the_attention_kernel_that_was_fastest(
     cudnn_s: float, chosen: AttentionKernel
 ) -> None:
     profile = profile_of(points("eager", 2e-3, 1e-3), attentions(flash=2e-3, cudnn=cudnn_s))
-    assert search(replace(TASK, profile=profile)).to_plan().execution.attention == chosen
+    assert search(replace(TASK, profile=profile)).to_plan().configuration.attention == chosen
 
 
 @pytest.mark.parametrize("others", [(8, 4429), (2, 64), (1, 4429)])
@@ -208,7 +209,7 @@ def test_the_attention_kernel_is_chosen_at_the_nearest_shape(others: tuple[int, 
     far = at_shape(*others, cudnn=1e-6)
     profile = profile_of(points("eager", 2e-3, 1e-3), near, far)
     task = replace(TASK, profile=profile, gpus=1)
-    assert search(task).to_plan().execution.attention == "flash"
+    assert search(task).to_plan().configuration.attention == "flash"
 
 
 def at_shape(batch: int, key_tokens: int, **seconds: float) -> tuple[TimePoint, ...]:
@@ -218,7 +219,7 @@ def at_shape(batch: int, key_tokens: int, **seconds: float) -> tuple[TimePoint, 
 
 
 def test_without_measurement_the_attention_kernel_is_left_to_torch() -> None:
-    assert search(TASK).to_plan().execution.attention == "auto"
+    assert search(TASK).to_plan().configuration.attention == "auto"
 
 
 @pytest.mark.parametrize(("kind", "variant"), [("nvlink", "gather"), ("pcie", "pass")])
@@ -226,4 +227,4 @@ def test_a_ring_gathers_keys_over_nvlink_and_passes_them_on_elsewhere(
     kind: str, variant: str
 ) -> None:
     task = replace(TASK, cluster=a_cluster(inside_kind=kind), pins={"ring": 2})
-    assert search(task).to_plan().execution.ring == variant
+    assert search(task).to_plan().configuration.ring == variant

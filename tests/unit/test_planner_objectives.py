@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.choosing import corrected, next_by_objective
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import (
     FASTEST,
     Figures,
@@ -21,17 +20,21 @@ from ditplan.planner.objectives import (
     pareto_set,
     quality_order,
 )
-from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.ranking import Ranked, Ranking, to_measure
-from ditplan.planner.replicas import replica_starts, with_replicas
-from ditplan.planner.search import Trialrun, Trials, search
-from ditplan.planner.topology import Topology
+from ditplan.planner.search.acquisition import corrected, next_by_objective
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import PricedCandidate, SearchResult, to_measure
+from ditplan.planner.search.replicas import replica_starts, with_replicas
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile, Host
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan, Measurement, Quality
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_link, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, a_link, sd3_like
 
-TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4), modes=("eager",), allowed=Allowed())
+TASK = Task(
+    sd3_like(), WORKLOAD, a_cluster(devices=4), modes=("eager",), allowed=ApproximationPolicy()
+)
 PAIRS = WORKLOAD.model_copy(update={"batch": 2})
 NAMES: tuple[ObjectiveName, ...] = ("latency", "throughput", "gpus")
 
@@ -79,11 +82,9 @@ def test_the_pareto_set_is_all_that_no_other_one_beats(figures: list[Figures]) -
 def test_the_choice_from_the_set_is_the_best_of_all_candidates(
     figures: list[Figures], name: ObjectiveName, max_latency_s: int | None
 ) -> None:
-    chosen = choose(figures, Objective(name, max_latency_s))
     enough = [one for one in figures if max_latency_s is None or one.latency_s <= max_latency_s]
-    if not enough:
-        assert chosen is None
-        return
+    assume(enough)
+    chosen = choose(figures, Objective(name, max_latency_s))
     assert chosen is not None
     one = figures[chosen]
     assert one in enough
@@ -98,6 +99,14 @@ def test_the_choice_from_the_set_is_the_best_of_all_candidates(
         equal = [o for o in enough if o.pictures / o.latency_s == pytest.approx(most, rel=1e-9)]
         assert one in equal
         assert one.gpus == min(other.gpus for other in equal)
+
+
+@given(some_figures(), st.sampled_from(NAMES), st.floats(0, 1, exclude_max=True))
+def test_nothing_is_chosen_where_none_is_fast_enough(
+    figures: list[Figures], name: ObjectiveName, part: float
+) -> None:
+    too_short_s = part * min(one.latency_s for one in figures)
+    assert choose(figures, Objective(name, too_short_s)) is None
 
 
 def test_of_equal_throughput_the_plan_of_fewer_gpus_is_chosen() -> None:
@@ -124,18 +133,23 @@ def hosts_of(sizes: Sequence[int], slow: Sequence[bool]) -> ClusterProfile:
     return ClusterProfile(name="test", hosts=tuple(hosts), links=tuple(links), source="a test")
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4),
-    st.integers(1, 6),
-    st.integers(0, 4),
-)
+@st.composite
+def hosts_and_plans(draw: st.DrawFn) -> tuple[list[tuple[int, bool]], int, int]:
+    """Hosts, each with its GPUs and whether they are slow; how many GPUs of all are used; the size
+    of a plan that has room on them.
+    """
+    hosts = draw(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4))
+    there = sum(size for size, _ in hosts)
+    gpus = draw(st.integers(max(1, there - 4), there))
+    return hosts, gpus, draw(st.integers(1, min(6, gpus)))
+
+
+@given(hosts_and_plans())
 def test_replicas_are_as_many_as_fit_like_the_first_one(
-    hosts: list[tuple[int, bool]], size: int, unused: int
+    case: tuple[list[tuple[int, bool]], int, int],
 ) -> None:
+    hosts, gpus, size = case
     sizes, slow = zip(*hosts, strict=True)
-    gpus = sum(sizes) - unused
-    if size > gpus:
-        return
     cluster = hosts_of(sizes, slow)
     places = [
         (number, is_slow) for number, (count, is_slow) in enumerate(hosts) for _ in range(count)
@@ -186,7 +200,7 @@ def crossed(bytes_per_s: float) -> ClusterProfile:
     )
 
 
-def replicated(task: Task) -> list[Ranked]:
+def replicated(task: Task) -> list[PricedCandidate]:
     topology = Topology(task.cluster)
     return with_replicas(task, topology, price_all(task, topology)[0])
 
@@ -196,33 +210,33 @@ def test_replicas_on_one_link_have_half_of_it_each() -> None:
     task = replace(TASK, cluster=crossed(10e9))
     half = replace(task, cluster=crossed(5e9))
     alone_s = {
-        one.candidate: one.prediction.latency_s
+        one.configuration: one.prediction.latency_s
         for one in price_all(half, Topology(half.cluster))[0]
     }
-    pairs = [one for one in replicated(task) if one.candidate.mesh.size == 2]
-    assert {one.candidate.mesh.pipefusion for one in pairs} == {1, 2}
+    pairs = [one for one in replicated(task) if one.configuration.mesh.size == 2]
+    assert {one.configuration.mesh.pipefusion for one in pairs} == {1, 2}
     for one in pairs:
         assert one.replicas == 2
         together_s = one.prediction.latency_s * one.slowdown
         # stages may be divided otherwise over a slower link
-        if one.candidate in alone_s:
-            assert together_s == pytest.approx(alone_s[one.candidate], rel=1e-9)
-    slowed = {str(one.candidate.mesh): one.slowdown for one in pairs}
+        if one.configuration in alone_s:
+            assert together_s == pytest.approx(alone_s[one.configuration], rel=1e-9)
+    slowed = {str(one.configuration.mesh): one.slowdown for one in pairs}
     assert slowed["ulysses2"] > 1.05
     assert slowed["pipefusion2"] > 1
-    assert {one.candidate for one in pairs} & alone_s.keys() >= {
-        one.candidate for one in pairs if one.candidate.mesh.pipefusion == 1
+    assert {one.configuration for one in pairs} & alone_s.keys() >= {
+        one.configuration for one in pairs if one.configuration.mesh.pipefusion == 1
     }
 
 
 def test_replicas_that_share_no_link_are_as_fast_as_alone() -> None:
     for one in replicated(replace(TASK, cluster=a_cluster(hosts=2, devices=2))):
-        size = one.candidate.mesh.size
+        size = one.configuration.mesh.size
         assert one.replicas == {1: 4, 2: 2, 3: 1, 4: 1}[size]
         assert one.slowdown == pytest.approx(1, rel=1e-9)
 
 
-def by(name: ObjectiveName, max_latency_s: float | None = None, task: Task = TASK) -> Ranking:
+def by(name: ObjectiveName, max_latency_s: float | None = None, task: Task = TASK) -> SearchResult:
     return search(replace(task, objective=Objective(name, max_latency_s)))
 
 
@@ -230,20 +244,20 @@ def test_throughput_is_the_best_of_all_candidates_times_their_replicas() -> None
     """On links that nobody shares; a batch of 2 may also be split by dp."""
     task = replace(TASK, workload=PAIRS)
     by_hand = {
-        one.candidate: (4 // one.candidate.mesh.size) * 2 / one.prediction.latency_s
+        one.configuration: (4 // one.configuration.mesh.size) * 2 / one.prediction.latency_s
         for one in search(task).ranked
     }
     found = by("throughput", task=task)
-    assert by_hand[found.best.candidate] == pytest.approx(max(by_hand.values()), rel=1e-5)
-    assert found.best.replicas == 4 // found.best.candidate.mesh.size
-    ordered = [by_hand[one.candidate] for one in found.ranked]
+    assert by_hand[found.best.configuration] == pytest.approx(max(by_hand.values()), rel=1e-5)
+    assert found.best.replicas == 4 // found.best.configuration.mesh.size
+    ordered = [by_hand[one.configuration] for one in found.ranked]
     assert ordered == pytest.approx(sorted(ordered, reverse=True), rel=1e-5)
     assert all("throughput" in one.reason for one in found.alternatives)
 
 
 def test_max_latency_bounds_what_a_call_takes_while_copies_run() -> None:
     task = replace(TASK, cluster=crossed(10e9))
-    pair = next(one for one in replicated(task) if str(one.candidate.mesh) == "ulysses2")
+    pair = next(one for one in replicated(task) if str(one.configuration.mesh) == "ulysses2")
     together_s = pair.prediction.latency_s * pair.slowdown
     task = replace(task, pins={"ulysses": 2, "cfg": 1, "ring": 1, "pipefusion": 1})
     assert by("throughput", together_s * 1.001, task).best.replicas == 2
@@ -253,29 +267,31 @@ def test_max_latency_bounds_what_a_call_takes_while_copies_run() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 1.5, 2.5, 10.0])
 def test_gpus_is_the_fewest_of_all_candidates_that_are_fast_enough(share: float) -> None:
-    predicted = [(one.prediction.latency_s, one.candidate.mesh.size) for one in search(TASK).ranked]
+    predicted = [
+        (one.prediction.latency_s, one.configuration.mesh.size) for one in search(TASK).ranked
+    ]
     bound_s = share * min(predicted)[0] * 1.00001
     found = by("gpus", bound_s)
     fewest = min(gpus for latency_s, gpus in predicted if latency_s <= bound_s)
-    assert found.best.candidate.mesh.size == fewest
+    assert found.best.configuration.mesh.size == fewest
     assert found.best.prediction.latency_s == pytest.approx(
         min(s for s, gpus in predicted if gpus == fewest), rel=1e-5
     )
     for one in found.alternatives:
         if one.prediction.latency_s > bound_s:
             assert one.reason.startswith("too slow: ")
-        elif one.candidate.mesh.size > fewest:
-            assert one.reason.startswith(f"needs {one.candidate.mesh.size - fewest} more GPU")
+        elif one.configuration.mesh.size > fewest:
+            assert one.reason.startswith(f"needs {one.configuration.mesh.size - fewest} more GPU")
 
 
 def test_a_bound_that_nothing_keeps_is_refused_with_the_fastest() -> None:
     fastest = search(TASK).best
     with pytest.raises(
-        InputError, match=f"the fastest, {fastest.candidate.mesh}, takes"
+        InputError, match=f"the fastest, {fastest.configuration.mesh}, takes"
     ) as refused:
         by("gpus", 0.001)
-    enough_s = float(str(refused.value).split("use --max-latency ")[1].split()[0])
-    assert by("gpus", enough_s).best.candidate.mesh == fastest.candidate.mesh
+    enough_s = float(str(refused.value).split("use max_latency_s=")[1].split()[0])
+    assert by("gpus", enough_s).best.configuration.mesh == fastest.configuration.mesh
 
 
 def test_the_ranking_s_pareto_set_is_that_of_what_fits() -> None:
@@ -297,9 +313,9 @@ def test_for_the_fewest_gpus_the_fastest_of_each_number_is_measured_first() -> N
     fitting = search(TASK).ranked
     bound_s = 2.5 * fitting[0].prediction.latency_s
     order = to_measure(fitting, Objective("gpus", bound_s), 1)
-    fastest: list[Ranked] = []
+    fastest: list[PricedCandidate] = []
     for gpus in range(1, 5):
-        own = [one for one in fitting if one.candidate.mesh.size == gpus]
+        own = [one for one in fitting if one.configuration.mesh.size == gpus]
         first = min(own, key=lambda one: one.prediction.latency_s)
         before = min((one.prediction.latency_s for one in fastest), default=bound_s)
         if first.prediction.latency_s < before:
@@ -316,21 +332,23 @@ class Slow:
     def __init__(self) -> None:
         self.ran: list[int] = []
 
-    def __call__(self, plan: ExecutionPlan) -> Trialrun:
+    def __call__(self, plan: ExecutionPlan) -> RunResult:
         self.ran.append(plan.mesh.size)
-        return Trialrun(10.0 if plan.mesh.size == 2 else 0.1)
+        return RunResult(10.0 if plan.mesh.size == 2 else 0.1)
 
 
 def test_the_fewest_gpus_are_judged_by_what_was_measured() -> None:
-    predicted = [(one.prediction.latency_s, one.candidate.mesh.size) for one in search(TASK).ranked]
+    predicted = [
+        (one.prediction.latency_s, one.configuration.mesh.size) for one in search(TASK).ranked
+    ]
     bound_s = 1.05 * min(s for s, gpus in predicted if gpus == 2)
     machine = Slow()
     objective = Objective("gpus", bound_s)
-    found = search(replace(TASK, objective=objective), Trials(machine, top=3, rounds=1))
+    found = search(replace(TASK, objective=objective), MeasurementPolicy(machine, top=3, rounds=1))
     assert machine.ran[0] == 2
     assert found.best.measurement is not None
-    assert found.best.candidate.mesh.size == min(size for size in machine.ran if size != 2)
-    assert next(one for one in found.ranked if one.candidate.mesh.size == 2).reason.startswith(
+    assert found.best.configuration.mesh.size == min(size for size in machine.ran if size != 2)
+    assert next(one for one in found.ranked if one.configuration.mesh.size == 2).reason.startswith(
         "too slow: 10 s (measured)"
     )
 
@@ -359,7 +377,7 @@ def test_what_is_measured_next_should_be_better_than_what_was(
         and all(objective.key(own) < objective.key(other) for other in known)
     ]
     if known:
-        assert {one.candidate for one in chosen} <= {one.candidate for _, one in better}
+        assert {one.configuration for one in chosen} <= {one.configuration for _, one in better}
         assert bool(chosen) == bool(better)
     else:
         assert len(chosen) == 3
@@ -375,8 +393,8 @@ def measured(latency_s: float) -> Measurement:
 def test_measuring_ends_where_nothing_should_serve_the_objective_better() -> None:
     """One GPU is enough, and was measured first."""
     task = replace(TASK, objective=Objective("gpus", 1000.0))
-    found = search(task, Trials(lambda plan: Trialrun(1.0), top=9, rounds=1))
-    assert found.best.candidate.mesh.size == 1
+    found = search(task, MeasurementPolicy(lambda plan: RunResult(1.0), top=9, rounds=1))
+    assert found.best.configuration.mesh.size == 1
     assert sum(one.measurement is not None for one in found.ranked) <= 4
     assert "should serve the objective better" in found.ended
 
@@ -384,14 +402,14 @@ def test_measuring_ends_where_nothing_should_serve_the_objective_better() -> Non
 def test_measured_throughput_decides() -> None:
     found = search(
         replace(TASK, objective=Objective("throughput")),
-        Trials(lambda plan: Trialrun(9.0 / plan.mesh.size**2), top=4, rounds=4),
+        MeasurementPolicy(lambda plan: RunResult(9.0 / plan.mesh.size**2), top=4, rounds=4),
     )
     measured = [one for one in found.ranked if one.measurement]
     assert {len(one.measurement.runs_s) for one in measured if one.measurement} == {4}
     figures = [one.figures(1).throughput_per_s for one in measured]
     assert figures == sorted(figures, reverse=True)
     assert found.best is found.ranked[0] is measured[0]
-    assert found.best.candidate.mesh.size > 1
+    assert found.best.configuration.mesh.size > 1
 
 
 def test_without_an_objective_latency_decides() -> None:

@@ -8,34 +8,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.allowed import STEP_CACHES, Allowed
-from ditplan.planner.asked import allowed_for
-from ditplan.planner.compute import block_size
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all, price_one, space_of
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost.profile_points import wanted_points
+from ditplan.planner.cost.roofline import block_size
+from ditplan.planner.cost.share import patch_shares, point_share
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import candidate_json, tune_json
-from ditplan.planner.requests import wanted_points
-from ditplan.planner.search import Trialrun, Trials, search, study_name
-from ditplan.planner.share import patch_shares, point_share
-from ditplan.planner.space import Candidate, enumerate_space, evenly_staged, patching_violation
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
+from ditplan.planner.space.approximations import STEP_CACHES, ApproximationPolicy
+from ditplan.planner.space.enumerate import enumerate_space, evenly_staged, patching_violation
+from ditplan.planner.task import Task, allowed_for
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality
+from ditplan.profiles.configuration import Configuration, PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec, PointRequest
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import patch_bounds
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, a_profile, ranks, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, a_profile, ranks, sd3_like
 from tests.unit.test_planner_search import table_text
 
 SPEC = sd3_like()
 FLUX = find_model("flux-dev")
-TASK = Task(SPEC, WORKLOAD, a_cluster(devices=4), modes=("eager",), allowed=Allowed())
+TASK = Task(SPEC, WORKLOAD, a_cluster(devices=4), modes=("eager",), allowed=ApproximationPolicy())
 MODES = st.sampled_from(["eager", "compile", "graph", "compile+graph"])
 MESHES = st.builds(
     Mesh,
@@ -49,13 +49,13 @@ SETTINGS = st.tuples(st.integers(1, 9), st.integers(1, 4))
 
 def staged(
     mesh: Mesh, patches: int, warmup_steps: int = 1, mode: Mode = "eager", spec: ModelSpec = SPEC
-) -> Candidate:
+) -> Configuration:
     """The mesh on the first ranks with about as many blocks in each stage."""
     part = evenly_staged(mesh, spec, patches, warmup_steps)
-    return Candidate(mesh, ranks(mesh), mode, pipefusion=part)
+    return Configuration(mesh, ranks(mesh), mode, pipefusion=part)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mesh=MESHES, mode=MODES, setting=SETTINGS, kind=st.sampled_from(["cuda", "cpu"]))
 def test_parts_sum_to_the_latency(
     mesh: Mesh, mode: Mode, setting: tuple[int, int], kind: str
@@ -68,7 +68,7 @@ def test_parts_sum_to_the_latency(
     assert found.interval_s[0] < found.latency_s < found.interval_s[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(mesh=MESHES, setting=SETTINGS, inside=st.floats(1, 50), between=st.floats(1, 50))
 def test_more_bandwidth_never_hurts(
     mesh: Mesh, setting: tuple[int, int], inside: float, between: float
@@ -121,7 +121,7 @@ def test_patches_are_prepared_once_if_there_are_any(warmup: int) -> None:
 def test_every_step_a_warm_up_step_computes_what_one_device_does(mode: Mode) -> None:
     """Blocks once, what is outside of them on each stage."""
     model = CostModel(a_cluster(devices=4), SPEC)
-    one = model.price(Candidate(Mesh(), (0,), mode), WORKLOAD).parts
+    one = model.price(Configuration(Mesh(), (0,), mode), WORKLOAD).parts
     found = model.price(staged(Mesh(pipefusion=4), 4, 20, mode), WORKLOAD)
     scheduler_s = found.parts["scheduler"]
     computed_s = found.latency_s - found.parts["sends"] - scheduler_s
@@ -155,7 +155,7 @@ def test_bytes_on_the_link_are_those_of_a_count() -> None:
 def test_folded_stages_compute_the_same_and_send_there_and_back(stages: int) -> None:
     mesh, model = Mesh(pipefusion=stages), CostModel(a_cluster(devices=4), SPEC)
     linear, folded = (
-        model.price(Candidate(mesh, ranks(mesh), "graph", pipefusion=part), WORKLOAD)
+        model.price(Configuration(mesh, ranks(mesh), "graph", pipefusion=part), WORKLOAD)
         for part in (
             evenly_staged(mesh, SPEC, 6, 2),
             evenly_staged(mesh, SPEC, 6, 2, "folded"),
@@ -193,14 +193,14 @@ def test_a_ring_passes_fresh_keys_on_behind_the_attention_to_stale_ones() -> Non
     """
     work = NO_TEXT.model_copy(update={"height": 2048, "width": 2048})
 
-    def ring_s(candidate: Candidate, rate: float) -> tuple[float, float]:
+    def ring_s(candidate: Configuration, rate: float) -> tuple[float, float]:
         device = a_device(name="A100")
         cluster = a_cluster(1, 4, rate, device=device, inside_kind="pcie")
         parts = CostModel(cluster, SPEC).price(candidate, work).parts
         return parts["ring"], parts["attention"]
 
     exact, patched = (
-        Candidate(Mesh(ring=2), ranks(Mesh(ring=2)), "graph"),
+        Configuration(Mesh(ring=2), ranks(Mesh(ring=2)), "graph"),
         staged(Mesh(pipefusion=2, ring=2), 6, mode="graph"),
     )
     _, attention_s = ring_s(exact, 1e15)
@@ -257,7 +257,7 @@ def test_keys_and_values_of_the_whole_sequence_are_held(ulysses: int) -> None:
     memory = memory_of(SPEC, WORKLOAD, candidate, a_device())
     heads = math.ceil(24 / ulysses)
     assert memory.cache_bytes == 6 * 2 * (4096 + 333) * heads * 64 * 2 * 2
-    whole = memory_of(SPEC, WORKLOAD, Candidate(Mesh(), (0,)), a_device())
+    whole = memory_of(SPEC, WORKLOAD, Configuration(Mesh(), (0,)), a_device())
     assert whole.weights_bytes - memory.weights_bytes == 18 * SPEC.blocks[0].parameters * 2
     assert whole.cache_bytes == 0
 
@@ -268,8 +268,8 @@ def test_stages_are_divided_by_memory_where_time_would_not_fit() -> None:
     def priced(memory_bytes: int) -> tuple[tuple[int, ...], int, str | None]:
         cluster = a_cluster(devices=2, device=a_device(memory_bytes))
         found = price_one(Task(FLUX, FLUX.defaults, cluster), Mesh(pipefusion=2), "graph")
-        assert found.candidate.pipefusion is not None
-        stages = found.candidate.pipefusion.blocks_per_stage
+        assert found.configuration.pipefusion is not None
+        stages = found.configuration.pipefusion.blocks_per_stage
         return stages, found.prediction.memory_bytes, found.too_big
 
     by_time, needed, _ = priced(80_000_000_000)
@@ -288,7 +288,7 @@ def test_the_fullest_stage_s_number_is_in_what_is_dropped() -> None:
     cluster = a_cluster(devices=4, device=a_device(16_500_000_000))
     ranked, dropped = price_all(replace(TASK, cluster=cluster), Topology(cluster))
     fitting = [r for r in ranked if not r.too_big]
-    whole = [r.candidate.mesh for r in fitting if r.candidate.weights == "replicated"]
+    whole = [r.configuration.mesh for r in fitting if r.configuration.weights == "replicated"]
     assert {mesh.pipefusion for mesh in whole} <= {2, 3, 4}
     assert dropped["does not fit in memory"] == len(ranked) - len(fitting) > 0
 
@@ -297,9 +297,11 @@ def test_without_leave_no_stages_are_tried_and_exact_ones_cost_what_they_did() -
     exact = replace(TASK, allowed=None)
     without, _ = price_all(exact, Topology(TASK.cluster))
     with_stages, _ = price_all(TASK, Topology(TASK.cluster))
-    assert all(ranked.candidate.pipefusion is None for ranked in without)
-    same = [r for r in with_stages if r.candidate.pipefusion is None]
-    assert {r.candidate: r.prediction for r in same} == {r.candidate: r.prediction for r in without}
+    assert all(ranked.configuration.pipefusion is None for ranked in without)
+    same = [r for r in with_stages if r.configuration.pipefusion is None]
+    assert {r.configuration: r.prediction for r in same} == {
+        r.configuration: r.prediction for r in without
+    }
     assert len(with_stages) > len(without)
 
 
@@ -327,16 +329,16 @@ def test_settings_are_legal_when_each_patch_has_a_token_for_each_rank(
 @pytest.mark.parametrize(
     ("allowed", "expected"),
     [
-        (Allowed(), {(2, 2, 1), (2, 3, 1), (2, 4, 1), (2, 8, 1),
+        (ApproximationPolicy(), {(2, 2, 1), (2, 3, 1), (2, 4, 1), (2, 8, 1),
                      (3, 3, 1), (3, 4, 1), (3, 6, 1), (3, 12, 1),
                      (4, 4, 1), (4, 5, 1), (4, 8, 1), (4, 16, 1)}),
-        (Allowed(patches=5), {(2, 5, 1), (3, 5, 1), (4, 5, 1)}),
-        (Allowed(patches=5, warmup_steps=3), {(2, 5, 3), (3, 5, 3), (4, 5, 3)}),
-        (Allowed(warmup_steps=21), set()),
+        (ApproximationPolicy(patches=5), {(2, 5, 1), (3, 5, 1), (4, 5, 1)}),
+        (ApproximationPolicy(patches=5, warmup_steps=3), {(2, 5, 3), (3, 5, 3), (4, 5, 3)}),
+        (ApproximationPolicy(warmup_steps=21), set()),
     ],
 )  # fmt: skip
 def test_what_is_left_out_is_searched(
-    allowed: Allowed, expected: set[tuple[int, int, int]]
+    allowed: ApproximationPolicy, expected: set[tuple[int, int, int]]
 ) -> None:
     topology = Topology(TASK.cluster)
     space = enumerate_space(SPEC, WORKLOAD, topology, 4, BACKENDS["native"], allowed=allowed)
@@ -361,10 +363,10 @@ def test_a_bound_is_kept_by_what_was_measured() -> None:
         task = Task(TINY, TINY.defaults, a_cluster(), allowed=allowed, known=known)
         ranked, _ = price_all(task, Topology(task.cluster))
         for one in ranked:
-            is_exact = not (one.candidate.pipefusion or one.candidate.step_cache)
+            is_exact = not (one.configuration.pipefusion or one.configuration.step_cache)
             assert one.quality.exact == is_exact
             assert one.quality.exact or (one.quality.relative_l2 or 0.0) <= bound
-        assert any(one.candidate.pipefusion for one in ranked) == bool(expected)
+        assert any(one.configuration.pipefusion for one in ranked) == bool(expected)
 
 
 @pytest.mark.parametrize(
@@ -385,8 +387,8 @@ def test_batch_and_dtype_do_not_change_a_number() -> None:
     ("quality", "more", "words"),
     [
         ("0.1", {}, "takes a measurement, recorded in profiles/distances/sd3-like.json"),
-        ("exact", {"patches": 4}, "give --quality safe"),
-        ("safe", {"pipefusion": 1, "warmup_steps": 4}, "give --pipefusion 2 or more"),
+        ("exact", {"patches": 4}, "give quality=safe"),
+        ("safe", {"pipefusion": 1, "warmup_steps": 4}, "give pipefusion=2 or more"),
         ("any", {"warmup_steps": 21}, "there are 20 steps; use 1 to 20"),
         ("good", {}, "must be safe, exact, any or a number"),
         ("-0.1", {}, "must be safe, exact, any or a number"),
@@ -401,24 +403,26 @@ def test_what_cannot_be_allowed_is_refused_in_one_sentence(
 
 def test_safe_and_any_allow_pipefusion_and_exact_does_not() -> None:
     assert allowed_for(SPEC, WORKLOAD, "exact", None) is None
-    assert allowed_for(SPEC, WORKLOAD, "safe", None) == Allowed()
+    assert allowed_for(SPEC, WORKLOAD, "safe", None) == ApproximationPolicy()
     with_caches = allowed_for(SPEC, WORKLOAD, "any", None, patches=3)
-    assert with_caches == Allowed(patches=3, step_caches=STEP_CACHES)
+    assert with_caches == ApproximationPolicy(patches=3, step_caches=STEP_CACHES)
     assert allowed_for(SPEC, WORKLOAD, "0.5", None, pipefusion=1) is None
 
 
 def test_the_plan_holds_stages_and_quality_and_so_do_runner_ups() -> None:
     known = known_quality(TINY, TINY.defaults)
-    allowed = Allowed(patches=4, warmup_steps=3)
+    allowed = ApproximationPolicy(patches=4, warmup_steps=3)
     task = Task(TINY, TINY.defaults, a_cluster(devices=2), allowed=allowed, known=known)
     found = search(replace(task, pins={"pipefusion": 2}))
     plan = found.to_plan()
     assert ExecutionPlan.from_json(plan.model_dump_json(), "plan") == plan
-    assert plan.pipefusion == PipeFusion(blocks_per_stage=(4, 4), patches=4, warmup_steps=3)
+    assert plan.configuration.pipefusion == PipeFusion(
+        blocks_per_stage=(4, 4), patches=4, warmup_steps=3
+    )
     assert plan.quality.relative_l2 == 0.0607
     assert "captions" in (plan.quality.measured_with or "")
     assert not plan.quality.exact
-    assert {r.pipefusion for r in plan.runner_ups} == {plan.pipefusion}
+    assert {r.configuration.pipefusion for r in plan.runner_ups} == {plan.configuration.pipefusion}
     row = candidate_json(found.best, "native")
     assert (row["patches"], row["warmup"], row["exact"], row["quality"]) == (4, 3, False, 0.0607)
     assert row["blocks_per_stage"] == [4, 4]
@@ -441,22 +445,28 @@ def test_exact_plans_still_say_that_they_are() -> None:
 def test_settings_of_pipefusion_are_candidates_of_their_own_in_a_study() -> None:
     ran: list[tuple[str, PipeFusion | None]] = []
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
-        ran.append((str(plan.mesh), plan.pipefusion))
-        return Trialrun(float(len(ran)))
+    def measure(plan: ExecutionPlan) -> RunResult:
+        ran.append((str(plan.mesh), plan.configuration.pipefusion))
+        return RunResult(float(len(ran)))
 
     task = replace(TASK, pins={"pipefusion": 2, "ring": 1})
-    found = search(task, Trials(measure, top=4, rounds=1))
+    found = search(task, MeasurementPolicy(measure, top=4, rounds=1))
     assert len(set(ran)) == len(ran) > 1
     assert all(part is not None for _, part in ran)
-    assert len({key_of(r.candidate) for r in found.ranked}) == len(found.ranked)
-    tasks = [task, replace(task, allowed=None), replace(task, allowed=Allowed(patches=4))]
+    assert len({r.configuration.key for r in found.ranked}) == len(found.ranked)
+    tasks = [
+        task,
+        replace(task, allowed=None),
+        replace(task, allowed=ApproximationPolicy(patches=4)),
+    ]
     assert len({study_name(one) for one in tasks}) == 3
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_shows_patches_warm_up_and_stages(width: int) -> None:
-    task = replace(TASK, spec=FLUX, workload=FLUX.defaults, allowed=Allowed(warmup_steps=2))
+    task = replace(
+        TASK, spec=FLUX, workload=FLUX.defaults, allowed=ApproximationPolicy(warmup_steps=2)
+    )
     text = table_text(search(task), width, rows=100)
     assert "4p 2w" in text
     assert "PipeFusion's patches" in text
@@ -494,8 +504,8 @@ def test_patches_smaller_than_text_tokens_allow_are_not_asked_for() -> None:
     [
         (Mesh(pipefusion=2), None, 21, "there are 20 steps"),
         (Mesh(pipefusion=2), 4097, None, "at least one; use fewer patches"),
-        (Mesh(cfg=2), 4, None, "give --pipefusion 2 or more"),
-        (Mesh(cfg=2), None, 1, "give --pipefusion 2 or more"),
+        (Mesh(cfg=2), 4, None, "give pipefusion=2 or more"),
+        (Mesh(cfg=2), None, 1, "give pipefusion=2 or more"),
     ],
 )
 def test_one_configuration_that_cannot_be_says_why(
@@ -512,7 +522,7 @@ def test_more_stages_than_blocks_are_refused() -> None:
 
 
 def test_patches_left_out_are_as_many_as_stages_and_warm_up_is_one_step() -> None:
-    found = price_one(replace(TASK, allowed=None), Mesh(pipefusion=4), "eager").candidate
+    found = price_one(replace(TASK, allowed=None), Mesh(pipefusion=4), "eager").configuration
     assert found.pipefusion is not None
     assert (found.pipefusion.patches, found.pipefusion.warmup_steps) == (4, 1)
 
@@ -520,14 +530,15 @@ def test_patches_left_out_are_as_many_as_stages_and_warm_up_is_one_step() -> Non
 def test_one_configuration_costs_what_it_costs_among_all() -> None:
     one = price_one(TASK, Mesh(cfg=2, pipefusion=2), "eager", patches=4)
     ranked, _ = price_all(TASK, Topology(TASK.cluster))
-    assert one.prediction == next(r for r in ranked if r.candidate == one.candidate).prediction
+    assert (
+        one.prediction == next(r for r in ranked if r.configuration == one.configuration).prediction
+    )
 
 
 @pytest.mark.parametrize("name", ["8xl20-pcie", "8xh100-nvlink"])
-def test_all_settings_are_priced_in_a_moment(name: str) -> None:
-    task = Task(FLUX, FLUX.defaults, find_cluster(name), allowed=Allowed())
+def test_search_ranks_all_settings_that_are_in_the_space(name: str) -> None:
+    task = Task(FLUX, FLUX.defaults, find_cluster(name), allowed=ApproximationPolicy())
     found = search(task)
-    assert found.search_s < 0.01 * len(space_of(task, Topology(task.cluster)).candidates)
     assert len(found.ranked) > 100
     json.dumps(tune_json(found))
 

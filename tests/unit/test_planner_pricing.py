@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.pricing import Task, price_all, price_one
-from ditplan.planner.search import search
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.search.search import search
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, sd3_like
 
 TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4))
 ON_CPU = WORKLOAD.model_copy(update={"dtype": "float32"})
@@ -28,7 +29,7 @@ def cpus(gigabytes: int, devices: int = 2) -> ClusterProfile:
 def test_one_mesh_costs_what_it_costs_among_all(gpus: int | None) -> None:
     one = price_one(replace(TASK, gpus=gpus), Mesh(cfg=2, ulysses=2), "eager")
     ranked, _ = price_all(TASK, Topology(TASK.cluster))
-    same = next(other for other in ranked if other.candidate == one.candidate)
+    same = next(other for other in ranked if other.configuration == one.configuration)
     assert one.prediction == same.prediction
     assert one.too_big is None
 
@@ -36,7 +37,7 @@ def test_one_mesh_costs_what_it_costs_among_all(gpus: int | None) -> None:
 @pytest.mark.parametrize(
     ("mesh", "mode", "gpus", "words"),
     [
-        (Mesh(cfg=2), "eager", 4, "must multiply to 4, such as --cfg 2 --ulysses 2"),
+        (Mesh(cfg=2), "eager", 4, "must multiply to 4, such as cfg=2 ulysses=2"),
         (Mesh(cfg=3), "eager", None, "cfg is 3, but sd3-like has 2 passes a step"),
         (Mesh(dp=2), "eager", None, "dp is 2, but sd3-like has 1 pictures a batch"),
         (Mesh(ulysses=8), "eager", None, "ulysses8 needs 8 GPUs, cluster test has 4"),
@@ -73,7 +74,7 @@ def test_cpus_never_lose_a_plan_to_memory_but_say_what_is_missing() -> None:
     found = search(task, progress=said.append)
     assert found.legal == 4
     assert "does not fit in memory" not in found.pruned
-    assert found.best.candidate.mesh == Mesh(cfg=2)
+    assert found.best.configuration.mesh == Mesh(cfg=2)
     needed = f"{found.best.prediction.memory_bytes / 1e9:.1f} GB x 2 ranks, h0 has 12.0 GB"
     assert found.best.warning == f"needs {needed}: it will swap"
     assert f"cfg2, eager: {found.best.warning}" in next(s for s in said if "warning" in s)

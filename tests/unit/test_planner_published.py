@@ -34,13 +34,13 @@ def test_the_published_best_of_16_l40_is_within_10_percent_of_the_predicted_best
 ) -> None:
     row = next(row for row in CHECKED if row.mesh == mesh and row.workload.height == pixels)
     plans = best_plans(row)
-    theirs = next(plan for plan in plans if plan.candidate.mesh == mesh)
+    theirs = next(plan for plan in plans if plan.configuration.mesh == mesh)
     assert predicted_s(row, theirs) <= 1.1 * predicted_s(row, plans[0])
 
 
 def test_pcie_wants_pipefusion_and_nvlink_ulysses() -> None:
     rows = {(row.cluster, row.workload.height, row.gpus): row for row in published_rows()}
     pcie = best_plans(rows["2x8xl40-pcie-eth100", 1024, 8])
-    assert pcie[0].candidate.mesh.pipefusion > 1
-    assert best_plans(rows["8xl20-pcie", 1024, 8])[0].candidate.mesh.pipefusion > 1
-    assert best_plans(rows["8xa100-nvlink", 2048, 8])[0].candidate.mesh == Mesh(ulysses=8)
+    assert pcie[0].configuration.mesh.pipefusion > 1
+    assert best_plans(rows["8xl20-pcie", 1024, 8])[0].configuration.mesh.pipefusion > 1
+    assert best_plans(rows["8xa100-nvlink", 2048, 8])[0].configuration.mesh == Mesh(ulysses=8)

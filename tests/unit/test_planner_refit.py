@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.planner_search import WRONG, World, fastest_s, ours, task_of, true_seconds
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.choosing import corrected, most_to_gain, next_batch, trials_left, untried
-from ditplan.planner.pricing import Task, price_all
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.refit import (
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.acquisition import (
+    corrected,
+    most_to_gain,
+    next_batch,
+    trials_left,
+    untried,
+)
+from ditplan.planner.search.correction import (
     COMPONENTS,
     MOST_TIMES,
     Refit,
@@ -22,14 +26,17 @@ from ditplan.planner.refit import (
     components_of,
     refit,
 )
-from ditplan.planner.rounds import behind_leader
-from ditplan.planner.search import search
-from ditplan.planner.topology import Topology
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.planner.search.rounds import behind_leader
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.plan import Measurement
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, sd3_like
 
 CLUSTER = a_cluster(devices=4, inside_bytes_per_s=24e9, inside_kind="pcie")
-TASK = Task(sd3_like(), WORKLOAD, CLUSTER, modes=("eager",), allowed=Allowed())
+TASK = Task(sd3_like(), WORKLOAD, CLUSTER, modes=("eager",), allowed=ApproximationPolicy())
 FOUND = price_all(TASK, Topology(TASK.cluster))[0]
 PREDICTIONS = [ranked.prediction for ranked in FOUND]
 PREDICTED_S = np.array([prediction.latency_s for prediction in PREDICTIONS])
@@ -52,7 +59,7 @@ def corrected_by(true_s: np.ndarray, rows: list[int]) -> Refit:
     return refit(components_of(FOUND), {row: float(true_s[row]) for row in rows})
 
 
-def measured_as(ranked: Ranked, seconds: float) -> Ranked:
+def measured_as(ranked: PricedCandidate, seconds: float) -> PricedCandidate:
     """The candidate with a measurement."""
     found = Measurement(latency_s=seconds, runs_s=(seconds,), measured_on="now", devices="a test")
     return replace(ranked, measurement=found)
@@ -114,7 +121,7 @@ def test_a_component_that_is_far_off_is_not_believed_beyond_its_bound() -> None:
     assert found.multipliers.max() == pytest.approx(MOST_TIMES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_multipliers_stay_bounded_whatever_is_measured(data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(FOUND) - 1), min_size=1, max_size=6, unique=True))
@@ -144,8 +151,8 @@ def test_the_next_batch_goes_where_measurements_point(fast: str, slow: str) -> N
     true_s = scaled_s(**{fast: 0.3, slow: 2.0})
     rows = with_parts("ulysses", "ring", "bubbles")
     results = [measured_as(r, true_s[i]) if i in rows else r for i, r in enumerate(FOUND)]
-    unstaged = [ranked for ranked in results if not ranked.candidate.pipefusion]
-    chosen = [ranked.candidate.mesh for ranked in next_batch(unstaged, 3)]
+    unstaged = [ranked for ranked in results if not ranked.configuration.pipefusion]
+    chosen = [ranked.configuration.mesh for ranked in next_batch(unstaged, 3)]
     assert len(set(chosen)) == 3
     assert not any(ranked.measurement for ranked in next_batch(unstaged, 3))
     degrees = {axis: [getattr(mesh, axis) for mesh in chosen] for axis in (fast, slow)}

@@ -3,13 +3,13 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.compute import block_size
-from ditplan.planner.requests import grid_points, wanted_points
-from ditplan.planner.share import point_share, share_of
+from ditplan.planner.cost.profile_points import grid_points, wanted_points
+from ditplan.planner.cost.roofline import block_size
+from ditplan.planner.cost.share import point_share, share_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, PointRequest
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_nouns import WORKLOAD, sd3_like
+from tests.unit.planner_factories import WORKLOAD, sd3_like
 
 SPEC = sd3_like()
 EAGER: tuple[Mode, ...] = ("eager",)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.schedule import Durations, pipeline_s
-from ditplan.planner.stages import AS_FAST, balanced_stages, folded, runs_of_stages, unfolded
+from ditplan.planner.pipefusion.partition import AS_FAST, balanced_stages
+from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
+from ditplan.planner.space.stage_blocks import folded, runs_of_stages, unfolded
 from ditplan.profiles.catalog import find_model
-from ditplan.profiles.plan import PipeFusion
+from ditplan.profiles.configuration import PipeFusion
 
 SECONDS = st.integers(0, 12).map(float)
 
@@ -147,7 +148,7 @@ def folds(draw: st.DrawFn) -> Durations:
     return replace(linear, hop_s=linear.hop_s[:-1], back_s=back)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(durations=folds(), steps=st.integers(1, 9))
 def test_the_folded_schedule_ends_when_an_event_queue_ends(
     durations: Durations, steps: int
@@ -165,7 +166,7 @@ def test_a_folded_pipeline_keeps_all_stages_busy() -> None:
     assert pipeline_s(durations, 20) == pytest.approx(20 * 8 + 3 * 0.5 + 3 * 0.5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(durations=pipelines(), steps=st.integers(1, 9))
 def test_the_schedule_ends_when_an_event_queue_ends(durations: Durations, steps: int) -> None:
     assert pipeline_s(durations, steps) == pytest.approx(by_events(durations, steps))
@@ -214,7 +215,7 @@ def test_a_stage_that_sends_itself_computes_nothing_meanwhile() -> None:
     assert pipeline_s(free, 5, sending_computes=True) == pipeline_s(free, 5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(durations=pipelines(), steps=st.integers(3, 400))
 def test_counting_on_from_a_steady_step_is_exact(durations: Durations, steps: int) -> None:
     """Most long runs end by counting; an event queue simulates each of their steps."""
@@ -251,7 +252,7 @@ def sums(amounts: list[float], counts: tuple[int, ...]) -> list[float]:
     return [sum(amounts[end - count : end]) for end, count in zip(ends, counts, strict=True)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(case=divisions(), least_s=SECONDS, room=st.integers(1, 40).map(float))
 def test_stages_equal_the_best_of_all_divisions(
     case: tuple[list[float], list[float], int, tuple[float, float]], least_s: float, room: float

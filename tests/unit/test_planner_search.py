@@ -18,18 +18,17 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.pricing import Task
-from ditplan.planner.ranking import Ranking
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
-from ditplan.planner.rounds import MOST_ROUNDS
-from ditplan.planner.search import Trialrun, Trials, search, study_name
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.rounds import MOST_ROUNDS
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.plan import ExecutionPlan
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, sd3_like
 
 ROOT = Path(__file__).parents[2]
 TASK = Task(sd3_like(), WORKLOAD, a_cluster(devices=4), modes=("eager",))
@@ -42,12 +41,12 @@ class Machine:
         self.failing = failing
         self.ran: list[str] = []
 
-    def __call__(self, plan: ExecutionPlan) -> Trialrun:
+    def __call__(self, plan: ExecutionPlan) -> RunResult:
         """Twice as slow with guidance split, so that the model is wrong; fails where told to."""
         self.ran.append(str(plan.mesh))
         if reason := self.failing.get(str(plan.mesh).replace(" x ", "_")):
             raise ClusterError(reason)
-        return Trialrun(1.0 / plan.mesh.size + plan.mesh.cfg, memory_bytes=1000 + len(self.ran))
+        return RunResult(1.0 / plan.mesh.size + plan.mesh.cfg, memory_bytes=1000 + len(self.ran))
 
 
 def trials_in(journal: Path) -> list[FrozenTrial]:
@@ -70,23 +69,23 @@ def test_without_measuring_the_order_is_that_of_exhaustive_pricing() -> None:
 def test_top_and_control_are_measured_interleaved(top: int) -> None:
     ran: list[str] = []
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         ran.append(str(plan.mesh))
-        return Trialrun(1.0)
+        return RunResult(1.0)
 
-    found = search(TASK, Trials(measure, top=top, rounds=3))
+    found = search(TASK, MeasurementPolicy(measure, top=top, rounds=3))
     first_round = ran[: len(ran) // 3]
     assert ran == first_round * 3
     assert len(set(first_round)) == len(first_round)
     control = next(ranked for ranked in found.ranked if ranked.control)
     assert control.measurement is not None
-    assert str(control.candidate.mesh) in first_round
-    predicted = [str(ranked.candidate.mesh) for ranked in search(TASK).ranked]
-    assert set(first_round) == {*predicted[:top], str(control.candidate.mesh)}
+    assert str(control.configuration.mesh) in first_round
+    predicted = [str(ranked.configuration.mesh) for ranked in search(TASK).ranked]
+    assert set(first_round) == {*predicted[:top], str(control.configuration.mesh)}
 
 
 def test_measured_latency_decides() -> None:
-    found = search(TASK, Trials(Machine(), top=6, rounds=3))
+    found = search(TASK, MeasurementPolicy(Machine(), top=6, rounds=3))
     measured = [r.measurement.latency_s for r in found.ranked if r.measurement]
     assert measured == sorted(measured)
     assert found.best.measurement is not None
@@ -98,7 +97,8 @@ def test_measurement_is_the_median_with_the_largest_memory() -> None:
     latencies = iter([3.0, 1.0, 2.0])
     task = replace(TASK, gpus=1)
     found = search(
-        task, Trials(lambda plan: Trialrun(next(latencies), memory_bytes=5), top=1, rounds=3)
+        task,
+        MeasurementPolicy(lambda plan: RunResult(next(latencies), memory_bytes=5), top=1, rounds=3),
     )
     assert found.best.measurement is not None
     assert found.best.measurement.latency_s == 2.0
@@ -109,11 +109,11 @@ def test_measurement_is_the_median_with_the_largest_memory() -> None:
 
 def test_failing_candidates_are_told_fail_and_the_others_go_on(tmp_path: Path) -> None:
     journal = tmp_path / "study.log"
-    best = str(search(TASK).best.candidate.mesh)
+    best = str(search(TASK).best.configuration.mesh)
     machine = Machine(**{best.replace(" x ", "_"): "rank 1 ran out of memory"})
-    found = search(TASK, Trials(machine, top=3, rounds=2, journal=journal))
+    found = search(TASK, MeasurementPolicy(machine, top=3, rounds=2, journal=journal))
     assert machine.ran.count(best) == 1
-    failed = next(ranked for ranked in found.ranked if str(ranked.candidate.mesh) == best)
+    failed = next(ranked for ranked in found.ranked if str(ranked.configuration.mesh) == best)
     assert failed.reason == "failed when it was run: rank 1 ran out of memory"
     assert found.best.measurement is not None
     states = {trial.user_attrs["mesh"].partition(",")[0]: trial for trial in trials_in(journal)}
@@ -125,46 +125,48 @@ def test_failing_candidates_are_told_fail_and_the_others_go_on(tmp_path: Path) -
 
 def test_a_clearly_slower_plan_is_run_less_and_its_measurement_is_kept(tmp_path: Path) -> None:
     journal, ran = tmp_path / "study.log", list[str]()
-    slow = str(search(TASK).ranked[1].candidate.mesh)
+    slow = str(search(TASK).ranked[1].configuration.mesh)
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         ran.append(str(plan.mesh))
-        return Trialrun((1.5 if str(plan.mesh) == slow else 1.0) + 0.001 * len(ran))
+        return RunResult((1.5 if str(plan.mesh) == slow else 1.0) + 0.001 * len(ran))
 
-    found = search(TASK, Trials(measure, top=3, rounds=4, journal=journal))
+    found = search(TASK, MeasurementPolicy(measure, top=3, rounds=4, journal=journal))
     counts = Counter(ran)
     assert counts.pop(slow) == 2
     assert set(counts.values()) == {4}
     pruned = [trial for trial in trials_in(journal) if trial.state == TrialState.PRUNED]
     assert [trial.user_attrs["mesh"].partition(",")[0] for trial in pruned] == [slow]
     assert "slower than the fastest" in pruned[0].user_attrs["reason"]
-    loser = next(ranked for ranked in found.ranked if str(ranked.candidate.mesh) == slow)
+    loser = next(ranked for ranked in found.ranked if str(ranked.configuration.mesh) == slow)
     assert loser.measurement is not None
     assert loser.reason.startswith("measured 5")
     ran.clear()
-    again = search(TASK, Trials(measure, top=3, rounds=4, journal=journal))
+    again = search(TASK, MeasurementPolicy(measure, top=3, rounds=4, journal=journal))
     assert ran == []
     assert loser.measurement in [ranked.measurement for ranked in again.ranked]
 
 
 def test_what_noise_hides_gets_more_rounds() -> None:
     noise = random.Random(1)
-    found = search(TASK, Trials(lambda plan: Trialrun(noise.uniform(0.9, 1.1)), top=3, rounds=3))
+    found = search(
+        TASK, MeasurementPolicy(lambda plan: RunResult(noise.uniform(0.9, 1.1)), top=3, rounds=3)
+    )
     runs = [len(ranked.measurement.runs_s) for ranked in found.ranked if ranked.measurement]
     assert 3 < max(runs) <= MOST_ROUNDS
 
 
 def test_measuring_ends_when_no_other_plan_can_win() -> None:
     ran, said = set[str](), list[str]()
-    predicted = {str(r.candidate.mesh): r.prediction.latency_s for r in search(TASK).ranked}
+    predicted = {str(r.configuration.mesh): r.prediction.latency_s for r in search(TASK).ranked}
     # three meshes far ahead of what the others can be
     ahead = {mesh: 0.3 * latency_s for mesh, latency_s in predicted.items()}
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         ran.add(str(plan.mesh))
-        return Trialrun(ahead[str(plan.mesh)])
+        return RunResult(ahead[str(plan.mesh)])
 
-    found = search(TASK, Trials(measure, top=len(predicted), rounds=2), said.append)
+    found = search(TASK, MeasurementPolicy(measure, top=len(predicted), rounds=2), said.append)
     assert len(ran) < len(predicted)
     assert found.ended == "no unmeasured plan can be more than 3% faster"
     assert any(found.ended in message for message in said)
@@ -178,26 +180,26 @@ def test_measuring_ends_when_no_other_plan_can_win() -> None:
 def test_the_fastest_so_far_is_run_beside_later_batches() -> None:
     ran: list[str] = []
 
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         ran.append(str(plan.mesh))
-        return Trialrun(1.0 + 0.01 * list(dict.fromkeys(ran)).index(ran[-1]))
+        return RunResult(1.0 + 0.01 * list(dict.fromkeys(ran)).index(ran[-1]))
 
-    search(TASK, Trials(measure, top=5, rounds=2))
+    search(TASK, MeasurementPolicy(measure, top=5, rounds=2))
     fastest, *_, last = dict.fromkeys(ran)
     assert fastest in ran[ran.index(last) :]
 
 
 def test_when_all_fail_the_reasons_are_given() -> None:
-    def measure(plan: ExecutionPlan) -> Trialrun:
+    def measure(plan: ExecutionPlan) -> RunResult:
         raise ClusterError("no NCCL")
 
     with pytest.raises(ClusterError, match=r"all \d plans that were tried failed.*no NCCL"):
-        search(TASK, Trials(measure, top=2))
+        search(TASK, MeasurementPolicy(measure, top=2))
 
 
 def test_budget_stops_after_the_first_run_and_says_so() -> None:
     machine, said = Machine(), list[str]()
-    found = search(TASK, Trials(machine, top=3, rounds=3, budget_s=0), said.append)
+    found = search(TASK, MeasurementPolicy(machine, top=3, rounds=3, budget_s=0), said.append)
     assert len(machine.ran) == 1
     assert found.best.measurement is not None
     assert "budget of 0 s is spent" in said
@@ -206,12 +208,12 @@ def test_budget_stops_after_the_first_run_and_says_so() -> None:
 def test_complete_trials_are_not_measured_again(tmp_path: Path) -> None:
     journal = tmp_path / "study.log"
     first, second = Machine(), Machine()
-    before = search(TASK, Trials(first, top=3, rounds=2, journal=journal))
-    after = search(TASK, Trials(second, top=3, rounds=2, journal=journal))
+    before = search(TASK, MeasurementPolicy(first, top=3, rounds=2, journal=journal))
+    after = search(TASK, MeasurementPolicy(second, top=3, rounds=2, journal=journal))
     assert second.ran == []
     assert after.best.measurement == before.best.measurement
     third = Machine()
-    search(TASK, Trials(third, top=4, rounds=2, journal=journal))
+    search(TASK, MeasurementPolicy(third, top=4, rounds=2, journal=journal))
     assert set(third.ran).isdisjoint(first.ran)
 
 
@@ -226,15 +228,17 @@ def test_another_task_has_another_study() -> None:
     assert len({study_name(task) for task in tasks}) == len(tasks)
 
 
-def start_search(journal: Path, runs: Path, seconds: float) -> subprocess.Popen[bytes]:
-    """Starts the search of `planner_killed_search` in a process of its own."""
+def start_search(journal: Path, runs: Path, most: int) -> subprocess.Popen[bytes]:
+    """Starts the search of `planner_killed_search`, in a process of its own that hangs after `most`
+    runs.
+    """
     command = [sys.executable, "-m", "tests.unit.planner_killed_search"]
-    return subprocess.Popen([*command, str(journal), str(runs), str(seconds)], cwd=ROOT)
+    return subprocess.Popen([*command, str(journal), str(runs), str(most)], cwd=ROOT)
 
 
 def wait_for_lines(path: Path, count: int) -> None:
     """Waits until a file has so many lines."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not path.exists() or path.read_text().count("\n") < count:
         assert time.monotonic() < deadline, "the search did not get that far"
         time.sleep(0.01)
@@ -242,7 +246,7 @@ def wait_for_lines(path: Path, count: int) -> None:
 
 def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) -> None:
     journal, runs = tmp_path / "study.log", tmp_path / "runs"
-    process = start_search(journal, runs, 0.15)
+    process = start_search(journal, runs, 6)
     try:
         wait_for_lines(runs, 6)
     finally:
@@ -251,8 +255,8 @@ def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) ->
     reported = sum(len(trial.intermediate_values) for trial in trials_in(journal))
     ran_before = len(runs.read_text().splitlines())
     assert ran_before - 1 <= reported <= ran_before
-    resumed = start_search(journal, runs, 0.0)
-    assert resumed.wait(timeout=60) == 0
+    resumed = start_search(journal, runs, 100)
+    assert resumed.wait(timeout=600) == 0
     trials = trials_in(journal)
     wanted = {trial.user_attrs["candidate"] for trial in trials}
     assert len(trials) == len(wanted), "a trial was lost or measured twice"
@@ -267,28 +271,28 @@ def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) ->
 
 def test_half_a_line_at_the_journal_s_end_is_cut_off(tmp_path: Path) -> None:
     journal = tmp_path / "study.log"
-    before = search(TASK, Trials(Machine(), top=2, rounds=2, journal=journal))
+    before = search(TASK, MeasurementPolicy(Machine(), top=2, rounds=2, journal=journal))
     with journal.open("a") as file:
         file.write('{"op_code":6,"worker_id":"x","tri')
     machine = Machine()
-    after = search(TASK, Trials(machine, top=2, rounds=2, journal=journal))
+    after = search(TASK, MeasurementPolicy(machine, top=2, rounds=2, journal=journal))
     assert machine.ran == []
     assert after.best.measurement == before.best.measurement
-    search(TASK, Trials(machine, top=3, rounds=2, journal=journal))
+    search(TASK, MeasurementPolicy(machine, top=3, rounds=2, journal=journal))
     assert all(trial.state == TrialState.COMPLETE for trial in trials_in(journal))
 
 
 def test_journal_in_a_missing_folder_is_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="make it first"):
-        search(TASK, Trials(Machine(), journal=tmp_path / "missing" / "study.log"))
+        search(TASK, MeasurementPolicy(Machine(), journal=tmp_path / "missing" / "study.log"))
 
 
 def test_trials_carry_their_degrees_as_parameters(tmp_path: Path) -> None:
     journal = tmp_path / "study.log"
-    found = search(TASK, Trials(Machine(), top=3, rounds=1, journal=journal))
-    by_key = {key_of(ranked.candidate): ranked for ranked in found.ranked}
+    found = search(TASK, MeasurementPolicy(Machine(), top=3, rounds=1, journal=journal))
+    by_key = {ranked.configuration.key: ranked for ranked in found.ranked}
     for trial in trials_in(journal):
-        mesh = by_key[trial.user_attrs["candidate"]].candidate.mesh
+        mesh = by_key[trial.user_attrs["candidate"]].configuration.mesh
         assert {a: trial.params[a] for a in ("cfg", "ring", "ulysses")} == {
             a: getattr(mesh, a) for a in ("cfg", "ring", "ulysses")
         }
@@ -320,8 +324,8 @@ def test_a_model_that_fits_nowhere_is_wrong_input() -> None:
         ({"pins": {"cfg": 3}}, "cfg is 3, but sd3-like has 2 passes"),
         ({"pins": {"pipefusion": 2}}, "pipefusion2 gives another result than one device"),
         (
-            {"pins": {"pipefusion": 2}, "allowed": Allowed(patches=5000)},
-            "--patches 5000: sd3-like's 4096 image tokens",
+            {"pins": {"pipefusion": 2}, "allowed": ApproximationPolicy(patches=5000)},
+            "patches=5000: sd3-like's 4096 image tokens",
         ),
     ],
 )
@@ -331,14 +335,14 @@ def test_impossible_wishes_are_wrong_input(change: dict[str, object], words: str
 
 
 def test_the_plan_holds_the_best_candidate_and_its_runner_ups() -> None:
-    found = search(TASK, Trials(Machine(), top=2, rounds=1))
+    found = search(TASK, MeasurementPolicy(Machine(), top=2, rounds=1))
     plan = found.to_plan()
     assert ExecutionPlan.from_json(plan.model_dump_json(), "plan") == plan
-    assert plan.mesh == found.best.candidate.mesh
+    assert plan.mesh == found.best.configuration.mesh
     assert plan.measurement == found.best.measurement
     assert [r.reason for r in plan.runner_ups] == [r.reason for r in found.ranked[1:9]]
     assert plan.fingerprint.devices == ("H100",) * plan.mesh.size
-    assert found.to_plan(1).mesh == found.ranked[1].candidate.mesh
+    assert found.to_plan(1).mesh == found.ranked[1].configuration.mesh
 
 
 def test_tune_json_holds_what_the_command_line_promises() -> None:
@@ -356,7 +360,7 @@ def test_simulate_json_holds_what_the_command_line_promises() -> None:
     assert {"latency_s", "interval_s", "memory_bytes", "breakdown", "link_bytes"} <= set(found)
 
 
-def table_text(ranking: Ranking, width: int, rows: int = 12) -> str:
+def table_text(ranking: SearchResult, width: int, rows: int = 12) -> str:
     """The ranking's table as a terminal of that width shows it."""
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(ranking_table(ranking, rows))
@@ -364,7 +368,7 @@ def table_text(ranking: Ranking, width: int, rows: int = 12) -> str:
 
 
 def test_table_shows_measured_and_predicted() -> None:
-    text = table_text(search(TASK, Trials(Machine(), top=2, rounds=1)), width=100)
+    text = table_text(search(TASK, MeasurementPolicy(Machine(), top=2, rounds=1)), width=100)
     assert "* rule of thumb" in text
     assert "measured" in text
     assert "best" in text
@@ -386,34 +390,35 @@ def test_table_cuts_nothing_off_and_names_orders(width: int) -> None:
     text = table_text(found, width)
     assert "\u2026" not in text
     for ranked in found.ranked[:12]:
-        assert str(ranked.candidate.mesh) in text
-        if ranked.candidate.order != AXES:
-            assert f"({ranked.candidate.order_text})" in text
+        assert str(ranked.configuration.mesh) in text
+        if ranked.configuration.order != AXES:
+            assert f"({ranked.configuration.order_text})" in text
 
 
 def test_table_shows_the_rule_of_thumb_wherever_it_stands() -> None:
     found = search(TASK)
     place = next(i for i, ranked in enumerate(found.ranked, start=1) if ranked.control)
     text = table_text(found, width=100, rows=place - 1)
-    assert f"{place} {found.ranked[place - 1].candidate.mesh} *" in text
+    assert f"{place} {found.ranked[place - 1].configuration.mesh} *" in text
     assert f"{len(found.ranked) - place} more not shown" in text
 
 
 def test_table_shows_words_in_brackets_as_they_are() -> None:
-    best = str(search(TASK).best.candidate.mesh).replace(" x ", "_")
+    best = str(search(TASK).best.configuration.mesh).replace(" x ", "_")
     machine = Machine(**{best: "[rank 1] died"})
-    assert "[rank 1] died" in table_text(search(TASK, Trials(machine, top=3, rounds=1)), width=140)
+    assert "[rank 1] died" in table_text(
+        search(TASK, MeasurementPolicy(machine, top=3, rounds=1)), width=140
+    )
 
 
 @pytest.mark.parametrize("name", cluster_names())
-def test_recorded_clusters_are_searched_in_a_moment(name: str) -> None:
+def test_all_recorded_clusters_are_searched(name: str) -> None:
     found = search(Task(sd3_like(), WORKLOAD, find_cluster(name)))
-    assert found.search_s < 3
-    assert found.best.candidate.mesh.cfg == 2
+    assert found.best.configuration.mesh.cfg == 2
 
 
 def test_searching_loads_no_torch() -> None:
-    script = "import sys, ditplan.planner.search; print('torch' in sys.modules)"
+    script = "import sys, ditplan.planner.search.search; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -421,6 +426,6 @@ def test_searching_loads_no_torch() -> None:
 
 
 def test_fewer_gpus_are_plans_too() -> None:
-    sizes = {ranked.candidate.mesh.size for ranked in search(TASK).ranked}
+    sizes = {ranked.configuration.mesh.size for ranked in search(TASK).ranked}
     assert sizes == {1, 2, 3, 4}
-    assert Mesh() in {ranked.candidate.mesh for ranked in search(TASK).ranked}
+    assert Mesh() in {ranked.configuration.mesh for ranked in search(TASK).ranked}

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.simulator import Row, Span, Task, simulate
+from ditplan.planner.simulation.simulator import Row, SimTask, Span, simulate
 
 ROWS = tuple(Row("rank", str(number)) for number in range(4))
 
 
 @st.composite
-def tasks_in_order(draw: st.DrawFn) -> list[Task]:
+def tasks_in_order(draw: st.DrawFn) -> list[SimTask]:
     """Tasks in whole seconds that wait for some of those listed before them."""
-    tasks: list[Task] = []
+    tasks: list[SimTask] = []
     for place in range(draw(st.integers(1, 14))):
         rows = draw(st.lists(st.sampled_from(ROWS), unique=True, min_size=1, max_size=3))
         earlier = st.lists(st.integers(0, place - 1), unique=True, max_size=3)
@@ -25,15 +25,15 @@ def tasks_in_order(draw: st.DrawFn) -> list[Task]:
     return tasks
 
 
-def task(seconds: float, *rows: Row, after: tuple[int, ...] = ()) -> Task:
-    return Task("some", "compute", rows, float(seconds), after)
+def task(seconds: float, *rows: Row, after: tuple[int, ...] = ()) -> SimTask:
+    return SimTask("some", "compute", rows, float(seconds), after)
 
 
-def end_s(tasks: Sequence[Task]) -> float:
+def end_s(tasks: Sequence[SimTask]) -> float:
     return max(span.end_s for span in simulate(tasks))
 
 
-def by_a_clock(tasks: Sequence[Task]) -> list[Span]:
+def by_a_clock(tasks: Sequence[SimTask]) -> list[Span]:
     """An independent count: at each tick, what is first on all its rows and waits for nothing
     begins, over and over till nothing more does.
     """
@@ -55,14 +55,14 @@ def by_a_clock(tasks: Sequence[Task]) -> list[Span]:
     return [spans[place] for place in range(len(tasks))]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(tasks=tasks_in_order())
-def test_tasks_begin_and_end_as_on_a_ticking_clock(tasks: list[Task]) -> None:
+def test_tasks_begin_and_end_as_on_a_ticking_clock(tasks: list[SimTask]) -> None:
     assert simulate(tasks) == by_a_clock(tasks)
 
 
 @given(tasks=tasks_in_order())
-def test_nothing_ends_before_its_longest_chain_and_its_busiest_row(tasks: list[Task]) -> None:
+def test_nothing_ends_before_its_longest_chain_and_its_busiest_row(tasks: list[SimTask]) -> None:
     chain_s: list[float] = []
     for one in tasks:
         chain_s.append(one.duration_s + max((chain_s[p] for p in one.after), default=0.0))
@@ -72,7 +72,7 @@ def test_nothing_ends_before_its_longest_chain_and_its_busiest_row(tasks: list[T
 
 @given(tasks=tasks_in_order(), data=st.data())
 def test_a_faster_task_and_a_row_of_its_own_never_make_anything_later(
-    tasks: list[Task], data: st.DataObject
+    tasks: list[SimTask], data: st.DataObject
 ) -> None:
     place = data.draw(st.integers(0, len(tasks) - 1))
     faster, freer = list(tasks), list(tasks)
@@ -85,7 +85,7 @@ def test_a_faster_task_and_a_row_of_its_own_never_make_anything_later(
 
 
 @given(tasks=tasks_in_order())
-def test_the_same_tasks_always_give_the_same_spans(tasks: list[Task]) -> None:
+def test_the_same_tasks_always_give_the_same_spans(tasks: list[SimTask]) -> None:
     otherwise = [
         replace(one, after=tuple(reversed(one.after)), rows=tuple(reversed(one.rows)))
         for one in tasks
@@ -135,6 +135,6 @@ def test_no_tasks_take_no_time() -> None:
         ([task(math.inf, ROWS[0])], "takes inf s"),
     ],
 )
-def test_what_cannot_be_simulated_is_refused(tasks: list[Task], words: str) -> None:
+def test_what_cannot_be_simulated_is_refused(tasks: list[SimTask], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         simulate(tasks)

@@ -6,19 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.placing import placement_of, placements
-from ditplan.planner.space import (
-    Candidate,
-    enumerate_space,
-    legal_meshes,
-    rule_of_thumb,
-    why_illegal,
-)
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.space.enumerate import baseline_of, enumerate_space, legal_meshes, why_illegal
+from ditplan.planner.space.placement import placements
 from ditplan.profiles.backends import BACKENDS, Backend
 from ditplan.profiles.catalog import find_model
-from ditplan.profiles.mesh import AXES, Mesh
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, sd3_like
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import AXES, Mesh, placement_of
+from tests.unit.planner_factories import WORKLOAD, a_cluster, sd3_like
 
 NATIVE = BACKENDS["native"]
 WIDE = Backend(
@@ -84,11 +79,11 @@ def test_pins_keep_their_degree() -> None:
 @pytest.mark.parametrize(
     ("mesh", "gpus", "words"),
     [
-        (Mesh(cfg=2, ulysses=3), 8, "must multiply to 8, such as --cfg 2 --ulysses 4"),
+        (Mesh(cfg=2, ulysses=3), 8, "must multiply to 8, such as cfg=2 ulysses=4"),
         (Mesh(cfg=3), 3, "cfg is 3, but sd3-like has 2 passes a step: use at most 2"),
         (Mesh(ulysses=25), None, "has 24 attention heads: use at most 24"),
         (Mesh(ring=400), None, "has 333 text tokens: use at most 333"),
-        (Mesh(pipefusion=2), 2, "only exact plans are allowed: use --quality safe"),
+        (Mesh(pipefusion=2), 2, "only exact plans are allowed: use quality=safe"),
         (Mesh(dp=2), 2, "dp is 2, but sd3-like has 1 pictures a batch: use at most 1"),
     ],
 )
@@ -165,5 +160,5 @@ def test_rule_of_thumb_is_what_users_choose(
     workload = WORKLOAD.model_copy(update={"passes": passes})
     topology = Topology(a_cluster(hosts=hosts, devices=8))
     space = enumerate_space(spec, workload, topology, 8 * hosts, NATIVE)
-    control = rule_of_thumb(space.candidates, spec, workload, topology)
-    assert control == Candidate(expected, tuple(range(8 * hosts)))
+    control = baseline_of(space.candidates, spec, workload, topology)
+    assert control == Configuration(expected, tuple(range(8 * hosts)))

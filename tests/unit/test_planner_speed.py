@@ -11,23 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.allowed import Allowed
 from ditplan.planner.constants import constants_of
-from ditplan.planner.cost import CostModel
-from ditplan.planner.groups import AxisGroups, groups_along
-from ditplan.planner.placing import axis_orders, placement_of
-from ditplan.planner.pricing import Task, price_all, space_of
-from ditplan.planner.ranking import Ranked
-from ditplan.planner.space import Candidate, evenly_staged
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import key_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.groups import AxisGroups, groups_along
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import price_all, space_of
+from ditplan.planner.search.ranking import PricedCandidate
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Operation
-from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
 from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import Prediction
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_link, a_table, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_link, a_table, sd3_like
 
 SPEC = sd3_like()
 MESHES = st.sampled_from(
@@ -50,7 +50,7 @@ def railed(hosts: int, odd_link: bool = False) -> ClusterProfile:
 
 
 def a_task(cluster: ClusterProfile) -> Task:
-    return Task(SPEC, WORKLOAD, cluster, allowed=Allowed())
+    return Task(SPEC, WORKLOAD, cluster, allowed=ApproximationPolicy())
 
 
 def same(ours: Prediction, theirs: Prediction) -> bool:
@@ -71,12 +71,18 @@ def test_prices_are_those_of_a_cost_model_that_has_priced_nothing_before(
     name: str, model: str
 ) -> None:
     cluster, spec = find_cluster(name), find_model(model)
-    task = Task(spec, spec.defaults, cluster, gpus=min(10, len(cluster.devices)), allowed=Allowed())
+    task = Task(
+        spec,
+        spec.defaults,
+        cluster,
+        gpus=min(10, len(cluster.devices)),
+        allowed=ApproximationPolicy(),
+    )
     ranked, _ = price_all(task, Topology(cluster))
     for found in random.Random(1).sample(ranked, min(20, len(ranked))):
         fresh = CostModel(Topology(cluster), spec)
-        alone = fresh.balanced(found.candidate, spec.defaults)
-        assert alone == found.candidate
+        alone = fresh.balanced(found.configuration, spec.defaults)
+        assert alone == found.configuration
         assert same(fresh.price(alone, spec.defaults), found.prediction)
 
 
@@ -89,7 +95,7 @@ def test_groups_kept_as_strides_are_those_of_the_placement(
     assert sorted(listed) == sorted(mesh.groups(placement_of(mesh, order), along))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     order=st.permutations(AXES),
     axis=st.sampled_from([("cfg",), ("pipefusion",), ("ring",), ("ulysses",), ("ring", "ulysses")]),
@@ -141,7 +147,13 @@ def test_floors_are_never_above_prices() -> None:
         (find_model("wan2.1-1.3b"), find_cluster("2x8xl40-pcie-eth100"), "native"),
         (find_model("sana"), find_cluster("8xh100-nvlink"), "native"),
     ):
-        task = Task(spec, spec.defaults, cluster, backend=find_backend(backend), allowed=Allowed())
+        task = Task(
+            spec,
+            spec.defaults,
+            cluster,
+            backend=find_backend(backend),
+            allowed=ApproximationPolicy(),
+        )
         model = CostModel(Topology(cluster), spec, constants=constants_of(backend))
         space = space_of(task, Topology(cluster))
         floors = model.floors(spec.defaults, task.searched_modes)
@@ -163,38 +175,40 @@ def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.Mon
     cluster = a_cluster(hosts=3, devices=8, between_bytes_per_s=50e9)
     task = replace(a_task(cluster), modes=("eager", "compile+graph"))
     few, pruned = price_all(task, Topology(cluster))
-    monkeypatch.setattr("ditplan.planner.pricing.PRICED_RANKS", 1000)
+    monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(cluster))
     assert pruned["can't be among the best"] > 0
     assert len(few) < len(every)
-    assert unbeaten(few) == unbeaten(every)
-    assert str(few[0].candidate) == str(every[0].candidate)
-    assert [r.candidate for r in few if r.control] == [r.candidate for r in every if r.control]
+    assert undominated(few) == undominated(every)
+    assert str(few[0].configuration) == str(every[0].configuration)
+    assert [r.configuration for r in few if r.control] == [
+        r.configuration for r in every if r.control
+    ]
 
 
 def test_on_large_clusters_no_more_memory_is_given_up_than_may_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ditplan.planner.pricing.LARGE_CLUSTER", 8)
-    monkeypatch.setattr("ditplan.planner.pruning.COARSE_MEMORY", 1.02)
+    monkeypatch.setattr("ditplan.planner.search.pricing.LARGE_CLUSTER", 8)
+    monkeypatch.setattr("ditplan.planner.search.pruning.COARSE_MEMORY", 1.02)
     cluster, flux = a_cluster(hosts=4, devices=8, between_bytes_per_s=50e9), find_model("flux-dev")
-    task = Task(flux, flux.defaults, cluster, modes=("eager",), allowed=Allowed())
+    task = Task(flux, flux.defaults, cluster, modes=("eager",), allowed=ApproximationPolicy())
     few, _ = price_all(task, Topology(cluster))
-    monkeypatch.setattr("ditplan.planner.pricing.PRICED_RANKS", 1000)
+    monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(cluster))
     assert len(few) < len(every) / 2
-    known = unbeaten(few)
-    for latency_s, gpus, memory_bytes, approximate in unbeaten(every):
+    known = undominated(few)
+    for latency_s, gpus, memory_bytes, approximate in undominated(every):
         most = (latency_s, gpus, 1.02 * memory_bytes, approximate)
         assert any(all(a <= b for a, b in zip(one, most, strict=True)) for one in known)
 
 
-def unbeaten(ranked: Sequence[Ranked]) -> set[tuple[float, ...]]:
+def undominated(ranked: Sequence[PricedCandidate]) -> set[tuple[float, ...]]:
     """The plans that no other beats in latency, GPUs, memory and exactness."""
     points = {
         (
             float(f"{r.prediction.latency_s:.9g}"),
-            r.candidate.mesh.size,
+            r.configuration.mesh.size,
             r.prediction.memory_bytes,
             not r.quality.exact,
         )
@@ -212,14 +226,14 @@ def test_up_to_sixteen_ranks_all_that_is_nearly_as_good_is_priced(
 ) -> None:
     task = a_task(find_cluster("2x8xl40-pcie-eth100"))
     few, _ = price_all(task, Topology(task.cluster))
-    monkeypatch.setattr("ditplan.planner.pricing.PRICED_RANKS", 1000)
+    monkeypatch.setattr("ditplan.planner.search.pricing.PRICED_RANKS", 1000)
     every, _ = price_all(task, Topology(task.cluster))
     assert len(few) < len(every)
-    known = {key_of(ranked.candidate) for ranked in few}
+    known = {ranked.configuration.key for ranked in few}
     limit_s = 1.5 * every[0].prediction.latency_s
     near = [ranked for ranked in every if ranked.prediction.latency_s < limit_s]
     assert len(near) > 50
-    assert {key_of(ranked.candidate) for ranked in near} <= known
+    assert {ranked.configuration.key for ranked in near} <= known
 
 
 def test_a_pinned_mesh_that_fills_hosts_unevenly_is_priced_all_the_same() -> None:
@@ -229,7 +243,7 @@ def test_a_pinned_mesh_that_fills_hosts_unevenly_is_priced_all_the_same() -> Non
     }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(mesh=MESHES, factors=FASTER, data=st.data())
 def test_more_bandwidth_never_makes_a_plan_dearer(
     mesh: Mesh, factors: list[float], data: st.DataObject
@@ -254,7 +268,7 @@ def test_more_bandwidth_never_makes_a_plan_dearer(
     assert after.latency_s <= before.latency_s * (1 + 1e-9)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(mesh=MESHES, hosts=st.permutations(range(8)), data=st.data())
 def test_relabelling_hosts_changes_no_price(
     mesh: Mesh, hosts: list[int], data: st.DataObject
@@ -266,7 +280,7 @@ def test_relabelling_hosts_changes_no_price(
     assert moved.latency_s == pytest.approx(model.price(candidate, WORKLOAD).latency_s)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(mesh=MESHES, data=st.data())
 def test_parts_sum_to_the_latency(mesh: Mesh, data: st.DataObject) -> None:
     price = CostModel(Topology(a_cluster(hosts=8, devices=8)), SPEC).price(
@@ -275,12 +289,12 @@ def test_parts_sum_to_the_latency(mesh: Mesh, data: st.DataObject) -> None:
     assert math.isclose(sum(price.parts.values()), price.latency_s, rel_tol=1e-6)
 
 
-def a_candidate(mesh: Mesh, data: st.DataObject) -> Candidate:
+def a_candidate(mesh: Mesh, data: st.DataObject) -> Configuration:
     """The mesh in any order, mode and with any patches."""
     order = data.draw(st.sampled_from(list(axis_orders(mesh))))
     part = evenly_staged(mesh, SPEC, data.draw(st.integers(1, 9)), 1)
     mode: Mode = data.draw(st.sampled_from(typing.get_args(Mode)))
-    return Candidate(mesh, placement_of(mesh, order), mode, order, part)
+    return Configuration(mesh, placement_of(mesh, order), mode, order, part)
 
 
 def test_groups_of_one_pattern_are_the_same_key() -> None:

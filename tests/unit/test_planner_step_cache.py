@@ -4,26 +4,24 @@ import math
 
 import pytest
 
-from ditplan.planner.asked import allowed_for
-from ditplan.planner.cost import CostModel
-from ditplan.planner.pricing import Task
-from ditplan.planner.ranking import Ranking
+from ditplan.planner.cost_model import CostModel
 from ditplan.planner.report import candidate_json
-from ditplan.planner.search import search
-from ditplan.planner.space import Candidate
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.search import search
+from ditplan.planner.task import Task, allowed_for
 from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_model, known_quality
+from ditplan.profiles.configuration import Configuration, TaylorSeer
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import ExecutionPlan, TaylorSeer
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, ranks, sd3_like
+from ditplan.profiles.plan import ExecutionPlan
+from tests.unit.planner_factories import WORKLOAD, a_cluster, ranks, sd3_like
 
 TINY = find_model("sd3-tiny")
 KNOWN = known_quality(TINY, TINY.defaults)
 DISTANCES = {point.step_cache: point.relative_l2 for point in KNOWN.step_caches} if KNOWN else {}
 
 
-def planned(quality: str, backend: str = "native", **pins: int) -> Ranking:
+def planned(quality: str, backend: str = "native", **pins: int) -> SearchResult:
     """What `tune --quality` plans for `sd3-tiny` on paper."""
     found = allowed_for(TINY, TINY.defaults, quality, KNOWN, pipefusion=pins.get("pipefusion"))
     return search(
@@ -39,15 +37,15 @@ def planned(quality: str, backend: str = "native", **pins: int) -> Ranking:
     )
 
 
-def caches_in(ranking: Ranking) -> set[TaylorSeer]:
-    return {one.candidate.step_cache for one in ranking.ranked if one.candidate.step_cache}
+def caches_in(ranking: SearchResult) -> set[TaylorSeer]:
+    return {one.configuration.step_cache for one in ranking.ranked if one.configuration.step_cache}
 
 
 def test_only_steps_that_compute_cost_more_than_the_scheduler() -> None:
     mesh, cache = Mesh(cfg=2), TaylorSeer(interval=3)
     model = CostModel(a_cluster(), sd3_like())
-    whole = model.price(Candidate(mesh, ranks(mesh), "graph"), WORKLOAD)
-    cached = model.price(Candidate(mesh, ranks(mesh), "graph", step_cache=cache), WORKLOAD)
+    whole = model.price(Configuration(mesh, ranks(mesh), "graph"), WORKLOAD)
+    cached = model.price(Configuration(mesh, ranks(mesh), "graph", step_cache=cache), WORKLOAD)
     computed = sum(cache.computes(step) for step in range(20))
     assert computed == 9
     for part, seconds in whole.parts.items():
@@ -75,16 +73,16 @@ def test_a_bound_allows_the_caches_whose_own_distance_keeps_it() -> None:
 def test_a_cached_plan_is_the_fastest_and_says_how_far_off_it_is() -> None:
     ranking = planned("1.0", pipefusion=1)
     best = ranking.best
-    cache = best.candidate.step_cache
+    cache = best.configuration.step_cache
     assert cache is not None
     plan = ranking.to_plan()
     assert ExecutionPlan.from_json(plan.model_dump_json(), "plan") == plan
-    assert plan.step_cache == cache
+    assert plan.configuration.step_cache == cache
     assert plan.quality.relative_l2 == DISTANCES[cache]
     assert not plan.quality.exact
     row = candidate_json(best, "native")
     assert (row["step_cache"], row["quality"]) == (cache.model_dump(), DISTANCES[cache])
-    keys = {key_of(one.candidate) for one in ranking.ranked}
+    keys = {one.configuration.key for one in ranking.ranked}
     assert len(keys) == len(ranking.ranked)
 
 
@@ -95,11 +93,11 @@ def test_any_quality_tries_caches_that_nobody_measured() -> None:
     assert all(
         one.quality.relative_l2 is None
         for one in ranking.ranked
-        if one.candidate.step_cache in unknown
+        if one.configuration.step_cache in unknown
     )
 
 
 def test_caches_are_neither_the_control_nor_with_stages_nor_on_other_backends() -> None:
     for one in planned("any").ranked:
-        assert not (one.candidate.step_cache and (one.control or one.candidate.pipefusion))
+        assert not (one.configuration.step_cache and (one.control or one.configuration.pipefusion))
     assert not caches_in(planned("any", "xdit"))

@@ -7,28 +7,29 @@ from typing import Any
 
 import pytest
 
-from ditplan.planner.activities import RingAttention
-from ditplan.planner.allowed import Allowed
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.cost import CostModel
-from ditplan.planner.placing import placement_of
-from ditplan.planner.pricing import Task, space_of
-from ditplan.planner.schedule import Durations
-from ditplan.planner.share import share_of
-from ditplan.planner.simulator import Row
-from ditplan.planner.space import Candidate, evenly_staged
-from ditplan.planner.staged_timeline import staged_timeline
-from ditplan.planner.staged_work import LoopTimes
-from ditplan.planner.step import Step
-from ditplan.planner.timeline import Timeline
-from ditplan.planner.topology import Topology
-from ditplan.planner.trace import FIRST_THREADS, chrome_trace
-from ditplan.planner.work import RankWork
+from ditplan.planner.cost.activities import RingAttention
+from ditplan.planner.cost.rank_work import RankWork
+from ditplan.planner.cost.share import share_of
+from ditplan.planner.cost.step import Step
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.pipefusion.schedule import Durations
+from ditplan.planner.pipefusion.stage_times import LoopTimes
+from ditplan.planner.search.pricing import space_of
+from ditplan.planner.simulation.chrome_trace import FIRST_THREADS, chrome_trace
+from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
+from ditplan.planner.simulation.simulator import Row
+from ditplan.planner.simulation.timeline import Timeline
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, ranks, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, ranks, sd3_like
 
 SPEC = sd3_like()
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
@@ -45,7 +46,7 @@ def busy_s(timeline: Timeline, row: Row) -> dict[str, float]:
     return dict(found)
 
 
-def assert_equals_the_price(model: CostModel, candidate: Candidate) -> None:
+def assert_equals_the_price(model: CostModel, candidate: Configuration) -> None:
     workload = model.spec.defaults.model_copy(update={"steps": STEPS})
     candidate = model.balanced(candidate, workload)
     price, timeline = model.price(candidate, workload), model.timeline(candidate, workload)
@@ -69,7 +70,7 @@ def test_the_simulated_loop_takes_what_the_price_says(model: str, cluster: str) 
     and placement.
     """
     spec, profile = find_model(model), find_cluster(cluster)
-    task = Task(spec, spec.defaults, profile, modes=MODES, allowed=Allowed())
+    task = Task(spec, spec.defaults, profile, modes=MODES, allowed=ApproximationPolicy())
     topology = Topology(profile)
     candidates = space_of(task, topology).candidates
     cost = CostModel(topology, spec)
@@ -83,12 +84,12 @@ def test_so_it_does_on_cpus_that_send_what_they_do_not_compute(model: str) -> No
     topology = Topology(a_cluster(hosts=2, devices=4, device=a_device(kind="cpu")))
     cost = CostModel(topology, spec)
     for mesh in (Mesh(), Mesh(ring=4), Mesh(ulysses=2, ring=3), Mesh(ring=2, ulysses=4)):
-        assert_equals_the_price(cost, Candidate(mesh, ranks(mesh)))
+        assert_equals_the_price(cost, Configuration(mesh, ranks(mesh)))
     if model == "flux-dev":
         for patches in (2, 3, 8):
             mesh = Mesh(pipefusion=3, ulysses=2)
             part = evenly_staged(mesh, spec, patches, 2)
-            assert_equals_the_price(cost, Candidate(mesh, ranks(mesh), pipefusion=part))
+            assert_equals_the_price(cost, Configuration(mesh, ranks(mesh), pipefusion=part))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,10 @@ def test_a_ring_takes_what_its_loop_does(
     cluster = a_cluster(
         1, 4, bytes_per_s, device=a_device(name=name, kind=kind), inside_kind="pcie"
     )
-    candidate, constants = Candidate(Mesh(ring=4), ranks(Mesh(ring=4)), "graph"), CostConstants()
+    candidate, constants = (
+        Configuration(Mesh(ring=4), ranks(Mesh(ring=4)), "graph"),
+        CostConstants(),
+    )
     topology = Topology(cluster)
     share = share_of(candidate.mesh, SPEC, large)
     work = RankWork(topology, SPEC, None, constants)
@@ -134,7 +138,7 @@ def test_a_ring_takes_what_its_loop_does(
 def test_a_ring_of_masked_keys_gathers_them_over_any_link(model: str, expected: str) -> None:
     spec, mesh = find_model(model), Mesh(ring=4)
     cost = CostModel(a_cluster(devices=4, inside_kind="pcie"), spec)
-    candidate = Candidate(mesh, ranks(mesh))
+    candidate = Configuration(mesh, ranks(mesh))
     assert cost.ring_variant(candidate) == expected
     names = {task.name for task in cost.timeline(candidate, spec.defaults).tasks}
     assert any("all_gather" in name for name in names if "0:" in name) == (expected == "gather")
@@ -144,10 +148,10 @@ def test_a_ring_of_masked_keys_gathers_them_over_any_link(model: str, expected: 
 def test_two_groups_over_one_link_take_twice_as_long_as_one() -> None:
     """Ulysses between two hosts, of one pass or of both at once: two samples over one cable."""
     topology = Topology(a_cluster(hosts=2, devices=2, between_bytes_per_s=1e8))
-    alone = Candidate(Mesh(ulysses=2), (0, 2), "graph")
+    alone = Configuration(Mesh(ulysses=2), (0, 2), "graph")
     together = Mesh(cfg=2, ulysses=2)
     order = ("dp", "ulysses", "pipefusion", "ring", "cfg")
-    both = Candidate(together, placement_of(together, order), "graph", order)
+    both = Configuration(together, placement_of(together, order), "graph", order)
     model = CostModel(topology, SPEC)
     one = model.timeline(alone, ONE_PASS)
     two = model.timeline(both, WORKLOAD)
@@ -205,7 +209,7 @@ def test_with_one_step_the_bubble_is_that_of_filling_and_draining() -> None:
 
 def trace_of(cluster: ClusterProfile, mesh: Mesh, patches: int = 8) -> dict[str, Any]:
     part = evenly_staged(mesh, SPEC, patches, 2)
-    candidate = Candidate(mesh, ranks(mesh), "graph", pipefusion=part)
+    candidate = Configuration(mesh, ranks(mesh), "graph", pipefusion=part)
     timeline = CostModel(cluster, SPEC).timeline(candidate, WORKLOAD)
     text = chrome_trace(timeline, candidate, "a test")
     found = json.loads(text)

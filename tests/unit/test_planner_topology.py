@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditplan.planner.constants import CostConstants
-from ditplan.planner.topology import Topology
+from ditplan.planner.network.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile, Operation
 from ditplan.profiles.errors import InputError
-from tests.unit.planner_nouns import a_cluster, a_table
+from tests.unit.planner_factories import a_cluster, a_table
 
 OPERATIONS: tuple[Operation, ...] = typing.get_args(Operation)
 SECONDS = {2**16: 43e-6, 2**20: 45e-6, 2**24: 59e-6, 2**28: 510e-6}

@@ -6,29 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.cost import CostModel
-from ditplan.planner.crew import whole_shares
-from ditplan.planner.placing import placement_of, placements, seatings
-from ditplan.planner.pricing import (
-    Task,
-    price_all,
-    price_one,
-    priced_as_is,
-    space_of,
-    timeline_of,
-)
-from ditplan.planner.ranking import Ranked, build_plan
+from ditplan.planner.cost.mixed_devices import whole_shares
+from ditplan.planner.cost.share import share_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.pipefusion.partition import AS_FAST, StageWork, balanced_unlike_stages
 from ditplan.planner.report import shares_json, shares_text
-from ditplan.planner.search import search
-from ditplan.planner.share import share_of
-from ditplan.planner.space import Candidate
-from ditplan.planner.stages import AS_FAST, StageWork, balanced_unlike_stages
-from ditplan.planner.topology import Topology
+from ditplan.planner.search.pricing import price_all, price_one, priced_as_is, space_of, timeline_of
+from ditplan.planner.search.ranking import PricedCandidate, build_plan
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.placement import placements, seatings
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, Device
-from ditplan.profiles.mesh import Mesh
-from tests.unit.planner_nouns import a_cluster, a_device
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.mesh import Mesh, placement_of
+from tests.unit.planner_factories import a_cluster, a_device
 
 FLUX = find_model("flux-dev")
 GB = 10**9
@@ -59,14 +53,14 @@ def unlike(*times: float) -> ClusterProfile:
     return of_devices(*map(slowed, times))
 
 
-def priced(cluster: ClusterProfile, mesh: Mesh, **changes: object) -> Ranked:
+def priced(cluster: ClusterProfile, mesh: Mesh, **changes: object) -> PricedCandidate:
     workload = FLUX.defaults.model_copy(update=changes)
     return price_one(Task(FLUX, workload, cluster), mesh, "compile+graph")
 
 
-def equally_shared(cluster: ClusterProfile, ranked: Ranked) -> Ranked:
+def equally_shared(cluster: ClusterProfile, ranked: PricedCandidate) -> PricedCandidate:
     task = Task(FLUX, FLUX.defaults, cluster)
-    equal = replace(ranked.candidate, token_shares=None)
+    equal = replace(ranked.configuration, token_shares=None)
     return priced_as_is(task, CostModel(cluster, FLUX), equal)
 
 
@@ -74,7 +68,7 @@ def equally_shared(cluster: ClusterProfile, ranked: Ranked) -> Ranked:
 def test_a_device_that_is_twice_as_fast_gets_twice_the_tokens(mesh: Mesh) -> None:
     cluster = unlike(1, 2)
     found = priced(cluster, mesh)
-    shares = found.candidate.token_shares
+    shares = found.configuration.token_shares
     assert shares is not None
     assert shares[0] / shares[1] == pytest.approx(2, rel=0.1)
     assert found.prediction.latency_s < 0.85 * equally_shared(cluster, found).prediction.latency_s
@@ -84,8 +78,8 @@ def test_a_device_that_is_twice_as_fast_gets_twice_the_tokens(mesh: Mesh) -> Non
 
 
 def test_a_device_that_is_twice_as_fast_gets_twice_the_blocks() -> None:
-    found = priced(unlike(1, 2), Mesh(pipefusion=2)).candidate.pipefusion
-    back = priced(unlike(2, 1), Mesh(pipefusion=2)).candidate.pipefusion
+    found = priced(unlike(1, 2), Mesh(pipefusion=2)).configuration.pipefusion
+    back = priced(unlike(2, 1), Mesh(pipefusion=2)).configuration.pipefusion
     assert found is not None and back is not None
     assert found.blocks_per_stage[0] == pytest.approx(2 * found.blocks_per_stage[1], abs=2)
     # the first ones are double blocks, which take longer
@@ -93,7 +87,7 @@ def test_a_device_that_is_twice_as_fast_gets_twice_the_blocks() -> None:
 
 
 def test_three_unlike_devices_get_tokens_by_speed() -> None:
-    shares = priced(unlike(1, 3, 2), Mesh(ring=3)).candidate.token_shares
+    shares = priced(unlike(1, 3, 2), Mesh(ring=3)).configuration.token_shares
     assert shares is not None
     fast, slow, between = shares
     assert fast / slow == pytest.approx(3, rel=0.25)
@@ -104,9 +98,9 @@ def test_ranks_that_share_a_place_get_what_the_slowest_of_them_can_do() -> None:
     cluster = unlike(1, 1, 2, 2)
     task = Task(FLUX, FLUX.defaults.model_copy(update={"batch": 2}), cluster)
     model, mesh = CostModel(cluster, FLUX), Mesh(dp=2, ulysses=2)
-    apart = Candidate(mesh, placement_of(mesh))
+    apart = Configuration(mesh, placement_of(mesh))
     order = ("ulysses", "cfg", "pipefusion", "ring", "dp")
-    together = Candidate(mesh, placement_of(mesh, order), order=order)
+    together = Configuration(mesh, placement_of(mesh, order), order=order)
     assert model.shared_by_speed(apart, task.workload).token_shares is None
     shares = model.shared_by_speed(together, task.workload).token_shares
     assert shares is not None and shares[0] > 1.8 * shares[1]
@@ -114,7 +108,7 @@ def test_ranks_that_share_a_place_get_what_the_slowest_of_them_can_do() -> None:
 
 def test_alike_devices_have_equal_shares() -> None:
     ranked, _ = price_all(Task(FLUX, FLUX.defaults, a_cluster(devices=4)), Topology(a_cluster()))
-    assert all(one.candidate.token_shares is None for one in ranked)
+    assert all(one.configuration.token_shares is None for one in ranked)
     assert whole_shares((1.0, 1.001)) is None
 
 
@@ -122,7 +116,7 @@ def test_the_price_is_the_slowest_rank_s() -> None:
     """Of two ranks counted by hand: what each computes by its own share on its own device."""
     cluster, mesh = unlike(1, 3), Mesh(ulysses=2)
     model = CostModel(cluster, FLUX)
-    candidate = Candidate(mesh, (0, 1), token_shares=(2, 1))
+    candidate = Configuration(mesh, (0, 1), token_shares=(2, 1))
     parts = model.price(candidate, FLUX.defaults).parts
     attention_s = []
     for place, device in enumerate(cluster.devices):
@@ -144,7 +138,7 @@ def test_the_timeline_takes_as_long_as_the_price(mesh: Mesh) -> None:
     workload = FLUX.defaults.model_copy(update={"batch": mesh.dp, "steps": 6})
     task = Task(FLUX, workload, cluster)
     found = price_one(task, mesh, "eager")
-    timeline = timeline_of(task, found.candidate)
+    timeline = timeline_of(task, found.configuration)
     assert timeline.total_s == pytest.approx(found.prediction.latency_s, rel=1e-6)
 
 
@@ -152,7 +146,7 @@ def test_a_fast_device_with_little_memory_gets_the_blocks_that_it_holds() -> Non
     cluster = of_devices(slowed(1, 24 * GB), slowed(2, 80 * GB))
     small, roomy = (priced(one, Mesh(pipefusion=2)) for one in (cluster, unlike(1, 2)))
     assert not small.too_big
-    held, wanted = (one.candidate.pipefusion for one in (small, roomy))
+    held, wanted = (one.configuration.pipefusion for one in (small, roomy))
     assert held is not None and wanted is not None
     assert held.blocks_per_stage[0] < wanted.blocks_per_stage[0]
 
@@ -196,9 +190,9 @@ def test_devices_are_seated_in_all_ways_and_symmetric_ones_once() -> None:
     assert len(placements(Mesh(ring=3), topology)) == 1
 
 
-@pytest.mark.parametrize("allowed", [None, Allowed()], ids=["exact", "any"])
+@pytest.mark.parametrize("allowed", [None, ApproximationPolicy()], ids=["exact", "any"])
 def test_the_order_of_hosts_makes_no_difference_where_all_devices_are_used(
-    allowed: Allowed | None,
+    allowed: ApproximationPolicy | None,
 ) -> None:
     fast, slow = slowed(1), slowed(2)
     hosts = ((fast, fast), (slow, slow))
@@ -207,19 +201,19 @@ def test_the_order_of_hosts_makes_no_difference_where_all_devices_are_used(
         task = Task(FLUX, FLUX.defaults, of_devices(*first, *second, hosts=2), allowed=allowed)
         ranked, _ = price_all(task, Topology(task.cluster))
         latencies = sorted(
-            one.prediction.latency_s for one in ranked if one.candidate.mesh.size == 4
+            one.prediction.latency_s for one in ranked if one.configuration.mesh.size == 4
         )
         found.append(latencies)
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_one_gpu_less_of_a_mixed_cluster_is_slower_and_still_shared_by_speed() -> None:
-    def best(cluster: ClusterProfile) -> Ranked:
+    def best(cluster: ClusterProfile) -> PricedCandidate:
         return search(Task(FLUX, FLUX.defaults, cluster)).best
 
     all_four, three = best(unlike(1, 1, 2, 2)), best(unlike(1, 1, 2))
     assert three.prediction.latency_s > all_four.prediction.latency_s
-    shares = three.candidate.token_shares
+    shares = three.configuration.token_shares
     assert shares is not None and shares[0] == shares[1] > 1.8 * shares[2]
 
 
@@ -228,10 +222,10 @@ def test_a_plan_and_the_report_say_the_shares() -> None:
     task = Task(FLUX, FLUX.defaults, cluster)
     found = priced(cluster, Mesh(ulysses=2))
     plan = build_plan(found, FLUX, task.workload, cluster, task.backend)
-    assert plan.token_shares == found.candidate.token_shares
+    assert plan.configuration.token_shares == found.configuration.token_shares
     assert plan.from_json(plan.model_dump_json(), "a test") == plan
-    assert plan.token_shares is not None
-    assert shares_json(found)["token_shares"] == list(plan.token_shares)
+    assert plan.configuration.token_shares is not None
+    assert shares_json(found)["token_shares"] == list(plan.configuration.token_shares)
     line = shares_text(found, FLUX, task.workload)
     tokens = [int(word) for word in line.partition(": ")[2].split(" + ")]
     assert sum(tokens) == 4096 and tokens[0] > 1.8 * tokens[1]
@@ -240,7 +234,9 @@ def test_a_plan_and_the_report_say_the_shares() -> None:
 
 def test_floors_are_never_above_the_price() -> None:
     cluster = unlike(1, 2, 2, 1, 3, 1)
-    task = Task(FLUX, FLUX.defaults, cluster, modes=("compile+graph",), allowed=Allowed())
+    task = Task(
+        FLUX, FLUX.defaults, cluster, modes=("compile+graph",), allowed=ApproximationPolicy()
+    )
     topology = Topology(cluster)
     model = CostModel(topology, FLUX)
     floors = model.floors(task.workload, task.searched_modes)

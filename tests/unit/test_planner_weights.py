@@ -4,32 +4,32 @@ from dataclasses import replace
 
 import pytest
 
-from ditplan.planner.allowed import Allowed
-from ditplan.planner.cost import CostModel
-from ditplan.planner.memory import memory_of
-from ditplan.planner.pricing import Task, price_all
+from ditplan.planner.cost.memory import memory_of
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import candidate_json
-from ditplan.planner.search import search
-from ditplan.planner.space import Candidate
-from ditplan.planner.topology import Topology
-from ditplan.planner.trials import key_of
+from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.search import search
+from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
-from tests.unit.planner_nouns import WORKLOAD, a_cluster, a_device, ranks, sd3_like
+from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, ranks, sd3_like
 
 SPEC = sd3_like()
 FLUX = find_model("flux-dev")
 
 
-def in_pieces(mesh: Mesh) -> Candidate:
-    return Candidate(mesh, ranks(mesh), weights="sharded")
+def in_pieces(mesh: Mesh) -> Configuration:
+    return Configuration(mesh, ranks(mesh), weights="sharded")
 
 
 def test_a_rank_holds_its_piece_of_all_blocks_and_two_whole_ones() -> None:
     mesh, device = Mesh(cfg=2, ulysses=2), a_device()
-    whole = memory_of(SPEC, WORKLOAD, Candidate(mesh, ranks(mesh)), device)
+    whole = memory_of(SPEC, WORKLOAD, Configuration(mesh, ranks(mesh)), device)
     pieces = memory_of(SPEC, WORKLOAD, in_pieces(mesh), device)
     (run,) = SPEC.blocks
     saved = 2 * run.parameters * (run.count * 3 / 4 - 2)
@@ -41,12 +41,12 @@ def test_gathering_a_block_is_seen_as_far_as_the_one_before_is_done_earlier() ->
     mesh = Mesh(ulysses=2)
     (run,) = SPEC.blocks
 
-    def price(rate: float, candidate: Candidate) -> dict[str, float]:
+    def price(rate: float, candidate: Configuration) -> dict[str, float]:
         cluster = a_cluster(devices=2, inside_bytes_per_s=rate, inside_kind="pcie")
         return CostModel(cluster, SPEC).price(candidate, WORKLOAD).parts
 
     for rate in (1e9, 1e13):
-        whole = price(rate, Candidate(mesh, ranks(mesh)))
+        whole = price(rate, Configuration(mesh, ranks(mesh)))
         pieces = price(rate, in_pieces(mesh))
         waited_s = pieces.pop("weights")
         # what is launched while a block is waited for isn't waited for again
@@ -67,19 +67,19 @@ def task_on(memory_bytes: int) -> Task:
 
 def test_pieces_are_planned_where_whole_weights_fit_nowhere_and_only_there() -> None:
     roomy, _ = price_all(task_on(80_000_000_000), Topology(task_on(80_000_000_000).cluster))
-    assert {one.candidate.weights for one in roomy} == {"replicated"}
+    assert {one.configuration.weights for one in roomy} == {"replicated"}
     task = task_on(24_000_000_000)
     found = search(task)
-    assert found.best.candidate.weights == "sharded"
+    assert found.best.configuration.weights == "sharded"
     plan = found.to_plan()
-    assert plan.execution.weights == "sharded"
+    assert plan.configuration.weights == "sharded"
     assert ExecutionPlan.from_json(plan.model_dump_json(), "plan") == plan
     assert candidate_json(found.best, "native")["weights"] == "sharded"
-    assert key_of(found.best.candidate) != key_of(
-        replace(found.best.candidate, weights="replicated")
+    assert (
+        found.best.configuration.key != replace(found.best.configuration, weights="replicated").key
     )
     fitting = [one for one in found.ranked if not one.too_big]
-    assert {(one.candidate.weights, one.candidate.mode) for one in fitting} == {
+    assert {(one.configuration.weights, one.configuration.mode) for one in fitting} == {
         ("sharded", "eager")
     }
 
@@ -91,8 +91,8 @@ def test_stages_are_rather_made_than_weights_gathered_over_a_slow_link() -> None
         inside_bytes_per_s=2e9,
         inside_kind="pcie",
     )
-    task = replace(task_on(24_000_000_000), cluster=slow, allowed=Allowed())
-    best = search(task).best.candidate
+    task = replace(task_on(24_000_000_000), cluster=slow, allowed=ApproximationPolicy())
+    best = search(task).best.configuration
     assert best.weights == "replicated"
     assert best.mesh.pipefusion > 1
 

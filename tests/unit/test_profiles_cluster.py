@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from ditplan.profiles.cluster import ClusterProfile, Host
-from tests.unit.nouns import a_cluster
+from tests.unit.factories import a_cluster
 
 
 def test_devices_are_numbered_over_hosts_in_order() -> None:

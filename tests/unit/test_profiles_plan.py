@@ -12,19 +12,24 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ditplan.profiles.book import BookEntry, PlanBook
+from ditplan.profiles.configuration import PipeFusion, TaylorSeer
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.plan import ExecutionPlan, PipeFusion, Quality, TaylorSeer
-from tests.unit.nouns import a_plan
+from ditplan.profiles.plan import ExecutionPlan, Quality
+from tests.unit.factories import a_plan
 
 
 def plan_with(**changes: Any) -> ExecutionPlan:
-    """The example plan with some fields replaced, validated anew."""
-    return ExecutionPlan.model_validate({**a_plan().model_dump(), **changes})
+    """The example plan with fields of it or of its configuration replaced, validated anew."""
+    plan = a_plan().model_dump()
+    parts = {name: value for name, value in changes.items() if name in plan["configuration"]}
+    whole = {name: value for name, value in changes.items() if name not in parts}
+    configuration = plan["configuration"] | parts
+    return ExecutionPlan.model_validate({**plan, "configuration": configuration, **whole})
 
 
 @given(st.permutations(range(4)))
 def test_any_order_of_the_ranks_is_a_placement(ranks: list[int]) -> None:
-    assert plan_with(placement=ranks).placement == tuple(ranks)
+    assert plan_with(placement=ranks).configuration.placement == tuple(ranks)
 
 
 @pytest.mark.parametrize("placement", [[], [0], [0, 1, 2], [0, 1, 2, 2], [1, 2, 3, 4], range(5)])
@@ -41,8 +46,10 @@ def test_a_book_is_told_from_a_plan(tmp_path: Path) -> None:
 
 
 def test_absurd_degrees_are_refused_at_once() -> None:
-    with pytest.raises(ValidationError, match="once each"):
+    with pytest.raises(ValidationError, match="less than or equal to 65536"):
         plan_with(mesh={"dp": 10**12})
+    with pytest.raises(ValidationError, match="once each"):
+        plan_with(mesh={"dp": 60_000, "ring": 60_000})
 
 
 STAGES = {"blocks_per_stage": [12, 12], "patches": 4, "warmup_steps": 1}
@@ -50,8 +57,8 @@ STAGES = {"blocks_per_stage": [12, 12], "patches": 4, "warmup_steps": 1}
 
 def test_stages_of_pipefusion_fit_its_degree() -> None:
     plan = plan_with(mesh={"pipefusion": 2, "cfg": 2}, pipefusion=STAGES)
-    assert plan.pipefusion is not None
-    assert plan.pipefusion.schedule == "linear"
+    assert plan.configuration.pipefusion is not None
+    assert plan.configuration.pipefusion.schedule == "linear"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +132,8 @@ def test_a_step_cache_computes_in_the_steps_of_diffusers(interval: int, full_ste
 
 def test_a_step_cache_is_approximate_and_not_for_stages() -> None:
     cache, near = {"interval": 2}, {"exact": False, "relative_l2": 0.1}
-    assert plan_with(step_cache=cache, quality=near).step_cache == TaylorSeer(interval=2)
+    plan = plan_with(step_cache=cache, quality=near)
+    assert plan.configuration.step_cache == TaylorSeer(interval=2)
     with pytest.raises(ValidationError, match="which is an approximation, and its quality says"):
         plan_with(step_cache=cache, quality={"exact": True})
     with pytest.raises(ValidationError, match="a step cache can't be combined with pipefusion"):
@@ -181,9 +189,9 @@ def test_other_devices_are_refused_with_the_first_rank_that_differs() -> None:
 
 
 def test_shares_of_the_tokens_are_kept_and_none_means_equal_ones() -> None:
-    assert a_plan().token_shares is None
+    assert a_plan().configuration.token_shares is None
     plan = plan_with(token_shares=[2, 1])
-    assert plan.token_shares == (2, 1)
+    assert plan.configuration.token_shares == (2, 1)
     assert ExecutionPlan.from_json(plan.model_dump_json(), "a test") == plan
     older = {key: value for key, value in a_plan().model_dump().items() if key != "token_shares"}
     assert ExecutionPlan.model_validate(older) == a_plan()

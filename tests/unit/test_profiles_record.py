@@ -18,7 +18,7 @@ from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import Record, shortened, write_atomically
 from ditplan.profiles.workload import Workload
-from tests.unit.nouns import a_cluster, a_plan, all_records
+from tests.unit.factories import a_cluster, a_plan, all_records
 
 RECORDS: list[type[Record]] = [ExecutionPlan, ClusterProfile, ModelSpec, ModelProfile]
 each_record = pytest.mark.parametrize("record", all_records(), ids=lambda record: record.kind)
@@ -88,7 +88,7 @@ def test_a_saved_record_is_readable_json_with_its_schema_version(
     text = record.save(tmp_path / "record.json").read_text()
     assert text.endswith("}\n")
     assert len(text.splitlines()) > 10
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == type(record).newest_schema
 
 
 @each_record
@@ -223,29 +223,33 @@ def test_json_that_is_no_object_is_refused(text: str, what: str, tmp_path: Path)
     assert f"a plan is a JSON object, this is a {what}" in refusal(ExecutionPlan, path)
 
 
-@pytest.mark.parametrize("version", [2, 99, 0, -1, "1", 1.5, None, [1], "1\n2"])
+@pytest.mark.parametrize("version", [3, 99, 0, -1, "1", 1.5, None, [1], "1\n2"])
 def test_another_schema_is_refused_with_both_versions(version: object, tmp_path: Path) -> None:
     message = refusal(ExecutionPlan, plan_with(tmp_path, {"schema_version": version}))
     assert f"field schema_version: this plan has schema {version!r}, this ditplan" in message
-    assert "reads up to 1; upgrade ditplan or make it again with `ditplan tune`" in message
+    assert "reads up to 2; upgrade ditplan or make it again with `ditplan tune`" in message
 
 
 def test_a_newer_schema_is_told_before_the_fields_it_brought(tmp_path: Path) -> None:
-    path = plan_with(tmp_path, {"schema_version": 2, "brand_new": 1, "mesh": "other"})
-    assert "has schema 2" in refusal(ExecutionPlan, path)
+    path = plan_with(tmp_path, {"schema_version": 3, "brand_new": 1, "mesh": "other"})
+    assert "has schema 3" in refusal(ExecutionPlan, path)
 
 
 WRONG = [
     ({"brand_new": 1}, "brand_new", "Extra inputs are not permitted (given: 1)"),
-    ({"mesh.tp": 2}, "mesh.tp", "Extra inputs are not permitted (given: 2)"),
+    (
+        {"configuration.mesh.tp": 2},
+        "configuration.mesh.tp",
+        "Extra inputs are not permitted (given: 2)",
+    ),
     ({"workload.height": "tall"}, "workload.height", "valid integer"),
-    ({"workload.height": 0}, "workload.height", "greater than 0 (given: 0)"),
+    ({"workload.height": 0}, "workload.height", "greater than 0 pixels (given: 0)"),
     ({"workload.dtype": "int4"}, "workload.dtype", "'float32', 'bfloat16' or 'float16'"),
     ({"model.transformers": []}, "model.transformers", "at least 1 item"),
     ({"model.transformers.0.config_hash": 7}, "model.transformers.0.config_hash", "valid string"),
-    ({"placement": "0123"}, "placement", "valid tuple"),
-    ({"placement.1": -1}, "placement.1", "greater than or equal to 0"),
-    ({"execution.mode": "fast"}, "execution.mode", "(given: 'fast')"),
+    ({"configuration.placement": "0123"}, "configuration.placement", "valid tuple"),
+    ({"configuration.placement.1": -1}, "configuration.placement.1", "greater than or equal to 0"),
+    ({"configuration.mode": "fast"}, "configuration.mode", "(given: 'fast')"),
     ({"quality": None}, "quality", "(given: None)"),
     ({"prediction.latency_s": 0}, "prediction.latency_s", "greater than 0"),
     ({"prediction.interval_s": [1]}, "prediction.interval_s.1", "required"),
@@ -278,7 +282,7 @@ def test_each_missing_field_is_named(record: Record, tmp_path: Path) -> None:
 
 
 def test_several_wrong_fields_are_counted(tmp_path: Path) -> None:
-    path = plan_with(tmp_path, {"mesh.tp": 2, "backend": 1, "x": 1})
+    path = plan_with(tmp_path, {"configuration.mesh.tp": 2, "backend": 1, "x": 1})
     assert "; and 2 more; correct it" in refusal(ExecutionPlan, path)
 
 

@@ -19,6 +19,9 @@ EAGER = Variant("one", "eager", "auto")
 COMPILED = Variant("one", "compile", "auto")
 ULYSSES = Variant("ulysses2", "eager", "auto")
 
+# What a contestant that hangs is waited for, and what others, however busy the machine is.
+HANG_S, LONG_S = 5.0, 600.0
+
 ECHO = """
 import json, os, sys, time
 name, diary, behaviour = sys.argv[1:4]
@@ -36,13 +39,13 @@ for line in sys.stdin:
     if rank == "0":
         print(f"{name}{line.strip()}", file=open(diary, "a"))
     if behaviour == "hangs":
-        time.sleep(60)
+        time.sleep(3600)
     if behaviour == "dies":
         sys.exit("out of luck")
     if behaviour == "one rank dies" and rank == "1":
         sys.exit("rank out of luck")
     if behaviour == "one rank dies":
-        time.sleep(60)
+        time.sleep(3600)
     took_part = rank == "0" or behaviour == "both"
     say({"seconds": 0.5 if took_part else None, "clock_mhz": 1900 - int(rank),
          "memory_bytes": 7 + int(rank), "recompiled": 0, "rms": 1.0} if took_part
@@ -73,10 +76,10 @@ def played(
     folder: Path,
     *,
     rounds: int = 2,
-    run_s: float = 5.0,
-    budget_s: float = 60.0,
+    run_s: float = LONG_S,
+    budget_s: float = 10 * LONG_S,
 ) -> Match:
-    limits = Limits(10.0, run_s, time.monotonic() + budget_s)
+    limits = Limits(LONG_S, run_s, time.monotonic() + budget_s)
     match = Match(reference, folder, limits, lambda line: None, lambda: None)
     match.play(groups, rounds)
     return match
@@ -117,18 +120,17 @@ def test_a_rank_without_a_part_in_the_run_is_left_out(tmp_path: Path, echo: Echo
         ("dies early", 1, "rank 0 ended with 1: ModuleNotFoundError: No module named 'av'"),
         ("dies", 1, "rank 0 ended with 1: out of luck"),
         ("one rank dies", 2, "rank 1 ended with 1: rank out of luck"),
-        ("hangs", 1, "hung: no answer in 0 s while running one, eager"),
+        ("hangs", 1, "hung: no answer in 5 s while running one, eager"),
     ],
 )
 def test_a_contestant_that_fails_is_a_row_and_the_others_go_on(
     tmp_path: Path, echo: Echo, behaviour: str, ranks: int, reason: str
 ) -> None:
-    begin = time.monotonic()
     group = [echo("bad", behaviour, ranks=ranks), echo("good")]
-    bad, good = played([group], None, tmp_path, run_s=0.4).rows
+    run_s = HANG_S if behaviour == "hangs" else LONG_S
+    bad, good = played([group], None, tmp_path, run_s=run_s).rows
     assert (bad.failed, bad.runs) == (reason, [])
     assert (good.failed, len(good.runs)) == (None, 2)
-    assert time.monotonic() - begin < 8
 
 
 def test_a_variant_that_cannot_run_leaves_the_contestants_others(
@@ -205,12 +207,12 @@ two_gpu.main(["--pixels", "64", "--out", {str(out)!r}])
 """
     command = [sys.executable, "-c", script]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    until = time.monotonic() + 8
+    until = time.monotonic() + LONG_S
     while "slow0" not in (diary(tmp_path) if (tmp_path / "diary").exists() else ""):
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=5)
+    printed, _ = process.communicate(timeout=LONG_S)
     assert process.returncode == 128 + signal.SIGTERM
     (case,) = json.loads(out.read_text())["cases"]
     assert [(one["contestant"], len(one["runs"])) for one in case["rows"]] == [

@@ -12,7 +12,7 @@ from torch import nn
 
 from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.errors import InputError
-from ditplan.runtime.pipelines import load_pipeline
+from ditplan.runtime.models.loading import load_pipeline
 from tests.distributed.small_models import small_flux, small_sd3
 
 CPU = torch.device("cpu")

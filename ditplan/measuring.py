@@ -1,0 +1,161 @@
+"""What is done on real hosts: measuring a cluster and a model, tuning, and running a plan."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditplan.models import NamedModel, model_named
+from ditplan.planner.cost.profile_points import grid_points, wanted_points
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pricing import space_of
+from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.task import Task, TuneRequest, workload_for
+from ditplan.profiles.backends import find_backend, require_mode, require_runtime
+from ditplan.profiles.cluster import ClusterProfile, DeviceKind
+from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.hosts import HostLine, load_hosts
+from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.study import study_in
+
+if TYPE_CHECKING:
+    from ditplan.runtime.generation import RankRun
+    from ditplan.runtime.workers import Workers
+
+SMALL_MODEL_PARAMETERS = 100_000_000
+
+Hosts = Path | str | Sequence[HostLine] | None
+"""A hosts file or what it says; None is this machine."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure plans: with which weights, how many of them, for how long, and where what was
+    measured is kept.
+    """
+
+    study: Path
+    weights: Path | None = None
+    measure: int | None = None
+    budget_s: float | None = None
+
+
+def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> "Workers":
+    """Ranks on the hosts: as many as a plan needs, else `gpus`, else all there is room for.
+
+    Raises:
+        InputError: hosts that can't be used, or too few slots.
+    """
+    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
+    from ditplan.runtime.ranks.pool import count_slots
+    from ditplan.runtime.workers import Workers, device_kind
+
+    kind = device_kind()
+    room = count_slots(entries, kind)
+    if needed is not None:
+        if room < needed.mesh.size:
+            needed.require_ranks(room)
+        return Workers(entries, needed.mesh.size, kind)
+    if gpus is not None and gpus > room:
+        raise InputError(
+            Setting("gpus", gpus), f": there is room for {room} rank(s); use at most {room}"
+        )
+    return Workers(entries, gpus or room, kind)
+
+
+def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile:
+    """Measures devices, links and collectives.
+
+    Raises:
+        InputError: as `start_workers`. ClusterError: a rank failed.
+    """
+    with start_workers(hosts, gpus) as workers:
+        return workers.profile_cluster(say)
+
+
+def measured_blocks(
+    model: str | Path, gpus: int | None, asked: Mapping[str, Any], say: Say
+) -> ModelProfile:
+    """Measures a model's blocks on this machine, at a grid of shapes up to a workload's.
+
+    Raises:
+        InputError: no such model, or a workload that it can't do. ClusterError: a rank failed.
+    """
+    spec = model_named(model).spec
+    with start_workers(None, gpus or 1) as workers:
+        workload = workload_for(spec, workers.device, **asked)
+        cluster = workers.profile_cluster(say)
+        modes = find_backend("native").modes_to_search(workers.device)
+        return workers.profile_model(spec, workload, grid_points(spec, workload, modes), cluster)
+
+
+def tuned(
+    request: TuneRequest, asked: Mapping[str, Any], hosts: Hosts, how: Measuring, say: Say
+) -> SearchResult:
+    """Measures what is missing, searches, and runs the best plans; keeps it all in a folder.
+
+    Raises:
+        InputError: something that was asked for can't be. ClusterError: all plans failed.
+    """
+    require_runtime(request.backend)
+    study = study_in(how.study)
+    with start_workers(hosts, request.gpus) as workers:
+        workload = workload_for(request.spec, workers.device, **asked)
+        # what can't be planned is refused before anything is measured
+        request.allowed(workload)
+        if request.mode is not None:
+            require_mode(request.backend, request.mode, workers.device)
+        cluster = study.cluster(workers, say)
+        task = request.task(workload, cluster)
+        requests = _points_of(task)
+        study.keep_cluster(cluster)
+        task = study.with_blocks_measured(task, requests, workers, say)
+        top = _usual_runs(task.spec, workers.device) if how.measure is None else how.measure
+
+        def run(plan: ExecutionPlan) -> RunResult:
+            result = workers.measure(task.spec, how.weights, plan)
+            return RunResult(result.latency_s, result.memory_bytes)
+
+        trials = MeasurementPolicy(run, top=top, budget_s=how.budget_s, journal=study.journal)
+        return search(task, trials, progress=say)
+
+
+def run_plan(
+    plan: ExecutionPlan,
+    model: NamedModel,
+    prompt: str,
+    out: Path,
+    *,
+    hosts: Hosts = None,
+    seed: int = 0,
+    say: Say,
+) -> "RankRun":
+    """Makes the prompt's picture with the plan.
+
+    Raises:
+        InputError: hosts or devices that the plan isn't for. ClusterError: a rank failed.
+    """
+    with start_workers(hosts, None, needed=plan) as workers:
+        workers.pool()
+        noise = "" if model.weights else f"; no weights for {model.spec.name}: it will be noise"
+        say(f"{plan.mesh}, {plan.workload}: running on {workers.ranks} rank(s){noise}")
+        return workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
+
+
+def _points_of(task: Task) -> Sequence[PointRequest]:
+    """The shapes of blocks whose times the task's candidates need."""
+    choices = space_of(task, Topology(task.cluster)).choices
+    # warm-up steps run what the mesh would without patches
+    meshes = {choice.mesh for choice in choices}
+    settings = [(choice.mesh, part) for choice in choices for part, _ in choice.settings]
+    patched = {(mesh, part.patches) for mesh, part in settings if part}
+    return wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
+
+
+def _usual_runs(spec: ModelSpec, device: DeviceKind) -> int:
+    """How many plans to run when the user doesn't say: none where one run would take minutes."""
+    small = spec.transformer_parameters <= SMALL_MODEL_PARAMETERS
+    return 3 if small or device == "cuda" else 0

@@ -1,0 +1,101 @@
+"""The folder beside a plan that keeps what was measured for it."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ditplan.planner.search.search import study_name
+from ditplan.planner.task import Task
+from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.model import ModelProfile, PointRequest
+
+if TYPE_CHECKING:
+    from ditplan.runtime.workers import Workers
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a tune measures and a later one of the same goes on from: the cluster, the blocks of the
+    model, and the runs of plans.
+    """
+
+    folder: Path
+
+    @property
+    def journal(self) -> Path:
+        """The file of the Optuna study."""
+        return self.folder / "journal.log"
+
+    def cluster(self, workers: "Workers", say: Callable[[str], None]) -> ClusterProfile:
+        """The cluster as measured before for the same devices, or measured now."""
+        path = self.folder / "cluster.json"
+        if path.exists():
+            saved = ClusterProfile.load(path)
+            if tuple(device.name for device in saved.devices) == workers.device_names():
+                say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
+                return saved
+        cluster = workers.profile_cluster(say)
+        for warning in cluster.warnings:
+            say(f"warning: {warning}")
+        return cluster
+
+    def keep_cluster(self, cluster: ClusterProfile) -> None:
+        """Makes the folder, if there is none, and saves the cluster in it."""
+        self.folder.mkdir(exist_ok=True)
+        cluster.save(self.folder / "cluster.json")
+
+    def with_blocks_measured(
+        self,
+        task: Task,
+        requests: Sequence[PointRequest],
+        workers: "Workers",
+        say: Callable[[str], None],
+    ) -> Task:
+        """The task with the model's blocks measured: before, for this same task, or now."""
+        path = self.folder / f"{study_name(task)}.json"
+        if path.exists():
+            profile = ModelProfile.load(path)
+            say(f"model: as measured on {profile.measured_on} (delete {path} to measure anew)")
+        else:
+            say(f"measuring {task.spec.name}'s blocks at {len(requests)} shapes")
+            profile = workers.profile_model(task.spec, task.workload, requests, task.cluster)
+            profile.save(path)
+        _say_what_is_known(profile, requests, say)
+        return replace(task, profile=profile)
+
+
+def study_in(folder: Path) -> Study:
+    """The study in a folder, which needn't exist.
+
+    Raises:
+        InputError: a file lies in its place.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"{folder}: measurements go to a folder of this name; rename the file")
+    return Study(folder)
+
+
+def _say_what_is_known(
+    profile: ModelProfile, requests: Sequence[PointRequest], say: Callable[[str], None]
+) -> None:
+    """Which costs come from measurements of this model on this device, and which are computed."""
+    sizes = {
+        (p.batch, p.image_tokens, p.text_tokens, p.key_tokens)
+        for p in profile.points
+        if p.part == "outside"
+    }
+    wanted = {
+        (r.batch, r.image_share, r.text_share, r.image_tokens + r.text_tokens) for r in requests
+    }
+    left_out = sorted(wanted - sizes)
+    parts = sorted({point.part for point in profile.points})
+    modes = ", ".join(dict.fromkeys(point.mode for point in profile.points))
+    say(f"measured: {', '.join(parts)}; blocks at {len(sizes)} of {len(wanted)} shapes ({modes})")
+    if left_out:
+        shapes = ", ".join(f"{batch} x {image}+{text} tokens" for batch, image, text, _ in left_out)
+        say(f"computed, since it takes this device too long to measure: blocks at {shapes}")
+    if "vae_decode" not in parts:
+        say("computed, since it takes this device too long to measure: VAE decoding")

@@ -1,0 +1,1 @@
+"""What a rank does in a step, what that takes, and what it holds in memory."""

@@ -1,0 +1,1 @@
+"""The cluster's links, and what collectives cost on them."""

@@ -1,0 +1,397 @@
+"""How long collectives take on a cluster: measured tables first, then links shared by all who
+use them at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import networkx as nx
+
+from ditplan.planner.constants import CostConstants
+from ditplan.planner.memo import Memo
+from ditplan.planner.network.groups import (
+    AxisGroups,
+    Groups,
+    count_of,
+    first_of,
+    listed,
+    stride_in,
+    wanted,
+)
+from ditplan.planner.network.tables import Group, interpolate_s, mean_stride, table_groups
+from ditplan.planner.network.traffic import (
+    Ends,
+    Hop,
+    Path,
+    Traffic,
+    Way,
+    alike_hops_of,
+    alike_traffic_of,
+    fills_hosts_alike,
+    hops_of,
+    traffic_of,
+)
+from ditplan.planner.network.twin_hosts import are_alike, moved, pairs_seen, renamed, touches
+from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, Operation
+from ditplan.profiles.errors import Command, InputError, Setting
+from ditplan.profiles.model import Source
+
+CROSSINGS = ("memory", "socket")
+"""Kinds of link that lose bandwidth when many messages cross them at once."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A duration in seconds and where it comes from."""
+
+    seconds: float
+    source: Source
+
+
+class Topology:
+    """A cluster's ranks and links, with remembered paths and traffic."""
+
+    def __init__(self, cluster: ClusterProfile, constants: CostConstants | None = None) -> None:
+        """Builds the graph of links; parallel links between two nodes add up."""
+        self.cluster = cluster
+        self._constants = constants or CostConstants()
+        self._nodes = cluster.device_nodes
+        self.device_names = tuple(device.name for device in cluster.devices)
+        self.has_different_devices = len(set(self.device_names)) > 1
+        self._graph = _graph_of(cluster.links)
+        self._hosts = tuple(host.name for host in cluster.hosts)
+        self.ranks_per_host = min(len(host.devices) for host in cluster.hosts)
+        """Devices of the smallest host."""
+        self.hosts_are_alike = are_alike(cluster)
+        """Whether exchanging hosts for each other changes nothing but names."""
+        self._paths: Memo[tuple[int, int], Path | None] = Memo()
+        self._ways: Memo[Ends, Way | None] = Memo()
+        self._traffic: Memo[tuple[Operation, Groups], Traffic | None] = Memo()
+        self._hops: Memo[Groups, tuple[Traffic, ...] | None] = Memo()
+        self._tables: Memo[tuple[Operation, Groups], CollectiveTable | None] = Memo()
+        self._kinds: Memo[Group, str | None] = Memo()
+        self._hops_s: Memo[tuple[float, Groups], tuple[Estimate, ...]] = Memo()
+        self._signatures: Memo[Groups, tuple[float, ...]] = Memo()
+
+    @property
+    def ranks(self) -> int:
+        """How many devices there are."""
+        return len(self._nodes)
+
+    def collective_s(
+        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group] | AxisGroups
+    ) -> Estimate:
+        """Duration of an operation run by all the groups of ranks at once; groups of one rank take
+        no time.
+
+        `bytes_per_rank` is what one rank puts in, as in `CollectivePoint`.
+
+        Raises:
+            InputError: nothing was measured that comes near, and no links join the ranks.
+        """
+        talking = wanted(groups)
+        if not talking or bytes_per_rank <= 0:
+            return Estimate(0.0, "measured")
+        if table := self._matching_table(operation, talking):
+            return Estimate(interpolate_s(table.points, bytes_per_rank), "measured")
+        traffic = self._traffic_of(operation, talking)
+        if found := self._nearest_table(operation, talking, traffic):
+            return self._scaled(found, bytes_per_rank, traffic)
+        if traffic is None:
+            first = first_of(talking)
+            raise InputError(
+                f"cluster {self.cluster.name}: no {operation} of {len(first)} ranks was "
+                f"measured and no links join the ranks {list(first)}; measure it again with `",
+                Command("profile", (Setting("hosts", "FILE"),)),
+                "` or give its links",
+            )
+        return Estimate(self._computed_s(traffic, bytes_per_rank), "computed")
+
+    def is_measured(self, operation: Operation, groups: Sequence[Group] | AxisGroups) -> bool:
+        """Whether there is a table of an operation on just such groups: as many, of that size and
+        stride.
+        """
+        talking = wanted(groups)
+        return bool(talking) and self._matching_table(operation, talking) is not None
+
+    def link_bytes(
+        self, operation: Operation, bytes_per_rank: float, groups: Sequence[Group] | AxisGroups
+    ) -> dict[str, float]:
+        """Bytes of all messages that cross at least one link of each kind.
+
+        Empty where no links are known.
+        """
+        talking = wanted(groups)
+        traffic = self._traffic_of(operation, talking) if talking else None
+        if traffic is None:
+            return {}
+        return {kind: share * bytes_per_rank for kind, share in traffic.kind_bytes.items()}
+
+    def hop_s(
+        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups, position: int
+    ) -> Estimate:
+        """Duration of one hop of lines, as `hops_s`."""
+        return self.hops_s(bytes_per_rank, lines)[position]
+
+    def hops_s(
+        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups
+    ) -> tuple[Estimate, ...]:
+        """Durations of the hops of lines of ranks while each rank sends to the next, the last one
+        to the first: all are under way at once, but those over faster links arrive earlier.
+
+        Raises:
+            InputError: as `collective_s`.
+        """
+        talking = wanted(lines)
+        key = (bytes_per_rank, talking)
+        if key not in self._hops_s:
+            self._hops_s[key] = tuple(self._find_hops_s(bytes_per_rank, talking))
+        return self._hops_s[key]
+
+    def _find_hops_s(self, bytes_per_rank: float, lines: Groups) -> Iterator[Estimate]:
+        slowest = self.collective_s("send_recv", bytes_per_rank, lines)
+        hops, traffic = self._hops_of(lines), self._traffic_of("send_recv", lines)
+        if hops is None or traffic is None or bytes_per_rank <= 0:
+            yield from [slowest] * len(first_of(lines))
+            return
+        whole_s = self._computed_s(traffic, bytes_per_rank)
+        for hop in hops:
+            share = self._computed_s(hop, bytes_per_rank) / whole_s
+            is_so = share == 1 or slowest.source == "computed"
+            source: Source = slowest.source if is_so else "interpolated"
+            yield Estimate(slowest.seconds * share, source)
+
+    def hop_bytes(
+        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups, position: int
+    ) -> dict[str, float]:
+        """Bytes that cross at least one link of each kind in one hop of all lines."""
+        hops = self._hops_of(wanted(lines))
+        if hops is None:
+            return {}
+        kinds = hops[position].kind_bytes
+        return {kind: share * bytes_per_rank for kind, share in kinds.items()}
+
+    def slowest_kind(self, groups: Sequence[Group] | AxisGroups) -> str | None:
+        """The kind of the slowest link between members of the first of the groups, if links are
+        known.
+        """
+        talking = wanted(groups)
+        if not talking:
+            return None
+        group = first_of(talking)
+        if group not in self._kinds:
+            edges = [self._graph.edges[hop] for hop in dict.fromkeys(self._hops_within(group))]
+            slowest = min(edges, key=lambda edge: float(edge["bytes_per_s"]), default=None)
+            self._kinds[group] = None if slowest is None else str(slowest["kind"])
+        return self._kinds[group]
+
+    def kinds_within(self, groups: Sequence[Group] | AxisGroups) -> frozenset[str]:
+        """The kinds of all links between members of the first of the groups."""
+        talking = wanted(groups)
+        edges = self._hops_within(first_of(talking)) if talking else ()
+        return frozenset(str(self._graph.edges[hop]["kind"]) for hop in edges)
+
+    def links_between(self, source: int, target: int) -> list[tuple[Hop, str]]:
+        """The links from one rank to another in order with their kinds; none if unknown."""
+        path = self.path(source, target)
+        return [(hop, self._graph.edges[hop]["kind"]) for hop in path.hops] if path else []
+
+    def signature(self, groups: Sequence[Group] | AxisGroups) -> tuple[float, ...]:
+        """What tells groups apart on this topology: durations of two operations at a small and
+        a large size.
+        """
+        talking = wanted(groups)
+        if talking not in self._signatures:
+            operations: tuple[Operation, ...] = ("all_to_all", "send_recv")
+            self._signatures[talking] = tuple(
+                float(f"{self.collective_s(operation, size, talking).seconds:.6g}")
+                for operation in operations
+                for size in (2**16, 2**26)
+            )
+        return self._signatures[talking]
+
+    def _matching_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
+        key = (operation, groups)
+        if key not in self._tables:
+            self._tables[key] = self._find_table(operation, groups)
+        return self._tables[key]
+
+    def _find_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
+        if not self.cluster.collectives:
+            return None
+        shape = (operation, len(first_of(groups)), stride_in(groups), count_of(groups))
+        for table in self.cluster.collectives:
+            if (table.operation, table.size, table.stride, table.groups) == shape:
+                return table
+        return None
+
+    def _nearest_table(
+        self, operation: Operation, groups: Groups, traffic: Traffic | None
+    ) -> tuple[CollectiveTable, Traffic | None] | None:
+        """The table nearest in stride and groups at once, of the same size and over the same
+        kinds of link.
+        """
+        alike = (operation, len(first_of(groups)))
+        tables = [one for one in self.cluster.collectives if (one.operation, one.size) == alike]
+        if not tables:
+            return None
+        stride = stride_in(groups) or mean_stride(first_of(groups))
+        candidates = []
+        for table in tables:
+            theirs = self._table_traffic(table)
+            if traffic and theirs and theirs.kind_bytes.keys() != traffic.kind_bytes.keys():
+                continue
+            distance = abs(math.log(table.stride / stride)) + abs(
+                math.log(table.groups / count_of(groups))
+            )
+            candidates.append((distance, table.stride, table.groups, table, theirs))
+        if not candidates:
+            return None
+        return min(candidates, key=lambda found: found[:3])[3:]
+
+    def _table_traffic(self, table: CollectiveTable) -> Traffic | None:
+        groups = table_groups(table, self.ranks)
+        return self._traffic_of(table.operation, groups) if groups else None
+
+    def _scaled(
+        self,
+        found: tuple[CollectiveTable, Traffic | None],
+        bytes_per_rank: float,
+        traffic: Traffic | None,
+    ) -> Estimate:
+        """A table's duration, corrected by what the links say of the difference between its
+        groups and ours.
+        """
+        table, theirs = found
+        seconds = interpolate_s(table.points, bytes_per_rank)
+        if traffic and theirs:
+            ours_s = self._computed_s(traffic, bytes_per_rank)
+            seconds *= ours_s / self._computed_s(theirs, bytes_per_rank)
+        return Estimate(seconds, "interpolated")
+
+    def _computed_s(self, traffic: Traffic, bytes_per_rank: float) -> float:
+        latency_s = self._constants.collective_launch_s + traffic.rounds * traffic.latency_s
+        return latency_s + traffic.s_per_byte * bytes_per_rank
+
+    def _traffic_of(self, operation: Operation, groups: Groups) -> Traffic | None:
+        key = (operation, groups)
+        if key not in self._traffic:
+            self._traffic[key] = self._count_traffic(operation, groups)
+        return self._traffic[key]
+
+    def _count_traffic(self, operation: Operation, groups: Groups) -> Traffic | None:
+        if self._can_count_a_host(groups):
+            return alike_traffic_of(self, operation, groups)
+        return traffic_of(self, operation, listed(groups))
+
+    def _hops_of(self, lines: Groups) -> tuple[Traffic, ...] | None:
+        """The traffic of each hop of the lines, on links that carry all of them; None where no path
+        is known.
+        """
+        if lines not in self._hops:
+            self._hops[lines] = (
+                alike_hops_of(self, lines)
+                if self._can_count_a_host(lines)
+                else hops_of(self, listed(lines))
+            )
+        return self._hops[lines]
+
+    def _can_count_a_host(self, groups: Groups) -> TypeGuard[AxisGroups]:
+        """Whether all hosts do what the first one does."""
+        if not self.hosts_are_alike or not isinstance(groups, AxisGroups):
+            return False
+        return fills_hosts_alike(groups, self.ranks_per_host)
+
+    def _hops_within(self, group: Group) -> Iterator[Hop]:
+        """The links on all ways between members of a group; of hosts that are alike those of one or
+        two of them.
+        """
+        pairs: Iterable[tuple[int, int]] = itertools.permutations(group, 2)
+        if self.hosts_are_alike:
+            pairs = pairs_seen(group, self.ranks_per_host)
+        for pair in pairs:
+            if path := self.path(*pair):
+                yield from path.hops
+
+    def rate(self, hop: Hop, flows: int) -> float:
+        """Bytes per second of a link that so many messages cross at once."""
+        edge = self._graph.edges[hop]
+        rate = float(edge["bytes_per_s"])
+        if edge["kind"] in CROSSINGS:
+            rate *= flows**-self._constants.crossing_exponent
+        return rate
+
+    def path(self, source: int, target: int) -> Path | None:
+        """The path between two ranks, of least latency; None where no links join them."""
+        key = (source, target)
+        if key not in self._paths:
+            n = self.ranks_per_host
+            if self.hosts_are_alike and max(source, target) >= 2 * n:
+                self._paths[key] = self._moved_path(source, target)
+            else:
+                self._paths[key] = self._find_path(self._nodes[source], self._nodes[target])
+        return self._paths[key]
+
+    def _moved_path(self, source: int, target: int) -> Path | None:
+        """The path between the same devices of the first two hosts, moved to theirs."""
+        n = self.ranks_per_host
+        host, other = source // n, target // n
+        known = self.path(source % n, target % n + (n if host != other else 0))
+        if known is None:
+            return None
+        names = {self._hosts[0]: self._hosts[host], self._hosts[1]: self._hosts[other]}
+        hops = tuple((moved(a, names), moved(b, names)) for a, b in known.hops)
+        return Path(hops, known.kinds, known.latency_s)
+
+    def way(self, ends: Ends) -> Way | None:
+        """The path between two devices of one host, or of any two hosts that are alike."""
+        if ends not in self._ways:
+            self._ways[ends] = self._find_way(ends)
+        return self._ways[ends]
+
+    def _find_way(self, ends: Ends) -> Way | None:
+        source, target, leaves = ends
+        path = self.path(source, target + (self.ranks_per_host if leaves else 0))
+        if path is None:
+            return None
+        own, others = f"{self._hosts[0]}/", f"{self._hosts[-1 if not leaves else 1]}/"
+        out = tuple(hop for hop in path.hops if touches(hop, own))
+        into = tuple(hop for hop in path.hops if leaves and touches(hop, others))
+        between = tuple(hop for hop in path.hops if hop not in out and hop not in into)
+        as_first = tuple((renamed(a, others, own), renamed(b, others, own)) for a, b in into)
+        return Way(out, as_first, between, path.kinds, path.latency_s)
+
+    def _find_path(self, source: str, target: str) -> Path | None:
+        if source not in self._graph or target not in self._graph:
+            return None
+        try:
+            nodes = nx.shortest_path(self._graph, source, target, weight="weight")
+        except nx.NetworkXNoPath:
+            return None
+        hops = tuple(itertools.pairwise(nodes))
+        edges = [self._graph.edges[hop] for hop in hops]
+        kinds = frozenset(str(edge["kind"]) for edge in edges)
+        return Path(hops, kinds, sum(float(edge["latency_s"]) for edge in edges))
+
+
+def _graph_of(links: Sequence[Link]) -> nx.Graph[str]:
+    """The links as a graph whose weights are latencies, fewer hops first among equal ones.
+
+    Bandwidth has no say in the route, so a faster link never draws traffic onto a shared slow one.
+    """
+    graph: nx.Graph[str] = nx.Graph()
+    for link in links:
+        latency_s, rate = link.latency_s, link.bytes_per_s
+        if graph.has_edge(link.a, link.b):
+            known = graph.edges[link.a, link.b]
+            latency_s, rate = min(latency_s, known["latency_s"]), rate + known["bytes_per_s"]
+        weight = latency_s + 1e-9
+        graph.add_edge(
+            link.a, link.b, kind=link.kind, latency_s=latency_s, bytes_per_s=rate, weight=weight
+        )
+    return graph

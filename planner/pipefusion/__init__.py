@@ -1,0 +1,1 @@
+"""What a pipeline of patches costs, and which blocks its stages hold."""

@@ -1,0 +1,189 @@
+"""Which blocks a stage of PipeFusion gets: consecutive ones, so that the slowest is fastest."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+AS_FAST = 1.01
+"""Divisions whose slowest stage takes up to so many times the least count as equally fast: nothing
+is known of a block's time to better than a percent."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What stages cost: `until[b]` is what the first b blocks do, `extra` what the first and the
+    last stage do beside their blocks, `least` what any number of blocks does.
+    """
+
+    until: list[float]
+    extra: tuple[float, float] = (0.0, 0.0)
+    least: float = 0.0
+
+
+def balanced_stages(
+    seconds: Sequence[float],
+    sizes: Sequence[float],
+    stages: int,
+    *,
+    extra_s: tuple[float, float] = (0.0, 0.0),
+    least_s: float = 0.0,
+    room: float = math.inf,
+) -> tuple[int, ...]:
+    """How many blocks each stage gets, so that the slowest stage takes the least time.
+
+    `seconds` and `sizes` are those of each block, `extra_s` what the first and the last stage do
+    beside their blocks, `least_s` what any number of blocks takes at least. No stage may hold more
+    than `room`, in the unit of the sizes; where that can't be, the largest one is made as small as
+    can be, whatever the time. Of divisions that are `AS_FAST` it is the one whose largest stage is
+    smallest.
+
+    Raises:
+        ValueError: fewer blocks than stages.
+    """
+    blocks = len(seconds)
+    if not 1 <= stages <= blocks:
+        raise ValueError(f"{blocks} blocks can't make {stages} stages")
+    taken = StageCost(list(accumulate(seconds, initial=0.0)), extra_s, least_s)
+    held = StageCost(list(accumulate(sizes, initial=0.0)))
+    _, slowest_s = _least_worst(taken, held, room, stages)
+    if math.isinf(slowest_s):
+        return _least_worst(held, taken, math.inf, stages)[0]
+    return _least_worst(held, taken, AS_FAST * slowest_s, stages)[0]
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What blocks cost on a stage's ranks: the seconds of each, the least that any number of them
+    takes, and the room that there is, in the unit of the blocks' sizes.
+    """
+
+    seconds: Sequence[float]
+    least_s: float
+    room: float
+
+
+def balanced_unlike_stages(
+    stages: Sequence[StageWork],
+    sizes: Sequence[float],
+    extra_s: tuple[float, float] = (0.0, 0.0),
+) -> tuple[int, ...]:
+    """The same as `balanced_stages` for stages of unlike ranks, each with a room of its own: where
+    blocks can't be within all of them, the most that one exceeds it is made as small as can be.
+
+    Raises:
+        ValueError: fewer blocks than stages.
+    """
+    if not 1 <= len(stages) <= len(sizes):
+        raise ValueError(f"{len(sizes)} blocks can't make {len(stages)} stages")
+    until = [list(accumulate(stage.seconds, initial=0.0)) for stage in stages]
+    held = list(accumulate(sizes, initial=0.0))
+
+    def seconds_of(stage: int, first: int, last: int) -> float:
+        beside_s = (extra_s[0] if stage == 0 else 0.0) + (
+            extra_s[1] if stage == len(stages) - 1 else 0.0
+        )
+        own_s = until[stage][last] - until[stage][first]
+        return max(stages[stage].least_s, own_s) + beside_s
+
+    def excess(stage: int, first: int, last: int) -> float:
+        return held[last] - held[first] - stages[stage].room
+
+    def fitting_s(stage: int, first: int, last: int) -> float:
+        fits = excess(stage, first, last) <= 0
+        return seconds_of(stage, first, last) if fits else math.inf
+
+    _, slowest_s = _best_division(fitting_s, len(sizes), len(stages))
+    if math.isinf(slowest_s):
+        return _best_division(excess, len(sizes), len(stages))[0]
+
+    def fast_size(stage: int, first: int, last: int) -> float:
+        is_fast = fitting_s(stage, first, last) <= AS_FAST * slowest_s
+        return held[last] - held[first] if is_fast else math.inf
+
+    return _best_division(fast_size, len(sizes), len(stages))[0]
+
+
+def _best_division(
+    cost_of: Callable[[int, int, int], float], blocks: int, stages: int
+) -> tuple[tuple[int, ...], float]:
+    """Blocks per stage whose worst stage costs least, and what it costs; `cost_of` takes a stage,
+    its first block and the one after its last, and grows with its blocks.
+
+    As far as they can be better all cuts are tried: between unlike stages the best one may move
+    back with one more block.
+    """
+    worst = [math.inf] + [cost_of(0, 0, last) for last in range(1, blocks + 1)]
+    cuts: list[list[int]] = []
+    for stage in range(1, stages):
+        made, at = [math.inf] * (blocks + 1), [stage] * (blocks + 1)
+        most = blocks - (stages - 1 - stage)
+        for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
+            for cut in range(last - 1, stage - 1, -1):
+                own = cost_of(stage, cut, last)
+                if own >= made[last]:
+                    break
+                if worst[cut] < made[last]:
+                    made[last], at[last] = max(worst[cut], own), cut
+        worst = made
+        cuts.append(at)
+    return _divided_at(cuts, blocks), worst[blocks]
+
+
+def _divided_at(cuts: Sequence[Sequence[int]], blocks: int) -> tuple[int, ...]:
+    """Blocks per stage; `cuts[s][b]` is where stage s + 1 begins if it ends with the b-th block."""
+    counts, last = [], blocks
+    for at in reversed(cuts):
+        counts.append(last - at[last])
+        last = at[last]
+    return (last, *reversed(counts))
+
+
+def _least_worst(
+    cost: StageCost, other: StageCost, limit: float, stages: int
+) -> tuple[tuple[int, ...], float]:
+    """Blocks per stage whose worst stage costs least, and what it costs: infinity where no division
+    has the other cost of all stages within its limit.
+
+    Dynamic programming over (stages, blocks) in O(stages x blocks): both costs grow with a stage's
+    blocks, so with one more block the best place for the last cut never moves back.
+    """
+    blocks = len(cost.until) - 1
+    until, least, other_until, other_least = cost.until, cost.least, other.until, other.least
+    extra, other_extra = _extras(cost, 0, stages), _extras(other, 0, stages)
+
+    def cost_of(first: int, last: int) -> float:
+        otherwise = other_until[last] - other_until[first]
+        if (other_least if other_least > otherwise else otherwise) + other_extra > limit:
+            return math.inf
+        own = until[last] - until[first]
+        return (least if least > own else own) + extra
+
+    # worst[b] is the worst of the stages so far over the first b blocks
+    worst = [math.inf] + [cost_of(0, last) for last in range(1, blocks + 1)]
+    cuts: list[list[int]] = []
+    for stage in range(1, stages):
+        extra, other_extra = _extras(cost, stage, stages), _extras(other, stage, stages)
+        made, at = [math.inf] * (blocks + 1), [0] * (blocks + 1)
+        cut = stage
+        # later stages need a block each, and after the last one none is left
+        most = blocks - (stages - 1 - stage)
+        for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
+            own = cost_of(cut, last)
+            while cut + 1 < last and worst[cut] < own:
+                cut += 1
+                own = cost_of(cut, last)
+            made[last], at[last] = max(worst[cut], own), cut
+            if cut > stage:
+                earlier = max(worst[cut - 1], cost_of(cut - 1, last))
+                if earlier < made[last]:
+                    made[last], at[last] = earlier, cut - 1
+        worst = made
+        cuts.append(at)
+    return _divided_at(cuts, blocks), worst[blocks]
+
+
+def _extras(cost: StageCost, stage: int, stages: int) -> float:
+    """What a stage does beside its blocks."""
+    of_first, of_last = cost.extra
+    return (of_first if stage == 0 else 0.0) + (of_last if stage == stages - 1 else 0.0)

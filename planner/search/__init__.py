@@ -1,0 +1,1 @@
+"""From a task to the best plan: pricing, pruning, measuring, correcting, ranking."""

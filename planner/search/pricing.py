@@ -1,0 +1,346 @@
+"""Prices every candidate of a task, and says which ones don't fit."""
+
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+from ditplan.planner.constants import constants_of
+from ditplan.planner.cost.lower_bounds import ParetoFront
+from ditplan.planner.cost.memory import why_swapping, why_too_big
+from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
+from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
+from ditplan.planner.simulation.timeline import Timeline
+from ditplan.planner.space.approximations import PIPEFUSION_S, quality_of, quality_with_cache
+from ditplan.planner.space.candidate import Choice, Space
+from ditplan.planner.space.enumerate import (
+    baseline_of,
+    enumerate_space,
+    evenly_staged,
+    patching_violation,
+    why_illegal,
+    why_no_setting,
+)
+from ditplan.planner.space.legality import schedule_of
+from ditplan.planner.task import Task
+from ditplan.profiles.backends import require_mode
+from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.mesh import Mesh, placement_of
+from ditplan.profiles.model import Mode
+from ditplan.profiles.plan import Quality
+
+PRICED_RANKS = 6
+"""Meshes of up to so many ranks are all priced."""
+
+
+def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], dict[str, int]]:
+    """All legal candidates, fastest first, and how many meshes were dropped for each reason.
+
+    Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
+    only carry a warning. The rule of thumb among those that fit is marked as control.
+
+    Raises:
+        InputError: no mesh is legal with these pins, none fits, or the cluster profile lacks
+            something.
+    """
+    with _no_collecting():
+        space, model = space_of(task, topology), cost_model_of(task, topology)
+        priced, unpriced = _price_space(task, space, model)
+    fitting = [ranked for ranked in priced if not ranked.too_big]
+    if not fitting:
+        least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
+        raise InputError(
+            f"{task.spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
+            f"{least.configuration.mesh}, {least.too_big}; use larger devices, a smaller picture "
+            "or batch"
+        )
+    candidates = [ranked.configuration for ranked in fitting]
+    priced += _with_step_caches(task, model, fitting)
+    control = baseline_of(candidates, task.spec, task.workload, topology)
+    marked = [replace(r, control=True) if r.configuration is control else r for r in priced]
+    dropped = dict(space.dropped)
+    if unpriced:
+        dropped["can't be among the best"] = unpriced
+    if too_big := sum(ranked.too_big is not None for ranked in priced):
+        dropped["does not fit in memory"] = too_big
+    return sorted(marked, key=_by_latency), dropped
+
+
+def _with_step_caches(
+    task: Task, model: CostModel, fitting: Iterable[PricedCandidate]
+) -> list[PricedCandidate]:
+    """Exact plans with each step cache that is allowed."""
+    if task.allowed is None or not task.backend.caches_steps:
+        return []
+    exact = [ranked.configuration for ranked in fitting if ranked.configuration.pipefusion is None]
+    return [
+        priced_as_is(task, model, replace(candidate, step_cache=cache))
+        for candidate in exact
+        for cache in task.allowed.step_caches
+    ]
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Keeps the garbage collector from going through meshes and prices again and again: they have
+    no cycles, and it would take a fifth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[PricedCandidate], int]:
+    """The candidates of a space with their prices, and how many meshes were left out because what
+    they cost at least is no better than what is priced: they can't be the fastest, nor the one with
+    the fewest GPUs that is fast enough, nor one that no other beats.
+    """
+    priced: list[PricedCandidate] = []
+    front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
+    control, unpriced = _advised(task, space), 0
+    is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
+    for choice in space.choices:
+        tried: Iterable[Choice] = (choice,)
+        if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
+            tried = undominated(
+                choice, front, floors, partial(_quality_of, task), is_large=is_large
+            )
+        before = len(priced)
+        for one in tried:
+            found = [_price(task, model, candidate) for candidate in space.placed(one)]
+            for ranked in _best_seated(found) if space.topology.has_different_devices else found:
+                priced.append(ranked)
+                if not ranked.too_big:
+                    prediction = ranked.prediction
+                    front.add(prediction.latency_s, prediction.memory_bytes, ranked.quality)
+        unpriced += len(priced) == before
+    return priced, unpriced
+
+
+def _best_seated(found: Iterable[PricedCandidate]) -> list[PricedCandidate]:
+    """Of candidates that differ only in which devices sit where, the fastest that fits."""
+    best: dict[tuple[object, ...], PricedCandidate] = {}
+    for ranked in found:
+        one = ranked.configuration
+        part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
+        key = (one.mesh.degrees, one.order, one.mode, part)
+        best[key] = min(best.get(key, ranked), ranked, key=_worth)
+    return list(best.values())
+
+
+def _worth(ranked: PricedCandidate) -> tuple[bool, float]:
+    """What fits comes first, then what is fast."""
+    return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
+
+
+def _advised(task: Task, space: Space) -> Mesh:
+    """The mesh that the rule of thumb takes if it fits."""
+    usual = [Configuration(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
+    return baseline_of(usual, task.spec, task.workload, space.topology).mesh
+
+
+def _quality_of(task: Task, candidate: Configuration) -> Quality:
+    if candidate.step_cache:
+        return quality_with_cache(task.known, candidate.step_cache)
+    part = candidate.pipefusion
+    return quality_of(task.known, part.patches, part.warmup_steps) if part else EXACT
+
+
+def space_of(task: Task, topology: Topology) -> Space:
+    """The legal candidates of a task.
+
+    Raises:
+        InputError: more GPUs than there are, or no mesh is legal with these pins.
+    """
+    _check_gpus(task, topology)
+    gpus = task.gpus or topology.ranks
+    pinned = Mesh(**task.pins)
+    if pinned.size > gpus:
+        raise InputError(
+            f"the degrees asked for, {pinned}, need {pinned.size} GPUs and there are {gpus}; "
+            "ask for smaller ones"
+        )
+    space = enumerate_space(
+        task.spec,
+        task.workload,
+        topology,
+        gpus,
+        task.backend,
+        pins=task.pins,
+        modes=task.searched_modes,
+        allowed=task.allowed,
+    )
+    if not space.choices:
+        approximate = task.allowed is not None
+        why = why_illegal(
+            pinned, task.spec, task.workload, None, task.backend, approximate=approximate
+        ) or why_no_setting(pinned, task.spec, task.workload, task.allowed, task.backend)
+        raise InputError(why or f"no mesh of at most {gpus} GPUs is legal: {space.dropped}")
+    return space
+
+
+def price_one(
+    task: Task,
+    mesh: Mesh,
+    mode: Mode,
+    *,
+    patches: int | None = None,
+    warmup_steps: int | None = None,
+) -> PricedCandidate:
+    """One configuration on the cluster's first ranks, in the usual order.
+
+    `task.gpus` is the number that the mesh must use, None for any; pins, modes and what is allowed
+    have no say. PipeFusion has as many patches as stages and one warm-up step if not said
+    otherwise. That it doesn't fit into memory is information, not an error.
+
+    Raises:
+        InputError: the backend can't run the mesh or the mode, the cluster has fewer GPUs, or its
+            profile lacks something.
+    """
+    topology = Topology(task.cluster)
+    _check_gpus(task, topology)
+    spec, workload = task.spec, task.workload
+    if wrong := why_illegal(mesh, spec, workload, task.gpus, task.backend, approximate=True):
+        raise InputError(wrong)
+    require_mode(task.backend, mode, task.device_kind)
+    if mesh.size > topology.ranks:
+        raise InputError(
+            f"{mesh} needs {mesh.size} GPUs, cluster {task.cluster.name} has {topology.ranks}; "
+            "use smaller degrees or a larger cluster"
+        )
+    if mesh.pipefusion == 1 and (patches is not None or warmup_steps is not None):
+        stages = Setting("pipefusion", "2 or more")
+        raise InputError(*PIPEFUSION_S, ": give ", stages, ", or leave them out")
+    patches = mesh.pipefusion if patches is None else patches
+    warmup_steps = 1 if warmup_steps is None else warmup_steps
+    part = evenly_staged(mesh, spec, patches, warmup_steps, schedule_of(spec, task.backend))
+    if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
+        raise InputError(found.sentence)
+    model = cost_model_of(task, topology)
+    return _price(task, model, Configuration(mesh, placement_of(mesh), mode, pipefusion=part))
+
+
+def timeline_of(task: Task, candidate: Configuration) -> Timeline:
+    """When each rank and each link does what in a candidate's loop, by what it was priced with.
+
+    Raises:
+        InputError: the cluster profile lacks something.
+    """
+    model = cost_model_of(task, Topology(task.cluster))
+    return model.timeline(candidate, task.workload)
+
+
+def _check_gpus(task: Task, topology: Topology) -> None:
+    if task.gpus is not None and task.gpus > topology.ranks:
+        raise InputError(
+            f"{task.gpus} GPUs were asked for, cluster {task.cluster.name} has {topology.ranks}; "
+            "use ",
+            Setting("gpus", f"{topology.ranks} or less"),
+        )
+
+
+def cost_model_of(task: Task, topology: Topology) -> CostModel:
+    """Prices the task's model on its cluster as its backend runs it."""
+    constants = constants_of(task.backend.name)
+    return CostModel(topology, task.spec, task.profile, constants=constants)
+
+
+def _price(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
+    """With weights on every rank, or in pieces on all of them where these don't fit."""
+    found = _price_shares(task, model, candidate)
+    if found.too_big and task.backend.shards_weights and candidate.can_share_weights:
+        return _price_shares(task, model, replace(candidate, weights="sharded"))
+    return found
+
+
+def _price_shares(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
+    """With blocks and tokens shared out as is best: by speed, or equally if that is faster or what
+    fits.
+    """
+    if not task.backend.balances:
+        return priced_as_is(task, model, candidate)
+    equal = priced_as_is(task, model, model.balanced(candidate, task.workload))
+    shared = model.shared_by_speed(candidate, task.workload)
+    if shared.token_shares is None:
+        return equal
+    by_speed = priced_as_is(task, model, model.balanced(shared, task.workload))
+    return min(by_speed, equal, key=_worth)
+
+
+def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
+    """A candidate with its blocks on the stages that it says.
+
+    Raises:
+        InputError: the cluster profile lacks something.
+    """
+    candidate = replace(
+        candidate,
+        attention=model.attention_kernel(candidate, task.workload),
+        ring=model.ring_variant(candidate),
+    )
+    return PricedCandidate(
+        candidate,
+        model.price(candidate, task.workload),
+        task.fallback,
+        too_big=_why_too_big(task, model, candidate),
+        warning=_why_swapping(task, model, candidate),
+        quality=_quality_of(task, candidate),
+    )
+
+
+def _why_too_big(task: Task, model: CostModel, candidate: Configuration) -> str | None:
+    """Why the GPU with the least memory of a stage doesn't hold its part of a candidate.
+
+    None if all do, or there is no GPU.
+    """
+    devices = model.devices_of(candidate)
+    places: Iterable[tuple[int | None, list[Device]]] = [(None, devices)]
+    if len(devices) > 1:
+        places = enumerate(model.devices_of_stages(candidate))
+    for stage, there in places:
+        gpus = [device for device in there if device.kind != "cpu"]
+        if not gpus:
+            continue
+        smallest = min(gpus, key=lambda device: device.memory_bytes)
+        memory = model.memory(candidate, task.workload, smallest, stage)
+        if why := why_too_big(memory, smallest):
+            return why
+    return None
+
+
+def _why_swapping(task: Task, model: CostModel, candidate: Configuration) -> str | None:
+    """What the first host whose CPUs need more memory than it has lacks; None if none does."""
+    if all(device.kind != "cpu" for device in model.devices_of(candidate)):
+        return None
+    first = 0
+    for host in task.cluster.hosts:
+        ranks = range(first, first + len(host.devices))
+        first = ranks.stop
+        used = sum(rank in ranks for rank in candidate.placement)
+        if not used or host.devices[0].kind != "cpu":
+            continue
+        memory = model.memory(candidate, task.workload, host.devices[0])
+        if why := why_swapping(memory, used, host):
+            return why
+    return None
+
+
+def _by_latency(ranked: PricedCandidate) -> tuple[object, ...]:
+    mesh = ranked.configuration.mesh
+    place = ranked.configuration.placement
+    return (
+        ranked.too_big is not None,
+        sortable_s(ranked.prediction.latency_s),
+        mesh.size,
+        mesh.degrees,
+        place,
+    )

@@ -1,0 +1,114 @@
+"""What a study keeps of a candidate, and how its measurements are read."""
+
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ditplan.planner.search.acquisition import OUT_OF_MEMORY
+from ditplan.profiles.bounds import MOST_SECONDS
+from ditplan.profiles.cluster import Device
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import DitplanError, InputError, one_line
+from ditplan.profiles.files import parse_json, path_text, read_bytes
+from ditplan.profiles.plan import Measurement
+from ditplan.profiles.record import shortened
+
+MOST_JOURNAL_BYTES = 64 * 2**20
+DELETE = "delete it to measure anew"
+
+
+def parameters_of(candidate: Configuration, axes: Iterable[str]) -> dict[str, object]:
+    """A candidate as a trial's parameters, with PipeFusion's settings where it has them."""
+    degrees = {axis: getattr(candidate.mesh, axis) for axis in axes}
+    settings = {"order": ">".join(candidate.order), "mode": candidate.mode}
+    return {**degrees, **settings, **patching_of(candidate)}
+
+
+def patching_of(candidate: Configuration) -> dict[str, int]:
+    """PipeFusion's settings as parameters of a trial."""
+    part = candidate.pipefusion
+    return {"patches": part.patches, "warmup": part.warmup_steps} if part else {}
+
+
+def measurement_of(
+    runs_s: Mapping[int, float],
+    memory_bytes: int | None,
+    ended: datetime | None,
+    devices: Iterable[Device],
+) -> Measurement:
+    """What a trial's runs, by round, say of a plan; `ended` is None if it goes on."""
+    names = [device.name for device in devices]
+    when = (ended or datetime.now()).astimezone(UTC)
+    return Measurement(
+        latency_s=statistics.median(runs_s.values()),
+        runs_s=tuple(runs_s[number] for number in sorted(runs_s)),
+        memory_bytes=memory_bytes,
+        measured_on=when.isoformat(timespec="seconds"),
+        devices=", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)),
+    )
+
+
+def cause_in(message: str) -> str:
+    """The line of an error's message that names the cause: that memory is short, or the first."""
+    lines = message.splitlines()
+    return next((line.strip() for line in lines if OUT_OF_MEMORY in line.lower()), lines[0])
+
+
+def mend_journal(journal: Path) -> None:
+    """Cuts off what a process that was killed while it wrote left of a line.
+
+    Raises:
+        InputError: the journal's folder doesn't exist, or it isn't a file of JSON objects; says
+            which line.
+    """
+    if not journal.parent.is_dir():
+        raise InputError(f"{journal}: the folder {journal.parent} doesn't exist; make it first")
+    if not os.path.lexists(journal):
+        return
+    content = read_bytes(journal, "the journal of a study", MOST_JOURNAL_BYTES)
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(journal, whole)
+    for number, line in enumerate(content[:whole].splitlines(), start=1):
+        where = f"{path_text(journal)}: line {number}"
+        text = line.decode("utf-8", errors="replace")
+        if not isinstance(parse_json(text, where, "entry of a study", DELETE), dict):
+            raise InputError(f"{where}: this is no entry of a study; {DELETE}")
+
+
+def check_trial(attributes: Mapping[str, object], runs_s: Mapping[int, object]) -> None:
+    """Refuses a trial of a study whose runs and notes aren't such as a search writes.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    for name, least in (("start", 0), ("memory_bytes", 1)):
+        number = attributes.get(name, least)
+        if not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} is {shortened(number)}")
+    for number, seconds in runs_s.items():
+        if not (isinstance(seconds, float | int) and 0 < seconds <= MOST_SECONDS and number >= 0):
+            raise ValueError(f"round {number} took {shortened(seconds)} s")
+
+
+@contextmanager
+def refusing_strange_journals(journal: Path | None) -> Iterator[None]:
+    """Turns all that Optuna raises for entries that it didn't write into an InputError.
+
+    Raises:
+        InputError: names the journal and says to delete it.
+    """
+    try:
+        yield
+    except DitplanError:
+        raise
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if journal is None:
+            raise
+        raise InputError(
+            f"{path_text(journal)}: this is no study of ditplan's ({type(error).__name__}: "
+            f"{one_line(str(error), 80)}); {DELETE}"
+        ) from error

@@ -1,0 +1,1 @@
+"""A plan as tasks on ranks and links, and as a trace."""

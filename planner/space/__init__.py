@@ -1,0 +1,1 @@
+"""All legal configurations, and why the others are not legal."""

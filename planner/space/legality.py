@@ -1,0 +1,177 @@
+"""The rules that a model and a workload set for meshes."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ditplan.profiles.backends import Backend
+from ditplan.profiles.configuration import Schedule
+from ditplan.profiles.errors import Sentence, Setting
+from ditplan.profiles.family import family_of
+from ditplan.profiles.mesh import AXES, Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.workload import Workload
+
+CFG_REASON = "cfg > passes"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Why a mesh is not legal: a short reason to count by and a sentence that says what would
+    be right.
+    """
+
+    reason: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The most that a product of a mesh's degrees may be; with a `sentence`, degrees that may not
+    be split together (or at all, if it is one).
+
+    `places` are those of the degrees in `AXES`.
+    """
+
+    reason: str
+    what: str
+    places: tuple[int, ...]
+    limit: int
+    things: str = ""
+    sentence: str = ""
+
+    def is_broken_by(self, degrees: Sequence[int]) -> bool:
+        """Whether the degrees, in the order of `AXES`, are too large."""
+        if self.sentence:
+            return all(degrees[place] > 1 for place in self.places)
+        return math.prod([degrees[place] for place in self.places]) > self.limit
+
+    def violation(self, mesh: Mesh, spec: ModelSpec) -> Violation:
+        """What to say of a mesh that breaks the rule."""
+        if self.sentence:
+            return Violation(self.reason, self.sentence)
+        degree = math.prod(mesh.degrees[place] for place in self.places)
+        return Violation(
+            self.reason,
+            f"{self.what} is {degree}, but {spec.name} has {self.limit} {self.things}: "
+            f"use at most {self.limit}",
+        )
+
+
+def schedule_of(spec: ModelSpec, backend: Backend) -> Schedule:
+    """PipeFusion's schedule for a model: folded where a block needs what its mirror returned."""
+    has_skips = family_of(spec.transformer_class).long_skips is not None
+    return "folded" if has_skips and backend.folds_skips else "linear"
+
+
+def first_broken(rules: Sequence[Rule], degrees: Sequence[int]) -> Rule | None:
+    """The first rule that degrees, in the order of `AXES`, break."""
+    return next((rule for rule in rules if rule.is_broken_by(degrees)), None)
+
+
+def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rule, ...]:
+    """What a model, a workload and a backend demand of any mesh, in the order in which it is
+    said.
+    """
+    family, image = family_of(spec.transformer_class), spec.image_tokens(workload)
+    dp, cfg, pipefusion, ring, ulysses = range(len(AXES))
+    rules = []
+    if backend.staged_families is None:
+        why = f": {family.no_pipefusion}" if family.no_pipefusion else ""
+    else:
+        on_it = f" on backend {backend.name}"
+        why = on_it if family.name not in backend.staged_families else ""
+    if why:
+        why = f"{spec.name} can't run with pipefusion{why}; leave it at 1"
+        rules.append(Rule("no stages for this model", "", (pipefusion,), 1, sentence=why))
+    if backend.split_families is not None and family.name not in backend.split_families:
+        for place in (ring, ulysses):
+            why = (
+                f"{spec.name} can't run with {AXES[place]} on backend {backend.name}; leave it at 1"
+            )
+            rules.append(Rule(f"no {AXES[place]} for this model", "", (place,), 1, sentence=why))
+    if family.guidance == "calls":
+        why = (
+            f"{spec.name} makes a call for each pass, which can't be split over cfg together with "
+            "pipefusion; leave one of them at 1"
+        )
+        rules.append(Rule("cfg with pipefusion", "", (cfg, pipefusion), 1, sentence=why))
+    sequence, both = "ring x ulysses", (ring, ulysses)
+    image_limit = (
+        (workload.height // spec.pixels_per_token, "rows of image tokens")
+        if spec.is_linear
+        else (image, "image tokens")
+    )
+    stage_limit = (spec.block_count, "blocks")
+    if schedule_of(spec, backend) == "folded":
+        stage_limit = (math.ceil(spec.block_count / 2), "blocks with mirrors")
+    rules += [
+        Rule("dp > pictures", "dp", (dp,), workload.batch, "pictures a batch"),
+        Rule(CFG_REASON, "cfg", (cfg,), workload.passes, "passes a step"),
+        Rule("ulysses > heads", "ulysses", (ulysses,), spec.heads, "attention heads"),
+        Rule("pipefusion > blocks", "pipefusion", (pipefusion,), *stage_limit),
+        Rule("ranks > image tokens", sequence, both, *image_limit),
+    ]
+    if text := spec.text_tokens(workload):
+        rules.append(Rule("ranks > text tokens", sequence, both, text, "text tokens"))
+    return tuple(rules)
+
+
+def violation(
+    mesh: Mesh,
+    spec: ModelSpec,
+    workload: Workload,
+    backend: Backend,
+    *,
+    approximate: bool = False,
+) -> Violation | None:
+    """The first rule that a mesh breaks, whatever the number of GPUs.
+
+    Axes that give another result than one device are against the rules unless `approximate`.
+    """
+    for axis, degree in zip(AXES, mesh.degrees, strict=True):
+        if degree > 1 and axis not in backend.axes:
+            return Violation(
+                f"{axis} not in {backend.name}",
+                f"backend {backend.name} can't run {axis}{degree}: it has "
+                f"{', '.join(backend.axes)}; leave {axis} at 1",
+            )
+        if degree > 1 and axis in backend.approximate_axes and not approximate:
+            return Violation(
+                f"{axis} not exact",
+                Sentence(
+                    f"{axis}{degree} gives another result than one device, and only exact plans "
+                    "are allowed: use ",
+                    Setting("quality", "safe"),
+                    f", or leave {axis} at 1",
+                ),
+            )
+    rule = first_broken(rules_of(spec, workload, backend), mesh.degrees)
+    return rule.violation(mesh, spec) if rule else None
+
+
+def degrees_within(
+    gpus: int, axes: Sequence[str], pins: Mapping[str, int]
+) -> Iterator[tuple[int, ...]]:
+    """The degrees of all meshes of at most so many GPUs over some axes, in the order of `AXES`.
+
+    Pinned axes keep their degree, all others are 1.
+    """
+    free = [axis for axis in axes if axis not in pins]
+    places = [AXES.index(axis) for axis in free]
+    degrees = [pins.get(axis, 1) for axis in AXES]
+    room = gpus // math.prod(degrees)
+    for found in _products_within(room, len(free)):
+        for place, degree in zip(places, found, strict=True):
+            degrees[place] = degree
+        yield tuple(degrees)
+
+
+def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
+    if axes == 0:
+        if room >= 1:
+            yield ()
+        return
+    for degree in range(1, room + 1):
+        for rest in _products_within(room // degree, axes - 1):
+            yield (degree, *rest)

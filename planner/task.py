@@ -1,0 +1,228 @@
+"""What the user asked for, against what the model and the devices can do."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ditplan.planner.objectives import FASTEST, Objective
+from ditplan.planner.space.approximations import (
+    PIPEFUSION_S,
+    STEP_CACHES,
+    ApproximationPolicy,
+    step_caches_within,
+    warmup_excess,
+)
+from ditplan.profiles.backends import BACKENDS, Backend, require_mode
+from ditplan.profiles.cluster import ClusterProfile, DeviceKind
+from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.family import family_of
+from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
+from ditplan.profiles.plan import Fallback
+from ditplan.profiles.quality import MeasuredQuality
+from ditplan.profiles.workload import Workload
+
+QUALITIES = ("safe", "exact", "any")
+
+
+def workload_for(
+    spec: ModelSpec, device: DeviceKind, *, guidance: bool | None = None, **asked: Any
+) -> Workload:
+    """The model's usual workload with what the user asked for, checked against model and device.
+
+    Raises:
+        InputError: what the model or the device can't do.
+    """
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
+        raise InputError(Setting("dtype", changes["dtype"]), ": on CPUs the dtype is float32")
+    if guidance is not None:
+        if family_of(spec.transformer_class).guidance == "embedded":
+            raise InputError(
+                Setting("guidance", guidance),
+                f": {spec.name} makes one pass a step with or without guidance, so there is none "
+                "to switch; leave it out",
+            )
+        changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
+    workload = spec.defaults.model_copy(update=changes)
+    for edge in ("height", "width"):
+        size, unit = getattr(workload, edge), spec.pixels_per_token
+        if size % unit:
+            near = max(unit, round(size / unit) * unit)
+            raise InputError(
+                Setting(edge, size),
+                f": {spec.name} needs a multiple of {unit}; the nearest is {near}",
+            )
+    if workload.frames > 1 and spec.defaults.frames == 1:
+        frames = Setting("frames", workload.frames)
+        raise InputError(frames, f": {spec.name} makes pictures; leave it out")
+    return workload
+
+
+def check_quality(quality: str) -> float | None:
+    """The largest relative L2 distance allowed, None for one of the names.
+
+    Raises:
+        InputError: neither a name nor a distance.
+    """
+    if quality in QUALITIES:
+        return None
+    try:
+        bound = float(quality)
+    except ValueError:
+        bound = -1.0
+    if not 0 <= bound < float("inf"):
+        asked = Setting("quality", quality)
+        raise InputError(asked, ": must be safe, exact, any or a number from 0 on")
+    return bound
+
+
+def allowed_for(
+    spec: ModelSpec,
+    workload: Workload,
+    quality: str,
+    known: MeasuredQuality | None,
+    *,
+    pipefusion: int | None = None,
+    patches: int | None = None,
+    warmup_steps: int | None = None,
+) -> ApproximationPolicy | None:
+    """Which approximate plans the user allows; None if only exact ones.
+
+    `known` is what was measured of the model with the user's weights at this workload. PipeFusion
+    always has a warm-up step; step caches are allowed by `any`, and by a bound that theirs keeps.
+
+    Raises:
+        InputError: settings of PipeFusion where there can be none, more warm-up steps than steps,
+            or a bound and nothing measured to compare with it.
+    """
+    bound = check_quality(quality)
+    caches = STEP_CACHES if quality == "any" else ()
+    if bound is not None:
+        caches = step_caches_within(bound, known)
+    if quality == "exact" or pipefusion == 1:
+        if patches is None and warmup_steps is None:
+            return (
+                ApproximationPolicy(bound=bound, known=known, step_caches=caches)
+                if caches
+                else None
+            )
+        remedy = Setting("quality", "safe")
+        if pipefusion == 1:
+            remedy = Setting("pipefusion", "2 or more")
+        raise InputError(
+            *PIPEFUSION_S, ", which is ruled out: give ", remedy, ", or leave them out"
+        )
+    if warmup_steps is not None and (wrong := warmup_excess(warmup_steps, workload)):
+        raise InputError(wrong)
+    if bound is not None and known is None:
+        raise InputError(
+            Setting("quality", quality),
+            ": how far approximate latents are from one device's is not known for these weights of "
+            f"{spec.name} at {workload.width}x{workload.height}, {workload.steps} steps, and "
+            "neither random weights nor another model can tell; it takes a measurement, recorded "
+            f"in profiles/distances/{spec.name}.json; till then use ",
+            Setting("quality", "exact"),
+            ", or safe",
+        )
+    return ApproximationPolicy(patches, warmup_steps, bound, known, caches)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to plan: a model's workload on at most `gpus` devices of a cluster (all of them if
+    None).
+
+    `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
+    leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
+    that none may; `known` is what was measured of their quality. `objective` decides between legal
+    plans.
+    """
+
+    spec: ModelSpec
+    workload: Workload
+    cluster: ClusterProfile
+    gpus: int | None = None
+    pins: Mapping[str, int] = field(default_factory=dict)
+    modes: tuple[Mode, ...] | None = None
+    backend: Backend = BACKENDS["native"]
+    profile: ModelProfile | None = None
+    allowed: ApproximationPolicy | None = None
+    known: MeasuredQuality | None = None
+    objective: Objective = FASTEST
+
+    @property
+    def device_kind(self) -> DeviceKind:
+        """What the cluster's ranks run on."""
+        return self.cluster.devices[0].kind
+
+    @property
+    def searched_modes(self) -> tuple[Mode, ...]:
+        """The modes to choose from.
+
+        Raises:
+            InputError: a demanded mode that the backend doesn't have on these devices.
+        """
+        searched = self.modes or self.backend.modes_to_search(self.device_kind)
+        for mode in searched:
+            require_mode(self.backend, mode, self.device_kind)
+        return searched
+
+    @property
+    def fallback(self) -> Fallback:
+        """What becomes of a mode that can't be had: a demanded one is not to be replaced."""
+        return "refuse" if self.modes else "eager"
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What a user asked of `tune` that holds for any cluster and workload.
+
+    `quality` is what `check_quality` takes, `known` tells what was measured of the user's weights
+    at a workload.
+    """
+
+    spec: ModelSpec
+    known: Callable[[Workload], MeasuredQuality | None]
+    quality: str = "safe"
+    gpus: int | None = None
+    pins: Mapping[str, int] = field(default_factory=dict)
+    patches: int | None = None
+    warmup_steps: int | None = None
+    mode: Mode | None = None
+    backend: Backend = BACKENDS["native"]
+    objective: Objective = FASTEST
+
+    def allowed(self, workload: Workload) -> ApproximationPolicy | None:
+        """Which approximate plans the user allows at a workload.
+
+        Raises:
+            InputError: as `allowed_for`.
+        """
+        return allowed_for(
+            self.spec,
+            workload,
+            self.quality,
+            self.known(workload),
+            pipefusion=self.pins.get("pipefusion"),
+            patches=self.patches,
+            warmup_steps=self.warmup_steps,
+        )
+
+    def task(self, workload: Workload, cluster: ClusterProfile) -> Task:
+        """The task of planning a workload on a cluster.
+
+        Raises:
+            InputError: as `allowed_for`.
+        """
+        return Task(
+            self.spec,
+            workload,
+            cluster,
+            gpus=self.gpus,
+            pins=self.pins,
+            modes=None if self.mode is None else (self.mode,),
+            backend=self.backend,
+            allowed=self.allowed(workload),
+            known=self.known(workload),
+            objective=self.objective,
+        )

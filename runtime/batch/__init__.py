@@ -1,0 +1,1 @@
+"""Splitting the batch, or the calls, of guidance over ranks."""

@@ -1,0 +1,121 @@
+"""CUDA graphs: a whole forward with its collectives, launched by the host as one."""
+
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ditplan.profiles.errors import InputError, PlanWarning
+from ditplan.runtime.takeover import signature_of_leaf
+
+WARM_UP_CALLS = 2
+"""Before a capture: the first compiles, loads kernels and makes groups, the second has all that."""
+
+MOST_GRAPHS = 4
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured call: what to fill, what to launch, what to read."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[torch.Tensor]
+    outputs: Any
+
+
+class GraphedForward:
+    """A forward that is captured when a signature of arguments is first seen and replayed after.
+
+    A signature is all shapes, dtypes and values that aren't tensors. Weights are read at replay
+    where they lay at capture: after replacing them (not after changing them in place) make a new
+    one. All graphs share one memory pool, which is why results are copied out of it.
+
+    Raises (when called):
+        InputError: the forward can't be captured and must not fall back to eager calls.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        device: torch.device,
+        may_fall_back: bool,
+        most: int = MOST_GRAPHS,
+    ) -> None:
+        """`most` signatures are kept at once; of more the one longest unused goes."""
+        self._most = most
+        self._forward = forward
+        self._device = device
+        self._may_fall_back = may_fall_back
+        self._captured: dict[Hashable, Captured | None] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = capture_stream(device)
+
+    def clear(self) -> None:
+        """Forgets all that was captured."""
+        self._captured.clear()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        key = (structure, tuple(signature_of_leaf(leaf) for leaf in leaves))
+        if key not in self._captured:
+            self._evict()
+            self._captured[key] = self._try_capture(leaves, structure)
+        captured = self._captured.pop(key)
+        self._captured[key] = captured
+        if captured is None:
+            return self._forward(*args, **kwargs)
+        tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+        for static, given in zip(captured.inputs, tensors, strict=True):
+            static.copy_(given)
+        captured.graph.replay()
+        return pytree.tree_map_only(torch.Tensor, torch.clone, captured.outputs)
+
+    def _evict(self) -> None:
+        while len(self._captured) >= self._most:
+            del self._captured[next(iter(self._captured))]
+
+    def _try_capture(self, leaves: list[Any], structure: pytree.TreeSpec) -> Captured | None:
+        try:
+            return self._capture(leaves, structure)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            if not self._may_fall_back:
+                raise InputError(
+                    f"the transformer can't be captured in a CUDA graph ({reason}); use a plan "
+                    "with mode eager or compile"
+                ) from error
+            warnings.warn(
+                f"the transformer runs without a CUDA graph, it can't be captured: {reason}",
+                PlanWarning,
+                stacklevel=3,
+            )
+            return None
+
+    def _capture(self, leaves: list[Any], structure: pytree.TreeSpec) -> Captured:
+        static = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(static, structure)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP_CALLS):
+                self._forward(*args, **kwargs)
+        torch.cuda.synchronize(self._device)
+        # what the warm-up took is not needed again: replays have a pool of their own
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the process group's watchdog asks for events of its own meanwhile
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            outputs = self._forward(*args, **kwargs)
+        inputs = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
+        return Captured(graph, inputs, outputs)
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which a process captures: one, as cuBLAS keeps 32 MB for each it has run on."""
+    return torch.cuda.Stream(device)

@@ -1,0 +1,275 @@
+"""A plan in force, while others change the modules under it.
+
+Adapters are loaded and fused, offloading and caches are switched on, processors and whole modules
+are exchanged. What a plan relies on is noted when it is put in force and compared before each call
+of a transformer; where it differs the plan is taken off and put in force anew, with all its checks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import nn
+
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.takeover import slot_of
+
+STANDARD = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+PLAIN = (nn.Parameter, torch.Tensor)
+
+
+class ModuleState:
+    """What a plan relies on of a model's modules, in a form that is quickly compared.
+
+    Which modules there are, of which classes, with which forwards and hooks; and with `of_graphs`
+    what a captured graph holds besides: where weights lie, and the values that attentions, their
+    processors and adapters keep.
+    """
+
+    def __init__(self, model: nn.Module, of_graphs: bool) -> None:
+        self._model, self._modules = model, list(model.modules())
+        self._children = [module._modules.values() for module in self._modules]
+        # not the whole model's class, which a plan changes, nor its forward: offloading takes its
+        # hook off and puts it on again in each call
+        self._below = self._modules[1:]
+        self._dicts = [vars(module) for module in self._below]
+        self._hooks: list[Mapping[Any, Any]] = []
+        for module in self._modules:
+            self._hooks += (module._forward_hooks, module._forward_pre_hooks)
+        self._tensors: list[Iterable[Any]] = []
+        self._kept: list[Iterable[Any]] = []
+        if of_graphs:
+            for module in self._modules:
+                self._tensors += (module._parameters.values(), module._buffers.values())
+            self._kept = list(_kept_by(self._modules))
+        self._same, self._equal = self._objects(), self._features()
+
+    def has_changed(self) -> bool:
+        """Whether anything of it is other than it was."""
+        same = self._objects()
+        return (
+            len(same) != len(self._same)
+            or not all(map(is_, same, self._same))
+            or self._features() != self._equal
+        )
+
+    def _objects(self) -> list[Any]:
+        return list(chain.from_iterable(chain(self._children, self._tensors, self._kept)))
+
+    def _features(self) -> tuple[Any, ...]:
+        slot = slot_of(self._model)
+        return (
+            list(map(type, self._below)),
+            [one.get("forward") for one in self._dicts],
+            [tuple(one.items()) for one in self._hooks if one],
+            [one.data_ptr() for one in chain.from_iterable(self._tensors) if type(one) in PLAIN],
+            slot is None or slot.is_reached,
+            *_neighbours(self._model),
+        )
+
+
+def require_neighbours(model: nn.Module, plan: ExecutionPlan) -> None:
+    """Refuses what works on a transformer already and can't stand beside a plan.
+
+    Raises:
+        InputError: says what it is, and how to take it off.
+    """
+    name = type(model).__name__
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise InputError(
+            "the pipeline's transformer is wrapped by torch.compile, which would compile across "
+            "what ranks exchange; give the pipeline the module itself (`._orig_mod`) and use a "
+            "plan with mode compile"
+        )
+    if getattr(model, "_parallel_config", None) is not None:
+        raise InputError(
+            f"{name} is parallel already by diffusers' enable_parallelism, which can't be beside a "
+            "plan; load it anew, or run it without a plan"
+        )
+    hooks = dict(_hooks_of_others(model))
+    sharded, graphs = plan.configuration.weights == "sharded", "graph" in plan.configuration.mode
+    moving = [hook for hook in hooks if hook == OFFLOADING or "offloading" in hook]
+    if sharded and hooks:
+        raise InputError(
+            f"{name} has hooks for {min(hooks)} on {hooks[min(hooks)]}, which move or leave out "
+            "weights that the plan has spread over ranks; take them off, or use a plan with "
+            "replicated weights"
+        )
+    if graphs and moving:
+        raise InputError(
+            f"{name} has hooks for {moving[0]} on {hooks[moving[0]]}, by which weights lie "
+            "elsewhere in each call than in the captured one; take them off, or use a plan with "
+            "mode eager or compile"
+        )
+
+
+OFFLOADING = "accelerate's offloading"
+
+
+def _hooks_of_others(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The hooks that accelerate and diffusers have on a model's modules, by what they are for."""
+    for path, module in model.named_modules():
+        own, where = vars(module), path or "all of it"
+        if "_hf_hook" in own:
+            yield OFFLOADING, where
+        for hook in getattr(own.get("_diffusers_hook"), "hooks", ()):
+            yield f"diffusers' {hook}", where
+
+
+def _neighbours(model: nn.Module) -> tuple[bool, ...]:
+    """Which of what works on a whole model is switched on beside a plan."""
+    return (
+        "_hf_hook" in vars(model),
+        bool(getattr(model, "is_cache_enabled", False)),
+        getattr(model, "_parallel_config", None) is not None,
+    )
+
+
+def _kept_by(modules: Sequence[nn.Module]) -> Iterator[Iterable[Any]]:
+    """The values that attentions, their processors and adapters keep, as live views."""
+    for module in modules:
+        own = vars(module)
+        if "processor" not in own and "_active_adapter" not in own:
+            continue
+        for owner in (own, getattr(own.get("processor"), "__dict__", {})):
+            yield owner.values()
+            for name, value in owner.items():
+                if name in STANDARD:
+                    continue
+                if isinstance(value, dict):
+                    yield value.values()
+                elif isinstance(value, list):
+                    yield value
+
+
+class PlanInForce:
+    """Keeps a plan in force on a pipeline's transformers until it is closed."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        models: Mapping[str, nn.Module],
+        apply: Callable[[ExitStack], None],
+        of_graphs: bool,
+        across_steps: bool,
+    ) -> None:
+        """`models` are by their names in the pipeline. `apply` checks them and puts the plan in
+        force. One that works `across_steps` can't be put in force anew within a pipeline's call.
+        """
+        self._pipeline, self._models, self._apply = pipeline, models, apply
+        self._of_graphs, self._across_steps = of_graphs, across_steps
+        self._states: list[ModuleState] = []
+        self._applied, self._watches = ExitStack(), ExitStack()
+        self._calls = 0
+
+    def open(self, undo: ExitStack) -> None:
+        """Puts the plan in force; closing `undo` takes it away again.
+
+        Raises:
+            InputError: a model can't have it.
+        """
+        with ExitStack() as failed:
+            failed.callback(self._take_off)
+            self._put()
+            failed.pop_all()
+        undo.callback(self._take_off)
+
+    def _put(self) -> None:
+        try:
+            with ExitStack() as applied:
+                self._apply(applied)
+                self._states = [
+                    ModuleState(model, self._of_graphs) for model in self._models.values()
+                ]
+                self._applied = applied.pop_all()
+        finally:
+            # also where it can't be put in force any more: then no call runs without it
+            for model in self._models.values():
+                _watch(model, self._model_call, self._watches)
+            if callable(self._pipeline):
+                _watch(self._pipeline, self._pipeline_call, self._watches)
+
+    def _take_off(self) -> None:
+        self._states = []
+        self._watches.close()
+        self._applied.close()
+
+    def _renew(self) -> None:
+        """Puts the plan in force anew if what it relies on has changed.
+
+        Raises:
+            InputError: it can't be, for what has changed or because a call is under way.
+        """
+        if self._states and not any(state.has_changed() for state in self._states):
+            return
+        if self._states and self._calls and self._across_steps:
+            raise InputError(
+                "the transformer's modules were changed within a call of the pipeline, whose "
+                "patches are at different steps with pipefusion; change them between calls, or "
+                "use a plan with pipefusion 1"
+            )
+        self._take_off()
+        self._put()
+
+    @contextmanager
+    def _model_call(self) -> Iterator[None]:
+        self._renew()
+        yield
+
+    @contextmanager
+    def _pipeline_call(self) -> Iterator[None]:
+        for name, model in self._models.items():
+            if getattr(self._pipeline, name, None) is not model:
+                raise InputError(
+                    f"the pipeline's {name} is another one than when the plan was put in force "
+                    "(exchanged, or wrapped by torch.compile); put the old one back, or close the "
+                    "plan and put it in force anew"
+                )
+        self._renew()
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+
+def _watch(owner: Any, around: Callable[[], AbstractContextManager[None]], undo: ExitStack) -> None:
+    """Enters `around` with each call of an object; closing `undo` takes that away again.
+
+    By its class, so that nothing that is set on the object itself goes around it: not the forward
+    that hooks bring back, nor the one that `compile()` made.
+    """
+    original = type(owner)
+    is_module = isinstance(owner, nn.Module)
+
+    class Watched(original):  # type: ignore[misc, valid-type]
+        @wraps(original.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with around():
+                if is_module:
+                    return self._call_impl(*args, **kwargs)
+                # around() may have put another class on top of others
+                return super(type(self), self).__call__(*args, **kwargs)
+
+    if is_module:
+        # a compiler that comes from outside stops here: it can't trace what ranks exchange
+        setattr(Watched, "__call__", torch.compiler.disable(Watched.__call__))  # noqa: B010
+    Watched.__name__, Watched.__qualname__ = original.__name__, original.__qualname__
+    Watched.__module__ = original.__module__
+    owner.__class__ = Watched
+    undo.callback(_unwatch, owner, Watched)
+
+
+def _unwatch(owner: Any, watched: type[Any]) -> None:
+    """Gives an object its class back, with a forward that somebody gave the class meanwhile."""
+    if type(owner) is watched:
+        owner.__class__ = watched.__mro__[1]
+    if "forward" in vars(watched):
+        watched.__mro__[1].forward = watched.forward  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Diffusers' models: what they are, their inputs, how they load."""

@@ -1,0 +1,1 @@
+"""Patches of the picture in a pipeline of stages."""

@@ -1,0 +1,1 @@
+"""Measuring the cluster and the model."""

@@ -1,0 +1,299 @@
+"""Measures what collectives take on the groups that a mesh can form, an axis's groups at once."""
+
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from ditplan.profiles.cluster import (
+    PEER_OPERATIONS,
+    ClusterProfile,
+    CollectivePoint,
+    CollectiveTable,
+    Device,
+    Host,
+    Operation,
+)
+from ditplan.runtime.groups import AxisGroup, RankContext
+from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
+from ditplan.runtime.profiling.timing import synchronize
+from ditplan.runtime.ranks.devices import (
+    DeviceReport,
+    device_links,
+    device_warnings,
+    environment_warnings,
+    inspect_device,
+)
+from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.transport.mailbox import can_write_to_peers
+
+OPERATIONS: tuple[Operation, ...] = ("all_to_all", "all_gather", "send_recv", "all_reduce")
+SMALLEST_BYTES = 4 << 10
+LARGEST_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
+# Nothing that a plan does reduces more than a few numbers.
+LARGEST_REDUCED_BYTES = 1 << 20
+# Of all sizes at once a rank holds what it sends and, shared with its peers, what it gets.
+PEER_BYTES = (64 << 10, 64 << 20)
+BUDGET_S = {"cuda": 60.0, "cpu": 15.0}
+SHAPE_BUDGET_S = 5.0
+QUICK = 0.3
+FEWEST_TIMINGS, MOST_TIMINGS = 3, 30
+# Calls in one timing: so many that the synchronization around them doesn't count.
+MOST_CALLS, TIMING_S = 10, 2e-3
+
+
+@dataclass(frozen=True, order=True)
+class AxisShape:
+    """The groups of one axis of a row-major mesh over the first `used` ranks: `size` ranks each.
+
+    The ranks of a group stand `stride` apart.
+    """
+
+    used: int
+    size: int
+    stride: int
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of each group."""
+        block = self.size * self.stride
+        return tuple(
+            tuple(range(start + offset, start + offset + block, self.stride))
+            for start in range(0, self.used, block)
+            for offset in range(self.stride)
+        )
+
+
+def axis_shapes(world_size: int) -> list[AxisShape]:
+    """The shapes that axes of legal meshes on some or all of the ranks can have.
+
+    Up to 8 ranks any number of them may be used; beyond, the divisors of all and the powers of two.
+    """
+    return [
+        AxisShape(used, size, stride)
+        for used in range(2, world_size + 1)
+        if world_size <= 8 or world_size % used == 0 or used & (used - 1) == 0
+        for size in range(2, used + 1)
+        for stride in range(1, used // size + 1)
+        if used % (size * stride) == 0
+    ]
+
+
+def profile_cluster(
+    pool: RankPool, name: str, *, quick: bool = False, say: Callable[[str], None] = lambda _: None
+) -> ClusterProfile:
+    """Measures devices, links and collectives of the ranks in a pool.
+
+    Args:
+        pool: ranks, one for each device.
+        name: what the profile calls the cluster.
+        quick: a third of the time, every other size.
+        say: is told what is being measured.
+
+    Raises:
+        RankError: a rank failed; the pool is closed then.
+    """
+    say(f"inspecting {pool.size} {pool.device} devices")
+    reports = pool.run(inspect_device, timeout_s=120.0)
+    for rank, report in enumerate(reports):
+        facts = f": {report.facts}" if report.facts else ""
+        say(
+            f"rank {rank}: {report.device.name}, "
+            f"{report.device.half_flops_per_s / 1e12:.3g} TFLOP/s, "
+            f"{report.device.memory_bytes_per_s / 1e9:.3g} GB/s{facts}"
+        )
+    tables = _measure_tables(pool, quick, say)
+    links = device_links("localhost", reports, pool.environment, _pair_speed(tables))
+    return ClusterProfile(
+        name=name,
+        hosts=(Host(name="localhost", devices=_alike(reports)),),
+        links=tuple(links),
+        collectives=tuple(tables),
+        software=pool.run(software_versions, timeout_s=60.0)[0] | _driver(reports),
+        warnings=(*environment_warnings(pool.environment), *device_warnings(reports)),
+        measured_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        source="measured",
+    )
+
+
+def software_versions(context: RankContext) -> dict[str, str]:
+    """The versions that timings depend on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    if context.device.type == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
+        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return versions
+
+
+def measure_axis(
+    context: RankContext,
+    shape: AxisShape,
+    operation: Operation,
+    sizes: Sequence[int],
+    budget_s: float,
+) -> list[tuple[int, list[float]]]:
+    """Times an operation in all groups of an axis at once; a task for every rank.
+
+    Returns, for each size in bytes that the budget allowed, this rank's seconds a call, timing by
+    timing; zeros on a rank that is in no group. Every rank makes the same number of timings.
+    """
+    mine = _group_of(context, shape)
+    calls: list[Callable[[], object]] = []
+    repeats: list[int] = []
+    began, round_s = time.perf_counter(), 0.0
+    for size in sizes:
+        preparing = time.perf_counter()
+        call = _nothing if mine is None else OPERATION_CALLS[operation](context, mine, size)
+        # a kernel may have to be compiled first: that is not what the budget is for
+        dist.barrier()
+        began += time.perf_counter() - preparing
+        _time_calls(context, call, 1)
+        least = min(_time_calls(context, call, 1) for _ in range(2))
+        once, elapsed = _largest(context, least, time.perf_counter() - began)
+        calls.append(call)
+        repeats.append(max(1, min(MOST_CALLS, int(TIMING_S / once))))
+        round_s += repeats[-1] * once
+        # The next size takes about twice as long, three times here and then once a round.
+        if elapsed + FEWEST_TIMINGS * round_s + 2 * once * (3 + FEWEST_TIMINGS) > budget_s:
+            break
+    timings: list[list[float]] = [[] for _ in calls]
+    # Round after round, so that a disturbance hits one timing of every size, not all of one.
+    while len(timings[0]) < FEWEST_TIMINGS or (
+        elapsed + round_s < budget_s and len(timings[0]) < MOST_TIMINGS
+    ):
+        for call, repeat, taken in zip(calls, repeats, timings, strict=True):
+            taken.append(_time_calls(context, call, repeat) / operations_in_call(operation))
+        (elapsed,) = _largest(context, time.perf_counter() - began)
+    return list(zip(sizes, timings, strict=False))
+
+
+def can_write_within_groups(context: RankContext, shape: AxisShape) -> bool:
+    """Whether this rank's group, if it has one, can write to its peers; a task for every rank."""
+    mine = _group_of(context, shape)
+    return mine is None or can_write_to_peers(mine, context)
+
+
+def _group_of(context: RankContext, shape: AxisShape) -> AxisGroup | None:
+    """This rank's group of an axis. Every rank asks, since making groups is collective."""
+    mine = None
+    for ranks in shape.groups:
+        group = context.groups.group(ranks)
+        if group is not None:
+            mine = AxisGroup(ranks, group, ranks.index(context.rank))
+    return mine
+
+
+def _measure_tables(
+    pool: RankPool, quick: bool, say: Callable[[str], None]
+) -> list[CollectiveTable]:
+    shapes = axis_shapes(pool.size)
+    if not shapes:
+        return []
+    share_s = min(BUDGET_S[pool.device] / len(shapes), SHAPE_BUDGET_S) * (QUICK if quick else 1.0)
+    tables = []
+    for number, shape in enumerate(shapes, start=1):
+        groups = f"{len(shape.groups)} group{'s' if len(shape.groups) > 1 else ''}"
+        say(
+            f"collectives {number}/{len(shapes)}: {groups} of {shape.size} ranks, "
+            f"stride {shape.stride}"
+        )
+        # decided here for all ranks: one that thought otherwise would be waited for forever
+        by_writes = all(pool.run(can_write_within_groups, shape, timeout_s=60.0))
+        operations = (*OPERATIONS, *PEER_OPERATIONS.values()) if by_writes else OPERATIONS
+        for operation in operations:
+            sizes = _sizes(pool.device, operation, 4 if quick else 2)
+            budget_s = share_s / len(operations)
+            by_rank = pool.run(
+                measure_axis, shape, operation, sizes, budget_s, timeout_s=60.0 + 20 * budget_s
+            )
+            tables.append(_table(shape, operation, by_rank))
+    return tables
+
+
+def _sizes(device: str, operation: Operation, factor: int) -> list[int]:
+    smallest, largest = SMALLEST_BYTES, LARGEST_BYTES[device]
+    if operation == "all_reduce":
+        largest = LARGEST_REDUCED_BYTES
+    elif operation in PEER_OPERATIONS.values():
+        smallest, largest = PEER_BYTES
+    sizes = [smallest]
+    while sizes[-1] * factor <= largest:
+        sizes.append(sizes[-1] * factor)
+    return sizes
+
+
+def _table(
+    shape: AxisShape, operation: Operation, by_rank: Sequence[list[tuple[int, list[float]]]]
+) -> CollectiveTable:
+    points = []
+    for same_size in zip(*by_rank, strict=True):
+        # The slowest rank counts: the others wait for it.
+        slowest = [
+            max(timing) for timing in zip(*(seconds for _, seconds in same_size), strict=True)
+        ]
+        p95 = statistics.quantiles(slowest, n=20, method="inclusive")[-1]
+        median = statistics.median(slowest)
+        points.append(CollectivePoint(bytes=same_size[0][0], median_s=median, p95_s=p95))
+    return CollectiveTable(
+        operation=operation,
+        size=shape.size,
+        stride=shape.stride,
+        groups=len(shape.groups),
+        points=tuple(points),
+        source="measured",
+    )
+
+
+def _pair_speed(tables: Sequence[CollectiveTable]) -> tuple[float, float] | None:
+    """Seconds of the smallest message between a pair of neighbours, and bytes/s of the largest."""
+    for table in tables:
+        if table.operation == "send_recv" and (table.size, table.groups) == (2, 1):
+            first, last = table.points[0], table.points[-1]
+            return first.median_s, last.bytes / last.median_s
+    return None
+
+
+def _driver(reports: Sequence[DeviceReport]) -> dict[str, str]:
+    facts = reports[0].facts
+    return {} if facts is None else {"driver": facts.driver}
+
+
+def _alike(reports: Sequence[DeviceReport]) -> tuple[Device, ...]:
+    """The devices, those of one name with the same rates: what differs between them is noise."""
+    devices = [report.device for report in reports]
+    rates = ("half_flops_per_s", "single_flops_per_s", "memory_bytes_per_s")
+    medians = {
+        name: {
+            rate: statistics.median(getattr(d, rate) for d in devices if d.name == name)
+            for rate in rates
+        }
+        for name in {device.name for device in devices}
+    }
+    return tuple(device.model_copy(update=medians[device.name]) for device in devices)
+
+
+def _nothing() -> None:
+    """What a rank does that is in no group."""
+
+
+def _largest(context: RankContext, *values: float) -> list[float]:
+    """The largest of each value over all ranks, so that all of them decide alike."""
+    numbers = torch.tensor(values, dtype=torch.float64, device=context.device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return [max(number, 1e-9) for number in numbers.tolist()]
+
+
+def _time_calls(context: RankContext, call: Callable[[], object], calls: int) -> float:
+    """Seconds a call, of some calls that all ranks begin together."""
+    dist.barrier()
+    synchronize(context.device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronize(context.device)
+    return (time.perf_counter() - start) / calls

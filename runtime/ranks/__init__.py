@@ -1,0 +1,1 @@
+"""The processes that a plan runs on."""

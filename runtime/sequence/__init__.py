@@ -1,0 +1,1 @@
+"""Splitting the sequence over ranks: Ulysses, ring and what they need."""

@@ -1,0 +1,1 @@
+"""Loading weights, whole or in shards."""
