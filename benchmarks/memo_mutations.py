@@ -3,9 +3,9 @@
     python -m benchmarks.memo_mutations
 
 Keys are those of every `Memo` in planner/ and, in files with one, of what is put by `setdefault`
-under a tuple and of functions whose names end in `_key`; what makes a remembered result invalid counts too. Each
-element is taken out in a copy of the tree, where the memo's test then has to fail. Functions with
-`functools.cache` are left out: their keys are all arguments.
+under a tuple and of functions whose names end in `_key`; what makes a remembered result invalid
+counts too. Each element is taken out in a copy of the tree, where the memo's test then has to fail.
+Functions with `functools.cache` are left out: their keys are all arguments.
 """
 
 import argparse
