@@ -48,20 +48,20 @@ class Record(FrozenModel):
         return write_atomically(Path(path), self.model_dump_json(indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Reads a record.
+    def load(cls, path: Path | str, *, remedy: str | None = None) -> Self:
+        """Reads a record; `remedy` is what a message says to do about a wrong file.
 
         Raises:
             InputError: no such file, not a regular one or too large, not JSON (truncated), a newer
                 schema, or a wrong field; it is named.
         """
         text = read_text(Path(path), f"a {cls.kind} made with `{cls.made_by}`")
-        return cls.from_json(text, path_text(path))
+        return cls.from_json(text, path_text(path), remedy=remedy)
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> Self:
+    def from_json(cls, text: str, where: str, *, remedy: str | None = None) -> Self:
         """Parses a record; `where` names the text's origin in error messages."""
-        remedy = f"make it again with `{cls.made_by}`"
+        remedy = remedy or f"make it again with `{cls.made_by}`"
         data = parse_json(text, where, cls.kind, f"correct it or {remedy}", broken=remedy)
         if not isinstance(data, dict):
             raise InputError(
