@@ -172,7 +172,7 @@ def _measured() -> ModelProfile:
     sizes = ((1, 512, 1024), (2, 1024, 1088), (4, 256, 1088))
     shapes = itertools.product(enumerate(parts), ("eager", "compile"), sizes)
     for (number, part), mode, (batch, tokens, keys) in shapes:
-        seconds = (1 + number) * batch * (tokens / 1e6 + tokens * keys / 1e9)
+        seconds = (1 + number) * batch * (tokens / 1e8 + tokens * keys / 1e11)
         seconds *= 0.8 if mode == "compile" else 1.0
         point = {
             "part": part,
@@ -223,6 +223,20 @@ class Draws:
         changed += [(other, workload) for other in self._changed(first)]
         legal = [pair for pair in dict.fromkeys(changed) if self._can(*pair)]
         return (first, workload), legal
+
+    def staged(self, count: int) -> list[Pair]:
+        """So many candidates of a few divisions into two stages, which differ in all else."""
+        meshes = [mesh for mesh in self._meshes if mesh.pipefusion == 2]
+        found = []
+        for _ in range(count):
+            candidate = self._candidate(self._random.choice(meshes))
+            blocks = self._random.choice(((8, 12), (10, 10)))
+            part = candidate.pipefusion
+            assert part is not None
+            changed = part.model_copy(update={"blocks_per_stage": blocks})
+            workload = self._random.choice(self._scene.workloads)
+            found.append((replace(candidate, pipefusion=changed), workload))
+        return found
 
     def _can(self, candidate: Configuration, workload: Workload) -> bool:
         return self._scene.is_legal(candidate, workload)

@@ -159,6 +159,16 @@ def test_one_cost_model_says_what_a_forgetful_one_says(scene: Scene) -> None:
                 assert known[question, pair] == answer, (question, pair)
 
 
+def test_which_stage_is_fullest_is_found_anew_for_all_that_decides_it() -> None:
+    scene = SCENES[0]
+    remembering = Asked(scene)
+    with forgetting():
+        forgetful = Asked(scene)
+        pairs = [pair for pair in Draws(scene, seed=4).staged(600) if scene.is_legal(*pair)]
+        sizes = [forgetful.memories(*pair) for pair in pairs]
+    assert [remembering.memories(*pair) for pair in pairs] == sizes
+
+
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_orders_of_axes_with_the_same_key_have_the_same_floors(scene: Scene) -> None:
     draws = Draws(scene, seed=2)
