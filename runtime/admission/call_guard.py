@@ -56,7 +56,12 @@ from ditplan.runtime.admission.randomness import RandomState
 from ditplan.runtime.admission.sketches import drifted, is_rounding, sketch_of
 from ditplan.runtime.admission.weights import WeightsWatch, with_known
 from ditplan.runtime.groups import GroupCache
-from ditplan.runtime.takeover import call_arguments_of, names_arguments, replace_forward
+from ditplan.runtime.takeover import (
+    call_arguments_of,
+    inner_forward,
+    names_arguments,
+    replace_forward,
+)
 
 GRACE_S = 1.0
 LOST_S = 120.0
@@ -130,7 +135,7 @@ class CallGuard(Calls):
 
     def guard(self, model: nn.Module, undo: ExitStack) -> None:
         """Has the ranks meet before each call of a transformer; closing `undo` ends that."""
-        own, named = model.forward, names_arguments(model)
+        own, named = inner_forward(model), names_arguments(model)
         first = list(inspect.signature(type(model).forward).parameters)[1]
 
         def forward(*args: Any, **kwargs: Any) -> Any:

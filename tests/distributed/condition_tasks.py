@@ -83,13 +83,6 @@ def _latents_of(
     found: list[torch.Tensor | None] = []
     for plan in plans:
         with parallelize(pipeline, plan, context):
-<<<<<<< HEAD
-            used = context.rank in plan.configuration.placement
-            found.append(
-                latents_of_call(pipeline, small(name), plan.workload, **more) if used else None
-            )
-=======
             used = context.rank in plan.configuration.placement
             found.append(latents_of_call(pipeline, spec, plan.workload, **more) if used else None)
->>>>>>> tensors
     return found
