@@ -23,6 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from benchmarks.machine import described
+
 SECONDS, MEGABYTES, CHARACTERS = 5.0, 1024, 300
 START_S = 300.0
 """How long the process of the cases may take to begin."""
