@@ -62,6 +62,9 @@ ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
 FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
+    "ditplan/command/terminal.py",  # the null device
+    "ditplan/lock.py",
+    "runtime/ranks/folders.py",
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
     "runtime/ranks/devices.py",
     "runtime/ranks/rank_process.py",
