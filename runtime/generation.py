@@ -15,7 +15,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import FrozenModel, replacing
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.admission import require_fit
+from ditplan.runtime.admission.fit import require_fit
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import (

@@ -5,6 +5,7 @@ are exchanged. What a plan relies on is noted when it is put in force and compar
 of a transformer; where it differs the plan is taken off and put in force anew, with all its checks.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime.takeover import slot_of
+from ditplan.runtime.takeover import replaced, slot_of
+from ditplan.runtime.weights.pieces import PieceParameter
 
 STANDARD = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
@@ -40,6 +42,7 @@ class ModuleState:
         # hook off and puts it on again in each call
         self._below = self._modules[1:]
         self._dicts = [vars(module) for module in self._below]
+        self._slotted = [module for module in self._below if slot_of(module)]
         self._hooks: list[Mapping[Any, Any]] = []
         for module in self._modules:
             self._hooks += (module._forward_hooks, module._forward_pre_hooks)
@@ -71,7 +74,32 @@ class ModuleState:
             [tuple(one.items()) for one in self._hooks if one],
             [one.data_ptr() for one in chain.from_iterable(self._tensors) if type(one) in PLAIN],
             slot is None or slot.is_reached,
+            [_own_compiled(module) for module in (self._model, *self._slotted)],
             *_neighbours(self._model),
+        )
+
+
+def _own_compiled(module: nn.Module) -> Any:
+    """What the module's own `compile()` made of its call."""
+    return vars(module).get("_compiled_call_impl")
+
+
+def _set_compiled_aside(model: nn.Module, undo: ExitStack) -> None:
+    """Has what a plan runs be called as it is, not through what `compile()` made of it."""
+    compiled = [
+        module
+        for module in model.modules()
+        if _own_compiled(module) and (module is model or slot_of(module))
+    ]
+    for module in compiled:
+        if module is not model:
+            undo.enter_context(replaced(module, "_compiled_call_impl", None))
+    if compiled:
+        warnings.warn(
+            f"what compile() made of a {type(compiled[0]).__name__} is set aside while the plan is "
+            "in force: it can't trace what ranks exchange; plans with mode compile compile blocks",
+            PlanWarning,
+            stacklevel=2,
         )
 
 
@@ -157,12 +185,16 @@ class PlanInForce:
         pipeline: Any,
         models: Mapping[str, nn.Module],
         apply: Callable[[ExitStack], None],
+        together: Callable[[], AbstractContextManager[None]],
+        *,
         of_graphs: bool,
         across_steps: bool,
     ) -> None:
         """`models` are by their names in the pipeline. `apply` checks them and puts the plan in
-        force. One that works `across_steps` can't be put in force anew within a pipeline's call.
+        force; what is raised within `together` is raised on all ranks. A plan that works
+        `across_steps` can't be put in force anew within a pipeline's call.
         """
+        self._together = together
         self._pipeline, self._models, self._apply = pipeline, models, apply
         self._of_graphs, self._across_steps = of_graphs, across_steps
         self._states: list[ModuleState] = []
@@ -185,6 +217,8 @@ class PlanInForce:
         try:
             with ExitStack() as applied:
                 self._apply(applied)
+                for model in self._models.values():
+                    _set_compiled_aside(model, applied)
                 self._states = [
                     ModuleState(model, self._of_graphs) for model in self._models.values()
                 ]
@@ -215,16 +249,31 @@ class PlanInForce:
                 "patches are at different steps with pipefusion; change them between calls, or "
                 "use a plan with pipefusion 1"
             )
+        self.put_anew()
+
+    def put_anew(self) -> None:
+        """Takes the plan away and puts it in force again."""
         self._take_off()
         self._put()
 
     @contextmanager
     def _model_call(self) -> Iterator[None]:
-        self._renew()
+        with self._together():
+            self._renew()
         yield
 
     @contextmanager
     def _pipeline_call(self) -> Iterator[None]:
+        with self._together():
+            self._require_models()
+            self._renew()
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    def _require_models(self) -> None:
         for name, model in self._models.items():
             if getattr(self._pipeline, name, None) is not model:
                 raise InputError(
@@ -232,12 +281,6 @@ class PlanInForce:
                     "(exchanged, or wrapped by torch.compile); put the old one back, or close the "
                     "plan and put it in force anew"
                 )
-        self._renew()
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
 
 
 def _watch(owner: Any, around: Callable[[], AbstractContextManager[None]], undo: ExitStack) -> None:
@@ -261,10 +304,32 @@ def _watch(owner: Any, around: Callable[[], AbstractContextManager[None]], undo:
     if is_module:
         # a compiler that comes from outside stops here: it can't trace what ranks exchange
         setattr(Watched, "__call__", torch.compiler.disable(Watched.__call__))  # noqa: B010
+        setattr(Watched, "__reduce_ex__", _refuse_copies)  # noqa: B010
+        setattr(Watched, "_apply", _apply_to_whole)  # noqa: B010
     Watched.__name__, Watched.__qualname__ = original.__name__, original.__qualname__
     Watched.__module__ = original.__module__
     owner.__class__ = Watched
     undo.callback(_unwatch, owner, Watched)
+
+
+def _refuse_copies(model: nn.Module, _protocol: int) -> Any:
+    raise InputError(
+        f"a {type(model).__name__} can't be copied or pickled while a plan is in force on it; "
+        "close the plan before"
+    )
+
+
+def _apply_to_whole(model: Any, change: Callable[[torch.Tensor], torch.Tensor], *args: Any) -> Any:
+    """A module's `_apply`, by which it is moved and cast; at once refused where that could only be
+    done to half of it.
+
+    Raises:
+        InputError: its weights are in pieces.
+    """
+    for parameter in model.parameters():
+        if isinstance(parameter, PieceParameter):
+            change(parameter)
+    return nn.Module._apply(model, change, *args)
 
 
 def _unwatch(owner: Any, watched: type[Any]) -> None:

@@ -84,7 +84,8 @@ class RankWork:
             return "gather"
         if not self.constants.pushes:
             return "pass"
-        if family_of(self.spec.transformer_class).text_mask:
+        mask = family_of(self.spec.transformer_class).text_mask
+        if mask and mask.input:
             return "gather"
         kind = self.topology.slowest_kind(place.groups(("ring",)))
         return "gather" if kind == "nvlink" else "pass"

@@ -19,6 +19,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import Gather, ModelFamily, Split
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.compilation.operators import AttentionFn
+from ditplan.runtime.sequence.block_masks import note_mask_of_blocks
 from ditplan.runtime.sequence.interception import Interceptor, intercepted
 from ditplan.runtime.sequence.layout import Layout
 from ditplan.runtime.sequence.token_counts import SegmentLengths, apply_counts
@@ -276,15 +277,19 @@ def lift_text_mask(
     mask = family.text_mask
     if mask is None:
         return
+    blocks = [block for path in family.blocks for block in submodule(model, path).children()]
+    if mask.input is None:
+        note_mask_of_blocks(blocks, mask, note, undo)
+        return
+    name, segment = mask.input, mask.segment
     whole, named = inner_forward(model), names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = named(*args, **kwargs)
-        found = given.get(mask.input)
-        note({} if found is None else {mask.segment: found.bool()})
+        found = given.get(name)
+        note({} if found is None else {segment: found.bool()})
         return whole(**given)
 
     replace_forward(model, forward, undo)
-    for path in family.blocks:
-        for block in submodule(model, path).children():
-            change_arguments(block, lambda given: given | {mask.argument: None}, undo)
+    for block in blocks:
+        change_arguments(block, lambda given: given | {mask.argument: None}, undo)

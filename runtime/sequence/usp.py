@@ -26,7 +26,8 @@ GatherKV = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Ten
 class SequenceAttention:
     """The distributed answer to one declared self-attention: ring outside, ulysses inside.
 
-    Source: USP (arXiv 2405.07719).
+    With `gather_kv` a ring's keys and values are gathered in each call, with `gather_masked` in
+    those that have a mask. Source: USP (arXiv 2405.07719).
     """
 
     declared: SelfAttention
@@ -38,6 +39,7 @@ class SequenceAttention:
     cache: StaleKVCache | None = None
     number: int = 0
     transfer: type[RingTransfer] = RingTransfer
+    gather_masked: GatherKV | None = None
 
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -106,9 +108,10 @@ class SequenceAttention:
     ) -> torch.Tensor:
         """Attention over the keys of all members of the ring, who have `key_sizes` of them."""
         ring, visiting = self.layout.groups.ring, self.layout.visiting
-        if ring is None or self.gather_kv is not None:
-            if self.gather_kv is not None:
-                key, value = self.gather_kv(key, value, key_sizes)
+        gather_kv = self.gather_kv or (self.gather_masked if self.layout.masks else None)
+        if ring is None or gather_kv is not None:
+            if gather_kv is not None:
+                key, value = gather_kv(key, value, key_sizes)
             if self.cache is not None:
                 key, value = self.cache.renew(visiting, self.number, key, value, self._tokens_of)
             mask = self.layout.mask(self.declared.segments, self.layout.groups.arrivals)

@@ -66,7 +66,7 @@ class PieceParameter(nn.Parameter):
     # as an object among others: in sets of parameters, and printed with its module
     __hash__ = object.__hash__
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"PieceParameter({tuple(self.shape)}, dtype={self.dtype}, device='{self.device}')"
 
     @classmethod

@@ -1,10 +1,21 @@
 """What others do to a pipeline before a plan, under it and after: stories that ranks run."""
 
+import copy
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import diffusers
 import torch
+from accelerate.hooks import (
+    AlignDevicesHook,
+    add_hook_to_module,
+    attach_align_device_hook,
+    remove_hook_from_module,
+)
+from diffusers import FirstBlockCacheConfig, ParallelConfig
+from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
@@ -84,22 +95,82 @@ def _lora(name: str, seed: int, targets: Sequence[str]) -> Callable[[Any], None]
     return add
 
 
-def _other_weights(pipeline: Any) -> None:
-    weights = pipeline.transformer.state_dict()
-    pipeline.transformer.load_state_dict(
-        {
-            name: value.roll(1, 0)
-            for name, value in weights.items()
-            if isinstance(value, torch.Tensor)
-        }
-    )
+def _other_weights(pipeline: Any, assign: bool = False) -> None:
+    drawn = torch.Generator().manual_seed(9)
+    weights = {
+        name: torch.randn(parameter.shape, generator=drawn) * 0.1
+        for name, parameter in pipeline.transformer.named_parameters()
+    }
+    pipeline.transformer.load_state_dict(weights, strict=False, assign=assign)
+
+
+def _aligned(pipeline: Any) -> None:
+    """Hooks of accelerate on all modules, as sequential offloading has them."""
+    attach_align_device_hook(pipeline.transformer, torch.device("cpu"), offload=False)
+    add_hook_to_module(pipeline.transformer, AlignDevicesHook(io_same_device=True), append=True)
+
+
+def _hooked(pipeline: Any) -> None:
+    """A user's own hooks: on the whole model, on a block, and in one."""
+    model = pipeline.transformer
+    twice = lambda _module, _args, output: (output[0] * 2, *output[1:])  # noqa: E731
+    model.register_forward_hook(twice)
+    blocks = list(model.transformer_blocks.children())
+    blocks[0].register_forward_hook(lambda _module, _args, output: tuple(o * 0.5 for o in output))
+    blocks[-1].ff.register_forward_hook(lambda _module, _args, output: output * 0.5)
+
+
+def _own_forward(path: str) -> Callable[[Any], None]:
+    """A user's own forward around that of a module."""
+
+    def replace(pipeline: Any) -> None:
+        module = pipeline.transformer.get_submodule(path)
+        forward = module.forward
+
+        def halved(*args: Any, **kwargs: Any) -> Any:
+            result = forward(*args, **kwargs)
+            return tuple(one * 0.5 for one in result) if isinstance(result, tuple) else result * 0.5
+
+        module.forward = halved
+
+    return replace
+
+
+def _other_module(pipeline: Any) -> None:
+    """Another block, of the same kind, in place of the first."""
+    model = pipeline.transformer
+    torch.manual_seed(4)
+    another = getattr(diffusers, type(model).__name__).from_config(model.config)
+    model.transformer_blocks[0] = another.eval().transformer_blocks[1]
+
+
+class _Another(nn.Module):
+    """A module that knows which one it replaces."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        vars(self)["first"] = first
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+
+def _other_parameter(pipeline: Any) -> None:
+    """Another parameter in a block and outside of them."""
+    block = pipeline.transformer.transformer_blocks[0]
+    for module in (block.attn.to_q, pipeline.transformer.proj_out):
+        module.weight = nn.Parameter(torch.full(module.weight.shape, 0.01))
+
+
+def _double_precision(pipeline: Any) -> None:
+    """All of it in another dtype, and back: other tensors in the same parameters."""
+    pipeline.transformer.to(torch.float64).to(torch.float32)
 
 
 QKV = ("to_q", "to_k", "to_v")
 
 ACTIONS: dict[str, Callable[[Any], Any]] = {
     "model offload": lambda p: p.enable_model_cpu_offload(device="cpu"),
-    "sequential offload": lambda p: p.enable_sequential_cpu_offload(device="cpu"),
+    "aligned": _aligned,
+    "not aligned": lambda p: remove_hook_from_module(p.transformer, recurse=True),
     "no offload": lambda p: p.remove_all_hooks(),
     "group offload": lambda p: p.transformer.enable_group_offload(
         torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
@@ -118,4 +189,26 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "fuse": lambda p: p.transformer.fuse_lora(adapter_names=["one"]),
     "unfuse": lambda p: p.transformer.unfuse_lora(),
     "other weights": _other_weights,
+    "assigned weights": lambda p: _other_weights(p, assign=True),
+    "hooked": _hooked,
+    "own forward": _own_forward(""),
+    "own forward of a block": _own_forward("transformer_blocks.0"),
+    "other block": _other_module,
+    "other parameter": _other_parameter,
+    "other dtype": _double_precision,
+    "fuse qkv": lambda p: p.transformer.fuse_qkv_projections(),
+    "unfuse qkv": lambda p: p.transformer.unfuse_qkv_projections(),
+    "math backend": lambda p: p.transformer.set_attention_backend("_native_math"),
+    "native backend": lambda p: p.transformer.set_attention_backend("native"),
+    "other vae": lambda p: setattr(p, "vae", copy.deepcopy(p.vae)),
+    "other transformer": lambda p: setattr(p, "transformer", _Another(p.transformer)),
+    "first transformer": lambda p: setattr(p, "transformer", p.transformer.first),
+    "copy": lambda p: copy.deepcopy(p.transformer),
+    "wrapped": lambda p: setattr(p, "transformer", torch.compile(p.transformer, backend="eager")),
+    "unwrapped": lambda p: setattr(p, "transformer", p.transformer._orig_mod),
+    "cache": lambda p: p.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0)),
+    "no cache": lambda p: p.transformer.disable_cache(),
+    "parallel": lambda p: setattr(p.transformer, "_parallel_config", ParallelConfig()),
+    "not parallel": lambda p: setattr(p.transformer, "_parallel_config", None),
+    "save": lambda p: p.transformer.save_pretrained(tempfile.mkdtemp()),
 }
