@@ -16,7 +16,12 @@ from tests.distributed.condition_models import (
     conditioned,
     residuals_of,
 )
-from tests.distributed.condition_tasks import CONTROLLED, adapted_latents, controlled_latents
+from tests.distributed.condition_tasks import (
+    CONTROLLED,
+    adapted_latents,
+    animated_latents,
+    controlled_latents,
+)
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import step_alone, step_outputs
 from tests.distributed.rank_tasks import furthest, latents_of_call
@@ -117,6 +122,20 @@ def test_fluxs_adapter_runs_in_patches_and_sd3s_is_refused(ranks: RankPool) -> N
     said = r"ip_adapter_image_embeds can't be given with pipefusion: .* use a plan with"
     with pytest.raises(InputError, match=said):
         ranks.run(adapted_latents, "sd3", [plan], timeout_s=240)
+
+
+def test_a_first_frame_that_is_given_stays_in_its_place(ranks: RankPool) -> None:
+    spec, _ = conditioned("token-replace")
+    work = workload(passes=1, height=64, width=80, frames=9)
+    plans = [plan_for(spec, mesh, work) for mesh in (Mesh(), *SEQUENCES)]
+    results = ranks.run(animated_latents, plans, timeout_s=240)
+    alone = results[0][0]
+    for number, mesh in enumerate(SEQUENCES, 1):
+        assert furthest(alone, [of_rank[number] for of_rank in results]) <= EXACT, mesh
+    part = PipeFusion(blocks_per_stage=(2, 2), patches=2, warmup_steps=1)
+    plan = plan_for(spec, Mesh(pipefusion=2, ulysses=2), work, pipefusion=part)
+    with pytest.raises(InputError, match=r"steps latents of .* patches can't be told apart; use"):
+        ranks.run(animated_latents, [plan], timeout_s=240)
 
 
 def test_residuals_of_another_picture_size_are_refused(ranks: RankPool) -> None:

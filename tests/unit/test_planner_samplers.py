@@ -157,10 +157,13 @@ def test_the_planner_stops_a_study_when_nothing_is_left() -> None:
 def test_racing_prunes_what_is_clearly_slower_by_the_rounds_of_its_batch() -> None:
     study = optuna.create_study(pruner=RacingPruner())
     leader, slow, near = (study.ask() for _ in range(3))
-    for trial, start in ((leader, 0), (slow, 2), (near, 2)):
+    for trial, start in ((leader, 0), (slow, 2), (near, 0)):
         trial.set_user_attr("start", start)
     for number, seconds in enumerate([9.0, 9.0, 1.0, 1.001]):
         leader.report(seconds, number)
+    for number, seconds in enumerate([0.1, 50.0]):
+        # what varied then would hide who is slower now
+        near.report(seconds, number)
     assert not any(trial.should_prune() for trial in (leader, slow, near))
     for number, (slow_s, near_s) in enumerate([(1.5, 1.002), (1.51, 0.999)], start=2):
         slow.report(slow_s, number)
