@@ -69,10 +69,11 @@ class PlanResult:
 
     def __str__(self) -> str:
         """The best plan, where its time goes, and what to know before it is started."""
-        prediction = self.found.best.prediction
+        prediction, measured = self.found.best.prediction, self.found.best.measurement
+        seconds = f"measured {measured.latency_s:.4g} s, " if measured else ""
         lines = [
             best_text(self.found),
-            f"predicted {prediction.latency_s:.4g} s: {parts_text(prediction)}",
+            f"{seconds}predicted {prediction.latency_s:.4g} s: {parts_text(prediction)}",
             *(f"note: {note}" for note in notes_on(self.found)),
         ]
         return "\n".join(lines)

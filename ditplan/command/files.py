@@ -66,7 +66,7 @@ def shown_file(path: Path) -> Shown:
         return Shown(study_text(fields), fields)
     text = read_text(path, "a plan, book, cluster or other file of ditplan")
     kind = kind_of(text, path)
-    record = kind.from_json(text, str(path))
+    record = kind.from_json(text, path_text(path))
     return Shown(text_of(record), record.model_dump(mode="json"))
 
 
@@ -76,15 +76,12 @@ def kind_of(text: str, path: Path) -> type[Record]:
     Raises:
         InputError: it isn't one that is known.
     """
-    try:
-        data = parse_json(text, path_text(path), "file of ditplan", "make it anew")
-    except InputError:
-        data = None
+    data = parse_json(text, path_text(path), "file", "name one that ditplan has written")
     for kind, names in KINDS:
         if isinstance(data, dict) and names <= data.keys():
             return kind
     known = ", ".join(kind.kind for kind, _ in KINDS)
-    raise InputError(f"{path}: this is none of what ditplan writes ({known}), or damaged")
+    raise InputError(f"{path_text(path)}: this is none of what ditplan writes ({known})")
 
 
 def text_of(record: Record) -> str:
