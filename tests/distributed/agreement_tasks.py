@@ -28,22 +28,23 @@ ODD = 1
 Found = torch.Tensor | str
 
 
-def lively(spec: ModelSpec) -> Any:
+def lively(context: RankContext, spec: ModelSpec) -> Any:
     """The spec's own pipeline, not shared with other tests: these change it."""
-    pipeline = load_pipeline(spec, None, torch.device("cpu"), "float32")
-    pipeline.transformer = small_model(spec)
+    pipeline = load_pipeline(spec, None, context.device, "float32")
+    pipeline.transformer = small_model(spec).to(context.device)
     return pipeline
 
 
 def denoised(pipeline: Any, spec: ModelSpec, plan: ExecutionPlan, **more: Any) -> torch.Tensor:
     """The final latents of a call; what is in `more` is given instead of what is usual."""
     work = plan.workload
-    words = prompt_embeddings(spec, work, torch.device("cpu"), seed=more.pop("words", 1))
+    device = pipeline._execution_device
+    words = prompt_embeddings(spec, work, device, seed=more.pop("words", 1))
     usual = {"generator": torch.Generator().manual_seed(0), "output_type": "latent"}
     with torch.no_grad():
         result = pipeline(**words | call_arguments(spec, work) | usual | more)
     found: torch.Tensor = pictures_of(result)
-    return found
+    return found.cpu()
 
 
 def attempted(act: Callable[[], torch.Tensor]) -> Found:
@@ -223,7 +224,7 @@ def odd_call(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, oddities: list[str]
 ) -> list[tuple[Found, Found]]:
     """For each oddity what a call gives in which one rank is odd, and what the next good one."""
-    pipeline = lively(spec)
+    pipeline = lively(context, spec)
     torch.manual_seed(context.rank)
     results = []
     with parallelize(pipeline, plan, context):
@@ -236,9 +237,9 @@ def odd_call(
     return results
 
 
-def alone(_context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> torch.Tensor:
+def alone(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> torch.Tensor:
     """The final latents without any plan."""
-    return denoised(lively(spec), spec, plan)
+    return denoised(lively(context, spec), spec, plan)
 
 
 def without_generator(
@@ -251,7 +252,7 @@ def without_generator(
     """Latents of a call without a generator: on one device from the first rank's seed, and under
     the plan from each rank's own; and the numbers that are drawn afterwards in both cases.
     """
-    pipeline, more = lively(spec), {"generator": None}
+    pipeline, more = lively(context, spec), {"generator": None}
     if scheduler is not None:
         pipeline.scheduler = scheduler
     torch.manual_seed(seeds[0])
@@ -265,12 +266,12 @@ def without_generator(
 
 def another_plan(context: RankContext, spec: ModelSpec, plans: list[ExecutionPlan]) -> None:
     """Ranks with a plan each."""
-    parallelize(lively(spec), plans[context.rank], context).close()
+    parallelize(lively(context, spec), plans[context.rank], context).close()
 
 
 def weights_before_the_plan(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> None:
     """Weights that differ when the plan is put in force."""
-    pipeline = lively(spec)
+    pipeline = lively(context, spec)
     if context.rank == ODD:
         pipeline.transformer.transformer_blocks[0].attn.to_q.weight.data[3, 4] += 1e-3
     parallelize(pipeline, plan, context).close()
@@ -278,7 +279,7 @@ def weights_before_the_plan(context: RankContext, spec: ModelSpec, plan: Executi
 
 def nested(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> tuple[str, torch.Tensor]:
     """What a plan within a plan is told, and what the outer one gives then."""
-    pipeline, said = lively(spec), ""
+    pipeline, said = lively(context, spec), ""
     with parallelize(pipeline, plan, context):
         try:
             parallelize(pipeline, plan, context)
@@ -293,7 +294,7 @@ def of_second_pipeline(
     """Latents of an image-to-image pipeline around the transformer of one that has a plan: on one
     device, under the plan; and those of the plan's own pipeline after it.
     """
-    pipeline = lively(spec)
+    pipeline = lively(context, spec)
     second = StableDiffusion3Img2ImgPipeline(**pipeline.components)
     picture = torch.rand(1, 3, 28, 36, generator=torch.Generator().manual_seed(7))
 
@@ -313,10 +314,19 @@ def with_guidance(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, **more: Any
 ) -> tuple[Found, Found]:
     """Latents of a call on one device and under the plan."""
-    pipeline = lively(spec)
+    pipeline = lively(context, spec)
     wanted = attempted(lambda: denoised(pipeline, spec, plan, **more))
     with parallelize(pipeline, plan, context):
         return wanted, attempted(lambda: denoised(pipeline, spec, plan, **more))
+
+
+def of_each(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, *given: dict[str, Any]
+) -> list[Found]:
+    """Latents of calls under one plan, each with arguments of its own."""
+    pipeline = lively(context, spec)
+    with parallelize(pipeline, plan, context):
+        return [attempted(partial(denoised, pipeline, spec, plan, **more)) for more in given]
 
 
 def perturbed(
@@ -325,10 +335,10 @@ def perturbed(
     """As `with_guidance`, with perturbed-attention guidance of a scale."""
     from diffusers import StableDiffusion3PAGPipeline
 
-    own = lively(spec)
-    pipeline = StableDiffusion3PAGPipeline(
-        **own.components, pag_applied_layers=["transformer_blocks.1"]
-    )
+    parts = lively(context, spec).components
+    for name in ("image_encoder", "feature_extractor"):
+        del parts[name]
+    pipeline = StableDiffusion3PAGPipeline(**parts, pag_applied_layers=["transformer_blocks.1"])
     wanted = attempted(lambda: denoised(pipeline, spec, plan, pag_scale=scale))
     with parallelize(pipeline, plan, context):
         return wanted, attempted(lambda: denoised(pipeline, spec, plan, pag_scale=scale))
@@ -338,7 +348,7 @@ def exchanged_scheduler(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
 ) -> list[tuple[Found, Found]]:
     """Latents of two calls with a scheduler that came under the plan, alone and under it."""
-    pipeline = lively(spec)
+    pipeline = lively(context, spec)
     usual = pipeline.scheduler
 
     def exchange() -> None:
@@ -363,7 +373,7 @@ def beside_other_ranks(
     """What a call gives in which a rank fails inside, and the next one, where there are ranks
     beside the plan's.
     """
-    pipeline = lively(spec)
+    pipeline = lively(context, spec)
     with parallelize(pipeline, plan, context):
         if context.rank not in plan.configuration.placement:
             return []
@@ -377,7 +387,7 @@ def interrupted_everywhere(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
 ) -> tuple[Found, Found, Found]:
     """Latents of a call that all ranks interrupt, alone and under the plan, and of the next one."""
-    pipeline = lively(spec)
+    pipeline = lively(context, spec)
     more = interrupt_on_one(pipeline, True, ExitStack())
     wanted = attempted(lambda: denoised(pipeline, spec, plan, **more))
     with parallelize(pipeline, plan, context):
