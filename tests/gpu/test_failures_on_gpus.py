@@ -28,9 +28,8 @@ def gpus() -> Iterator[RankPool]:
 @pytest.mark.parametrize("mesh", [Mesh(cfg=2), Mesh(ring=2), Mesh(ulysses=2)], ids=str)
 def test_ranks_agree_on_calls_and_fail_together(gpus: RankPool, mesh: Mesh, mode: str) -> None:
     spec = small_sd3()
-    plan = plan_for(spec, mesh, workload(steps=4))
-    execution = Execution.model_validate({"mode": mode, "fallback": "refuse"})
-    plan = plan.model_copy(update={"execution": execution})
+    plan = plan_for(spec, mesh, workload(steps=4)).configured(mode=mode)
+    plan = plan.model_copy(update={"fallback": "refuse"})
     odd = [*NOT_GIVEN_THE_SAME, *BETWEEN_STEPS]
     if mode == "eager" and mesh.ulysses == 1:
         # GPUs that wait for flags in each other's memory can't be woken
