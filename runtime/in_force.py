@@ -27,6 +27,14 @@ STANDARD = frozenset(vars(nn.Module()))
 PLAIN = (nn.Parameter, torch.Tensor)
 
 
+PASSING = "is_passing"
+"""Attribute of hooks that a plan puts on for some calls only."""
+
+
+def _stays(hook: tuple[int, Any]) -> bool:
+    return PASSING not in getattr(hook[1], "__dict__", ())
+
+
 class ModuleState:
     """What a plan relies on of a model's modules, in a form that is quickly compared.
 
@@ -71,7 +79,7 @@ class ModuleState:
         return (
             list(map(type, self._below)),
             [one.get("forward") for one in self._dicts],
-            [tuple(one.items()) for one in self._hooks if one],
+            [tuple(filter(_stays, one.items())) for one in self._hooks],
             [one.data_ptr() for one in chain.from_iterable(self._tensors) if type(one) in PLAIN],
             slot is None or slot.is_reached,
             [_own_compiled(module) for module in (self._model, *self._slotted)],

@@ -16,6 +16,7 @@ from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily
+from ditplan.runtime.in_force import PASSING
 from ditplan.runtime.takeover import names_arguments, submodule
 
 REMEDY = "leave it out, or use a plan with one device"
@@ -88,6 +89,7 @@ class CallCheck:
                 look = partial(
                     require_named_arguments, self._family, f"{path}.{name}", names_arguments(block)
                 )
+                vars(look)[PASSING] = True
                 hook = block.register_forward_pre_hook(look, with_kwargs=True)
                 self._looking.callback(hook.remove)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,9 +125,9 @@ def run(
 ) -> tuple[torch.Tensor, KeysAndValues | None, list[int]]:
     """A rank's attention, what it gathered, and how many blocks were in flight at each attend."""
     ranks = tuple(range(len(case.blocks)))
-    group: Any = rank
+    handle: Any = SimpleNamespace(process_group=rank)
     sizes = [keys.shape[2] for keys, _ in case.blocks]
-    transfer = kind(AxisGroup(ranks, group, rank), RingBuffers(), sizes, keeps_all=keeps_all)
+    transfer = kind(AxisGroup(ranks, handle, rank), RingBuffers(), sizes, keeps_all=keeps_all)
     seen: list[int] = []
 
     def attend(
@@ -166,8 +167,8 @@ def test_every_rank_attends_to_all_blocks_and_something_is_in_flight_while_any_i
 
 def test_what_was_written_to_again_cannot_be_gathered() -> None:
     case = case_of((2,))
-    group: Any = 0
-    transfer = RingTransfer(AxisGroup((0,), group, 0), RingBuffers(), [2])
+    handle: Any = SimpleNamespace(process_group=0)
+    transfer = RingTransfer(AxisGroup((0,), handle, 0), RingBuffers(), [2])
     own = transfer.begin(*case.blocks[0])
     attend = partial(attend_with_lse, scale=None, kernel="auto")
     ring_attention(case.queries[0], [own], transfer, attend)
