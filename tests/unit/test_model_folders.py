@@ -110,7 +110,6 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "layers beyond numbers": (change(TRANSFORMER, num_layers=10**9), TRANSFORMER, "num_layers"),
     "number is infinite": (change(VAE, base_dim=float("inf")), VAE, "base_dim: Input should be"),
     "channels without end": (change(VAE, dim_mult=[1, 10**15]), VAE, "dim_mult: must be a number"),
-    "a model nobody knew": (change(TRANSFORMER, **LAYERED), "", "family says (ValueError: When"),
     "header is a list": (lambda folder: put_header(folder, [1]), ENCODER, "is damaged"),
     "shape is text": (
         lambda folder: put_header(folder, {"a": {"shape": "3x4"}}),
@@ -125,6 +124,11 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "header is cut off": (lambda folder: put_header(folder, {"a": 1}, 4), ENCODER, "cut off"),
     "header is endless": (put_endless_header, ENCODER, "copy the weights anew"),
 }
+
+
+def test_a_layered_folder_is_planned_for(folder: Path) -> None:
+    change(TRANSFORMER, **LAYERED)(folder)
+    assert inspect_folder(folder, "x").config["use_layer3d_rope"]
 
 
 @pytest.mark.parametrize("case", DAMAGED)
