@@ -48,5 +48,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi; \
 	echo "making $(VENV) with $$found"; \
 	"$$found" -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@echo "installing what pyproject.toml lists into $(VENV): some minutes, a gigabyte or more"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	touch $@

@@ -2,16 +2,25 @@
 `ditplan.measuring`, for Python as well; a command imports it when it runs, for the sake of others.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    sys.stderr.write(
+        "error: what ditplan needs isn't installed for this Python: `make demo` makes an "
+        "environment, then it is `.venv/bin/python cli.py`; or `pip install -e .`\n"
+    )
+    sys.exit(2)
 
+from ditplan import __version__
+from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.options import (
     BackendName,
     Cluster,
+    ExactCluster,
     Gpus,
     Hosts,
     Json,
@@ -23,19 +32,36 @@ from ditplan.command.options import (
     with_options,
 )
 from ditplan.command.terminal import Terminal, run
-from ditplan.models import model_of_plan
+from ditplan.models import model_named, model_of_plan
+from ditplan.outputs import measured_plans, refuse_to_replace, require_folder, require_picture
 from ditplan.planner.objectives import ObjectiveName
+from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.files import path_text
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
 app = typer.Typer(
-    help="Finds and runs the fastest parallel plan for a diffusion transformer on your GPUs.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def show_version(is_asked: bool) -> None:
+    """Prints the version and ends the command."""
+    if is_asked:
+        typer.echo(f"ditplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Say which it is."),
+    ] = False,
+) -> None:
+    """Finds and runs the fastest parallel plan for a diffusion transformer on your GPUs."""
 
 
 @app.command(
@@ -136,6 +162,13 @@ def tune_command(
             "model on CPUs.",
         ),
     ] = None,
+    sampler: Annotated[
+        SamplerName,
+        typer.Option(
+            help="Who chooses what is run: planner, which knows what plans should cost; or one of "
+            "Optuna's, which only know what was run (gp needs torch).",
+        ),
+    ] = "planner",
     weights: Weights = None,
     budget: Annotated[
         float | None,
@@ -145,6 +178,14 @@ def tune_command(
         Path | None,
         typer.Option(help="The file to write: plan.json, or book.json with --workloads."),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace a plan that was measured by one on paper, or for another model or "
+            "workload.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
@@ -170,9 +211,15 @@ def tune_command(
         **given(mesh),
     }
     settings = checked(PlanSettings, asked)
+    on_paper = cluster is not None or workloads is not None or measure == 0
+    if not force:
+        protect_measured(out, model, settings, on_paper=on_paper)
     if workloads is not None:
         if hosts is not None or measure:
             raise InputError(Setting("workloads"), " plans on paper; leave out ", Setting("hosts"))
+        if sampler != "planner":
+            wrong = Setting("sampler", sampler)
+            raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
         book = plan_book(model, cluster, workloads, progress=terminal.say, **settings)
         book.plan.save(out)
         terminal.show(book.table())
@@ -184,11 +231,15 @@ def tune_command(
         cluster,
         hosts=hosts,
         measure=measure,
+        sampler=sampler,
         budget_s=budget,
         study=out.with_suffix(".study"),
         progress=terminal.say,
         **settings,
     )
+    if not force:
+        is_measured = found.plan.measurement is not None
+        refuse_to_replace(out, found.found.spec, found.plan.workload, is_measured=is_measured)
     found.plan.save(out)
     terminal.show(found.table())
     terminal.show(f"{out}: {found}")
@@ -202,7 +253,7 @@ def tune_command(
 )
 @with_options
 def simulate_command(
-    cluster: Annotated[str, typer.Option(help="A recorded cluster's name or a file.")],
+    cluster: ExactCluster,
     model: Model,
     workload: WorkloadOptions,
     mesh: MeshOptions,
@@ -223,8 +274,6 @@ def simulate_command(
     asked = {"gpus": gpus, "backend": backend, **given(workload), **given(mesh)}
     found = simulate(model, cluster, **checked(SimulateSettings, asked))
     terminal.show(str(found))
-    if shortage := found.priced.too_big or found.priced.warning:
-        terminal.say(f"warning: it does not fit: {shortage}")
     result = found.to_json()
     if trace is not None:
         found.save_trace(trace)
@@ -247,21 +296,20 @@ def run_command(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Execute a plan: make a picture, and compare the time it took with the one predicted."""
+    """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
     from ditplan.measuring import run_plan
 
     terminal = Terminal(as_json)
     loaded = ExecutionPlan.load(plan)
-    require_folder(out)
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"{out}: can't write pictures of this kind; name a .png, .jpg or .webp")
+    require_picture(out, loaded.workload)
     model = model_of_plan(loaded, plan, weights)
     result = run_plan(loaded, model, prompt, out, hosts=hosts, seed=seed, say=terminal.say)
     predicted_s = loaded.prediction.latency_s if loaded.prediction else None
-    compared = (
-        f", predicted {predicted_s:.4g} s ({100 * (result.latency_s / predicted_s - 1):+.0f}%)"
-        if predicted_s
-        else ""
+    measured_s = loaded.measurement.latency_s if loaded.measurement else None
+    compared = "".join(
+        f", {how} {seconds:.4g} s ({100 * (result.latency_s / seconds - 1):+.0f}%)"
+        for how, seconds in (("predicted", predicted_s), ("measured by tune", measured_s))
+        if seconds
     )
     terminal.show(f"{out}: {loaded.mesh}, denoised in {result.latency_s:.4g} s{compared}")
     terminal.finish(
@@ -269,6 +317,7 @@ def run_command(
             "out": str(out),
             "latency_s": result.latency_s,
             "predicted_s": predicted_s,
+            "measured_s": measured_s,
             "end_to_end_s": result.end_to_end_s,
             "ranks": loaded.mesh.size,
             "peak_memory_bytes": result.memory_bytes,
@@ -276,30 +325,46 @@ def run_command(
     )
 
 
-def require_folder(out: Path) -> None:
-    """Refuses a file that can't be written, before any work is done for it.
+@app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list clusters --json`")
+def list_command(
+    what: Annotated[Named, typer.Argument(help="Of what.")],
+    as_json: Json = False,
+) -> None:
+    """Name what there is: one name a line."""
+    terminal = Terminal(as_json)
+    names = names_of(what)
+    terminal.show("\n".join(names))
+    terminal.finish({"names": names})
+
+
+@app.command(
+    name="show", epilog="Examples: `ditplan show plan.json`, `ditplan show plan.study --json`"
+)
+def show_command(
+    file: Annotated[
+        Path, typer.Argument(help="A plan, a book, a cluster, or the folder of a study.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say what a file of ditplan's holds."""
+    terminal = Terminal(as_json)
+    shown = shown_file(file)
+    terminal.show(shown.text)
+    terminal.finish(shown.fields)
+
+
+def protect_measured(out: Path, model: str, settings: PlanSettings, *, on_paper: bool) -> None:
+    """Refuses to tune for what may not replace a measured plan, before it takes long.
 
     Raises:
-        InputError: its folder doesn't exist or can't be written to, it is no regular file, or has a
-            name that no file can have.
+        InputError: says what is there.
     """
-    folder, name = out.absolute().parent, path_text(out)
-    # unlike pathlib's, os.path's answer for a name that no file can have is no
-    if not os.path.isdir(folder):
-        parent = path_text(out.parent)
-        raise InputError(f"{name}: the folder {parent} doesn't exist; make it first")
-    if os.path.isdir(out):
-        raise InputError(f"{name}: this is a folder; name a file in it")
-    if os.path.exists(out) and not os.path.isfile(out):
-        raise InputError(f"{name}: this is no regular file; name one that is, or a new one")
-    try:
-        os.lstat(out)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise InputError(f"{name}: can't be written: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{out}: the folder {out.parent} can't be written to; name another")
+    if measured_plans(out):
+        from ditplan.measuring import local_workload
+
+        spec = model_named(model).spec
+        workload = None if on_paper else local_workload(spec, settings)
+        refuse_to_replace(out, spec, workload, is_measured=not on_paper)
 
 
 def main() -> None:

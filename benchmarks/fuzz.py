@@ -2,16 +2,15 @@
 
     python -m benchmarks.fuzz --cases 10000 --commands 300
 
-Each ends as a valid object or as one line of at most 300 characters and exit code 2, within 5 s and
-1 GiB. Cases follow from the seed and their number alone: `--only NUMBER` repeats one.
+Each ends as a valid object or as one line of at most 300 characters and exit code 2, within 5 s of
+the processor's time and 1 GiB; what waits for something is ended and counts as a fault. Cases
+follow from the seed and their number alone: `--only NUMBER` repeats one.
 """
 
 import argparse
 import collections
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import select
 import subprocess
@@ -23,6 +22,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
+
+from benchmarks.machine import described
 
 SECONDS, MEGABYTES, CHARACTERS = 5.0, 1024, 300
 START_S = 300.0
@@ -42,7 +43,7 @@ class Outcome:
 
     @property
     def is_within_limits(self) -> bool:
-        """Whether it took no more time and memory than it may."""
+        """Whether it took no more of the processor's time, and of memory, than it may."""
         return self.seconds <= SECONDS and self.megabytes <= MEGABYTES
 
 
@@ -111,9 +112,9 @@ def work(cases: int, commands: int, seed: int, first: int) -> None:
         for number in range(first, cases + commands):
             before_mb = _reset_peak()
             rng = random.Random(f"{seed} {number}")
-            started = time.perf_counter()
+            started = time.process_time()
             kind, end, what = run_case(place, rng, number, is_command=number >= cases)
-            took = time.perf_counter() - started
+            took = time.process_time() - started
             used = max(0, _status_mb("VmHWM") - before_mb)
             found = Outcome(number, kind, end, what, round(took, 3), used)
             out.write(json.dumps(asdict(found)) + "\n")
@@ -133,16 +134,12 @@ def _status_mb(field: str) -> int:
 
 def report(found: list[Outcome], command: str) -> str:
     """A table of outcomes by kind, and every fault."""
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("pydantic", "optuna", "torch", "diffusers", "typer")
-    )
     lines = [
         f"{command}, {datetime.now(UTC):%Y-%m-%d}",
-        f"{os.cpu_count()} cores of {_cpu()}; Python {platform.python_version()}, {versions}",
+        described("pydantic", "optuna", "torch", "diffusers", "typer"),
         "",
         f"{'input':<16}{'cases':>7}{'valid':>7}{'one line':>10}{'faults':>8}"
-        f"{'longest s':>11}{'most MB':>9}",
+        f"{'most CPU s':>11}{'most MB':>9}",
     ]
     kinds: dict[str, list[Outcome]] = collections.defaultdict(list)
     for one in found:
@@ -164,12 +161,6 @@ def report(found: list[Outcome], command: str) -> str:
     for what, group in sorted(by_fault.items(), key=lambda item: -len(item[1])):
         lines.append(f"  {len(group):>4} x {what} (such as {group[0].number})")
     return "\n".join(lines)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> int:

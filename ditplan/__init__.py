@@ -48,19 +48,22 @@ def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
     """Puts a plan in force on a diffusers pipeline, in a job started by torchrun.
 
     Every rank calls it with the same plan; then every rank calls the pipeline with the same
-    arguments and seed. Closing the result gives the pipeline back as it was.
+    arguments and seed, which is checked. Closing the result gives the pipeline back as it was.
 
     Raises:
-        InputError: the plan doesn't fit the pipeline, the number of ranks or the devices.
+        InputError: the same on every rank: the plan doesn't fit the pipeline, the number of ranks
+            or the devices, or the ranks don't have the same plan or weights.
     """
-    from ditplan.runtime.admission import require_fit
-    from ditplan.runtime.native import parallelize as parallelize_native
-    from ditplan.runtime.ranks.pool import attach_from_torchrun
+    from contextlib import ExitStack
 
-    context = attach_from_torchrun()
-    plan.require_ranks(context.world_size)
-    require_fit(plan, context)
-    return parallelize_native(pipeline, plan, context)
+    from ditplan.runtime.admission.fit import admitted
+    from ditplan.runtime.native import parallelize as parallelize_native
+
+    context = admitted(pipeline, plan)
+    with ExitStack() as undo:
+        undo.callback(context.groups.close)
+        undo.enter_context(parallelize_native(pipeline, plan, context))
+        return undo.pop_all()
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ditplan.models import NamedModel, model_named
 from ditplan.planner.cost.profile_points import grid_points, wanted_points
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import space_of
 from ditplan.planner.search.ranking import SearchResult
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.search.sampler_names import SamplerName
+from ditplan.planner.search.search import search
 from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
@@ -18,6 +20,9 @@ from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.hosts import HostLine, load_hosts
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
+from ditplan.runtime.ranks.hosts import require_local
+from ditplan.settings import workload_in
 from ditplan.study import study_in
 
 if TYPE_CHECKING:
@@ -33,14 +38,27 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Measuring:
-    """How to measure plans: with which weights, how many of them, for how long, and where what was
-    measured is kept.
+    """How to measure plans: with which weights, how many of them, for how long, who chooses them,
+    and where what was measured is kept.
     """
 
     study: Path
     weights: Path | None = None
     measure: int | None = None
     budget_s: float | None = None
+    sampler: SamplerName = "planner"
+
+
+def usable_hosts(hosts: Hosts) -> Sequence[HostLine] | None:
+    """What a hosts file says, before anything is imported that takes long.
+
+    Raises:
+        InputError: a wrong line, or a host that ranks can't be started on.
+    """
+    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
+    if entries is not None:
+        require_local(entries)
+    return entries
 
 
 def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> "Workers":
@@ -49,7 +67,7 @@ def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None =
     Raises:
         InputError: hosts that can't be used, or too few slots.
     """
-    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
+    entries = usable_hosts(hosts)
     from ditplan.runtime.ranks.pool import count_slots
     from ditplan.runtime.workers import Workers, device_kind
 
@@ -64,6 +82,17 @@ def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None =
             Setting("gpus", gpus), f": there is room for {room} rank(s); use at most {room}"
         )
     return Workers(entries, gpus or room, kind)
+
+
+def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
+    """The workload that settings ask for on this machine's devices.
+
+    Raises:
+        InputError: the model can't do it.
+    """
+    from ditplan.runtime.workers import device_kind
+
+    return workload_for(spec, device_kind(), **workload_in(settings))
 
 
 def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile:
@@ -102,7 +131,7 @@ def tuned(
     """
     require_runtime(request.backend)
     study = study_in(how.study)
-    with start_workers(hosts, request.gpus) as workers:
+    with study.held(), start_workers(hosts, request.gpus) as workers:
         workload = workload_for(request.spec, workers.device, **asked)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)
@@ -119,7 +148,9 @@ def tuned(
             result = workers.measure(task.spec, how.weights, plan)
             return RunResult(result.latency_s, result.memory_bytes)
 
-        trials = MeasurementPolicy(run, top=top, budget_s=how.budget_s, journal=study.journal)
+        trials = MeasurementPolicy(
+            run, top=top, budget_s=how.budget_s, journal=study.journal, sampler=how.sampler
+        )
         return search(task, trials, progress=say)
 
 

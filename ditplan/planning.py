@@ -4,26 +4,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from rich.table import Table
 
-from ditplan.measuring import Hosts, Measuring, Say, tuned
+from ditplan.measuring import Hosts, Measuring, Say, tuned, usable_hosts
 from ditplan.models import NamedModel, check_weights, model_named
 from ditplan.planner.objectives import FASTEST, objective_for
 from ditplan.planner.report import (
+    approximation_text,
     best_text,
     mix_json,
     mix_table,
     mix_text,
+    notes_on,
+    parts_text,
     ranking_table,
-    shares_json,
     shares_text,
     simulate_json,
     tune_json,
 )
-from ditplan.planner.search.pricing import price_one, timeline_of
+from ditplan.planner.search.pricing import price_one, timeline_of, worth
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult
+from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
 from ditplan.planner.search.workload_mix import Mixed, load_mix, plan_mix
 from ditplan.planner.simulation.chrome_trace import chrome_trace
@@ -34,8 +37,8 @@ from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import find_cluster
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import Command, InputError, Setting
-from ditplan.profiles.hosts import load_hosts
 from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
@@ -65,7 +68,15 @@ class PlanResult:
         return tune_json(self.found)
 
     def __str__(self) -> str:
-        return best_text(self.found)
+        """The best plan, where its time goes, and what to know before it is started."""
+        prediction, measured = self.found.best.prediction, self.found.best.measurement
+        seconds = f"measured {measured.latency_s:.4g} s, " if measured else ""
+        lines = [
+            best_text(self.found),
+            f"{seconds}predicted {prediction.latency_s:.4g} s: {parts_text(prediction)}",
+            *(f"note: {note}" for note in notes_on(self.found)),
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -93,10 +104,11 @@ class BookResult:
 
 @dataclass(frozen=True)
 class SimulateResult:
-    """What one configuration costs."""
+    """What one configuration costs, in the fastest of `modes`."""
 
     task: Task
     priced: PricedCandidate
+    modes: tuple[Mode, ...]
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -116,14 +128,16 @@ class SimulateResult:
 
     def to_json(self) -> dict[str, object]:
         """What `simulate` prints."""
-        return simulate_json(self.priced.prediction) | shares_json(self.priced)
+        return simulate_json(self.task, self.priced) | {"modes_compared": list(self.modes)}
 
     def __str__(self) -> str:
         prediction, candidate, task = self.priced.prediction, self.priced.configuration, self.task
         low_s, high_s = prediction.interval_s
         patched = f", {candidate.pipefusion}" if candidate.pipefusion else ""
+        fastest = f" (fastest of {', '.join(self.modes)})" if len(self.modes) > 1 else ""
         lines = [
             f"{task.spec.name}: {task.workload}, {candidate.mesh}{patched} on {task.cluster.name}",
+            f"mode {candidate.mode}{fastest}, backend {task.backend.name}",
             f"latency {prediction.latency_s:.4g} s (90% interval {low_s:.3g} to {high_s:.3g} s)",
         ]
         for part, seconds in prediction.parts.items():
@@ -131,7 +145,11 @@ class SimulateResult:
             lines.append(f"  {part:<12} {seconds:8.4f} s  {share:5.1f}%")
         if shared := shares_text(self.priced, task.spec, task.workload):
             lines.append(shared)
-        lines.append(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU; {prediction.source}")
+        shortage = self.priced.too_big or self.priced.warning
+        fits = f"does not fit: {shortage}" if shortage else "fits"
+        lines.append(f"memory {prediction.memory_bytes / 1e9:.1f} GB a GPU, {fits}")
+        lines.append(approximation_text(self.priced.quality) or "exact")
+        lines.append(f"prices are {prediction.source}")
         return "\n".join(lines)
 
 
@@ -141,6 +159,7 @@ def plan(
     *,
     hosts: Hosts = None,
     measure: int | None = None,
+    sampler: SamplerName = "planner",
     budget_s: float | None = None,
     study: Path | str = "plan.study",
     progress: Say | None = None,
@@ -154,6 +173,8 @@ def plan(
         hosts: a hosts file or what it says, this machine if None: what is missing is measured, and
             the best plans are run.
         measure: how many plans to run; 3 if None, or none for a full-size model on CPUs.
+        sampler: who chooses these plans: the planner, or one of Optuna's samplers, which know only
+            what was run and make latency best.
         budget_s: seconds after which no new run is started.
         study: the folder that keeps what is measured; a search of the same goes on from there.
         progress: is told what is being done.
@@ -170,10 +191,12 @@ def plan(
             " alone",
         )
     # before anything that takes long to import
-    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
+    entries = usable_hosts(hosts)
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
     request, wanted = _request(named, asked), workload_in(asked)
+    if sampler != "planner":
+        _check_sampler(sampler, request, is_on_paper=cluster is not None)
     if cluster is not None:
         known = _cluster(cluster)
         workload = workload_for(named.spec, known.devices[0].kind, **wanted)
@@ -182,7 +205,7 @@ def plan(
     if weights is not None:
         check_weights(Path(weights), named.spec)
     own = named.weights if weights is None else Path(weights)
-    how = Measuring(Path(study), own, measure, budget_s)
+    how = Measuring(Path(study), own, measure, budget_s, sampler)
     return PlanResult(tuned(request, wanted, entries, how, say))
 
 
@@ -237,7 +260,8 @@ def plan_book(
 def simulate(
     model: str | Path, cluster: Cluster, **settings: Unpack[SimulateSettings]
 ) -> SimulateResult:
-    """Prices exactly one configuration; all degrees that aren't given are 1.
+    """Prices exactly one configuration; all degrees that aren't given are 1, and the mode is the
+    fastest if none is given.
 
     Raises:
         InputError: it isn't legal; says why.
@@ -253,14 +277,19 @@ def simulate(
         backend=find_backend(asked.get("backend", "native")),
         known=named.known_quality(workload),
     )
-    priced = price_one(
-        task,
-        Mesh(**degrees_in(asked)),
-        asked.get("mode") or "eager",
-        patches=asked.get("patches"),
-        warmup_steps=asked.get("warmup_steps"),
-    )
-    return SimulateResult(task, priced)
+    demanded = asked.get("mode")
+    modes = (demanded,) if demanded else task.searched_modes
+    found = [
+        price_one(
+            task,
+            Mesh(**degrees_in(asked)),
+            mode,
+            patches=asked.get("patches"),
+            warmup_steps=asked.get("warmup_steps"),
+        )
+        for mode in modes
+    ]
+    return SimulateResult(task, min(found, key=worth), modes)
 
 
 def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
@@ -280,6 +309,29 @@ def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
             settings.get("objective", "latency"), settings.get("max_latency_s")
         ),
     )
+
+
+def _check_sampler(sampler: SamplerName, request: TuneRequest, *, is_on_paper: bool) -> None:
+    """Refuses Optuna's samplers where nothing is run, and for what they don't make best."""
+    if sampler not in get_args(SamplerName):
+        names = ", ".join(get_args(SamplerName))
+        raise InputError(Setting("sampler", sampler), f": there are {names}")
+    asked = Setting("sampler", sampler)
+    if is_on_paper:
+        raise InputError(
+            asked,
+            " chooses which plans are run, on paper none is: give ",
+            Setting("hosts"),
+            " alone",
+        )
+    if request.objective != FASTEST:
+        raise InputError(
+            asked,
+            " makes latency best; leave out ",
+            Setting("objective"),
+            " and ",
+            Setting("max_latency_s"),
+        )
 
 
 def _cluster(cluster: Cluster) -> ClusterProfile:

@@ -1,19 +1,27 @@
 """The folder beside a plan that keeps what was measured for it."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ditplan.planner.search.search import study_name
+from ditplan.lock import held
+from ditplan.planner.search.journal import recorded_runs
+from ditplan.planner.search.storage import task_name
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelProfile, PointRequest
+from ditplan.profiles.record import Record
 
 if TYPE_CHECKING:
     from ditplan.runtime.workers import Workers
+
+
+R = TypeVar("R", bound=Record)
+REMEDY = "delete it, and tune again: it is measured anew"
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,50 @@ class Study:
         """The file of the Optuna study."""
         return self.folder / "journal.log"
 
+    @property
+    def cluster_file(self) -> Path:
+        """The file of the cluster."""
+        return self.folder / "cluster.json"
+
+    def exists(self) -> bool:
+        """Whether anything was measured."""
+        return self.cluster_file.exists() or self.journal.exists()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder.
+
+        Raises:
+            InputError: one is in it.
+        """
+        with held(self.folder):
+            yield
+
+    def contents(self) -> dict[str, Any]:
+        """What was measured: the cluster, models' blocks, and runs of plans.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        files = sorted(self.folder.glob("*.json"))
+        profiles = [_loaded(ModelProfile, path) for path in files if path != self.cluster_file]
+        cluster = _loaded(ClusterProfile, self.cluster_file) if self.cluster_file in files else None
+        return {
+            "folder": str(self.folder),
+            "cluster": cluster.name if cluster else None,
+            "devices": [device.name for device in cluster.devices] if cluster else [],
+            "profiles": [
+                {"model": found.model, "device": found.device, "points": len(found.points)}
+                for found in profiles
+            ],
+            "runs": [asdict(run) for run in recorded_runs(self.journal)],
+        }
+
     def cluster(self, workers: "Workers", say: Callable[[str], None]) -> ClusterProfile:
         """The cluster as measured before for the same devices, or measured now."""
-        path = self.folder / "cluster.json"
+        path = self.cluster_file
         if path.exists():
-            saved = ClusterProfile.load(path)
+            saved = _loaded(ClusterProfile, path)
             if tuple(device.name for device in saved.devices) == workers.device_names():
                 say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
                 return saved
@@ -43,9 +90,8 @@ class Study:
         return cluster
 
     def keep_cluster(self, cluster: ClusterProfile) -> None:
-        """Makes the folder, if there is none, and saves the cluster in it."""
-        self.folder.mkdir(exist_ok=True)
-        cluster.save(self.folder / "cluster.json")
+        """Saves the cluster in the folder."""
+        cluster.save(self.cluster_file)
 
     def with_blocks_measured(
         self,
@@ -55,9 +101,9 @@ class Study:
         say: Callable[[str], None],
     ) -> Task:
         """The task with the model's blocks measured: before, for this same task, or now."""
-        path = self.folder / f"{study_name(task)}.json"
+        path = self.folder / f"{task_name(task)}.json"
         if path.exists():
-            profile = ModelProfile.load(path)
+            profile = _loaded(ModelProfile, path)
             say(f"model: as measured on {profile.measured_on} (delete {path} to measure anew)")
         else:
             say(f"measuring {task.spec.name}'s blocks at {len(requests)} shapes")
@@ -76,6 +122,10 @@ def study_in(folder: Path) -> Study:
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"{folder}: measurements go to a folder of this name; rename the file")
     return Study(folder)
+
+
+def _loaded(kind: type[R], path: Path) -> R:
+    return kind.load(path, remedy=REMEDY)
 
 
 def _say_what_is_known(

@@ -1,6 +1,7 @@
 """Shows a ranking: a table for people and the JSON objects of the command line."""
 
 import math
+from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -9,9 +10,10 @@ from rich.table import Table
 from ditplan.planner.objectives import Objective
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.workload_mix import Mixed
+from ditplan.planner.task import Task
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import Prediction
+from ditplan.profiles.plan import Prediction, Quality
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 
@@ -27,7 +29,7 @@ def ranking_table(ranking: SearchResult, rows: int = 12) -> Table:
     column wraps, so that the others can be read at 80 columns as well.
     """
     numbered = list(enumerate(ranking.ranked, start=1))
-    shown = [(place, ranked) for place, ranked in numbered if place <= rows or ranked.control]
+    shown = [(place, ranked) for place, ranked in numbered if place <= rows or ranked.is_baseline]
     headings = headings_of(ranking)
     title = f"{ranking.spec.name}: {ranking.workload}, on {ranking.cluster.name}"
     title += _wanted(ranking.objective)
@@ -69,7 +71,14 @@ def table_cells(place: int, ranked: PricedCandidate, batch: int = 1) -> dict[str
     digits = digits_after_point(prediction.latency_s)
     interval = f"({low_s:.{digits}f}-{high_s:.{digits}f})"
     measured_s = ranked.measurement.latency_s if ranked.measurement else None
-    words = ["best" if place == 1 else ranked.reason, "it will swap" if ranked.warning else ""]
+    seconds = f"{prediction.latency_s:.{digits}f} {interval}"
+    if ranked.corrected_s is not None:
+        seconds = f"{ranked.corrected_s:.{digits}f} (was {prediction.latency_s:.{digits}f})"
+    words = [
+        "best" if place == 1 else ranked.reason,
+        approximation_text(ranked.quality),
+        "it will swap" if ranked.warning else "",
+    ]
     return {
         "#": str(place),
         "mesh": mesh_text(ranked),
@@ -77,7 +86,7 @@ def table_cells(place: int, ranked: PricedCandidate, batch: int = 1) -> dict[str
         "GPUs": str(candidate.mesh.size),
         "copies": str(ranked.replicas),
         "per s": f"{ranked.figures(batch).throughput_per_s:.3g}",
-        "predicted s": f"{prediction.latency_s:.{digits}f} {interval}",
+        "predicted s": seconds,
         "measured": f"{measured_s:.{digits_after_point(measured_s)}f}" if measured_s else "-",
         "GB": f"{prediction.memory_bytes / 1e9:.1f}",
         "why not": "; ".join(word for word in words if word),
@@ -89,7 +98,7 @@ def mesh_text(ranked: PricedCandidate) -> str:
     the usual one, PipeFusion's settings, and the least and the largest share of the tokens.
     """
     candidate = ranked.configuration
-    lines = [f"{candidate.mesh}{' *' if ranked.control else ''}"]
+    lines = [f"{candidate.mesh}{' *' if ranked.is_baseline else ''}"]
     lines += [] if candidate.order == AXES else [f"({candidate.order_text})"]
     if part := candidate.pipefusion:
         fewest, most = min(part.blocks_per_stage), max(part.blocks_per_stage)
@@ -113,8 +122,10 @@ def caption_parts(shown: list[tuple[int, PricedCandidate]], hidden: int) -> list
     """What is said below the table."""
     orders = any(ranked.configuration.order != AXES for _, ranked in shown)
     patched = any(ranked.configuration.pipefusion for _, ranked in shown)
-    starred = any(ranked.control for _, ranked in shown)
+    starred = any(ranked.is_baseline for _, ranked in shown)
     parts = ["seconds of denoising, predicted with their 90% interval"]
+    corrected = any(ranked.corrected_s is not None for _, ranked in shown)
+    parts += ["(was s): before it was corrected by what was measured"] if corrected else []
     parts += ["* rule of thumb"] if starred else []
     parts += ["(a > b): ranks far apart along a, next to each other along b"] if orders else []
     words = "p, w, b: PipeFusion's patches, warm-up steps, blocks a stage; not exact"
@@ -132,6 +143,10 @@ def tune_json(ranking: SearchResult) -> dict[str, object]:
     """What `tune --json` prints, without the path of the plan."""
     backend, batch = ranking.backend.name, ranking.workload.batch
     return {
+        "model": ranking.spec.name,
+        "cluster": ranking.cluster.name,
+        "workload": ranking.workload.model_dump(),
+        "backend": backend,
         "objective": ranking.objective.name,
         "max_latency_s": ranking.objective.max_latency_s,
         "best": candidate_json(ranking.best, backend, batch),
@@ -140,37 +155,78 @@ def tune_json(ranking: SearchResult) -> dict[str, object]:
         "legal": ranking.legal,
         "pruned": ranking.pruned,
         "search_s": ranking.search_s,
+        "ended": ranking.ended,
+        "notes": list(notes_on(ranking)),
     }
 
 
 def candidate_json(ranked: PricedCandidate, backend: str, batch: int = 1) -> dict[str, object]:
     """A candidate that makes `batch` pictures a call, as `tune --json` shows it.
 
-    `latency_s` is predicted, `measured_s` null unless it was run; both are of one copy alone.
-    `loaded_latency_s` is what a call takes while all `replicas` run, and `throughput_per_s` what
-    these make together.
+    `latency_s` is predicted, `measured_s` null unless it was run, `corrected_s` null unless others
+    were; all are of one copy alone. `loaded_latency_s` is what a call takes while all `replicas`
+    run, and `throughput_per_s` what these make together.
     """
     mesh, prediction, figures = ranked.configuration.mesh, ranked.prediction, ranked.figures(batch)
     return {
+        "mesh": str(mesh),
         "gpus": mesh.size,
         **dict(zip(AXES, mesh.degrees, strict=True)),
         **shares_json(ranked),
         "mode": ranked.configuration.mode,
         "backend": backend,
+        "order": list(ranked.configuration.order),
         "placement": list(ranked.configuration.placement),
         "latency_s": prediction.latency_s,
         "interval_s": list(prediction.interval_s),
+        "corrected_s": ranked.corrected_s,
         "measured_s": ranked.measurement.latency_s if ranked.measurement else None,
         "end_to_end_s": prediction.end_to_end_s,
         "setup_s": prediction.setup_s,
         "memory_bytes": prediction.memory_bytes,
+        "fits": not (ranked.too_big or ranked.warning),
+        "parts": prediction.parts,
+        "link_bytes": prediction.link_bytes,
+        "source": prediction.source,
         "replicas": ranked.replicas,
         "loaded_latency_s": figures.latency_s,
         "throughput_per_s": figures.throughput_per_s,
-        "control": ranked.control,
+        "baseline": ranked.is_baseline,
         "reason": ranked.reason,
-        "warning": ranked.warning,
+        "warning": ranked.too_big or ranked.warning,
     }
+
+
+def approximation_text(quality: Quality) -> str:
+    """What is known of how far a result is from one device's; nothing for an exact one."""
+    if quality.exact:
+        return ""
+    return (
+        "error not measured" if quality.relative_l2 is None else f"error {quality.relative_l2:.2g}"
+    )
+
+
+def parts_text(prediction: Prediction) -> str:
+    """Where the time goes, in a line: the parts of the denoising loop, largest first."""
+    parts = sorted(prediction.parts.items(), key=lambda part: -part[1])
+    shares = ((name, round(100 * seconds / prediction.latency_s)) for name, seconds in parts)
+    return ", ".join(f"{name} {share}%" for name, share in shares if share)
+
+
+def notes_on(ranking: SearchResult) -> Iterator[str]:
+    """What there is to know before the best plan is started."""
+    first, hosts = 0, 0
+    for host in ranking.cluster.hosts:
+        ranks = range(first, first + len(host.devices))
+        hosts += any(rank in ranks for rank in ranking.best.configuration.placement)
+        first = ranks.stop
+    if hosts > 1:
+        yield (
+            f"the plan spans {hosts} hosts: `ditplan run` starts ranks of one machine only; a job "
+            "of yours that torchrun starts on every host can run it (ditplan.parallelize)"
+        )
+    if not ranking.backend.runs_here:
+        yield f"plans of backend {ranking.backend.name} are priced here and not run"
 
 
 def best_text(ranking: SearchResult) -> str:
@@ -185,6 +241,7 @@ def best_text(ranking: SearchResult) -> str:
         *(str(one) for one in (part, cache) if one),
     ]
     words += ["weights in pieces"] if best.configuration.weights == "sharded" else []
+    words += [approximation] if (approximation := approximation_text(best.quality)) else []
     if ranking.objective.name == "throughput":
         figures = best.figures(ranking.workload.batch)
         copies = f"{best.replicas} cop{'y' if best.replicas == 1 else 'ies'}"
@@ -236,7 +293,11 @@ def mix_json(mixed: Mixed) -> dict[str, object]:
     """What `tune --workloads FILE --json` prints, without the path of the book."""
     one_mesh, backend = mixed.one_mesh, mixed.rankings[0].backend.name
     costs = one_mesh.costs if one_mesh else (None,) * len(mixed.mix)
+    first = mixed.rankings[0]
     return {
+        "model": first.spec.name,
+        "cluster": first.cluster.name,
+        "backend": backend,
         "workloads": [
             {
                 "weight": weighted.weight,
@@ -293,18 +354,19 @@ def shares_json(ranked: PricedCandidate) -> dict[str, object]:
         "step_cache": cache.model_dump() if cache else None,
         "exact": ranked.quality.exact,
         "quality": ranked.quality.relative_l2,
+        "approximation": approximation_text(ranked.quality) or None,
     }
 
 
-def simulate_json(prediction: Prediction) -> dict[str, object]:
-    """What `simulate --json` prints."""
+def simulate_json(task: Task, priced: PricedCandidate) -> dict[str, object]:
+    """What `simulate --json` prints: a candidate as `tune` has it, and for what."""
+    found = candidate_json(priced, task.backend.name, task.workload.batch)
+    of_a_ranking = {"control", "reason", "replicas", "corrected_s", "measured_s"}
+    of_a_ranking |= {"loaded_latency_s", "throughput_per_s"}
     return {
-        "latency_s": prediction.latency_s,
-        "interval_s": list(prediction.interval_s),
-        "end_to_end_s": prediction.end_to_end_s,
-        "setup_s": prediction.setup_s,
-        "memory_bytes": prediction.memory_bytes,
-        "breakdown": prediction.parts,
-        "link_bytes": prediction.link_bytes,
-        "source": prediction.source,
+        "model": task.spec.name,
+        "cluster": task.cluster.name,
+        "workload": task.workload.model_dump(),
+        **{name: value for name, value in found.items() if name not in of_a_ranking},
+        "breakdown": priced.prediction.parts,
     }

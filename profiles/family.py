@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from ditplan.profiles.errors import InputError, one_line
 from ditplan.profiles.files import parse_toml, path_text, read_text
@@ -105,9 +105,16 @@ class Usual(FrozenModel):
     height: PositiveInt | None = None
     width: PositiveInt | None = None
     frames: PositiveInt = 1
+    frames_per_s: float | None = Field(default=None, gt=0, le=1000)
     steps: PositiveInt
     text_tokens: PositiveInt
     guidance_scale: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _videos_have_a_frame_rate(self) -> Self:
+        if self.frames > 1 and self.frames_per_s is None:
+            raise ValueError("a model of videos needs frames_per_s, how fast they are shown")
+        return self
 
 
 class ModelFamily(FrozenModel):

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import FrozenModel, replacing
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.admission import require_fit
+from ditplan.runtime.admission.fit import require_fit
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import (
@@ -98,21 +99,37 @@ def generate(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
         )
     if first:
-        save_pictures(images, out)
+        save_pictures(images, out, frame_rate(spec))
     return run
 
 
-def save_pictures(images: list[Any], out: Path) -> None:
+def save_pictures(images: list[Any], out: Path, frames_per_s: float | None = None) -> None:
     """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all.
 
-    A video, which is a list of them, becomes an animated picture.
+    A video, which is a list of them, becomes an animated picture of that frame rate, again and
+    again.
     """
     for number, image in enumerate(images):
         path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
         first, *rest = image if isinstance(image, list) else [image]
-        more: dict[str, Any] = {"save_all": True, "append_images": rest} if rest else {}
+        more: dict[str, Any] = {}
+        if rest:
+            assert frames_per_s is not None, "pictures of a video without its frame rate"
+            times = frame_times_ms(len(rest) + 1, frames_per_s)
+            more = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
         with replacing(path) as temporary:
             first.save(temporary, **more)
+
+
+def frame_times_ms(frames: int, frames_per_s: float) -> list[int]:
+    """How long each frame is shown, in whole milliseconds that don't drift from the rate."""
+    ends = [round(1000 * number / frames_per_s) for number in range(frames + 1)]
+    return [end - start for start, end in itertools.pairwise(ends)]
+
+
+def frame_rate(spec: ModelSpec) -> float | None:
+    """The frames a second that a model's videos are made for; None for a model of pictures."""
+    return family_of(spec.transformer_class).usual_of(spec.config).frames_per_s
 
 
 def _warmup_steps(plan: ExecutionPlan) -> int:

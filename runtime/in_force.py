@@ -185,12 +185,16 @@ class PlanInForce:
         pipeline: Any,
         models: Mapping[str, nn.Module],
         apply: Callable[[ExitStack], None],
+        together: Callable[[], AbstractContextManager[None]],
+        *,
         of_graphs: bool,
         across_steps: bool,
     ) -> None:
         """`models` are by their names in the pipeline. `apply` checks them and puts the plan in
-        force. One that works `across_steps` can't be put in force anew within a pipeline's call.
+        force; what is raised within `together` is raised on all ranks. A plan that works
+        `across_steps` can't be put in force anew within a pipeline's call.
         """
+        self._together = together
         self._pipeline, self._models, self._apply = pipeline, models, apply
         self._of_graphs, self._across_steps = of_graphs, across_steps
         self._states: list[ModuleState] = []
@@ -245,16 +249,31 @@ class PlanInForce:
                 "patches are at different steps with pipefusion; change them between calls, or "
                 "use a plan with pipefusion 1"
             )
+        self.put_anew()
+
+    def put_anew(self) -> None:
+        """Takes the plan away and puts it in force again."""
         self._take_off()
         self._put()
 
     @contextmanager
     def _model_call(self) -> Iterator[None]:
-        self._renew()
+        with self._together():
+            self._renew()
         yield
 
     @contextmanager
     def _pipeline_call(self) -> Iterator[None]:
+        with self._together():
+            self._require_models()
+            self._renew()
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    def _require_models(self) -> None:
         for name, model in self._models.items():
             if getattr(self._pipeline, name, None) is not model:
                 raise InputError(
@@ -262,12 +281,6 @@ class PlanInForce:
                     "(exchanged, or wrapped by torch.compile); put the old one back, or close the "
                     "plan and put it in force anew"
                 )
-        self._renew()
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
 
 
 def _watch(owner: Any, around: Callable[[], AbstractContextManager[None]], undo: ExitStack) -> None:

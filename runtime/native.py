@@ -15,6 +15,10 @@ from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
+from ditplan.runtime.admission.call_guard import CallGuard
+from ditplan.runtime.admission.calls import Calls
+from ditplan.runtime.admission.fit import require_alike
+from ditplan.runtime.admission.guarding import put_in_force, require_no_other
 from ditplan.runtime.batch.batch_split import apply_cfg
 from ditplan.runtime.batch.call_check import CallCheck
 from ditplan.runtime.batch.call_split import apply_calls
@@ -24,7 +28,7 @@ from ditplan.runtime.compilation.blocks import CompiledBlocks
 from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.in_force import PlanInForce, require_neighbours
+from ditplan.runtime.in_force import require_neighbours
 from ditplan.runtime.models.inspection import config_digest
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
@@ -80,29 +84,34 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
     models = transformers_of(pipeline)
-    if plan.configuration.pipefusion and len(models) > 1:
-        raise InputError(
-            f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
-            f"of one; {REMEDY}"
-        )
+
+    def check() -> None:
+        require_no_other(models.values())
+        if plan.configuration.pipefusion and len(models) > 1:
+            raise InputError(
+                f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are "
+                f"made of one; {REMEDY}"
+            )
+        for model in models.values():
+            _checked_family(model, plan, context)
+
     closing = ExitStack()
 
-    def apply(undo: ExitStack) -> None:
+    def apply(calls: Calls, undo: ExitStack) -> None:
+        if isinstance(calls, CallGuard):
+            _refuse_what_cannot_be(pipeline, plan, calls)
         for model in models.values():
-            _parallelize(pipeline, model, plan, context, undo, closing)
+            _parallelize(pipeline, model, plan, context, calls, undo, closing)
 
-    in_force = PlanInForce(
-        pipeline,
-        models,
-        apply,
-        "graph" in plan.configuration.mode,
-        plan.configuration.pipefusion is not None,
-    )
-    with ExitStack() as failed:
-        failed.enter_context(closing)
-        in_force.open(closing)
-        failed.pop_all()
-    return closing
+    def forget() -> None:
+        for model in models.values():
+            context.kept["prepared plans"].pop(model)
+
+    if plan.mesh.size > 1:
+        require_alike(plan, context, check)
+    else:
+        check()
+    return put_in_force(pipeline, models, plan, context, apply, forget, closing)
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -118,6 +127,7 @@ def _parallelize(
     model: Any,
     plan: ExecutionPlan,
     context: RankContext,
+    calls: Calls,
     undo: ExitStack,
     closing: ExitStack,
 ) -> None:
@@ -135,12 +145,14 @@ def _parallelize(
         CallCheck(model, prepared.family, sharing, bool(prepared.route)).apply(undo)
     _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, closing)
+    if shards:
+        calls.pieces.append(shards.holds)
     if "compile" in mode:
         prepared.blocks.apply(model, prepared.family, may_fall_back, undo)
     if shards:
         shards.apply(undo)
     if prepared.route:
-        _apply_pipefusion(pipeline, plan, prepared, context, undo)
+        _apply_pipefusion(pipeline, plan, prepared, context, calls, undo)
     elif prepared.batch_group:
         apply_cfg(model, prepared.family, prepared.batch_group, undo)
     if "graph" in mode and not prepared.route:
@@ -148,18 +160,39 @@ def _parallelize(
         replace_forward(model, graphed, undo)
         undo.callback(graphed.clear)
     if plan.configuration.step_cache:
-        apply_step_cache(pipeline, model, plan.configuration.step_cache, undo)
+        apply_step_cache(pipeline, model, plan.configuration.step_cache, calls.around, undo)
     if prepared.cfg_group:
-        apply_calls(pipeline, model, prepared.family, prepared.cfg_group, undo)
+        apply_calls(pipeline, model, prepared.family, prepared.cfg_group, calls, undo)
+
+
+def _refuse_what_cannot_be(pipeline: Any, plan: ExecutionPlan, guard: CallGuard) -> None:
+    """Has the guard refuse calls that would be computed wrongly under the plan."""
+    if plan.configuration.pipefusion or (plan.configuration.step_cache and callable(pipeline)):
+        what = "pipefusion" if plan.configuration.pipefusion else "a step cache"
+        guard.strays_refused = (
+            f"the transformer is under a plan with {what} and was called outside of the pipeline "
+            "that the plan was put in force on: call that pipeline, or put the plan in force on "
+            "the other one"
+        )
+
+    def refuse_perturbed_attention() -> None:
+        # its processors take the batch apart into passes themselves
+        if getattr(pipeline, "do_perturbed_attention_guidance", False):
+            raise InputError(
+                "perturbed-attention guidance changes attention inside the blocks, which a plan "
+                "over several ranks replaces: call the pipeline with pag_scale=0, or close the plan"
+            )
+
+    guard.checks[:] = [refuse_perturbed_attention]
 
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:
     if prepared.layout and prepared.answers is not None:
-        if prepared.rows:
-            apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
         apply_sequence_parallel(
             model, prepared.family, prepared.layout, prepared.answers, undo, prepared.adapters
         )
+        if prepared.rows:
+            apply_rows(model, prepared.family, prepared.layout, prepared.rows, undo)
     elif prepared.answers:
         answer_attentions(model, prepared.family, prepared.answers, undo, prepared.adapters)
 
@@ -301,6 +334,7 @@ def _apply_pipefusion(
     plan: ExecutionPlan,
     prepared: Prepared,
     context: RankContext,
+    calls: Calls,
     undo: ExitStack,
 ) -> None:
     if not (
@@ -327,7 +361,8 @@ def _apply_pipefusion(
             most=2 * visits * (plan.configuration.pipefusion.patches + 1),
         )
     predictor.apply(undo, graphed)
-    apply_patches(pipeline, predictor, undo)
+    if isinstance(calls, CallGuard):
+        apply_patches(pipeline, predictor, calls.admit, undo)
 
 
 def _exchange(

@@ -6,8 +6,8 @@ returns: a compiled block or a captured graph beneath doesn't know of it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
@@ -39,15 +39,18 @@ class ExtrapolatedForward:
         self._cache = cache
         self._whole: Callable[..., Any] = inner_forward(model)
         self._named = names_arguments(model)
-        self._call = call
+        self._call, self._calls = call, 0
         self._lists_samples = False
-        self._states: defaultdict[str | None, TaylorSeerState] = defaultdict(
+        self._states: defaultdict[tuple[str | None, int], TaylorSeerState] = defaultdict(
             lambda: TaylorSeerState(torch.float32, max_order=cache.order)
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the transformer returns, or would by what it returned before."""
-        state = self._states[self._call.name]
+        # without names it is their order in a step that tells calls apart
+        name = self._call.name
+        state = self._states[name, self._calls if name is None else 0]
+        self._calls += name is None
         state.current_step += 1
         if not self._cache.computes(state.current_step):
             found = state.predict()
@@ -62,24 +65,39 @@ class ExtrapolatedForward:
     def forget(self) -> None:
         """Forgets all steps: another picture begins."""
         self._states.clear()
+        self._calls = 0
+
+    @contextmanager
+    def picture(self, scheduler: Any) -> Iterator[None]:
+        """A picture is made, with the steps of a scheduler."""
+        self.forget()
+        own = scheduler.step
+
+        @wraps(own)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self._calls = 0
+            return own(*args, **kwargs)
+
+        with replaced(scheduler, "step", step):
+            yield
+        self.forget()
 
 
-def apply_step_cache(pipeline: Any, model: nn.Module, cache: TaylorSeer, undo: ExitStack) -> None:
+def apply_step_cache(
+    pipeline: Any,
+    model: nn.Module,
+    cache: TaylorSeer,
+    around: list[Callable[[], AbstractContextManager[None]]],
+    undo: ExitStack,
+) -> None:
     """Has a transformer compute in some steps only; closing `undo` takes that away again.
 
-    Steps are counted from where the pipeline sets the timesteps of its scheduler.
+    Steps are counted within a call of the pipeline, with the scheduler that it then has: what is
+    put into `around` is entered for it.
     """
     call = CurrentCall()
     extrapolated = ExtrapolatedForward(model, cache, call)
-    scheduler = pipeline.scheduler
-    set_timesteps = scheduler.set_timesteps
-
-    @wraps(set_timesteps)
-    def begin(*args: Any, **kwargs: Any) -> Any:
-        extrapolated.forget()
-        return set_timesteps(*args, **kwargs)
-
     undo.callback(extrapolated.forget)
-    undo.enter_context(replaced(scheduler, "set_timesteps", begin))
+    around.append(lambda: extrapolated.picture(pipeline.scheduler))
     call.follow(model, undo)
     replace_forward(model, extrapolated, undo)

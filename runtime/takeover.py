@@ -5,7 +5,7 @@ import types
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -145,6 +145,39 @@ def has_other_forward(module: nn.Module) -> bool:
     if slot := slot_of(module):
         return slot.replaced is not None
     return "forward" in vars(module) and _innermost(module) is None
+
+
+def call_arguments_of(
+    call: Callable[..., Any], owner: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a method's call by name, those that were given.
+
+    Raises:
+        TypeError: they don't fit the method.
+    """
+    signature = inspect.signature(call)
+    given = dict(signature.bind(owner, *args, **kwargs).arguments)
+    del given[next(iter(given))]
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return given
+
+
+def take_calls(owner: Any, run: Callable[..., Any], undo: ExitStack) -> None:
+    """Has `run(owner, own, args, kwargs)` make the calls of an object, `own` being the method that
+    makes them otherwise; closing `undo` takes that away again.
+    """
+    original = type(owner)
+
+    class Taken(original):  # type: ignore[misc, valid-type]
+        @wraps(original.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return run(self, original.__call__, args, kwargs)
+
+    Taken.__name__, Taken.__qualname__ = original.__name__, original.__qualname__
+    undo.callback(setattr, owner, "__class__", original)
+    owner.__class__ = Taken
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:

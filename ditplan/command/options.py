@@ -31,6 +31,12 @@ Cluster = Annotated[
         help="A recorded cluster's name or a file made by `profile`.", autocompletion=cluster_names
     ),
 ]
+ExactCluster = Annotated[
+    str,
+    typer.Option(
+        help="A recorded cluster's name or a file made by `profile`.", autocompletion=cluster_names
+    ),
+]
 Hosts = Annotated[
     Path | None, typer.Option(help="File of hosts, one a line; this machine without it.")
 ]

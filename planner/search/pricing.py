@@ -1,6 +1,7 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
 import gc
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +29,7 @@ from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import require_mode
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.configuration import Configuration, TaylorSeer
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
@@ -42,7 +43,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
     """All legal candidates, fastest first, and how many meshes were dropped for each reason.
 
     Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
-    only carry a warning. The rule of thumb among those that fit is marked as control.
+    only carry a warning. The rule of thumb among those that fit is marked as the baseline.
 
     Raises:
         InputError: no mesh is legal with these pins, none fits, or the cluster profile lacks
@@ -53,22 +54,31 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
         priced, unpriced = _price_space(task, space, model)
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
-        least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
-        raise InputError(
-            f"{task.spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
-            f"{least.configuration.mesh}, {least.too_big}; use larger devices, a smaller picture "
-            "or batch"
-        )
+        raise InputError(_why_none_fits(task, priced))
     candidates = [ranked.configuration for ranked in fitting]
     priced += _with_step_caches(task, model, fitting)
-    control = baseline_of(candidates, task.spec, task.workload, topology)
-    marked = [replace(r, control=True) if r.configuration is control else r for r in priced]
+    baseline = baseline_of(candidates, task.spec, task.workload, topology)
+    marked = [replace(r, is_baseline=True) if r.configuration is baseline else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
         dropped["can't be among the best"] = unpriced
     if too_big := sum(ranked.too_big is not None for ranked in priced):
         dropped["does not fit in memory"] = too_big
     return sorted(marked, key=_by_latency), dropped
+
+
+def _why_none_fits(task: Task, priced: Iterable[PricedCandidate]) -> str:
+    """What the smallest candidate needs, what of it no mesh makes smaller, and what would do."""
+    least = min(priced, key=lambda ranked: ranked.prediction.memory_bytes)
+    spec = task.spec
+    encoders_bytes = spec.encoder_parameters * task.workload.dtype_bytes
+    enough = math.ceil(least.prediction.memory_bytes / 1e9)
+    return (
+        f"{spec.name} fits on no device of {task.cluster.name} in any way; the smallest, "
+        f"{least.configuration.mesh}, {least.too_big}; every rank holds the text encoders, "
+        f"{encoders_bytes / 1e9:.1f} GB; use devices of {enough} GB or more, a smaller picture or "
+        "batch"
+    )
 
 
 def _with_step_caches(
@@ -106,11 +116,11 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
     """
     priced: list[PricedCandidate] = []
     front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
-    control, unpriced = _advised(task, space), 0
+    baseline, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
-        if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
+        if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
             tried = undominated(
                 choice, front, floors, partial(_quality_of, task), is_large=is_large
             )
@@ -133,11 +143,11 @@ def _best_seated(found: Iterable[PricedCandidate]) -> list[PricedCandidate]:
         one = ranked.configuration
         part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
         key = (one.mesh.degrees, one.order, one.mode, part)
-        best[key] = min(best.get(key, ranked), ranked, key=_worth)
+        best[key] = min(best.get(key, ranked), ranked, key=worth)
     return list(best.values())
 
 
-def _worth(ranked: PricedCandidate) -> tuple[bool, float]:
+def worth(ranked: PricedCandidate) -> tuple[bool, float]:
     """What fits comes first, then what is fast."""
     return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
 
@@ -229,6 +239,21 @@ def price_one(
     return _price(task, model, Configuration(mesh, placement_of(mesh), mode, pipefusion=part))
 
 
+def price_choice(
+    task: Task, model: CostModel, space: Space, choice: Choice, cache: TaylorSeer | None = None
+) -> PricedCandidate:
+    """A choice's one setting in its one order, with a step cache or none: seated best where devices
+    differ.
+
+    Raises:
+        InputError: the cluster profile lacks something.
+    """
+    best = min((_price(task, model, one) for one in space.placed(choice)), key=worth)
+    if cache is None:
+        return best
+    return priced_as_is(task, model, replace(best.configuration, step_cache=cache))
+
+
 def timeline_of(task: Task, candidate: Configuration) -> Timeline:
     """When each rank and each link does what in a candidate's loop, by what it was priced with.
 
@@ -273,7 +298,7 @@ def _price_shares(task: Task, model: CostModel, candidate: Configuration) -> Pri
     if shared.token_shares is None:
         return equal
     by_speed = priced_as_is(task, model, model.balanced(shared, task.workload))
-    return min(by_speed, equal, key=_worth)
+    return min(by_speed, equal, key=worth)
 
 
 def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:

@@ -10,7 +10,6 @@ from pathlib import Path
 from ditplan.planner.search.acquisition import OUT_OF_MEMORY
 from ditplan.profiles.bounds import MOST_SECONDS
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import DitplanError, InputError, one_line
 from ditplan.profiles.files import parse_json, path_text, read_bytes
 from ditplan.profiles.plan import Measurement
@@ -18,19 +17,6 @@ from ditplan.profiles.record import shortened
 
 MOST_JOURNAL_BYTES = 64 * 2**20
 DELETE = "delete it to measure anew"
-
-
-def parameters_of(candidate: Configuration, axes: Iterable[str]) -> dict[str, object]:
-    """A candidate as a trial's parameters, with PipeFusion's settings where it has them."""
-    degrees = {axis: getattr(candidate.mesh, axis) for axis in axes}
-    settings = {"order": ">".join(candidate.order), "mode": candidate.mode}
-    return {**degrees, **settings, **patching_of(candidate)}
-
-
-def patching_of(candidate: Configuration) -> dict[str, int]:
-    """PipeFusion's settings as parameters of a trial."""
-    part = candidate.pipefusion
-    return {"patches": part.patches, "warmup": part.warmup_steps} if part else {}
 
 
 def measurement_of(
@@ -61,22 +47,28 @@ def mend_journal(journal: Path) -> None:
     """Cuts off what a process that was killed while it wrote left of a line.
 
     Raises:
-        InputError: the journal's folder doesn't exist, or it isn't a file of JSON objects; says
-            which line.
+        InputError: the journal's folder doesn't exist, or as `check_journal`.
     """
     if not journal.parent.is_dir():
         raise InputError(f"{journal}: the folder {journal.parent} doesn't exist; make it first")
-    if not os.path.lexists(journal):
-        return
+    if os.path.lexists(journal) and (whole := check_journal(journal)) < os.path.getsize(journal):
+        os.truncate(journal, whole)
+
+
+def check_journal(journal: Path) -> int:
+    """How many bytes of a journal are whole lines.
+
+    Raises:
+        InputError: it isn't a file of JSON objects; says which line.
+    """
     content = read_bytes(journal, "the journal of a study", MOST_JOURNAL_BYTES)
     whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(journal, whole)
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         where = f"{path_text(journal)}: line {number}"
         text = line.decode("utf-8", errors="replace")
         if not isinstance(parse_json(text, where, "entry of a study", DELETE), dict):
             raise InputError(f"{where}: this is no entry of a study; {DELETE}")
+    return whole
 
 
 def check_trial(attributes: Mapping[str, object], runs_s: Mapping[int, object]) -> None:

@@ -4,8 +4,8 @@ Each rank computes the call that is its own and returns a buffer for the others;
 of a step is made all buffers are filled. So guidance is the pipeline's own.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily
+from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import (
@@ -37,9 +38,12 @@ class CallSplit:
         model: nn.Module,
         family: ModelFamily,
         group: AxisGroup,
-        forward: Callable[..., Any],
         call: CurrentCall,
+        is_shared: Callable[[], bool],
     ) -> None:
+        """`is_shared` says whether the calls that are made now are shared out."""
+        forward = inner_forward(model)
+        self._is_shared = is_shared
         self._family, self._group, self._whole = family, group, forward
         self._named = names_arguments(model)
         self._call = call
@@ -52,7 +56,7 @@ class CallSplit:
         Raises:
             InputError: the step before made only one of the calls.
         """
-        if self._call.name not in PASSES:
+        if self._call.name not in PASSES or not self._is_shared():
             return self._whole(*args, **kwargs)
         given = self._named(*args, **kwargs)
         number = PASSES.index(self._call.name)
@@ -94,11 +98,33 @@ class CallSplit:
                 "negative prompt and a guidance scale above 1, or use a plan with cfg 1"
             )
 
+    @contextmanager
+    def picture(self, scheduler: Any) -> Iterator[None]:
+        """A picture is made, with the steps of a scheduler."""
+        self._unfilled = None
+        step = scheduler.step
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            self.require_filled()
+            return step(*args, **kwargs)
+
+        with replaced(scheduler, "step", checked):
+            yield
+        self.require_filled()
+
 
 def apply_calls(
-    pipeline: Any, model: nn.Module, family: ModelFamily, group: AxisGroup, undo: ExitStack
+    pipeline: Any,
+    model: nn.Module,
+    family: ModelFamily,
+    group: AxisGroup,
+    calls: Calls,
+    undo: ExitStack,
 ) -> None:
     """Splits the calls of each step over the group; closing `undo` takes that away again.
+
+    Those in a call of the pipeline: what another pipeline asks of the same transformer is computed
+    on every rank. Where the pipeline can't be called, all are split.
 
     Raises:
         InputError: the transformer has no `cache_context`, by which the calls are told apart.
@@ -109,13 +135,10 @@ def apply_calls(
             f"{type(model).__name__} of this diffusers has no cache_context, by which a step's "
             "passes are told apart; install a newer one or use a plan with cfg 1"
         )
-    calls = CallSplit(model, family, group, inner_forward(model), call)
-    scheduler = pipeline.scheduler
-    step = scheduler.step
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        calls.require_filled()
-        return step(*args, **kwargs)
-
-    undo.enter_context(replaced(scheduler, "step", checked))
-    replace_forward(model, calls, undo)
+    is_called = callable(pipeline)
+    split = CallSplit(model, family, group, call, lambda: calls.is_in_call or not is_called)
+    if is_called:
+        calls.around.append(lambda: split.picture(pipeline.scheduler))
+    else:
+        undo.enter_context(split.picture(pipeline.scheduler))
+    replace_forward(model, split, undo)

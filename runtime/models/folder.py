@@ -20,8 +20,8 @@ ENCODER = re.compile(r"text_encoder(_[0-9]+)?")
 LARGEST_SETTING = 2**24
 """Of whole numbers in a config: above the largest vocabularies and wavelengths."""
 
-MOST_TENSORS = 50_000
-"""Of a model: the largest ones have some 3,000 parameters."""
+MOST_TENSORS = 10_000
+"""Of a model: the largest ones have some 2,000 parameters."""
 
 STRANGE = (
     ArithmeticError,
@@ -30,6 +30,7 @@ STRANGE = (
     ImportError,
     LookupError,
     MemoryError,
+    NameError,
     OSError,
     RuntimeError,
     TypeError,
@@ -96,8 +97,8 @@ def refusing_strange_configs(where: str, class_name: str) -> Iterator[None]:
     except STRANGE as error:
         raise InputError(
             f"{where}: a {one_line(class_name, 60)} of this config can't be made or run as its "
-            f"family says ({type(error).__name__}: {one_line(str(error), 120)}); "
-            "CONTRIBUTING.md says how to describe a model"
+            f"family says ({type(error).__name__}: {one_line(str(error), 120)}); CONTRIBUTING.md "
+            "says how to describe a model"
         ) from error
 
 

@@ -92,6 +92,10 @@ def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) ->
             f"{where}: model_index.json names no transformer and VAE; "
             "expected a diffusion transformer"
         )
+    pipeline_class = index.get("_class_name")
+    if not isinstance(pipeline_class, str | None):
+        given = shortened(pipeline_class)
+        raise InputError(f"{where}: `_class_name` of model_index.json names no pipeline: {given}")
     encoders = [key for key, value in index.items() if is_encoder(key, value)]
     transformer = config_of(folder / "transformer" / "config.json")
     with refusing_strange_configs(where, transformer["_class_name"]):
@@ -102,7 +106,7 @@ def inspect_folder(folder: Path, name: str, defaults: Workload | None = None) ->
             scheduler=config_of(folder / "scheduler" / "scheduler_config.json", finite=False),
             encoder_parameters=sum(stored_parameters(folder / encoder) for encoder in encoders),
             defaults=defaults,
-            pipeline_class=index.get("_class_name"),
+            pipeline_class=pipeline_class,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ditplan.runtime.admission.randomness import RandomState
 from ditplan.runtime.takeover import replaced
 
 ONCE = ("encode_prompt", "prepare_latents")
@@ -62,7 +63,7 @@ class SetupReplay:
 
 
 def _replaying(
-    kept: Sequence[tuple[Any, "RandomState", list[torch.Tensor]]],
+    kept: Sequence[tuple[Any, RandomState, list[torch.Tensor]]],
     generators: Sequence[torch.Generator],
 ) -> Callable[..., Any]:
     left = iter(list(kept))
@@ -75,25 +76,6 @@ def _replaying(
         return result
 
     return method
-
-
-class RandomState:
-    """State of the generators that are used where none is given."""
-
-    def __init__(self, device: torch.device, cpu: torch.Tensor, there: torch.Tensor | None) -> None:
-        self._device, self._cpu, self._there = device, cpu, there
-
-    @classmethod
-    def now(cls, device: torch.device) -> "RandomState":
-        """As it is."""
-        there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(device, torch.get_rng_state(), there)
-
-    def restore(self) -> None:
-        """Makes it so again."""
-        torch.set_rng_state(self._cpu)
-        if self._there is not None:
-            torch.cuda.set_rng_state(self._there, self._device)
 
 
 def _generators(value: Any) -> list[torch.Generator]:

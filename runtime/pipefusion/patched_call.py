@@ -8,17 +8,25 @@ guidance and scheduler must therefore treat each token alone, which is checked i
 
 import copy
 import functools
-import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 
 from ditplan.profiles.errors import InputError
-from ditplan.runtime.pipefusion.call_setup import RandomState, SetupReplay
+from ditplan.runtime.admission.randomness import RandomState
+from ditplan.runtime.pipefusion.call_setup import SetupReplay
 from ditplan.runtime.pipefusion.call_thread import CallThread
-from ditplan.runtime.takeover import as_output, names_arguments, replace_forward
+from ditplan.runtime.takeover import (
+    as_output,
+    call_arguments_of,
+    names_arguments,
+    replace_forward,
+    take_calls,
+)
+
+Admit = Callable[[dict[str, Any]], None]
 
 REMEDY = "use a plan with pipefusion 1"
 
@@ -56,19 +64,18 @@ class Predictor(Protocol):
         """The final latents of the rank that owns them, on every rank."""
 
 
-def apply_patches(pipeline: Any, predictor: Predictor, undo: ExitStack) -> None:
-    """Has the pipeline's calls run patch by patch; closing `undo` takes that away again."""
+def apply_patches(pipeline: Any, predictor: Predictor, admit: Admit, undo: ExitStack) -> None:
+    """Has the pipeline's calls run patch by patch; closing `undo` takes that away again.
+
+    `admit` is given the arguments of a call's first call of the transformer, before any is made.
+    """
     original = type(pipeline)
 
-    class Patched(original):  # type: ignore[misc, valid-type]
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(original.__call__).bind(self, *args, **kwargs).arguments
-            del given["self"]
-            return PatchedCall(self, original, predictor, given).run()
+    def run(owner: Any, own: Any, args: Any, kwargs: Any) -> Any:
+        given = call_arguments_of(own, owner, args, kwargs)
+        return PatchedCall(owner, original, predictor, admit, given).run()
 
-    Patched.__name__, Patched.__qualname__ = original.__name__, original.__qualname__
-    undo.callback(setattr, pipeline, "__class__", original)
-    pipeline.__class__ = Patched
+    take_calls(pipeline, run, undo)
 
 
 class PatchedCall:
@@ -79,6 +86,7 @@ class PatchedCall:
         pipeline: Any,
         pipeline_class: type[Any],
         predictor: Predictor,
+        admit: Admit,
         arguments: dict[str, Any],
     ) -> None:
         """Takes the arguments of the pipeline's call.
@@ -93,7 +101,7 @@ class PatchedCall:
                     f"different steps; {REMEDY}"
                 )
         self._pipeline, self._class = pipeline, pipeline_class
-        self._predictor, self._arguments = predictor, arguments
+        self._predictor, self._admit, self._arguments = predictor, admit, arguments
         self._model, self._device = pipeline.transformer, pipeline._execution_device
         self._named = names_arguments(self._model)
         self._scheduler = _copy_of(pipeline.scheduler)
@@ -201,6 +209,7 @@ class PatchedCall:
                 self._threads[number].suspend({})
             return result
         self._calls = 0
+        self._require_all_stepped(latents)
         if not last:
             return result
         for patch in self._mine:
@@ -211,6 +220,20 @@ class PatchedCall:
         if isinstance(result, tuple):
             return (merged, *result[1:])
         return type(result)(**(dict(result) | {"prev_sample": merged}))
+
+    def _require_all_stepped(self, latents: torch.Tensor) -> None:
+        """Refuses a call whose scheduler steps only some of the latents that are predicted.
+
+        Raises:
+            InputError: it does.
+        """
+        predicted = self._numbers[:, : latents.shape[1]].shape[1:]
+        if latents.shape[1:] != predicted:
+            raise InputError(
+                f"this call steps latents of {tuple(latents.shape[1:])} where the transformer "
+                f"predicts {tuple(predicted)} (some are a given picture's?), so patches can't be "
+                f"told apart; {REMEDY}"
+            )
 
     def _merge(self, latents: torch.Tensor) -> torch.Tensor:
         for patch in self._mine:
@@ -232,6 +255,7 @@ class PatchedCall:
         call, self._calls = self._calls, self._calls + 1
         if call == 0:
             if not self._steps[0]:
+                self._admit(inputs)
                 self._numbers = self._predictor.numbers(inputs)
             self._check_that_tokens_are_apart()
         if self._steps[0] < self._predictor.warmup_steps:

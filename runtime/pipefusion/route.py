@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
-from ditplan.runtime.groups import AxisGroup, RankContext
+from ditplan.runtime.groups import AxisGroup, GroupHandle, RankContext
 from ditplan.runtime.ranks.devices import may_share_memory
 from ditplan.runtime.ranks.pool import environment
 from ditplan.runtime.transport.collective_link import CollectiveLink, P2PLink
@@ -117,7 +117,9 @@ def _linked_stages(stages: int, folded: bool) -> list[tuple[int, int]]:
 def _open_link(context: RankContext, group: dist.ProcessGroup, source: int, target: int) -> P2PLink:
     """A link that is connected; both ends call it."""
     ends = tuple(sorted((source, target)))
-    transport = transport_between(AxisGroup(ends, group, ends.index(context.rank)), context)
+    transport = transport_between(
+        AxisGroup(ends, GroupHandle(group), ends.index(context.rank)), context
+    )
     if transport == "peer memory":
         return PeerLink(group, source, target, context.device)
     if transport == "host memory":

@@ -182,9 +182,9 @@ def _group_of(context: RankContext, shape: AxisShape) -> AxisGroup | None:
     """This rank's group of an axis. Every rank asks, since making groups is collective."""
     mine = None
     for ranks in shape.groups:
-        group = context.groups.group(ranks)
-        if group is not None:
-            mine = AxisGroup(ranks, group, ranks.index(context.rank))
+        handle = context.groups.handle(ranks)
+        if handle is not None:
+            mine = AxisGroup(ranks, handle, ranks.index(context.rank))
     return mine
 
 

@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -32,6 +31,8 @@ from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.hosts import HostLine
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.runtime.ranks.folders import keep_folder, make_folder
+from ditplan.runtime.ranks.hosts import LOOPBACK, require_local
 from ditplan.runtime.ranks.rank_process import (
     LEAVE_S,
     TICK_S,
@@ -41,8 +42,6 @@ from ditplan.runtime.ranks.rank_process import (
     Ticket,
     numbered,
 )
-
-LOOPBACK = "127.0.0.1"
 
 NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
 """Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
@@ -99,7 +98,7 @@ class RankPool:
         self._silence_s = silence_s
         self._is_open = True
         self._store: TCPStore | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="ditplan-ranks-"))
+        self._folder = make_folder()
         self._ranks: list[Rank] = []
         with self._ending_ranks_on_error():
             self._start(start_timeout_s)
@@ -180,6 +179,7 @@ class RankPool:
             yield
         except RankError:
             self._end_ranks()
+            keep_folder(self._folder)
             raise
         except BaseException:
             self._end_ranks()
@@ -307,8 +307,7 @@ def count_slots(hosts: Sequence[HostLine] | None, device: DeviceKind) -> int:
     found = torch.cuda.device_count() if device == "cuda" else _cores()
     if hosts is None:
         return found
-    for host in hosts:
-        _require_local(host)
+    require_local(hosts)
     return sum(found if host.slots is None else host.slots for host in hosts)
 
 
@@ -325,17 +324,6 @@ def _require_room(hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKi
         names = ", ".join(f"{host.host} slots={host.slots}" for host in hosts)
         raise InputError(
             f"{ranks} ranks don't fit the {slots} slots of the hosts ({names}); give more slots"
-        )
-
-
-def _require_local(host: HostLine) -> None:
-    here = socket.gethostname().lower()
-    names = {"localhost", LOOPBACK, "::1", here, here.partition(".")[0]}
-    if host.host.lower() not in names or host.user is not None:
-        name = f"{host.user}@{host.host}" if host.user else host.host
-        raise InputError(
-            f"{name}: starting ranks on other hosts isn't available yet; use localhost, "
-            f"127.0.0.1 or {here} (without user@)"
         )
 
 

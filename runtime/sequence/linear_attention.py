@@ -69,7 +69,7 @@ def apply_rows(
 ) -> None:
     """Has the model split its picture in whole rows; closing `undo` takes that away again.
 
-    To be applied before the sequence is split.
+    To be applied after the splits: how wide a row is must be known before inputs are cut.
 
     Raises:
         InputError: the model has no such modules, or a convolution of another kind.

@@ -102,12 +102,12 @@ class ShardedWeights:
         dtypes: Sequence[Mapping[str, torch.dtype]] = (),
     ) -> None:
         """`dtypes` are, for each block, those of parameters that shall have another one."""
-        self._group, self._device = group.group, device
+        self._group, self._device = group, device
         ranks, self._rank = group.size, dist.get_rank(group.group)
         given = dtypes or [{}] * len(blocks)
         self._blocks = [_Block(one, of, ranks) for one, of in zip(blocks, given, strict=True)]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._coming: tuple[int, Any] | None = None
+        self._coming: tuple[int, Any, dist.ProcessGroup] | None = None
         largest = max(block.size for block in self._blocks)
         self._rooms = [
             torch.zeros(largest, dtype=torch.uint8, device=device)
@@ -131,6 +131,11 @@ class ShardedWeights:
     def held_bytes(self) -> int:
         """What this rank has of the blocks, room to run them included."""
         return sum(one.nbytes for one in (*self._rooms, *(block.piece for block in self._blocks)))
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in the room for whole blocks."""
+        there = tensor.untyped_storage().data_ptr()
+        return any(there == room.untyped_storage().data_ptr() for room in self._rooms)
 
     def put(self, number: int, name: str, value: torch.Tensor) -> None:
         """Takes in this rank's part of a block's parameter."""
@@ -176,7 +181,7 @@ class ShardedWeights:
                 swap.replace(swap.piece, swap.given_back())
 
     def _run(self, number: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._coming is None or self._coming[0] != number:
+        if self._coming is None or self._coming[0] != number or self._is_broken_off:
             self._settle()
             self._begin(number)
         self._settle()
@@ -202,14 +207,21 @@ class ShardedWeights:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            work = dist.all_gather_into_tensor(whole, block.piece, self._group, async_op=True)
-        self._coming = number, work
+            group = self._group.group
+            work = dist.all_gather_into_tensor(whole, block.piece, group, async_op=True)
+        self._coming = number, work, group
+
+    @property
+    def _is_broken_off(self) -> bool:
+        """Whether what is coming was on its way in a group that there is no more."""
+        return self._coming is not None and self._coming[2] is not self._group.group
 
     def _settle(self) -> None:
         """Has what follows wait for the block that is coming, if one is."""
-        if self._coming is None:
+        if self._coming is None or self._is_broken_off:
+            self._coming = None
             return
-        _, work = self._coming
+        _, work, _ = self._coming
         self._coming = None
         with torch.cuda.stream(self._stream):
             work.wait()

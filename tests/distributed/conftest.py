@@ -9,15 +9,16 @@ from ditplan.runtime.ranks.pool import RankPool
 
 
 class SharedRanks:
-    """Holds the pool of four CPU ranks and starts a new one when a test has broken it."""
+    """Holds a pool of CPU ranks and starts a new one when a test has broken it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 4) -> None:
+        self._size = size
         self._pool: RankPool | None = None
 
     def pool(self) -> RankPool:
         """A pool that works."""
         if self._pool is None or not self._pool.is_open:
-            self._pool = RankPool(None, 4, "cpu", start_timeout_s=600)
+            self._pool = RankPool(None, self._size, "cpu", start_timeout_s=600)
         return self._pool
 
     def close(self) -> None:
@@ -47,3 +48,17 @@ def shared_ranks() -> Iterator[SharedRanks]:
 def ranks(shared_ranks: SharedRanks) -> RankPool:
     """Four CPU ranks (gloo) that have run, and will run, other tests' functions too."""
     return shared_ranks.pool()
+
+
+@pytest.fixture(scope="session")
+def shared_pair() -> Iterator[SharedRanks]:
+    """The one holder of two ranks; tests use `pair`."""
+    shared = SharedRanks(2)
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def pair(shared_pair: SharedRanks) -> RankPool:
+    """Two CPU ranks, for what needs all ranks there are."""
+    return shared_pair.pool()

@@ -16,6 +16,8 @@ from PIL import Image
 
 from ditplan.profiles.catalog import shipped_weights
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.ranks.folders import PREFIX
+from tests.unit.json_page import documented
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle left of a blue square"
@@ -62,12 +64,12 @@ def run(plan: str, out: str, *more: str) -> list[str]:
     ]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Starts the program in `folder`."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -108,6 +110,9 @@ def test_the_plan_makes_the_picture_of_the_prompt(
     plan = ExecutionPlan.load(folder / "plan.json")
     assert plan.prediction is not None
     assert result["predicted_s"] == plan.prediction.latency_s
+    assert plan.measurement is not None
+    assert result["measured_s"] == plan.measurement.latency_s
+    assert result.keys() == documented("run")
     assert result["ranks"] == plan.mesh.size
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples" / "sd3_tiny"), *sys.path])
     import checker
@@ -143,7 +148,9 @@ def test_a_rank_that_dies_or_goes_silent_ends_the_run_with_3(
     assert done.returncode == 3, done.stderr
     assert "rank" in done.stderr
     assert words in done.stderr
-    assert done.stdout == ""
+    error = json.loads(done.stdout)
+    assert error["exit_code"] == 3
+    assert words in error["error"]
     assert not (folder / "lost.png").exists()
 
 
@@ -189,13 +196,52 @@ def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
     ExecutionPlan.load(folder / "other.json")
 
 
-def test_an_interrupt_leaves_no_rank_behind(folder: Path) -> None:
-    process = start(folder, *run("endless.json", "lost.png"))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_leaves_no_rank_and_no_folder_behind(
+    folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(folder, *run("endless.json", "lost.png"), TMPDIR=str(tmp_path))
     rank_at_work(process)
-    process.send_signal(signal.SIGINT)
+    assert list(tmp_path.glob(f"{PREFIX}*"))
+    process.send_signal(number)
     done = finished(process)
-    assert done.returncode == 130
+    assert done.returncode == 128 + number
     assert not (folder / "lost.png").exists()
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+
+
+def test_a_second_tune_in_the_folder_is_refused_with_one_line(folder: Path) -> None:
+    first = start(folder, *tune("shared.json", "--measure", "2", "--steps", "11"))
+    assert first.stderr is not None
+    # it has begun to measure, so it holds the folder
+    assert first.stderr.readline()
+    second = finished(start(folder, *tune("shared.json", "--measure", "2")))
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert f"shared.study: process {first.pid} on " in second.stderr
+    first.send_signal(signal.SIGTERM)
+    assert finished(first).returncode == 128 + signal.SIGTERM
+    assert not (folder / "shared.json").exists()
+
+
+def test_a_measured_plan_is_not_replaced_on_paper(folder: Path) -> None:
+    before = (folder / "plan.json").read_bytes()
+    for more in (["--measure", "0"], ["--steps", "7"]):
+        done = finished(start(folder, *tune("plan.json", *more)))
+        assert done.returncode == 2
+        assert "error: plan.json: the plan there " in done.stderr
+        assert (folder / "plan.json").read_bytes() == before
+
+
+def test_after_measuring_the_table_shows_corrected_predictions(folder: Path) -> None:
+    asked = [argument for argument in tune("plan.json", "--measure", "2") if argument != "--json"]
+    done = finished(start(folder, *asked))
+    assert done.returncode == 0, done.stderr
+    assert "(was s): before it was corrected by what was measured" in " ".join(done.stdout.split())
+    found = json.loads(finished(start(folder, *tune("plan.json", "--measure", "2"))).stdout)
+    corrected = [one for one in found["alternatives"] if one["corrected_s"] is not None]
+    assert corrected
+    assert all(one["measured_s"] is None for one in corrected)
 
 
 def test_profiles_are_written_as_asked(folder: Path) -> None:

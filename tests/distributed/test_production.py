@@ -10,7 +10,7 @@ import torch
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime.admission import require_fit
+from ditplan.runtime.admission.fit import require_fit
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.devices import device_name
 from ditplan.runtime.ranks.pool import RankPool
@@ -31,10 +31,12 @@ def made_for(plan: ExecutionPlan, where: dict[str, object]) -> ExecutionPlan:
     return plan.model_copy(update={"fingerprint": fingerprint})
 
 
-def torchrun(plan: Path, ranks: int) -> subprocess.CompletedProcess[str]:
-    """Runs the job on so many ranks."""
+def torchrun(
+    plan: Path, ranks: int, name: str = "production_job"
+) -> subprocess.CompletedProcess[str]:
+    """Runs a job on so many ranks."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-    job = ["-m", "tests.distributed.production_job", str(plan)]
+    job = ["-m", f"tests.distributed.{name}", str(plan)]
     return subprocess.run(
         [*launcher, "--standalone", *job],
         cwd=ROOT,
@@ -58,6 +60,33 @@ def test_a_torchrun_job_gives_the_latents_of_one_device(ranks: RankPool, tmp_pat
         found = torch.load(tmp_path / f"plan.{rank}.pt")
         assert alone is not None
         assert float((found - alone).abs().max()) <= 1e-4
+
+
+def test_what_is_no_pipeline_or_no_plan_is_refused_on_all_ranks_in_a_line(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    name = ranks.run(name_here, timeout_s=60)[0]
+    plan = plan_for(small_sd3(), Mesh(cfg=2), workload())
+    where: dict[str, object] = {"devices": (name, name), "link_kinds": ("memory",)}
+    path = made_for(plan, where).save(tmp_path / "plan.json")
+    job = torchrun(path, 2, "refusals_job")
+    assert job.returncode == 0, job.stderr
+    expected = [
+        "not a PosixPath: load one from its file with ditplan.ExecutionPlan.load",
+        "not a str: load one from its file",
+        "not a dict: load one from its file",
+        "not None: load one from its file",
+        "this is a book of 1: ask it with plan_for(workload)",
+        "not its SD3Transformer2DModel: give it the pipeline",
+        "a diffusers pipeline with a transformer, not None",
+        "is in force on this SD3Transformer2DModel already",
+        "rank 1: parallelize() takes an ExecutionPlan, not a PosixPath",
+    ]
+    for rank in range(2):
+        told = (tmp_path / f"plan.{rank}.txt").read_text().split("\n")
+        assert len(told) == len(expected)
+        for line, words in zip(told, expected, strict=True):
+            assert words in line
 
 
 def admitted(context: RankContext, plan: ExecutionPlan) -> None:

@@ -154,7 +154,7 @@ def test_what_goes_by_the_whole_picture_is_refused_in_patches() -> None:
 
 def test_each_rank_gets_its_samples_of_lists_dicts_and_items() -> None:
     split = BatchSplit(
-        family_of("QwenImageTransformer2DModel"), AxisGroup(ranks=(0, 1), index=1, group=NOBODY)
+        family_of("QwenImageTransformer2DModel"), AxisGroup(ranks=(0, 1), index=1, handle=NOBODY)
     )
     given = {
         "hidden_states": torch.arange(3)[:, None],
@@ -166,7 +166,7 @@ def test_each_rank_gets_its_samples_of_lists_dicts_and_items() -> None:
     assert shared["img_shapes"] == [[(1, 3, 3)]]
     assert [one.tolist() for one in shared["controlnet_block_samples"]] == [[2]] * 3
     of_flux = BatchSplit(
-        family_of("FluxTransformer2DModel"), AxisGroup(ranks=(0, 1), index=1, group=NOBODY)
+        family_of("FluxTransformer2DModel"), AxisGroup(ranks=(0, 1), index=1, handle=NOBODY)
     )
     kwargs: dict[str, Any] = {"ip_hidden_states": [torch.arange(3)], "scale": 0.5}
     shared, _ = of_flux.share(

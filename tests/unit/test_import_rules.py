@@ -14,10 +14,10 @@ from tests.distributed.small_models import plan_for, workload
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
-FRONT = {"command", "measuring", "models", "planning", "settings", "study"}
+FRONT = {"command", "lock", "measuring", "models", "outputs", "planning", "settings", "study"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
-    "cli": {"planner", "runtime", "profiles", *FRONT},
+    "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
     "ditplan": {"planner", "runtime", "profiles", "cli", *FRONT},
     "planner": {"planner", "profiles"},
     "runtime": {"runtime", "profiles"},
@@ -39,7 +39,9 @@ ORDER = {
     "runtime": (
         ("groups", "takeover"),
         ("ranks", "weights", "blocks", "collectives", "step_cache"),
-        ("admission", "in_force", "transport", "compilation", "batch"),
+        ("in_force",),
+        ("admission",),
+        ("transport", "compilation", "batch"),
         ("sequence",),
         ("pipefusion",),
         ("models",),
@@ -55,13 +57,16 @@ OUTSIDE_PROFILES = {*sys.stdlib_module_names, "pydantic"}
 DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
 ONE_DOOR = {
     "networkx": "planner/network/topology.py",
-    "optuna": "planner/search/search.py",
+    "optuna": "planner/search/",
     "triton": "runtime/transport/push_kernel.py",
 }
 ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
 FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
+    "ditplan/command/terminal.py",  # opens /dev/null to write to
+    "ditplan/lock.py",  # opens a lock of its own
+    "runtime/ranks/folders.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
     "runtime/ranks/devices.py",
     "runtime/ranks/rank_process.py",
@@ -125,7 +130,7 @@ def import_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
             yield line, f"profiles may import the standard library and pydantic, not {top}"
         if part in {"planner", "profiles"} and top in DEVICE_LIBRARIES:
             yield line, f"{part} may not import {top}"
-        if ONE_DOOR.get(top, file) != file:
+        if not file.startswith(ONE_DOOR.get(top, file)):
             yield line, f"only {ONE_DOOR[top]} may import {top}"
         if top == "flash_attn" and part != "runtime":
             yield line, "only the runtime may import flash_attn"
@@ -288,18 +293,18 @@ PLANTED = [
     (
         "planner/cost_model.py",
         "import optuna.samplers as samplers",
-        "only planner/search/search.py",
+        "only planner/search/ may",
     ),
     ("planner/cost_model.py", "import flash_attn", "only the runtime"),
     ("runtime/native.py", "from ditplan.planner.cost_model import price", "runtime may not import"),
     ("runtime/native.py", "from ditplan.cli import main", "runtime may not import"),
-    ("runtime/native.py", "import optuna", "only planner/search/search.py"),
+    ("runtime/native.py", "import optuna", "only planner/search/ may"),
     ("profiles/plan.py", "from ditplan.planner import cost", "profiles may not import"),
     ("profiles/plan.py", "import numpy", "standard library and pydantic"),
     ("profiles/plan.py", "from torch import Tensor", "profiles may not import torch"),
     ("planner/search/search.py", "from ditplan.planning import plan", "planner may not import"),
     ("runtime/native.py", "from ditplan.study import Study", "runtime may not import"),
-    ("ditplan/planning.py", "import optuna", "only planner/search/search.py"),
+    ("ditplan/planning.py", "import optuna", "only planner/search/ may"),
     ("ditplan/planning.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
     ("cli.py", "import networkx", "only planner/network/topology.py"),
     ("cli.py", "from planner import search", "ditplan.planner"),
@@ -351,7 +356,7 @@ ALLOWED = [
         "import networkx as nx\nfrom ditplan.profiles.cluster import Link",
     ),
     (
-        "planner/search/search.py",
+        "planner/search/sampler.py",
         "import optuna\nfrom ditplan.planner.network.topology import graph",
     ),
     ("runtime/ranks/pool.py", "import os\nos.environ['RANK'] = '0'"),

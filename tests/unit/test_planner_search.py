@@ -3,11 +3,13 @@
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
+from ditplan.planner.search.racing import MOST_ROUNDS
 from ditplan.planner.search.ranking import SearchResult
-from ditplan.planner.search.rounds import MOST_ROUNDS
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
+from ditplan.planner.search.search import search
+from ditplan.planner.search.storage import study_name
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster
@@ -66,7 +70,7 @@ def test_without_measuring_the_order_is_that_of_exhaustive_pricing() -> None:
 
 
 @pytest.mark.parametrize("top", [1, 2, 3])
-def test_top_and_control_are_measured_interleaved(top: int) -> None:
+def test_top_and_baseline_are_measured_interleaved(top: int) -> None:
     ran: list[str] = []
 
     def measure(plan: ExecutionPlan) -> RunResult:
@@ -77,11 +81,11 @@ def test_top_and_control_are_measured_interleaved(top: int) -> None:
     first_round = ran[: len(ran) // 3]
     assert ran == first_round * 3
     assert len(set(first_round)) == len(first_round)
-    control = next(ranked for ranked in found.ranked if ranked.control)
-    assert control.measurement is not None
-    assert str(control.configuration.mesh) in first_round
+    baseline = next(ranked for ranked in found.ranked if ranked.is_baseline)
+    assert baseline.measurement is not None
+    assert str(baseline.configuration.mesh) in first_round
     predicted = [str(ranked.configuration.mesh) for ranked in search(TASK).ranked]
-    assert set(first_round) == {*predicted[:top], str(control.configuration.mesh)}
+    assert set(first_round) == {*predicted[:top], str(baseline.configuration.mesh)}
 
 
 def test_measured_latency_decides() -> None:
@@ -170,7 +174,7 @@ def test_measuring_ends_when_no_other_plan_can_win() -> None:
     assert len(ran) < len(predicted)
     assert found.ended == "no unmeasured plan can be more than 3% faster"
     assert any(found.ended in message for message in said)
-    assert next(ranked for ranked in found.ranked if ranked.control).measurement
+    assert next(ranked for ranked in found.ranked if ranked.is_baseline).measurement
     assert found.ended in " ".join(table_text(found, width=200).split())
     unmeasured = [ranked for ranked in found.ranked if not ranked.measurement]
     assert all(ranked.corrected_s for ranked in unmeasured)
@@ -260,7 +264,7 @@ def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) ->
     trials = trials_in(journal)
     wanted = {trial.user_attrs["candidate"] for trial in trials}
     assert len(trials) == len(wanted), "a trial was lost or measured twice"
-    assert len(trials) == 4, "the control is among the four that were asked for"
+    assert len(trials) == 4, "the baseline is among the four that were asked for"
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * len(trials)
     rounds = [set(trial.intermediate_values) for trial in trials]
     assert rounds[0] == {*range(6)}, "the fastest is run beside the last one, in new rounds"
@@ -307,7 +311,7 @@ def test_what_does_not_fit_is_dropped_with_the_numbers() -> None:
     assert found.legal + found.pruned["does not fit in memory"] == len(found.ranked)
     assert found.ranked[-1].reason.startswith("does not fit: needs ")
     assert not found.best.too_big
-    assert sum(ranked.control for ranked in found.ranked[: found.legal]) == 1
+    assert sum(ranked.is_baseline for ranked in found.ranked[: found.legal]) == 1
 
 
 def test_a_model_that_fits_nowhere_is_wrong_input() -> None:
@@ -356,7 +360,7 @@ def test_tune_json_holds_what_the_command_line_promises() -> None:
 
 
 def test_simulate_json_holds_what_the_command_line_promises() -> None:
-    found = simulate_json(search(TASK).best.prediction)
+    found = simulate_json(TASK, search(TASK).best)
     assert {"latency_s", "interval_s", "memory_bytes", "breakdown", "link_bytes"} <= set(found)
 
 
@@ -397,7 +401,7 @@ def test_table_cuts_nothing_off_and_names_orders(width: int) -> None:
 
 def test_table_shows_the_rule_of_thumb_wherever_it_stands() -> None:
     found = search(TASK)
-    place = next(i for i, ranked in enumerate(found.ranked, start=1) if ranked.control)
+    place = next(i for i, ranked in enumerate(found.ranked, start=1) if ranked.is_baseline)
     text = table_text(found, width=100, rows=place - 1)
     assert f"{place} {found.ranked[place - 1].configuration.mesh} *" in text
     assert f"{len(found.ranked) - place} more not shown" in text
@@ -429,3 +433,39 @@ def test_fewer_gpus_are_plans_too() -> None:
     sizes = {ranked.configuration.mesh.size for ranked in search(TASK).ranked}
     assert sizes == {1, 2, 3, 4}
     assert Mesh() in {ranked.configuration.mesh for ranked in search(TASK).ranked}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda lines: [*lines, b"hello"], "is not JSON"),
+        (lambda lines: [*lines, b"[1]"], "this is no entry of a study"),
+        (lambda lines: [*lines, b"{}"], "this is no study of ditplan's (KeyError: 'op_code')"),
+        (lambda lines: [*lines, b'{"op_code": 99}'], "this is no study of ditplan's"),
+        (lambda lines: [*lines, b'{"a": NaN}'], "Input should be a finite number"),
+        (lambda lines: [b"\xff\xfe", *lines], "line 1: line 1, column 1"),
+        (lambda lines: [re.sub(rb"0\.5\d*", b"-1", line) for line in lines], "took -1"),
+        (lambda lines: [line.replace(b"1000", b'"x"') for line in lines], "memory_bytes is 'x'"),
+    ],
+)
+def test_a_damaged_journal_is_refused_with_its_name_and_what_to_do(
+    tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], words: str
+) -> None:
+    journal = tmp_path / "study.log"
+    policy = MeasurementPolicy(lambda _plan: RunResult(0.5, 1000), top=1, rounds=1, journal=journal)
+    search(TASK, policy)
+    lines = damage(journal.read_bytes().splitlines())
+    journal.write_bytes(b"".join(line + b"\n" for line in lines))
+    with pytest.raises(InputError) as refused:
+        search(TASK, policy)
+    message = str(refused.value)
+    assert message.startswith(f"{journal}: ")
+    assert words in message
+    assert message.endswith("; delete it to measure anew")
+
+
+def test_a_journal_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "study.log")
+    policy = MeasurementPolicy(lambda _plan: RunResult(0.5), top=1, journal=tmp_path / "study.log")
+    with pytest.raises(InputError, match=r"study.log: this is no regular file; expected the journ"):
+        search(TASK, policy)

@@ -56,7 +56,12 @@ OUT_OF_BOUNDS = [
     (a_plan(), "workload.batch", 10**9, "less than or equal to 65536"),
     (a_plan(), "workload.passes", 10**9, "less than or equal to 16"),
     (a_plan(), "configuration.mesh.ring", 10**9, "less than or equal to 65536"),
-    (a_plan(), "configuration.pipefusion", STAGES, "pipefusion.blocks_per_stage.1: Input should be less than"),
+    (
+        a_plan(),
+        "configuration.pipefusion",
+        STAGES,
+        "pipefusion.blocks_per_stage.1: Input should be less than",
+    ),
     (a_plan(), "configuration.step_cache", {"interval": 10**9}, "less than or equal to 100000"),
     (a_model_spec(), "blocks.0.count", 10**9, "less than or equal to 1024"),
     (a_model_spec(), "blocks.0.image_flops", 1e300, "FLOP (given: 1e+300)"),
@@ -95,7 +100,7 @@ def test_all_missing_fields_of_a_cluster_are_named_at_once() -> None:
     )
     assert message == (
         f"file.json: fields name, {DEVICE}.half_flops_per_s, .source, {LINK}.kind: Field required; "
-        "correct it or make it again with `ditplan profile --hosts`"
+        "correct it or make it again with `ditplan profile`"
     )
 
 
@@ -118,7 +123,7 @@ def test_a_message_about_very_many_faults_is_short_and_keeps_its_remedy() -> Non
     message = str(refused.value)
     assert len(message) <= LONGEST_MESSAGE
     assert message.startswith("c.json: fields name, ")
-    assert message.endswith("or make it again with `ditplan profile --hosts`")
+    assert message.endswith("or make it again with `ditplan profile`")
 
 
 def test_two_hosts_of_one_name_are_refused() -> None:

@@ -1,0 +1,382 @@
+"""A plan's calls: the same on all ranks, or the same error on all of them.
+
+The hosts meet (by `Channel`, not by what carries data) before a pipeline's call begins, before its
+first call of the transformer, before each further one, and when it has ended. So:
+
+- A rank that was given something else is found before anything is exchanged. Where the calls of
+  later steps drift apart (a callback on one rank, noise of its own), the end of the call finds it:
+  a sketch of each step's latents is compared.
+- Where no generator is given, all ranks draw from the first rank's state of the global generators.
+  Afterwards each rank has its own again, unless they were the same.
+- What is raised on one rank is raised on all: the others hear of it where they next meet. Those
+  that wait for data instead are woken: a rank that failed waits `GRACE_S` for the others and then
+  breaks all transfers off. Groups that were broken off are made anew at once, and the plan is put
+  in force anew, with new groups, links and compiled blocks, when the next call begins.
+
+PipeFusion's ranks are at different steps, so they meet at the begin, the first call and the end.
+
+On GPUs a host that waits for its device isn't woken by an exception: a thread on each rank looks
+once in `LOOK_S` whether another has failed, and aborts NCCL's communicators, which ends their
+kernels. A kernel that waits for a flag in memory that GPUs share can't be ended; a rank whose host
+waits for such a one doesn't come to the meeting, and after `LOST_S` the others raise an error that
+says so, after which the plan refuses calls. A replayed CUDA graph is like any other kernel here:
+graphs are captured anew with the plan.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from ditplan.profiles.errors import ClusterError, InputError
+from ditplan.runtime.admission.agreement import (
+    Report,
+    disagreement,
+    is_dirty,
+    origin,
+    out_of_step,
+    raised_again,
+)
+from ditplan.runtime.admission.calls import Calls
+from ditplan.runtime.admission.channel import Channel, Message, Point
+from ditplan.runtime.admission.digests import (
+    Leaf,
+    arguments_of,
+    digest_of,
+    digests_of,
+    leaves_of,
+    state_of,
+)
+from ditplan.runtime.admission.failure_watch import FailureWatch
+from ditplan.runtime.admission.randomness import RandomState
+from ditplan.runtime.admission.sketches import drifted, is_rounding, sketch_of
+from ditplan.runtime.admission.weights import WeightsWatch, with_known
+from ditplan.runtime.groups import GroupCache
+from ditplan.runtime.takeover import (
+    call_arguments_of,
+    inner_forward,
+    names_arguments,
+    replace_forward,
+)
+
+GRACE_S = 1.0
+LOST_S = 120.0
+
+
+@dataclass
+class _Call:
+    """One call of the pipeline."""
+
+    arguments: dict[str, Any]
+    pipeline: Any
+    calls: int = 0
+    sketches: list[torch.Tensor] = field(default_factory=list)
+
+
+class CallGuard(Calls):
+    """The meetings of one rank of a plan; `renew` puts the plan in force anew."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        groups: GroupCache,
+        device: torch.device,
+        models: Sequence[nn.Module],
+        *,
+        by_patches: bool,
+        may_renew: bool,
+        devices_are_unlike: bool,
+    ) -> None:
+        """`by_patches` is whether the plan has PipeFusion, `may_renew` whether the plan's ranks are
+        all there are, so that they can make groups. Devices that are unlike round differently.
+        """
+        super().__init__()
+        self._channel, self._groups, self._device = channel, groups, device
+        self._by_patches, self._may_renew = by_patches, may_renew
+        self._devices_are_unlike = devices_are_unlike
+        self._weights = WeightsWatch(models, lambda one: any(holds(one) for holds in self.pieces))
+        self._watch = FailureWatch(channel, groups) if device.type == "cuda" else None
+        self._call: _Call | None = None
+        self._is_inside = False
+        self._are_weights_known = False
+        self._settled: BaseException | None = None
+        self._refusal = ""
+        self._is_stale = False
+        self.strays_refused = ""
+        self.renew: Callable[[], None] = lambda: None
+        self.checks: list[Callable[[], None]] = []
+
+    def close(self) -> None:
+        """Ends what watches for failures."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def run(self, pipeline: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The pipeline's call, once all ranks agree on it; gives what it gives.
+
+        Raises:
+            InputError: the ranks weren't given the same, or the plan can't run any more.
+            Whatever was raised on any rank.
+        """
+        if self._was_renewed():
+            # what makes the calls now is another one than `own`
+            return pipeline(*args, **kwargs)
+        with self.failing_together():
+            given = call_arguments_of(own, pipeline, args, kwargs)
+            self._call = call = _Call(given, pipeline)
+            with self._common_noise():
+                result = super().run(pipeline, own, args, kwargs)
+            self._end(call)
+        return result
+
+    def guard(self, model: nn.Module, undo: ExitStack) -> None:
+        """Has the ranks meet before each call of a transformer; closing `undo` ends that."""
+        own, named = inner_forward(model), names_arguments(model)
+        first = list(inspect.signature(type(model).forward).parameters)[1]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            inputs = named(*args, **kwargs)
+            if self._call is None:
+                return self._stray(model, own, inputs)
+            self.admit(inputs)
+            self._call.sketches.append(sketch_of(inputs[first]))
+            self._is_inside = True
+            output = own(*args, **kwargs)
+            self._is_inside = False
+            return output
+
+        replace_forward(model, forward, undo)
+
+    def admit(self, inputs: dict[str, Any]) -> None:
+        """Meets the others before a call of the transformer.
+
+        Raises:
+            InputError: they weren't given the same, or are elsewhere.
+        """
+        call = self._call
+        assert call is not None
+        call.calls += 1
+        if call.calls == 1:
+            for check in self.checks:
+                check()
+            self._compare_given(call, inputs)
+        else:
+            self._meet(Message(Point.STEP, call.calls))
+        # patches are under way until the call ends
+        self._is_inside = self._by_patches
+
+    def doubt_changed_weights(self) -> None:
+        """Has weights that have changed since they were compared be compared in the next call."""
+        self._are_weights_known &= not self._weights.has_changed()
+
+    def know_weights(self) -> None:
+        """Takes the weights as they are for what was compared: the plan has changed them."""
+        self._weights.look()
+
+    def _agree(self, point: Point, leaves: list[tuple[str, Leaf]]) -> None:
+        """Compares what was given with all other ranks, and weights that have changed.
+
+        Raises:
+            InputError: they differ, or the ranks are at different places.
+        """
+        mine = digests_of(leaves)
+        self.doubt_changed_weights()
+        unknown = not self._are_weights_known
+        messages = self._meet(Message(point, digest=digest_of(mine), flag=unknown))
+        if len({message.digest for message in messages}) > 1:
+            found = self._channel.exchange_objects(mine)
+            if not self._is_rounding(leaves, found):
+                self._refuse(disagreement(self._channel.ranks, found))
+        if any(message.flag for message in messages):
+            self.compare_weights()
+
+    def _is_rounding(
+        self, leaves: list[tuple[str, Leaf]], found: Sequence[dict[str, bytes]]
+    ) -> bool:
+        """Whether all that differs was computed by devices that aren't alike, before the call."""
+        if not self._devices_are_unlike:
+            return False
+        names = {name for of_rank in found for name in of_rank}
+        differing = {name for name in names if len({one.get(name) for one in found}) > 1}
+        values = {
+            name: leaf.detach().cpu()
+            for name, leaf in leaves
+            if name in differing and isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        }
+        of_all = self._channel.exchange_objects(values)
+        return all(one.keys() == differing for one in of_all) and is_rounding(of_all)
+
+    def compare_weights(self) -> None:
+        """Compares the transformers' weights with those of all other ranks.
+
+        Raises:
+            InputError: they differ.
+        """
+        self._are_weights_known = False
+        found = self._channel.exchange_objects(self._weights.digests())
+        told = with_known(found)
+        if any(of_rank != told[0] for of_rank in told):
+            self._refuse(disagreement(self._channel.ranks, told))
+        self._are_weights_known = True
+
+    def _stray(self, model: nn.Module, own: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """A call of the transformer by somebody else: another pipeline around it, or its user."""
+        if self.strays_refused:
+            raise InputError(self.strays_refused)
+        if self._was_renewed():
+            return model.forward(**inputs)
+        with self.failing_together():
+            self._agree(Point.STRAY, _leaves_of_inputs(inputs))
+            self._is_inside = True
+            output = own(**inputs)
+            self._is_inside = False
+            return output
+
+    def _compare_given(self, call: _Call, inputs: dict[str, Any]) -> None:
+        scheduler = state_of(getattr(call.pipeline, "scheduler", None))
+        given = arguments_of(call.arguments)
+        self._agree(Point.GIVEN, [*given, *scheduler, *_leaves_of_inputs(inputs)])
+
+    @contextmanager
+    def _common_noise(self) -> Iterator[None]:
+        """Has all ranks draw from the first one's state of the generators that belong to nobody."""
+        mine = RandomState.now(self._device)
+        messages = self._meet(Message(Point.BEGIN, digest=mine.digest()))
+        if len({message.digest for message in messages}) == 1:
+            yield
+            return
+        is_first = self._channel.rank == self._channel.ranks[0]
+        first = self._channel.exchange_objects(mine if is_first else None)[0]
+        mine.with_state_of(first).restore()
+        try:
+            yield
+        finally:
+            if not is_first:
+                mine.restore()
+
+    def _end(self, call: _Call) -> None:
+        self._meet(Message(Point.END, call.calls))
+        if not call.sketches:
+            return
+        found = self._channel.exchange_tensors(torch.stack(call.sketches).cpu())
+        if (drift := drifted(found)) is not None:
+            step, others = drift
+            ranks = ", ".join(str(self._channel.ranks[number]) for number in others)
+            self._refuse(
+                InputError(
+                    f"what the transformer was given for its call number {step + 1} differs on "
+                    f"rank {ranks}, though the call was begun alike, so there is no picture: have "
+                    "callbacks change latents on every rank or on none, and give noise that is "
+                    "drawn between steps a generator of the same seed on every rank"
+                )
+            )
+
+    def _meet(self, message: Message) -> list[Message]:
+        """Exchanges messages with all other ranks.
+
+        Raises:
+            InputError: they are at another place.
+            What was raised on any of them.
+        """
+        messages = self._channel.exchange(message)
+        if any(one.point == Point.FAILED for one in messages):
+            reports = self._channel.exchange_objects(Report())
+            self._after(reports)
+            self._refuse(raised_again(reports, self._channel.ranks, self._channel.rank, None))
+        if len({(one.point, one.calls) for one in messages}) > 1:
+            self._refuse(out_of_step(self._channel.ranks, messages))
+        return messages
+
+    def _refuse(self, error: BaseException) -> NoReturn:
+        """Raises what all ranks raise: none waits to be told."""
+        self._settled = error
+        raise error
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What is raised in here on one rank is raised on all."""
+        if self._refusal:
+            raise InputError(self._refusal)
+        self._is_inside, self._settled = False, None
+        try:
+            with self._watch.watching() if self._watch else nullcontext():
+                yield
+        except BaseException as error:
+            if error is self._settled:
+                raise
+            told = self._told(error)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            self._call = None
+
+    def _told(self, error: BaseException) -> BaseException:
+        """What all ranks raise for what was raised here."""
+        calls = self._call.calls if self._call else 0
+        meeting = self._channel.begin(Message(Point.FAILED, calls))
+        broke = not meeting.came_within(GRACE_S)
+        if broke:
+            if self._watch:
+                self._watch.tell()
+            self._groups.break_off()
+            if not meeting.came_within(LOST_S):
+                self._refusal = (
+                    f"a call failed on rank {self._channel.rank}, and other ranks didn't end it "
+                    f"within {LOST_S:g} s: start the ranks again"
+                )
+                return error
+        try:
+            meeting.messages()
+            mine = Report.of(error, broke=broke, inside=self._is_inside, calls=calls)
+            reports = self._channel.exchange_objects(mine)
+        except ClusterError as gone:
+            self._refusal = str(gone)
+            return error
+        self._after(reports)
+        return raised_again(reports, self._channel.ranks, self._channel.rank, error)
+
+    def _after(self, reports: Sequence[Report]) -> None:
+        """Makes groups anew whose transfers were left unfinished; on all ranks."""
+        if not is_dirty(reports):
+            return
+        rank = self._channel.ranks[origin(reports)]
+        if not self._may_renew:
+            self._refusal = (
+                f"a call failed on rank {rank} in the middle of an exchange, and there are ranks "
+                "beside the plan's, which don't take part in making groups anew: close the plan "
+                "and put it in force again on every rank"
+            )
+            return
+        self._groups.break_off()
+        if self._watch:
+            self._watch.forget()
+        self._is_stale = True
+        try:
+            self._groups.renew()
+        except RuntimeError as error:
+            self._refusal = (
+                f"a call failed on rank {rank} in the middle of an exchange, and its groups can't "
+                f"be made anew ({str(error).partition(chr(10))[0]}): start the ranks again"
+            )
+
+    def _was_renewed(self) -> bool:
+        """Puts the plan in force anew if the call before has broken transfers off."""
+        if not self._is_stale or self._refusal:
+            return False
+        with self.failing_together():
+            self.renew()
+        self._is_stale = False
+        return True
+
+
+def _leaves_of_inputs(inputs: dict[str, Any]) -> list[tuple[str, Leaf]]:
+    return [
+        leaf
+        for name, value in sorted(inputs.items())
+        for leaf in leaves_of(f"transformer's {name}", value)
+    ]

@@ -1,0 +1,112 @@
+"""Whether a plan may run here: the ranks, devices and links must be those it was made for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from ditplan.profiles.book import PlanBook
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.admission.agreement import disagreement
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.ranks.devices import common_link_kind, device_name, link_kind
+from ditplan.runtime.ranks.pool import attach_from_torchrun, environment
+
+
+def admitted(pipeline: Any, plan: Any) -> RankContext:
+    """The context of a rank that torchrun started, if all ranks may put the plan in force.
+
+    Raises:
+        InputError: the same on every rank; says what was given and what is allowed.
+    """
+    refusal: InputError | None = None
+    try:
+        _require_pipeline_and_plan(pipeline, plan)
+    except InputError as error:
+        refusal = error
+    try:
+        context = attach_from_torchrun()
+    except InputError as error:
+        raise refusal or error from None
+
+    def check() -> None:
+        if refusal is not None:
+            raise refusal
+        plan.require_ranks(context.world_size)
+
+    require_alike(plan, context, check)
+    require_fit(plan, context)
+    return context
+
+
+def _require_pipeline_and_plan(pipeline: Any, plan: Any) -> None:
+    if isinstance(plan, PlanBook):
+        raise InputError(
+            f"parallelize() takes a plan, this is a book of {len(plan.entries)}: ask it with "
+            "plan_for(workload) for the one to put in force"
+        )
+    if not isinstance(plan, ExecutionPlan):
+        raise InputError(
+            f"parallelize() takes an ExecutionPlan, not {_named(plan)}: load one from its file "
+            "with ditplan.ExecutionPlan.load(path)"
+        )
+    if isinstance(pipeline, nn.Module):
+        raise InputError(
+            f"parallelize() takes a diffusers pipeline, not its {type(pipeline).__name__}: give it "
+            "the pipeline whose transformer this is"
+        )
+    if not isinstance(getattr(pipeline, "transformer", None), nn.Module):
+        raise InputError(
+            f"parallelize() takes a diffusers pipeline with a transformer, not {_named(pipeline)}"
+        )
+
+
+def _named(value: object) -> str:
+    kind = type(value).__name__
+    return "None" if value is None else f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
+def require_alike(plan: object, context: RankContext, check: Callable[[], object]) -> None:
+    """Refuses what `check` refuses on any rank, and plans that aren't the same; all ranks call it.
+
+    Raises:
+        InputError: the same on every rank.
+    """
+    refusal = ""
+    try:
+        check()
+    except InputError as error:
+        refusal = str(error)
+    text = plan.model_dump_json() if isinstance(plan, ExecutionPlan) else ""
+    found: list[Any] = [(refusal, text.encode())]
+    if context.world_size > 1:
+        mine = found[0]
+        found = [None] * context.world_size
+        dist.all_gather_object(found, mine)
+    refused = [(rank, text) for rank, (text, _) in enumerate(found) if text]
+    if refused:
+        rank, text = refused[0]
+        of_all = len({text for text, _ in found}) == 1
+        raise InputError(text if of_all else f"rank {rank}: {text}")
+    if len({text for _, text in found}) > 1:
+        plans = [{"plan": text} for _, text in found]
+        raise disagreement(range(context.world_size), plans)
+
+
+def require_fit(plan: ExecutionPlan, context: RankContext) -> None:
+    """Refuses a plan that was made for other ranks, devices or links; every rank calls it.
+
+    Raises:
+        InputError: the same on every rank; says which of them differs and what to do.
+    """
+    if context.world_size < plan.mesh.size:
+        plan.require_ranks(context.world_size)
+    mine = (device_name(context), link_kind(context))
+    found: list[Any] = [mine]
+    if context.world_size > 1:
+        found = [None] * context.world_size
+        dist.all_gather_object(found, mine)
+    plan.require_devices(tuple(name for name, _ in found))
+    plan.require_links(common_link_kind([kind for _, kind in found], environment()))
