@@ -115,6 +115,12 @@ def _aligned(pipeline: Any) -> None:
     add_hook_to_module(pipeline.transformer, AlignDevicesHook(io_same_device=True), append=True)
 
 
+def _afresh(compiled: Callable[..., Any], **more: bool) -> None:
+    """A user's own compiling, which keeps eight variants of all modules of a process together."""
+    torch._dynamo.reset()
+    compiled(backend="eager", **more)
+
+
 def _hooked(pipeline: Any) -> None:
     """A user's own hooks: on the whole model, on a block, and in one."""
     model = pipeline.transformer
@@ -180,10 +186,8 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "group offload": lambda p: p.transformer.enable_group_offload(
         torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
     ),
-    "compile": lambda p: p.transformer.compile(backend="eager"),
-    "compile blocks": lambda p: p.transformer.compile_repeated_blocks(
-        backend="eager", fullgraph=True
-    ),
+    "compile": lambda p: _afresh(p.transformer.compile),
+    "compile blocks": lambda p: _afresh(p.transformer.compile_repeated_blocks, fullgraph=True),
     "lora one": _lora("one", 1, QKV),
     "lora two": _lora("two", 2, QKV),
     "lora around": _lora("one", 1, (*QKV, "x_embedder", "context_embedder", "proj_out")),
