@@ -2,6 +2,7 @@
 
 import pytest
 
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.runtime.ranks.pool import RankPool
@@ -10,6 +11,9 @@ from tests.distributed.small_models import plan_for, small_flux, small_sd3, work
 
 EXACT = 1e-4
 FLUX, SD3 = small_flux(), small_sd3()
+WARM = PipeFusion(blocks_per_stage=(2, 2), patches=2, warmup_steps=workload().steps)
+"""All steps are warm-up steps, which are exact."""
+
 TWO_BLOCKS = small_flux(num_layers=1, num_single_layers=1)
 SHARDED = "weights of a transformer that a plan has spread over ranks"
 COMPILED = {"mode": "compile"}
@@ -22,7 +26,8 @@ def as_told(
 
     Nothing of the plan is left where it was closed.
     """
-    plan = plan_for(spec, mesh, workload(passes=2 if spec is SD3 else 1))
+    work = workload(passes=2 if spec is SD3 else 1)
+    plan = plan_for(spec, mesh, work, None, WARM if mesh.pipefusion > 1 else None)
     plan = plan.model_copy(update={"fallback": parts.pop("fallback", "refuse")})
     steps = story.split(", ")
     expected = [step for step in steps if step == "call" or step.endswith("!")]
@@ -61,6 +66,18 @@ def test_a_transformer_may_be_offloaded_before_a_plan_and_under_it(
     ranks: RankPool, spec: ModelSpec, mesh: Mesh, story: str
 ) -> None:
     as_told(ranks, spec, mesh, story)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        "model offload, plan, call, call, close, call",
+        "plan, call, lora around, call, no lora one, call, close, call",
+        "plan, hooked, call, own forward, call, close, call",
+    ],
+)
+def test_stages_follow_what_is_changed_between_calls(ranks: RankPool, story: str) -> None:
+    as_told(ranks, FLUX, Mesh(pipefusion=2), story)
 
 
 def test_offloading_is_refused_where_weights_are_in_pieces(ranks: RankPool) -> None:

@@ -90,3 +90,16 @@ def test_what_graphs_read_anew_changes_nothing(model: Any, change: str) -> None:
     state = ModuleState(model, of_graphs=True)
     HARMLESS[change](model)
     assert not state.has_changed()
+
+
+def test_a_forward_that_a_class_is_given_is_noticed(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = ModuleState(model, of_graphs=False)
+    own = type(block(model)).forward
+    monkeypatch.setattr(type(block(model)), "forward", lambda *args, **kwargs: own(*args, **kwargs))
+    assert state.has_changed()
+    monkeypatch.undo()
+    assert not state.has_changed()
+    monkeypatch.setattr(type(model), "forward", lambda *args, **kwargs: own(*args, **kwargs))
+    assert state.has_changed()
