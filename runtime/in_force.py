@@ -50,6 +50,7 @@ class ModuleState:
         # hook off and puts it on again in each call
         self._below = self._modules[1:]
         self._dicts = [vars(module) for module in self._below]
+        self._classes = set(map(type, self._below))
         self._slotted = [module for module in self._below if slot_of(module)]
         self._hooks: list[Mapping[Any, Any]] = []
         for module in self._modules:
@@ -78,6 +79,7 @@ class ModuleState:
         slot = slot_of(self._model)
         return (
             list(map(type, self._below)),
+            [getattr(one, "forward", None) for one in (type(self._model), *self._classes)],
             [one.get("forward") for one in self._dicts],
             [tuple(filter(_stays, one.items())) for one in self._hooks],
             [one.data_ptr() for one in chain.from_iterable(self._tensors) if type(one) in PLAIN],
@@ -207,7 +209,7 @@ class PlanInForce:
         self._of_graphs, self._across_steps = of_graphs, across_steps
         self._states: list[ModuleState] = []
         self._applied, self._watches = ExitStack(), ExitStack()
-        self._calls = 0
+        self._calls, self._is_open = 0, True
 
     def open(self, undo: ExitStack) -> None:
         """Puts the plan in force; closing `undo` takes it away again.
@@ -216,10 +218,15 @@ class PlanInForce:
             InputError: a model can't have it.
         """
         with ExitStack() as failed:
-            failed.callback(self._take_off)
+            failed.callback(self._close)
             self._put()
             failed.pop_all()
-        undo.callback(self._take_off)
+        undo.callback(self._close)
+
+    def _close(self) -> None:
+        # others may hold on to a class that still watches
+        self._is_open = False
+        self._take_off()
 
     def _put(self) -> None:
         try:
@@ -249,6 +256,8 @@ class PlanInForce:
         Raises:
             InputError: it can't be, for what has changed or because a call is under way.
         """
+        if not self._is_open:
+            return
         if self._states and not any(state.has_changed() for state in self._states):
             return
         if self._states and self._calls and self._across_steps:
@@ -283,7 +292,7 @@ class PlanInForce:
 
     def _require_models(self) -> None:
         for name, model in self._models.items():
-            if getattr(self._pipeline, name, None) is not model:
+            if self._is_open and getattr(self._pipeline, name, None) is not model:
                 raise InputError(
                     f"the pipeline's {name} is another one than when the plan was put in force "
                     "(exchanged, or wrapped by torch.compile); put the old one back, or close the "
@@ -313,7 +322,7 @@ def _watch(owner: Any, around: Callable[[], AbstractContextManager[None]], undo:
         # a compiler that comes from outside stops here: it can't trace what ranks exchange
         setattr(Watched, "__call__", torch.compiler.disable(Watched.__call__))  # noqa: B010
         setattr(Watched, "__reduce_ex__", _refuse_copies)  # noqa: B010
-        setattr(Watched, "_apply", _apply_to_whole)  # noqa: B010
+        setattr(Watched, "_apply", _apply_to_whole(original._apply))  # noqa: B010
     Watched.__name__, Watched.__qualname__ = original.__name__, original.__qualname__
     Watched.__module__ = original.__module__
     owner.__class__ = Watched
@@ -327,17 +336,18 @@ def _refuse_copies(model: nn.Module, _protocol: int) -> Any:
     )
 
 
-def _apply_to_whole(model: Any, change: Callable[[torch.Tensor], torch.Tensor], *args: Any) -> Any:
+def _apply_to_whole(own: Callable[..., Any]) -> Callable[..., Any]:
     """A module's `_apply`, by which it is moved and cast; at once refused where that could only be
-    done to half of it.
-
-    Raises:
-        InputError: its weights are in pieces.
+    done to half of it, as its weights are in pieces.
     """
-    for parameter in model.parameters():
-        if isinstance(parameter, PieceParameter):
-            change(parameter)
-    return nn.Module._apply(model, change, *args)
+
+    def apply(model: nn.Module, change: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for parameter in model.parameters():
+            if isinstance(parameter, PieceParameter):
+                change(parameter)
+        return own(model, change, *args, **kwargs)
+
+    return apply
 
 
 def _unwatch(owner: Any, watched: type[Any]) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.in_force import PASSING
-from ditplan.runtime.takeover import names_arguments, submodule
+from ditplan.runtime.takeover import names_arguments, replaced, submodule
 
 REMEDY = "leave it out, or use a plan with one device"
 
@@ -92,6 +92,9 @@ class CallCheck:
                 vars(look)[PASSING] = True
                 hook = block.register_forward_pre_hook(look, with_kwargs=True)
                 self._looking.callback(hook.remove)
+                if vars(block).get("_compiled_call_impl"):
+                    # what its own `compile()` made would trace this: a call without it
+                    self._looking.enter_context(replaced(block, "_compiled_call_impl", None))
 
 
 ADAPTER_INPUTS = ("ip_adapter_image_embeds", "ip_hidden_states")

@@ -26,20 +26,21 @@ from ditplan.runtime.native import parallelize
 from tests.distributed.family_tasks import small_model
 from tests.distributed.rank_tasks import latents_of_call
 
-Outcome = float | str
-"""How far a call's latents are from those of one device in the same state, or what was refused."""
+Told = list[tuple[str, float | str]]
+"""Steps of a story: how far a call's latents are from those of one device, or what was refused."""
 
 
 def told(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, story: Sequence[str]
-) -> list[Outcome]:
-    """Runs a story on this rank, and on a twin without a plan; ranks of no plan tell nothing.
+) -> Told | None:
+    """Runs a story on this rank, and on a twin without a plan; None on ranks of no plan.
 
     `plan` and `close` put the plan in force and take it away, `call` compares a call's latents, all
-    else are `ACTIONS`.
+    else are `ACTIONS`. What is refused isn't done to the twin either.
     """
+    takes_part = context.rank in plan.configuration.placement
     pipeline, twin = _pipeline(spec), _pipeline(spec)
-    found: list[Outcome] = []
+    found: Told = []
     closing = ExitStack()
     for step in story:
         try:
@@ -47,21 +48,19 @@ def told(
                 closing = parallelize(pipeline, plan, context)
             elif step == "close":
                 closing.close()
+                found += [(step, left) for left in left_behind(pipeline.transformer)]
             elif step == "call":
-                if context.rank in plan.configuration.placement:
+                if takes_part:
                     mine = latents_of_call(pipeline, spec, plan.workload)
                     right = latents_of_call(twin, spec, plan.workload)
-                    found.append(float((mine - right).abs().max()))
+                    found.append((step, float((mine - right).abs().max())))
             else:
-                # first on the pipeline: what is refused there isn't done to the twin either
                 for one in (pipeline, twin):
                     ACTIONS[step](one)
         except InputError as error:
-            found.append(str(error))
+            found.append((step, str(error)))
     closing.close()
-    if context.rank not in plan.configuration.placement:
-        return []
-    return [*found, *_left_behind(pipeline)]
+    return found if takes_part else None
 
 
 def _pipeline(spec: ModelSpec) -> Any:
@@ -70,14 +69,20 @@ def _pipeline(spec: ModelSpec) -> Any:
     return pipeline
 
 
-def _left_behind(pipeline: Any) -> list[str]:
-    """Names of modules that still have something of a closed plan."""
+def left_behind(model: nn.Module) -> list[str]:
+    """Names of modules that still have something of a closed plan where it could be called."""
     return [
         name
-        for name, module in pipeline.transformer.named_modules()
-        if any("ditplan" in type(value).__module__ for value in vars(module).values())
-        or "Watched" in repr(type(module).__mro__)
+        for name, module in model.named_modules()
+        if "ditplan" in type(vars(module).get("forward")).__module__
+        or any("ditplan" in one.__module__ for one in type(module).__mro__)
+        or any("ditplan" in hook.__module__ for hook in _hooks(module))
     ]
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return [getattr(hook, "func", hook) for hook in hooks]
 
 
 def _lora(name: str, seed: int, targets: Sequence[str]) -> Callable[[Any], None]:
@@ -108,6 +113,12 @@ def _aligned(pipeline: Any) -> None:
     """Hooks of accelerate on all modules, as sequential offloading has them."""
     attach_align_device_hook(pipeline.transformer, torch.device("cpu"), offload=False)
     add_hook_to_module(pipeline.transformer, AlignDevicesHook(io_same_device=True), append=True)
+
+
+def _afresh(compiled: Callable[..., Any], **more: bool) -> None:
+    """A user's own compiling, which keeps eight variants of all modules of a process together."""
+    torch._dynamo.reset()
+    compiled(backend="eager", **more)
 
 
 def _hooked(pipeline: Any) -> None:
@@ -175,10 +186,8 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "group offload": lambda p: p.transformer.enable_group_offload(
         torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
     ),
-    "compile": lambda p: p.transformer.compile(backend="eager"),
-    "compile blocks": lambda p: p.transformer.compile_repeated_blocks(
-        backend="eager", fullgraph=True
-    ),
+    "compile": lambda p: _afresh(p.transformer.compile),
+    "compile blocks": lambda p: _afresh(p.transformer.compile_repeated_blocks, fullgraph=True),
     "lora one": _lora("one", 1, QKV),
     "lora two": _lora("two", 2, QKV),
     "lora around": _lora("one", 1, (*QKV, "x_embedder", "context_embedder", "proj_out")),
