@@ -35,6 +35,7 @@ from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_named, model_of_plan
 from ditplan.outputs import measured_plans, refuse_to_replace, require_folder, require_picture
 from ditplan.planner.objectives import ObjectiveName
+from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.settings import PlanSettings, SimulateSettings, checked
@@ -161,6 +162,13 @@ def tune_command(
             "model on CPUs.",
         ),
     ] = None,
+    sampler: Annotated[
+        SamplerName,
+        typer.Option(
+            help="Who chooses what is run: planner, which knows what plans should cost; or one of "
+            "Optuna's, which only know what was run (gp needs torch).",
+        ),
+    ] = "planner",
     weights: Weights = None,
     budget: Annotated[
         float | None,
@@ -209,6 +217,9 @@ def tune_command(
     if workloads is not None:
         if hosts is not None or measure:
             raise InputError(Setting("workloads"), " plans on paper; leave out ", Setting("hosts"))
+        if sampler != "planner":
+            wrong = Setting("sampler", sampler)
+            raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
         book = plan_book(model, cluster, workloads, progress=terminal.say, **settings)
         book.plan.save(out)
         terminal.show(book.table())
@@ -220,6 +231,7 @@ def tune_command(
         cluster,
         hosts=hosts,
         measure=measure,
+        sampler=sampler,
         budget_s=budget,
         study=out.with_suffix(".study"),
         progress=terminal.say,

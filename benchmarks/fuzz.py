@@ -9,10 +9,8 @@ follow from the seed and their number alone: `--only NUMBER` repeats one.
 
 import argparse
 import collections
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import select
 import subprocess
@@ -24,6 +22,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
+
+from benchmarks.machine import described
 
 SECONDS, MEGABYTES, CHARACTERS = 5.0, 1024, 300
 START_S = 300.0
@@ -134,13 +134,9 @@ def _status_mb(field: str) -> int:
 
 def report(found: list[Outcome], command: str) -> str:
     """A table of outcomes by kind, and every fault."""
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("pydantic", "optuna", "torch", "diffusers", "typer")
-    )
     lines = [
         f"{command}, {datetime.now(UTC):%Y-%m-%d}",
-        f"{os.cpu_count()} cores of {_cpu()}; Python {platform.python_version()}, {versions}",
+        described("pydantic", "optuna", "torch", "diffusers", "typer"),
         "",
         f"{'input':<16}{'cases':>7}{'valid':>7}{'one line':>10}{'faults':>8}"
         f"{'most CPU s':>11}{'most MB':>9}",
@@ -165,12 +161,6 @@ def report(found: list[Outcome], command: str) -> str:
     for what, group in sorted(by_fault.items(), key=lambda item: -len(item[1])):
         lines.append(f"  {len(group):>4} x {what} (such as {group[0].number})")
     return "\n".join(lines)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> int:

@@ -29,8 +29,9 @@ from benchmarks.mutations import (
     put_no_file,
 )
 from ditplan import cli
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import price_one
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.search.search import search
 from ditplan.planner.search.workload_mix import load_mix
 from ditplan.planner.task import Task
 from ditplan.profiles.book import BookEntry, PlanBook

@@ -2,18 +2,17 @@
 
     python -m benchmarks.memo_mutations
 
-Keys are those of every `Memo` in planner/, of what is put by `setdefault` under a tuple, and of
-functions whose names end in `_key`; what makes a remembered result invalid counts too. Each
-element is taken out in a copy of the tree, where the memo's test then has to fail. Functions with
-`functools.cache` are left out: their keys are all arguments.
+Keys are those of every `Memo` in planner/ and, in files with one, of what is put by `setdefault`
+under a tuple and of functions whose names end in `_key`; what makes a remembered result invalid
+counts too. Each element is taken out in a copy of the tree, where the memo's test then has to fail.
+Functions with `functools.cache` are left out: their keys are all arguments.
 """
 
 import argparse
 import ast
-import importlib.metadata
 import os
-import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
+from benchmarks.machine import described
+
 ROOT = Path(__file__).parents[1]
 TEST = "tests/unit/test_planner_memo.py"
 COPIED = ("ditplan", "planner", "profiles", "tests", "cli.py", "pyproject.toml")
-LIMIT_S = 240
+LIMIT_CPU_S, LIMIT_S = 60, 1800
+"""A test that a mutant makes endless ends by its CPU seconds, however busy the machine is."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,11 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Which test noticed a mutant and how; None where none did."""
+    """Which test noticed a mutant and by which error; None where none did."""
 
     mutant: Mutant
     test: str | None
-    how: str
-    seconds: float
+    error: str
 
 
 Edit = tuple[ast.expr, str]
@@ -60,6 +61,8 @@ def mutants_of(folder: Path) -> Iterator[Mutant]:
     trees = {path: ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py"))}
     everywhere = {f".{name}" for tree in trees.values() for name in _memos_in(tree)}
     for path, tree in trees.items():
+        if not any(_memos_in(tree)):
+            continue
         functions = [(node, everywhere) for node in tree.body]
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
@@ -192,7 +195,7 @@ def copied_to(folder: Path) -> Path:
 
 
 def tested_in(folder: Path) -> tuple[str | None, str]:
-    """The first test that fails there and how; None where all pass."""
+    """The first test that fails there and its error; None where all pass, or don't end."""
     command = [sys.executable, "-m", "pytest", TEST, "-x", "-q", "--tb=line"]
     # a changed file of the same size and second would pass for the one that was compiled before
     environment = os.environ | {
@@ -201,25 +204,26 @@ def tested_in(folder: Path) -> tuple[str | None, str]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "COLUMNS": "500",
     }
-    try:
-        done = subprocess.run(
-            [*command, "-p", "no:cacheprovider"],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return TEST, f"over {LIMIT_S} s"
+    limited = ["prlimit", f"--cpu={LIMIT_CPU_S}", *command, "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        limited,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        start_new_session=True,
+        check=False,
+    )
     if done.returncode == 0:
         return None, ""
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return None, f"over {LIMIT_CPU_S} CPU s"
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if not failed:
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    test, _, how = failed[0].partition(" - ")
-    return test.split("::")[-1], how.split(":")[0]
+    test, _, error = failed[0].partition(" - ")
+    return test.split("::")[-1], error.split(":")[0]
 
 
 def outcomes_of(mutants: Sequence[Mutant], jobs: int) -> Iterator[Outcome]:
@@ -232,30 +236,22 @@ def outcomes_of(mutants: Sequence[Mutant], jobs: int) -> Iterator[Outcome]:
             copies.put(copied_to(folder))
 
         def tried(mutant: Mutant) -> Outcome:
-            folder, began_s = copies.get(), time.monotonic()
+            folder = copies.get()
             path = folder / mutant.path
             kept = path.read_text()
             path.write_text(mutant.text)
             try:
-                test, how = tested_in(folder)
+                return Outcome(mutant, *tested_in(folder))
             finally:
                 path.write_text(kept)
                 copies.put(folder)
-            return Outcome(mutant, test, how, time.monotonic() - began_s)
 
         yield from pool.map(tried, mutants)
 
 
 def _header(jobs: int) -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
-    packages = ("pydantic", "networkx", "pytest")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return (
-        f"python -m benchmarks.memo_mutations --jobs {jobs}, {datetime.now(UTC):%Y-%m-%d}\n"
-        f"{os.cpu_count()} cores of an {cpu}; Python {platform.python_version()}, {versions}"
-    )
+    command = f"python -m benchmarks.memo_mutations --jobs {jobs}, {datetime.now(UTC):%Y-%m-%d}"
+    return f"{command}\n{described('pydantic', 'networkx', 'pytest')}"
 
 
 def main() -> int:
@@ -279,8 +275,8 @@ def main() -> int:
     for outcome in outcomes_of(mutants, args.jobs):
         mutant, unnoticed = outcome.mutant, unnoticed + (outcome.test is None)
         where = f"{mutant.path}  {mutant.function}"
-        test = f"{outcome.test} ({outcome.how})" if outcome.test else "NOT NOTICED"
-        print(f"{where:<42} {mutant.element:<44} {test}", flush=True)
+        test = f"{outcome.test or 'NOT NOTICED'} ({outcome.error})"
+        print(f"{where:<56} {mutant.element:<37} {test}", flush=True)
     seconds = time.monotonic() - began_s
     print(f"\n{len(mutants) - unnoticed} of {len(mutants)} noticed, in {seconds:.0f} s")
     return 1 if unnoticed else 0

@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from ditplan.planner.cost.memory import memory_of, why_too_big
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.parameters import parameters_of
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import PricedCandidate
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, measured, search
-from ditplan.planner.search.trials import parameters_of
+from ditplan.planner.search.search import measured, search
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.space.enumerate import evenly_staged
 from ditplan.planner.space.legality import schedule_of
@@ -169,7 +170,7 @@ def setting_of(part: str, candidate: Configuration) -> object:
 
 
 Strategy = Callable[["World", int], Sequence[int]]
-"""Which candidates are run: the world and how many beside the control."""
+"""Which candidates are run: the world and how many beside the baseline."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,9 @@ class World:
     seed: int
 
     @property
-    def control(self) -> int:
+    def baseline(self) -> int:
         """The rule of thumb."""
-        return next(row for row, ranked in enumerate(self.found) if ranked.control)
+        return next(row for row, ranked in enumerate(self.found) if ranked.is_baseline)
 
     def run(self, row: int, random: np.random.Generator) -> float:
         """One run of a candidate."""
@@ -210,9 +211,9 @@ def ours(world: World, trials: int) -> list[int]:
 
 
 def by_runs(world: World, rows: Sequence[int]) -> list[int]:
-    """These and the control, fastest first by the median of three runs."""
+    """These and the baseline, fastest first by the median of three runs."""
     random = np.random.default_rng(world.seed)
-    tried = dict.fromkeys([*rows, world.control])
+    tried = dict.fromkeys([*rows, world.baseline])
     medians = {row: np.median([world.run(row, random) for _ in range(3)]) for row in tried}
     return sorted(tried, key=lambda row: medians[row])
 
@@ -257,7 +258,7 @@ def tpe(world: World, trials: int, told: int = 0) -> list[int]:
         for r in world.found
     ]
     numbers = np.log2(np.array(counts, dtype=float))
-    ran = [0, 1, 2, world.control]
+    ran = [0, 1, 2, world.baseline]
     for row in ran:
         tell(row, world.run(row, random))
     while len(set(ran)) < trials + 1:
@@ -332,7 +333,7 @@ def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=50)
-    parser.add_argument("--trials", type=int, default=12, help="plans run beside the control")
+    parser.add_argument("--trials", type=int, default=12, help="plans run beside the baseline")
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
     print(
@@ -352,10 +353,10 @@ def main() -> None:
             flush=True,
         )
     print(
-        f"\nA cost model that is wrong, {asked.seeds} seeds, {asked.trials} plans and the control, "
-        f"3 runs each, {RUN_NOISE:.0%} noise a run.\nWrong by: a part's factor / its factor at a "
-        "degree or mode / a candidate's own, standard deviations of their logs.\nRegret in "
-        "percent, mean and 95th percentile, and how many plans were run."
+        f"\nA cost model that is wrong, {asked.seeds} seeds, {asked.trials} plans and the "
+        f"baseline, 3 runs each, {RUN_NOISE:.0%} noise a run.\nWrong by: a part's factor / its "
+        "factor at a degree or mode / a candidate's own, standard deviations of their logs.\n"
+        "Regret in percent, mean and 95th percentile, and how many plans were run."
     )
     jobs = [(*pair, asked.seeds, asked.trials) for pair in SIMULATED]
     started = time.monotonic()

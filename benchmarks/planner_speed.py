@@ -7,10 +7,8 @@ whole process for the command line's cold start. Searches are repeated and the f
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.machine import described
 from ditplan.planner.search.search import search
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
@@ -117,16 +116,10 @@ def _in_a_process(cluster: str, model: str) -> dict[str, object]:
 
 
 def _header() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
-    packages = ("pydantic", "networkx", "optuna")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
     return (
         f"python -m benchmarks.planner_speed, {datetime.now(UTC):%Y-%m-%d}\n"
-        f"{os.cpu_count()} cores of an {cpu}; Python {platform.python_version()}, {versions}; "
-        f"load before: {load}"
+        f"{described('pydantic', 'networkx', 'optuna')}; load before: {load}"
     )
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ditplan.models import NamedModel, model_named
 from ditplan.planner.cost.profile_points import grid_points, wanted_points
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import space_of
 from ditplan.planner.search.ranking import SearchResult
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.search.sampler_names import SamplerName
+from ditplan.planner.search.search import search
 from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
@@ -36,14 +38,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Measuring:
-    """How to measure plans: with which weights, how many of them, for how long, and where what was
-    measured is kept.
+    """How to measure plans: with which weights, how many of them, for how long, who chooses them,
+    and where what was measured is kept.
     """
 
     study: Path
     weights: Path | None = None
     measure: int | None = None
     budget_s: float | None = None
+    sampler: SamplerName = "planner"
 
 
 def usable_hosts(hosts: Hosts) -> Sequence[HostLine] | None:
@@ -145,7 +148,9 @@ def tuned(
             result = workers.measure(task.spec, how.weights, plan)
             return RunResult(result.latency_s, result.memory_bytes)
 
-        trials = MeasurementPolicy(run, top=top, budget_s=how.budget_s, journal=study.journal)
+        trials = MeasurementPolicy(
+            run, top=top, budget_s=how.budget_s, journal=study.journal, sampler=how.sampler
+        )
         return search(task, trials, progress=say)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from rich.table import Table
 
@@ -26,6 +26,7 @@ from ditplan.planner.report import (
 )
 from ditplan.planner.search.pricing import price_one, timeline_of, worth
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult
+from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
 from ditplan.planner.search.workload_mix import Mixed, load_mix, plan_mix
 from ditplan.planner.simulation.chrome_trace import chrome_trace
@@ -68,10 +69,11 @@ class PlanResult:
 
     def __str__(self) -> str:
         """The best plan, where its time goes, and what to know before it is started."""
-        prediction = self.found.best.prediction
+        prediction, measured = self.found.best.prediction, self.found.best.measurement
+        seconds = f"measured {measured.latency_s:.4g} s, " if measured else ""
         lines = [
             best_text(self.found),
-            f"predicted {prediction.latency_s:.4g} s: {parts_text(prediction)}",
+            f"{seconds}predicted {prediction.latency_s:.4g} s: {parts_text(prediction)}",
             *(f"note: {note}" for note in notes_on(self.found)),
         ]
         return "\n".join(lines)
@@ -157,6 +159,7 @@ def plan(
     *,
     hosts: Hosts = None,
     measure: int | None = None,
+    sampler: SamplerName = "planner",
     budget_s: float | None = None,
     study: Path | str = "plan.study",
     progress: Say | None = None,
@@ -170,6 +173,8 @@ def plan(
         hosts: a hosts file or what it says, this machine if None: what is missing is measured, and
             the best plans are run.
         measure: how many plans to run; 3 if None, or none for a full-size model on CPUs.
+        sampler: who chooses these plans: the planner, or one of Optuna's samplers, which know only
+            what was run and make latency best.
         budget_s: seconds after which no new run is started.
         study: the folder that keeps what is measured; a search of the same goes on from there.
         progress: is told what is being done.
@@ -190,6 +195,8 @@ def plan(
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
     request, wanted = _request(named, asked), workload_in(asked)
+    if sampler != "planner":
+        _check_sampler(sampler, request, is_on_paper=cluster is not None)
     if cluster is not None:
         known = _cluster(cluster)
         workload = workload_for(named.spec, known.devices[0].kind, **wanted)
@@ -198,7 +205,7 @@ def plan(
     if weights is not None:
         check_weights(Path(weights), named.spec)
     own = named.weights if weights is None else Path(weights)
-    how = Measuring(Path(study), own, measure, budget_s)
+    how = Measuring(Path(study), own, measure, budget_s, sampler)
     return PlanResult(tuned(request, wanted, entries, how, say))
 
 
@@ -302,6 +309,29 @@ def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
             settings.get("objective", "latency"), settings.get("max_latency_s")
         ),
     )
+
+
+def _check_sampler(sampler: SamplerName, request: TuneRequest, *, is_on_paper: bool) -> None:
+    """Refuses Optuna's samplers where nothing is run, and for what they don't make best."""
+    if sampler not in get_args(SamplerName):
+        names = ", ".join(get_args(SamplerName))
+        raise InputError(Setting("sampler", sampler), f": there are {names}")
+    asked = Setting("sampler", sampler)
+    if is_on_paper:
+        raise InputError(
+            asked,
+            " chooses which plans are run, on paper none is: give ",
+            Setting("hosts"),
+            " alone",
+        )
+    if request.objective != FASTEST:
+        raise InputError(
+            asked,
+            " makes latency best; leave out ",
+            Setting("objective"),
+            " and ",
+            Setting("max_latency_s"),
+        )
 
 
 def _cluster(cluster: Cluster) -> ClusterProfile:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ditplan.lock import held
 from ditplan.planner.search.journal import recorded_runs
-from ditplan.planner.search.search import study_name
+from ditplan.planner.search.storage import task_name
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
@@ -101,7 +101,7 @@ class Study:
         say: Callable[[str], None],
     ) -> Task:
         """The task with the model's blocks measured: before, for this same task, or now."""
-        path = self.folder / f"{study_name(task)}.json"
+        path = self.folder / f"{task_name(task)}.json"
         if path.exists():
             profile = _loaded(ModelProfile, path)
             say(f"model: as measured on {profile.measured_on} (delete {path} to measure anew)")

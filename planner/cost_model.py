@@ -60,7 +60,7 @@ class CostModel:
         self._one_kind: RankKinds = ((None, self._all_devices[0].name),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
         self._around_s: Memo[tuple[str, Workload], float] = Memo()
-        self._pipefusion_costs: Memo[tuple[RankKinds, ...], tuple[object, PipeFusionCost]] = Memo()
+        self._pipefusion_costs: Memo[tuple[int, ...], tuple[object, PipeFusionCost]] = Memo()
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
 
@@ -230,11 +230,10 @@ class CostModel:
         return [devices[first : first + size] for first in range(0, len(ranks), size)]
 
     def _pipefusion_cost(self, candidate: Configuration, workload: Workload) -> PipeFusionCost:
-        """The candidate's pipeline; of those on such devices the one asked for last is kept."""
+        """The candidate's pipeline; of those with such a mesh the one asked for last is kept."""
         part = candidate.pipefusion
         assert part is not None
         key = (
-            candidate.mesh,
             candidate.placement,
             candidate.mode,
             candidate.token_shares,
@@ -244,11 +243,11 @@ class CostModel:
             candidate.weights,
             workload,
         )
-        kinds_of_stages = self._kinds_of_stages(candidate)
-        kept = self._pipefusion_costs.get(kinds_of_stages)
+        kept = self._pipefusion_costs.get(candidate.mesh.degrees)
         if kept is None or kept[0] != key:
+            kinds_of_stages = self._kinds_of_stages(candidate)
             kept = (key, PipeFusionCost(self._work, candidate, workload, kinds_of_stages))
-            self._pipefusion_costs[kinds_of_stages] = kept
+            self._pipefusion_costs[candidate.mesh.degrees] = kept
         return kept[1]
 
     def devices_of_stages(self, candidate: Configuration) -> list[list[Device]]:

@@ -29,7 +29,7 @@ def ranking_table(ranking: SearchResult, rows: int = 12) -> Table:
     column wraps, so that the others can be read at 80 columns as well.
     """
     numbered = list(enumerate(ranking.ranked, start=1))
-    shown = [(place, ranked) for place, ranked in numbered if place <= rows or ranked.control]
+    shown = [(place, ranked) for place, ranked in numbered if place <= rows or ranked.is_baseline]
     headings = headings_of(ranking)
     title = f"{ranking.spec.name}: {ranking.workload}, on {ranking.cluster.name}"
     title += _wanted(ranking.objective)
@@ -98,7 +98,7 @@ def mesh_text(ranked: PricedCandidate) -> str:
     the usual one, PipeFusion's settings, and the least and the largest share of the tokens.
     """
     candidate = ranked.configuration
-    lines = [f"{candidate.mesh}{' *' if ranked.control else ''}"]
+    lines = [f"{candidate.mesh}{' *' if ranked.is_baseline else ''}"]
     lines += [] if candidate.order == AXES else [f"({candidate.order_text})"]
     if part := candidate.pipefusion:
         fewest, most = min(part.blocks_per_stage), max(part.blocks_per_stage)
@@ -122,7 +122,7 @@ def caption_parts(shown: list[tuple[int, PricedCandidate]], hidden: int) -> list
     """What is said below the table."""
     orders = any(ranked.configuration.order != AXES for _, ranked in shown)
     patched = any(ranked.configuration.pipefusion for _, ranked in shown)
-    starred = any(ranked.control for _, ranked in shown)
+    starred = any(ranked.is_baseline for _, ranked in shown)
     parts = ["seconds of denoising, predicted with their 90% interval"]
     corrected = any(ranked.corrected_s is not None for _, ranked in shown)
     parts += ["(was s): before it was corrected by what was measured"] if corrected else []
@@ -191,7 +191,7 @@ def candidate_json(ranked: PricedCandidate, backend: str, batch: int = 1) -> dic
         "replicas": ranked.replicas,
         "loaded_latency_s": figures.latency_s,
         "throughput_per_s": figures.throughput_per_s,
-        "control": ranked.control,
+        "baseline": ranked.is_baseline,
         "reason": ranked.reason,
         "warning": ranked.too_big or ranked.warning,
     }

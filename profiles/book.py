@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from ditplan.profiles.bounds import Weight
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
@@ -27,7 +27,7 @@ class PlanBook(Record):
     """Plans of one model for different workloads."""
 
     kind: ClassVar[str] = "plan book"
-    made_by: ClassVar[str] = "ditplan tune --workloads FILE"
+    made_by: ClassVar[Command] = Command("tune", (Setting("workloads", "FILE"),))
     newest_schema: ClassVar[int] = 2
 
     schema_version: int = 2

@@ -15,7 +15,7 @@ from ditplan.profiles.bounds import (
     MemoryBytesPerSecond,
     MessageBytes,
 )
-from ditplan.profiles.errors import one_line
+from ditplan.profiles.errors import Command, Setting, one_line
 from ditplan.profiles.record import FrozenModel, Record, shortened
 
 Operation = Literal[
@@ -100,7 +100,7 @@ class ClusterProfile(Record):
     """All the planner knows of a cluster. Tables, where there are any, are trusted before links."""
 
     kind: ClassVar[str] = "cluster profile"
-    made_by: ClassVar[str] = "ditplan profile --hosts"
+    made_by: ClassVar[Command] = Command("profile", (Setting("hosts", "FILE"),))
 
     name: str
     hosts: tuple[Host, ...] = Field(min_length=1)

@@ -47,19 +47,19 @@ def opened(path: Path, expected: str) -> Iterator[BinaryIO]:
     try:
         handle = os.open(path, flags)
     except FileNotFoundError:
-        raise InputError(f"{name}: no such file; expected {expected}") from None
+        raise InputError(f"{name}: no such file; expected ", expected) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: can't be read as {expected}: {_reason(error)}") from None
+        raise InputError(f"{name}: can't be read as ", expected, f": {_reason(error)}") from None
     try:
         mode = os.fstat(handle).st_mode
         if stat.S_ISDIR(mode):
-            raise InputError(f"{name}: this is a folder; expected {expected}")
+            raise InputError(f"{name}: this is a folder; expected ", expected)
         if not stat.S_ISREG(mode):
-            raise InputError(f"{name}: this is no regular file; expected {expected}")
+            raise InputError(f"{name}: this is no regular file; expected ", expected)
         with open(handle, "rb", closefd=False) as file:
             yield file
     except OSError as error:
-        raise InputError(f"{name}: can't be read as {expected}: {_reason(error)}") from None
+        raise InputError(f"{name}: can't be read as ", expected, f": {_reason(error)}") from None
     finally:
         os.close(handle)
 
@@ -79,7 +79,7 @@ def read_bytes(path: Path, expected: str, limit: int = LARGEST_BYTES) -> bytes:
         content = file.read(limit + 1) or b""
     if len(content) > limit:
         raise InputError(
-            f"{path_text(path)}: is larger than {limit / 2**20:g} MiB; expected {expected}"
+            f"{path_text(path)}: is larger than {limit / 2**20:g} MiB; expected ", expected
         )
     return content
 
@@ -95,7 +95,9 @@ def read_text(path: Path, expected: str, limit: int = LARGEST_BYTES) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path_text(path)}: can't be read as {expected}: byte {error.start} isn't UTF-8 text"
+            f"{path_text(path)}: can't be read as ",
+            expected,
+            f": byte {error.start} isn't UTF-8 text",
         ) from None
 
 
@@ -117,11 +119,12 @@ def parse_json(
         fault = "is cut off" if _is_cut_off(text, error) else "is not JSON"
         raise InputError(
             f"{where}: line {error.lineno}, column {error.colno}: this {what} {fault} "
-            f"({error.msg}); {broken or remedy}"
+            f"({error.msg}); ",
+            broken or remedy,
         ) from None
     except _DuplicateKeyError as error:
         key = one_line(repr(str(error)), 60)
-        raise InputError(f"{where}: the key {key} stands twice in one object; {remedy}") from None
+        raise InputError(f"{where}: the key {key} stands twice in one object; ", remedy) from None
     except RecursionError:
         _refuse_depth(where, what, remedy)
     check_plain(data, where, what, remedy, finite=finite)
@@ -140,7 +143,7 @@ def parse_toml(text: str, where: str, what: str, remedy: str) -> dict[str, Any]:
     except RecursionError:
         _refuse_depth(where, what, remedy)
     except ValueError as error:
-        raise InputError(f"{where}: this {what} is not TOML ({error}); {remedy}") from None
+        raise InputError(f"{where}: this {what} is not TOML ({error}); ", remedy) from None
     check_plain(data, where, what, remedy)
     return data
 
@@ -170,7 +173,7 @@ def check_plain(data: Any, where: str, what: str, remedy: str, *, finite: bool =
         if len(place) > DEEPEST:
             _refuse_depth(where, what, remedy)
         if fault:
-            raise InputError(f"{where}: {field_text(place)}{fault}; {remedy}")
+            raise InputError(f"{where}: {field_text(place)}{fault}; ", remedy)
 
 
 def is_text(text: str) -> bool:
@@ -214,12 +217,13 @@ def _check_size(text: str, objects: int, where: str, what: str, remedy: str) -> 
     if objects > MOST_OBJECTS or values > MOST_VALUES:
         raise InputError(
             f"{where}: this {what} has {objects} objects and some {values} values; at most "
-            f"{MOST_OBJECTS} and {MOST_VALUES} are read; {remedy}"
+            f"{MOST_OBJECTS} and {MOST_VALUES} are read; ",
+            remedy,
         )
 
 
 def _refuse_depth(where: str, what: str, remedy: str) -> NoReturn:
-    raise InputError(f"{where}: this {what} is nested more than {DEEPEST} deep; {remedy}") from None
+    raise InputError(f"{where}: this {what} is nested more than {DEEPEST} deep; ", remedy) from None
 
 
 def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:

@@ -20,6 +20,7 @@ from ditplan.profiles.bounds import (
     Tokens,
     Width,
 )
+from ditplan.profiles.errors import Command, Setting
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Dtype, Workload
@@ -84,7 +85,7 @@ class ModelSpec(Record):
     """
 
     kind: ClassVar[str] = "model spec"
-    made_by: ClassVar[str] = "ditplan profile --model"
+    made_by: ClassVar[Command] = Command("profile", (Setting("model", "M"),))
 
     name: str
     family: str
@@ -221,7 +222,7 @@ class ModelProfile(Record):
     """What one device was measured to need for each part of one model."""
 
     kind: ClassVar[str] = "model profile"
-    made_by: ClassVar[str] = "ditplan profile --model"
+    made_by: ClassVar[Command] = Command("profile", (Setting("model", "M"),))
 
     model: str
     config_hash: str

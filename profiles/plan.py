@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ditplan.profiles.configuration import Configuration
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import Source
@@ -112,7 +112,7 @@ class ExecutionPlan(Record):
     """
 
     kind: ClassVar[str] = "plan"
-    made_by: ClassVar[str] = "ditplan tune"
+    made_by: ClassVar[Command] = Command("tune")
     newest_schema: ClassVar[int] = 2
 
     schema_version: int = 2
@@ -186,7 +186,9 @@ class ExecutionPlan(Record):
         if ranks != self.mesh.size:
             raise InputError(
                 f"the plan needs {self.mesh.size} ranks ({self.mesh}), there are {ranks}; start "
-                f"{self.mesh.size} ranks or tune for {ranks}: `ditplan tune --gpus {ranks}`"
+                f"{self.mesh.size} ranks or tune for {ranks}: `",
+                Command("tune", (Setting("gpus", ranks),)),
+                "`",
             )
 
     def require_model(self, transformer_class: str, config_hash: str) -> None:
@@ -211,7 +213,9 @@ class ExecutionPlan(Record):
         if passes > 1 and family_of(transformer_class).guidance == "embedded":
             raise InputError(
                 f"the plan has {passes} passes a step, {name} makes one with or without guidance; "
-                f"set the workload's passes to 1, or tune: `ditplan tune --model {name}`"
+                "set the workload's passes to 1, or tune: `",
+                Command("tune", (Setting("model", name),)),
+                "`",
             )
 
     def require_links(self, found: str) -> None:
@@ -224,8 +228,9 @@ class ExecutionPlan(Record):
         if self.mesh.size > 1 and planned and found not in planned:
             raise InputError(
                 f"the plan was made for devices linked by {' and '.join(planned)}, these are "
-                f"linked by {found}; mend the link or tune for this cluster: "
-                "`ditplan tune --hosts FILE`"
+                f"linked by {found}; mend the link or tune for this cluster: `",
+                Command("tune", (Setting("hosts", "FILE"),)),
+                "`",
             )
 
     def require_devices(self, devices: tuple[str, ...]) -> None:
@@ -240,7 +245,9 @@ class ExecutionPlan(Record):
             if planned != found:
                 raise InputError(
                     f"the plan was made for {planned} on rank {rank}, there is {found}; "
-                    "tune for this cluster: `ditplan tune --hosts FILE`"
+                    "tune for this cluster: `",
+                    Command("tune", (Setting("hosts", "FILE"),)),
+                    "`",
                 )
 
 

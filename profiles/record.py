@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ditplan.profiles.bounds import unit_of
-from ditplan.profiles.errors import LONGEST_MESSAGE, InputError
+from ditplan.profiles.errors import LONGEST_MESSAGE, Command, InputError, Sentence
 from ditplan.profiles.files import field_text, parse_json, path_text, read_text
 
 
@@ -34,7 +34,7 @@ class Record(FrozenModel):
     """A noun with a file of its own: JSON with a `schema_version`."""
 
     kind: ClassVar[str]
-    made_by: ClassVar[str]
+    made_by: ClassVar[Command | str]
     newest_schema: ClassVar[int] = 1
 
     schema_version: int = 1
@@ -55,25 +55,27 @@ class Record(FrozenModel):
             InputError: no such file, not a regular one or too large, not JSON (truncated), a newer
                 schema, or a wrong field; it is named.
         """
-        text = read_text(Path(path), f"a {cls.kind} made with `{cls.made_by}`")
+        text = read_text(Path(path), Sentence(f"a {cls.kind} made with `", cls.made_by, "`"))
         return cls.from_json(text, path_text(path), remedy=remedy)
 
     @classmethod
     def from_json(cls, text: str, where: str, *, remedy: str | None = None) -> Self:
         """Parses a record; `where` names the text's origin in error messages."""
-        remedy = remedy or f"make it again with `{cls.made_by}`"
-        data = parse_json(text, where, cls.kind, f"correct it or {remedy}", broken=remedy)
+        remedy = remedy or Sentence("make it again with `", cls.made_by, "`")
+        correct = Sentence("correct it or ", remedy)
+        data = parse_json(text, where, cls.kind, correct, broken=remedy)
         if not isinstance(data, dict):
             raise InputError(
-                f"{where}: a {cls.kind} is a JSON object, this is a {type(data).__name__}; {remedy}"
+                f"{where}: a {cls.kind} is a JSON object, this is a {type(data).__name__}; ", remedy
             )
         version = data.get("schema_version", 1)
         if not isinstance(version, int) or version < 1 or version > cls.newest_schema:
             raise InputError(
                 f"{where}: field schema_version: this {cls.kind} has schema {shortened(version)}, "
-                f"this ditplan reads up to {cls.newest_schema}; upgrade ditplan or {remedy}"
+                f"this ditplan reads up to {cls.newest_schema}; upgrade ditplan or ",
+                remedy,
             )
-        return validate(cls, data, where, f"correct it or {remedy}")
+        return validate(cls, data, where, correct)
 
 
 N = TypeVar("N", bound=FrozenModel)
@@ -89,10 +91,10 @@ def validate(cls: type[N], data: Any, where: str, remedy: str = "") -> N:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        then = f"; {remedy}" if remedy else ""
+        then = Sentence("; ", remedy) if remedy else ""
         # what is wrong gets the room that the place and the remedy leave of a message
         room = LONGEST_MESSAGE - len(where) - len(then) - 2
-        raise InputError(f"{where}: {_faults_of(error, room)}{then}") from None
+        raise InputError(f"{where}: {_faults_of(error, room)}", then) from None
 
 
 def _faults_of(error: ValidationError, room: int) -> str:

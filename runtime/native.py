@@ -15,7 +15,8 @@ from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
-from ditplan.runtime.admission.call_guard import CallGuard, Calls
+from ditplan.runtime.admission.call_guard import CallGuard
+from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.admission.fit import require_alike
 from ditplan.runtime.admission.guarding import put_in_force, require_no_other
 from ditplan.runtime.batch.batch_split import apply_cfg
@@ -285,7 +286,7 @@ def _prepare(family: ModelFamily, plan: ExecutionPlan, context: RankContext) -> 
                     cache,
                     number,
                     transfer,
-                    gather_masked,
+                    gather_masked=gather_masked,
                 )
             )
             for number, declared in enumerate(family.self_attentions)

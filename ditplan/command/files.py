@@ -1,6 +1,5 @@
 """What there is, for `list`, and what a file or a study's folder says, for `show`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import load_families
-from ditplan.profiles.files import read_text
+from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Quality
 from ditplan.profiles.quality import MeasuredQuality
@@ -67,7 +66,7 @@ def shown_file(path: Path) -> Shown:
         return Shown(study_text(fields), fields)
     text = read_text(path, "a plan, book, cluster or other file of ditplan")
     kind = kind_of(text, path)
-    record = kind.from_json(text, str(path))
+    record = kind.from_json(text, path_text(path))
     return Shown(text_of(record), record.model_dump(mode="json"))
 
 
@@ -77,15 +76,12 @@ def kind_of(text: str, path: Path) -> type[Record]:
     Raises:
         InputError: it isn't one that is known.
     """
-    try:
-        data = json.loads(text)
-    except ValueError:
-        data = None
+    data = parse_json(text, path_text(path), "file", "name one that ditplan has written")
     for kind, names in KINDS:
         if isinstance(data, dict) and names <= data.keys():
             return kind
     known = ", ".join(kind.kind for kind, _ in KINDS)
-    raise InputError(f"{path}: this is none of what ditplan writes ({known}), or damaged")
+    raise InputError(f"{path_text(path)}: this is none of what ditplan writes ({known})")
 
 
 def text_of(record: Record) -> str:

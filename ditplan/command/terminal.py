@@ -134,13 +134,23 @@ def run(app: typer.Typer, arguments: list[str]) -> NoReturn:
     except NobodyReadsError:
         _forget_stdout()
         code = 0
-    except OSError as error:
-        if error.errno not in DISK_FAULTS:
-            raise
-        _forget_stdout()
-        where = error.filename or "standard output"
-        code = _fail(f"{where} can't be written: {error.strerror}", 2, "--json" in arguments)
+    except (ModuleNotFoundError, OSError) as error:
+        message = _what_this_machine_lacks(error)
+        code = _fail(message, InputError.exit_code, "--json" in arguments)
     sys.exit(code)
+
+
+def _what_this_machine_lacks(error: ModuleNotFoundError | OSError) -> str:
+    """A library or room on a disk; any other error is raised again, since it is no user's."""
+    if isinstance(error, ModuleNotFoundError):
+        if (error.name or "ditplan").partition(".")[0] == "ditplan":
+            raise error
+        return f"this needs {error.name}, which isn't installed here; `pip install -e .` brings it"
+    if error.errno not in DISK_FAULTS:
+        raise error
+    if error.filename is None:
+        _forget_stdout()
+    return f"{error.filename or 'standard output'} can't be written: {error.strerror}"
 
 
 def _forget_stdout() -> None:

@@ -19,6 +19,10 @@ GATHER_BUFFERS = 2
 that is being put together."""
 
 
+LEAST_SHOWN_BYTES = 50_000_000
+"""Of what a plan that doesn't fit needs memory for: less isn't the reason."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one rank by cause.
@@ -218,7 +222,8 @@ def why_too_big(memory: Memory, device: Device) -> str | None:
         *((("keys and values", memory.cache_bytes),) if memory.cache_bytes else ()),
         *((("graphs", memory.graph_bytes),) if memory.graph_bytes else ()),
     )
-    named = ", ".join(f"{name} {count / 1e9:.1f}" for name, count in parts)
+    shown = [(name, count / 1e9) for name, count in parts if count >= LEAST_SHOWN_BYTES]
+    named = ", ".join(f"{name} {gigabytes:.1f}" for name, gigabytes in shown)
     return f"needs {memory.total_bytes / 1e9:.1f} GB of {device.memory_bytes / 1e9:.1f} GB: {named}"
 
 

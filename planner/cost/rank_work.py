@@ -50,16 +50,19 @@ class RankWork:
         self._named = {device.name: device for device in self.devices}
         self._loads = RankLoads(self.shares, self._named)
         self._times: Memo[str, DeviceTimes] = Memo()
-        self._places: Memo[tuple[object, ...], Place] = Memo()
+        self._places: Memo[tuple[int, ...], Place] = Memo()
         self._computed: Memo[tuple[object, ...], Timed] = Memo()
         self._host_s: Memo[tuple[object, ...], float] = Memo()
 
     def place(self, candidate: Configuration) -> Place:
-        """Where the candidate's axes lie: the same one for all that differ in something else."""
-        key = (candidate.mesh.degrees, candidate.order)
-        found = self._places.get(key)
+        """Where the candidate's axes lie: the same one for all that differ in something else, as
+        long as no other placement of its mesh is asked for.
+        """
+        degrees = candidate.mesh.degrees
+        found = self._places.get(degrees)
         if found is None or found.placement != candidate.placement:
-            found = self._places[key] = Place(partial(groups_of, candidate), candidate.placement)
+            found = Place(partial(groups_of, candidate), candidate.placement)
+            self._places[degrees] = found
         return found
 
     def times_on(self, device: Device) -> DeviceTimes:
@@ -385,15 +388,14 @@ class RankWork:
         axes: tuple[str, ...],
     ) -> CollectiveCost:
         """An exchange along axes."""
-        exchanges = step.place.exchanges
-        key = (part, operation, rank_bytes, axes)
-        if key not in exchanges:
-            groups = step.place.groups(axes)
+        groups = step.place.groups(axes)
+        timed = step.place.timed
+        key = (operation, rank_bytes, axes)
+        if key not in timed:
             found = self.topology.collective_s(operation, rank_bytes, groups)
             start_s = self.constants.exchange_start_s if found.seconds > 0 else 0.0
-            timed = Timed(found.seconds + start_s, found.source)
-            exchanges[key] = CollectiveCost(part, operation, rank_bytes, groups, timed)
-        return exchanges[key]
+            timed[key] = Timed(found.seconds + start_s, found.source)
+        return CollectiveCost(part, operation, rank_bytes, groups, timed[key])
 
     def _book(self, ledger: CostBreakdown, activity: Activity) -> None:
         """Books what an activity takes of the rank's time."""

@@ -242,7 +242,7 @@ class DeviceTimes:
         """`profile` must be of this model and device."""
         self.spec, self.profile, self.device, self.constants = spec, profile, device, constants
         self._known: Memo[tuple[str, Mode], list[TimePoint]] = Memo()
-        self._lines: Memo[tuple[str, Mode, Dtype], Lines] = Memo()
+        self._lines: Memo[tuple[str, Mode], Lines] = Memo()
 
     def block(self, run: BlockRun, share: RankShard, dtype: Dtype, mode: Mode) -> Timed:
         """One block of a run, on the device's clock (without waiting for launches unless
@@ -355,8 +355,8 @@ class DeviceTimes:
         return ratio, "interpolated" if source == "measured" else source
 
     def _block_lines(self, run: BlockRun, dtype: Dtype, mode: Mode) -> Lines:
-        """A block's measured over predicted time in a mode."""
-        key = (run.kind, mode, dtype)
+        """A block's measured over predicted time in a mode, for the only dtype with points."""
+        key = (run.kind, mode)
         if key not in self._lines:
             roofline = self._roofline(dtype, mode)
             triples = []

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ditplan.planner.cost.activities import CollectiveCost
 from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.mixed_devices import Load
+from ditplan.planner.cost.roofline import Timed
 from ditplan.planner.cost.share import RankShard
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import Groups
@@ -15,7 +15,7 @@ from ditplan.profiles.workload import Workload
 
 
 class Place:
-    """Where a mesh's axes lie on ranks: its groups, and what was booked there already."""
+    """Where a mesh's axes lie on ranks: its groups, and what was booked and timed there already."""
 
     def __init__(
         self, groups_of: Callable[[tuple[str, ...]], Groups], placement: tuple[int, ...] = ()
@@ -23,7 +23,7 @@ class Place:
         self.placement, self._groups_of = placement, groups_of
         self._groups: Memo[tuple[str, ...], Groups] = Memo()
         self.booked: Memo[tuple[object, ...], CostBreakdown] = Memo()
-        self.exchanges: Memo[tuple[object, ...], CollectiveCost] = Memo()
+        self.timed: Memo[tuple[object, ...], Timed] = Memo()
 
     def groups(self, axes: tuple[str, ...]) -> Groups:
         """The groups of ranks along axes."""

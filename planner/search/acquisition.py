@@ -12,7 +12,7 @@ from ditplan.planner.search.correction import QUANTILE, Array, Refit, components
 from ditplan.planner.search.ranking import PricedCandidate, to_measure
 
 FIRST_BATCH = 3
-"""How many are measured, beside the control, before predictions are corrected."""
+"""How many are measured, beside the baseline, before predictions are corrected."""
 
 NEXT_BATCH = 3
 """How many are measured in turn after that."""
@@ -29,8 +29,8 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def shortlist(fitting: Sequence[PricedCandidate], top: int) -> list[PricedCandidate]:
-    """The first one, the control, then the other ones of the top: a short budget compares with
-    the control.
+    """The first one, the baseline, then the other ones of the top: a short budget compares with
+    the baseline.
     """
     places: Counter[tuple[object, ...]] = Counter()
     chosen = []
@@ -40,8 +40,8 @@ def shortlist(fitting: Sequence[PricedCandidate], top: int) -> list[PricedCandid
         if places[place] <= MODES_OF_A_MESH:
             chosen.append(ranked)
     first, *others = chosen[:top]
-    control = [ranked for ranked in fitting if ranked.control and ranked is not first]
-    return [first, *control, *(ranked for ranked in others if not ranked.control)]
+    baseline = [ranked for ranked in fitting if ranked.is_baseline and ranked is not first]
+    return [first, *baseline, *(ranked for ranked in others if not ranked.is_baseline)]
 
 
 def untried(results: Sequence[PricedCandidate], top: int) -> list[PricedCandidate]:
@@ -51,7 +51,7 @@ def untried(results: Sequence[PricedCandidate], top: int) -> list[PricedCandidat
 
 
 def trials_left(results: Sequence[PricedCandidate], top: int) -> int:
-    """How many more may be tried, of the `top` and the control."""
+    """How many more may be tried, of the `top` and the baseline."""
     return len(shortlist(results, top)) - sum(map(was_tried, results))
 
 

@@ -29,7 +29,7 @@ from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import require_mode
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.configuration import Configuration, TaylorSeer
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
@@ -43,7 +43,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
     """All legal candidates, fastest first, and how many meshes were dropped for each reason.
 
     Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
-    only carry a warning. The rule of thumb among those that fit is marked as control.
+    only carry a warning. The rule of thumb among those that fit is marked as the baseline.
 
     Raises:
         InputError: no mesh is legal with these pins, none fits, or the cluster profile lacks
@@ -57,8 +57,8 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
         raise InputError(_why_none_fits(task, priced))
     candidates = [ranked.configuration for ranked in fitting]
     priced += _with_step_caches(task, model, fitting)
-    control = baseline_of(candidates, task.spec, task.workload, topology)
-    marked = [replace(r, control=True) if r.configuration is control else r for r in priced]
+    baseline = baseline_of(candidates, task.spec, task.workload, topology)
+    marked = [replace(r, is_baseline=True) if r.configuration is baseline else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
         dropped["can't be among the best"] = unpriced
@@ -116,11 +116,11 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
     """
     priced: list[PricedCandidate] = []
     front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
-    control, unpriced = _advised(task, space), 0
+    baseline, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
-        if choice.mesh.size > PRICED_RANKS and choice.mesh != control:
+        if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
             tried = undominated(
                 choice, front, floors, partial(_quality_of, task), is_large=is_large
             )
@@ -237,6 +237,21 @@ def price_one(
         raise InputError(found.sentence)
     model = cost_model_of(task, topology)
     return _price(task, model, Configuration(mesh, placement_of(mesh), mode, pipefusion=part))
+
+
+def price_choice(
+    task: Task, model: CostModel, space: Space, choice: Choice, cache: TaylorSeer | None = None
+) -> PricedCandidate:
+    """A choice's one setting in its one order, with a step cache or none: seated best where devices
+    differ.
+
+    Raises:
+        InputError: the cluster profile lacks something.
+    """
+    best = min((_price(task, model, one) for one in space.placed(choice)), key=worth)
+    if cache is None:
+        return best
+    return priced_as_is(task, model, replace(best.configuration, step_cache=cache))
 
 
 def timeline_of(task: Task, candidate: Configuration) -> Timeline:

@@ -64,7 +64,7 @@ class PricedCandidate:
     fallback: Fallback = "eager"
     measurement: Measurement | None = None
     corrected_s: float | None = None
-    control: bool = False
+    is_baseline: bool = False
     failure: str | None = None
     too_big: str | None = None
     warning: str | None = None

@@ -10,7 +10,6 @@ from pathlib import Path
 from ditplan.planner.search.acquisition import OUT_OF_MEMORY
 from ditplan.profiles.bounds import MOST_SECONDS
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import DitplanError, InputError, one_line
 from ditplan.profiles.files import parse_json, path_text, read_bytes
 from ditplan.profiles.plan import Measurement
@@ -18,19 +17,6 @@ from ditplan.profiles.record import shortened
 
 MOST_JOURNAL_BYTES = 64 * 2**20
 DELETE = "delete it to measure anew"
-
-
-def parameters_of(candidate: Configuration, axes: Iterable[str]) -> dict[str, object]:
-    """A candidate as a trial's parameters, with PipeFusion's settings where it has them."""
-    degrees = {axis: getattr(candidate.mesh, axis) for axis in axes}
-    settings = {"order": ">".join(candidate.order), "mode": candidate.mode}
-    return {**degrees, **settings, **patching_of(candidate)}
-
-
-def patching_of(candidate: Configuration) -> dict[str, int]:
-    """PipeFusion's settings as parameters of a trial."""
-    part = candidate.pipefusion
-    return {"patches": part.patches, "warmup": part.warmup_steps} if part else {}
 
 
 def measurement_of(

@@ -214,7 +214,7 @@ def _evenly_staged(
 def baseline_of(
     candidates: Sequence[Configuration], spec: ModelSpec, workload: Workload, topology: Topology
 ) -> Configuration:
-    """What users choose by hand, among the candidates: the control that a search must beat.
+    """What users choose by hand, among the candidates: the baseline that a search must beat.
 
     As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
     as far as heads divide and the host reaches, ring over the rest, ranks in the usual order,

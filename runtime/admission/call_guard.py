@@ -25,7 +25,7 @@ graphs are captured anew with the plan.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -41,6 +41,7 @@ from ditplan.runtime.admission.agreement import (
     out_of_step,
     raised_again,
 )
+from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.admission.channel import Channel, Message, Point
 from ditplan.runtime.admission.digests import (
     Leaf,
@@ -52,15 +53,18 @@ from ditplan.runtime.admission.digests import (
 )
 from ditplan.runtime.admission.failure_watch import FailureWatch
 from ditplan.runtime.admission.randomness import RandomState
-from ditplan.runtime.admission.sketches import drifted, sketch_of
+from ditplan.runtime.admission.sketches import drifted, is_rounding, sketch_of
 from ditplan.runtime.admission.weights import WeightsWatch, with_known
 from ditplan.runtime.groups import GroupCache
-from ditplan.runtime.takeover import call_arguments_of, names_arguments, replace_forward
+from ditplan.runtime.takeover import (
+    call_arguments_of,
+    inner_forward,
+    names_arguments,
+    replace_forward,
+)
 
 GRACE_S = 1.0
 LOST_S = 120.0
-
-Around = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass
@@ -71,32 +75,6 @@ class _Call:
     pipeline: Any
     calls: int = 0
     sketches: list[torch.Tensor] = field(default_factory=list)
-
-
-class Calls:
-    """The calls of a plan's pipeline; each is made within all of `around`.
-
-    `pieces` say of which weights a rank has only a piece.
-    """
-
-    def __init__(self) -> None:
-        self.around: list[Around] = []
-        self.pieces: list[Callable[[torch.Tensor], bool]] = []
-        self._is_in_call = False
-
-    @property
-    def is_in_call(self) -> bool:
-        """Whether one is being made."""
-        return self._is_in_call
-
-    def run(self, pipeline: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Makes one; gives what it gives."""
-        with ExitStack() as undo:
-            for around in self.around:
-                undo.enter_context(around())
-            self._is_in_call = True
-            undo.callback(setattr, self, "_is_in_call", False)
-            return own(pipeline, *args, **kwargs)
 
 
 class CallGuard(Calls):
@@ -111,13 +89,15 @@ class CallGuard(Calls):
         *,
         by_patches: bool,
         may_renew: bool,
+        devices_are_unlike: bool,
     ) -> None:
         """`by_patches` is whether the plan has PipeFusion, `may_renew` whether the plan's ranks are
-        all there are, so that they can make groups.
+        all there are, so that they can make groups. Devices that are unlike round differently.
         """
         super().__init__()
         self._channel, self._groups, self._device = channel, groups, device
         self._by_patches, self._may_renew = by_patches, may_renew
+        self._devices_are_unlike = devices_are_unlike
         self._weights = WeightsWatch(models, lambda one: any(holds(one) for holds in self.pieces))
         self._watch = FailureWatch(channel, groups) if device.type == "cuda" else None
         self._call: _Call | None = None
@@ -142,8 +122,10 @@ class CallGuard(Calls):
             InputError: the ranks weren't given the same, or the plan can't run any more.
             Whatever was raised on any rank.
         """
+        if self._was_renewed():
+            # what makes the calls now is another one than `own`
+            return pipeline(*args, **kwargs)
         with self.failing_together():
-            self._renew_if_stale()
             given = call_arguments_of(own, pipeline, args, kwargs)
             self._call = call = _Call(given, pipeline)
             with self._common_noise():
@@ -153,13 +135,13 @@ class CallGuard(Calls):
 
     def guard(self, model: nn.Module, undo: ExitStack) -> None:
         """Has the ranks meet before each call of a transformer; closing `undo` ends that."""
-        own, named = model.forward, names_arguments(model)
+        own, named = inner_forward(model), names_arguments(model)
         first = list(inspect.signature(type(model).forward).parameters)[1]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             inputs = named(*args, **kwargs)
             if self._call is None:
-                return self._stray(own, inputs)
+                return self._stray(model, own, inputs)
             self.admit(inputs)
             self._call.sketches.append(sketch_of(inputs[first]))
             self._is_inside = True
@@ -195,21 +177,38 @@ class CallGuard(Calls):
         """Takes the weights as they are for what was compared: the plan has changed them."""
         self._weights.look()
 
-    def agree(self, point: Point, digests: Callable[[], dict[str, bytes]]) -> None:
-        """Compares digests by name with those of all other ranks, and weights that have changed.
+    def _agree(self, point: Point, leaves: list[tuple[str, Leaf]]) -> None:
+        """Compares what was given with all other ranks, and weights that have changed.
 
         Raises:
             InputError: they differ, or the ranks are at different places.
         """
-        mine = digests()
+        mine = digests_of(leaves)
         self.doubt_changed_weights()
         unknown = not self._are_weights_known
         messages = self._meet(Message(point, digest=digest_of(mine), flag=unknown))
         if len({message.digest for message in messages}) > 1:
             found = self._channel.exchange_objects(mine)
-            self._refuse(disagreement(self._channel.ranks, found))
+            if not self._is_rounding(leaves, found):
+                self._refuse(disagreement(self._channel.ranks, found))
         if any(message.flag for message in messages):
             self.compare_weights()
+
+    def _is_rounding(
+        self, leaves: list[tuple[str, Leaf]], found: Sequence[dict[str, bytes]]
+    ) -> bool:
+        """Whether all that differs was computed by devices that aren't alike, before the call."""
+        if not self._devices_are_unlike:
+            return False
+        names = {name for of_rank in found for name in of_rank}
+        differing = {name for name in names if len({one.get(name) for one in found}) > 1}
+        values = {
+            name: leaf.detach().cpu()
+            for name, leaf in leaves
+            if name in differing and isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        }
+        of_all = self._channel.exchange_objects(values)
+        return all(one.keys() == differing for one in of_all) and is_rounding(of_all)
 
     def compare_weights(self) -> None:
         """Compares the transformers' weights with those of all other ranks.
@@ -224,25 +223,23 @@ class CallGuard(Calls):
             self._refuse(disagreement(self._channel.ranks, told))
         self._are_weights_known = True
 
-    def _stray(self, own: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    def _stray(self, model: nn.Module, own: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """A call of the transformer by somebody else: another pipeline around it, or its user."""
         if self.strays_refused:
             raise InputError(self.strays_refused)
+        if self._was_renewed():
+            return model.forward(**inputs)
         with self.failing_together():
-            self._renew_if_stale()
-            self.agree(Point.STRAY, lambda: digests_of(_leaves_of_inputs(inputs)))
+            self._agree(Point.STRAY, _leaves_of_inputs(inputs))
             self._is_inside = True
             output = own(**inputs)
             self._is_inside = False
             return output
 
     def _compare_given(self, call: _Call, inputs: dict[str, Any]) -> None:
-        def digests() -> dict[str, bytes]:
-            scheduler = state_of(getattr(call.pipeline, "scheduler", None))
-            given = arguments_of(call.arguments)
-            return digests_of([*given, *scheduler, *_leaves_of_inputs(inputs)])
-
-        self.agree(Point.GIVEN, digests)
+        scheduler = state_of(getattr(call.pipeline, "scheduler", None))
+        given = arguments_of(call.arguments)
+        self._agree(Point.GIVEN, [*given, *scheduler, *_leaves_of_inputs(inputs)])
 
     @contextmanager
     def _common_noise(self) -> Iterator[None]:
@@ -367,10 +364,14 @@ class CallGuard(Calls):
                 f"be made anew ({str(error).partition(chr(10))[0]}): start the ranks again"
             )
 
-    def _renew_if_stale(self) -> None:
-        if self._is_stale:
+    def _was_renewed(self) -> bool:
+        """Puts the plan in force anew if the call before has broken transfers off."""
+        if not self._is_stale or self._refusal:
+            return False
+        with self.failing_together():
             self.renew()
-            self._is_stale = False
+        self._is_stale = False
+        return True
 
 
 def _leaves_of_inputs(inputs: dict[str, Any]) -> list[tuple[str, Leaf]]:

@@ -122,7 +122,11 @@ def _words_of(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.contiguous().reshape(-1)
+    if flat.stride(0) != 1:
+        # what has one number is contiguous by any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    flat = flat.view(torch.uint8)
     if missing := -flat.numel() % 4:
         flat = torch.cat([flat, flat.new_zeros(missing)])
     if flat.storage_offset() % 4:

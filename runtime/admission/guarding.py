@@ -8,10 +8,12 @@ from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime.admission.call_guard import CallGuard, Calls
+from ditplan.runtime.admission.call_guard import CallGuard
+from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.admission.channel import Channel
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.in_force import PlanInForce
+from ditplan.runtime.ranks.devices import device_name
 from ditplan.runtime.takeover import take_calls
 from ditplan.runtime.weights.sharded import shards_of
 
@@ -116,6 +118,7 @@ def _guard(
         models,
         by_patches=plan.configuration.pipefusion is not None,
         may_renew=context.world_size == plan.mesh.size,
+        devices_are_unlike=len(set(channel.exchange_objects(device_name(context)))) > 1,
     )
     undo.callback(guard.close)
     guard.pieces += [one.holds for one in map(shards_of, models) if one is not None]

@@ -36,8 +36,8 @@ def sketch_of(value: Any) -> torch.Tensor:
     columns, rows = _signs(flat.device)
     signs = rows[torch.arange(len(flat), device=flat.device) % MOST_ROWS]
     is_half = any(tensor.dtype.itemsize < 4 for tensor in tensors)
-    allowed = flat.new_tensor(LARGEST_DRIFT_OF_HALF if is_half else LARGEST_DRIFT)
-    return torch.cat([signs @ (flat @ columns), flat.norm()[None], allowed[None]])
+    allowed = flat.new_full((1,), LARGEST_DRIFT_OF_HALF if is_half else LARGEST_DRIFT)
+    return torch.cat([signs @ (flat @ columns), flat.norm()[None], allowed])
 
 
 def drifted(found: Sequence[torch.Tensor]) -> tuple[int, list[int]] | None:
@@ -51,6 +51,25 @@ def drifted(found: Sequence[torch.Tensor]) -> tuple[int, list[int]] | None:
     if not steps:
         return None
     return steps[0], [number for number, of_rank in enumerate(apart) if bool(of_rank[steps[0]])]
+
+
+def is_rounding(found: Sequence[dict[str, torch.Tensor]]) -> bool:
+    """Whether the tensors that ranks have by the same names differ by rounding alone: none of
+    their numbers by more than a small share of the largest.
+    """
+    first = found[0]
+    for of_rank in found:
+        if of_rank.keys() != first.keys():
+            return False
+        for name, one in of_rank.items():
+            other = first[name]
+            if one.dtype != other.dtype or one.shape != other.shape:
+                return False
+            share = LARGEST_DRIFT_OF_HALF if one.dtype.itemsize < 4 else LARGEST_DRIFT
+            limit = share * float(other.float().abs().max()) if other.numel() else 0.0
+            if not bool(((one.float() - other.float()).abs() <= limit).all()):
+                return False
+    return True
 
 
 @cache

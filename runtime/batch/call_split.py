@@ -13,7 +13,7 @@ from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily
-from ditplan.runtime.admission.call_guard import Calls
+from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import (

@@ -209,6 +209,7 @@ class PatchedCall:
                 self._threads[number].suspend({})
             return result
         self._calls = 0
+        self._require_all_stepped(latents)
         if not last:
             return result
         for patch in self._mine:
@@ -219,6 +220,20 @@ class PatchedCall:
         if isinstance(result, tuple):
             return (merged, *result[1:])
         return type(result)(**(dict(result) | {"prev_sample": merged}))
+
+    def _require_all_stepped(self, latents: torch.Tensor) -> None:
+        """Refuses a call whose scheduler steps only some of the latents that are predicted.
+
+        Raises:
+            InputError: it does.
+        """
+        predicted = self._numbers[:, : latents.shape[1]].shape[1:]
+        if latents.shape[1:] != predicted:
+            raise InputError(
+                f"this call steps latents of {tuple(latents.shape[1:])} where the transformer "
+                f"predicts {tuple(predicted)} (some are a given picture's?), so patches can't be "
+                f"told apart; {REMEDY}"
+            )
 
     def _merge(self, latents: torch.Tensor) -> torch.Tensor:
         for patch in self._mine:

@@ -6,11 +6,12 @@ from typing import Any
 import diffusers
 import torch
 
+from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
-from tests.distributed.condition_models import adapted_pipeline, control_net
+from tests.distributed.condition_models import adapted_pipeline, conditioned, control_net
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import small_model
 from tests.distributed.rank_tasks import latents_of_call
@@ -23,14 +24,14 @@ CONTROLLED = {
 
 
 def adapted_latents(
-    context: RankContext, name: str, plans: Sequence[ExecutionPlan], adapted: bool = True
+    context: RankContext, name: str, plans: Sequence[ExecutionPlan]
 ) -> list[torch.Tensor | None]:
     """Final latents with an IP-Adapter, plan by plan; None on ranks that one doesn't use."""
     key = f"adapted pipeline {name}"
     if key not in context.kept:
         context.kept[key] = adapted_pipeline(name)
     pipeline, more = context.kept[key]
-    return _latents_of(context, name, pipeline, plans, more if adapted else {})
+    return _latents_of(context, small(name), pipeline, plans, more)
 
 
 def controlled_latents(
@@ -52,12 +53,29 @@ def controlled_latents(
     work = plans[0].workload
     picture = torch.rand(1, 3, work.height, work.width, generator=torch.Generator().manual_seed(3))
     more = {"control_image": picture, "controlnet_conditioning_scale": scale}
-    return _latents_of(context, name, context.kept[key], plans, more)
+    return _latents_of(context, small(name), context.kept[key], plans, more)
+
+
+def animated_latents(
+    context: RankContext, plans: Sequence[ExecutionPlan]
+) -> list[torch.Tensor | None]:
+    """As `adapted_latents`, of HunyuanVideo whose first frame is a given picture."""
+    spec, _ = conditioned("token-replace")
+    key = "animated pipeline"
+    if key not in context.kept:
+        usual = load_pipeline(spec, None, torch.device("cpu"), "float32")
+        parts = usual.components | {"transformer": small_model(spec), "image_processor": None}
+        made: Any = diffusers.HunyuanVideoImageToVideoPipeline(**parts)
+        made.set_progress_bar_config(disable=True)
+        context.kept[key] = made
+    work = plans[0].workload
+    picture = torch.rand(1, 3, work.height, work.width, generator=torch.Generator().manual_seed(3))
+    return _latents_of(context, spec, context.kept[key], plans, {"image": picture})
 
 
 def _latents_of(
     context: RankContext,
-    name: str,
+    spec: ModelSpec,
     pipeline: Any,
     plans: Sequence[ExecutionPlan],
     more: dict[str, Any],
@@ -66,7 +84,5 @@ def _latents_of(
     for plan in plans:
         with parallelize(pipeline, plan, context):
             used = context.rank in plan.configuration.placement
-            found.append(
-                latents_of_call(pipeline, small(name), plan.workload, **more) if used else None
-            )
+            found.append(latents_of_call(pipeline, spec, plan.workload, **more) if used else None)
     return found

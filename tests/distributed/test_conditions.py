@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
@@ -15,7 +16,12 @@ from tests.distributed.condition_models import (
     conditioned,
     residuals_of,
 )
-from tests.distributed.condition_tasks import CONTROLLED, adapted_latents, controlled_latents
+from tests.distributed.condition_tasks import (
+    CONTROLLED,
+    adapted_latents,
+    animated_latents,
+    controlled_latents,
+)
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import step_alone, step_outputs
 from tests.distributed.rank_tasks import furthest, latents_of_call
@@ -89,7 +95,8 @@ def test_an_ip_adapter_gives_the_latents_of_one_device(ranks: RankPool, name: st
     work = workload(passes=1 if embedded else 2, batch=3 if embedded else 1)
     pipeline, more = adapted_pipeline(name)
     alone = latents_of_call(pipeline, spec, work, **more)
-    assert float((alone - latents_of_call(pipeline, spec, work)).abs().max()) > 100 * EXACT
+    black = tree_map(torch.zeros_like, more)
+    assert furthest(alone, [latents_of_call(pipeline, spec, work, **black)]) > 100 * EXACT
     meshes = [*SEQUENCES, *([Mesh(dp=2, ulysses=2)] if embedded else [Mesh(cfg=2, ring=2)])]
     plans = [plan_for(spec, mesh, work) for mesh in meshes]
     results = ranks.run(adapted_latents, name, plans, timeout_s=240)
@@ -111,10 +118,24 @@ def test_fluxs_adapter_runs_in_patches_and_sd3s_is_refused(ranks: RankPool) -> N
         <= EXACT
     )
     part = PipeFusion(blocks_per_stage=(1, 2), patches=3, warmup_steps=work.steps)
-    plan = plan_for(small("sd3"), Mesh(pipefusion=2), workload(), pipefusion=part)
+    plan = plan_for(small("sd3"), Mesh(pipefusion=2, ulysses=2), workload(), pipefusion=part)
     said = r"ip_adapter_image_embeds can't be given with pipefusion: .* use a plan with"
     with pytest.raises(InputError, match=said):
         ranks.run(adapted_latents, "sd3", [plan], timeout_s=240)
+
+
+def test_a_first_frame_that_is_given_stays_in_its_place(ranks: RankPool) -> None:
+    spec, _ = conditioned("token-replace")
+    work = workload(passes=1, height=64, width=80, frames=9)
+    plans = [plan_for(spec, mesh, work) for mesh in (Mesh(), *SEQUENCES)]
+    results = ranks.run(animated_latents, plans, timeout_s=240)
+    alone = results[0][0]
+    for number, mesh in enumerate(SEQUENCES, 1):
+        assert furthest(alone, [of_rank[number] for of_rank in results]) <= EXACT, mesh
+    part = PipeFusion(blocks_per_stage=(2, 2), patches=2, warmup_steps=1)
+    plan = plan_for(spec, Mesh(pipefusion=2, ulysses=2), work, pipefusion=part)
+    with pytest.raises(InputError, match=r"steps latents of .* patches can't be told apart; use"):
+        ranks.run(animated_latents, [plan], timeout_s=240)
 
 
 def test_residuals_of_another_picture_size_are_refused(ranks: RankPool) -> None:

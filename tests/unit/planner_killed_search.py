@@ -7,7 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
+from ditplan.planner.search.search import search
 from ditplan.profiles.plan import ExecutionPlan
 from tests.unit.test_planner_search import TASK
 

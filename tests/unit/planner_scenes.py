@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ditplan.planner.space.enumerate import legal_meshes, patching_violation, why_illegal
@@ -11,24 +11,28 @@ from ditplan.profiles.backends import BACKENDS
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Device
 from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule, TaylorSeer
-from ditplan.profiles.mesh import Mesh, axis_orders, placement_of
-from ditplan.profiles.model import Mode, ModelProfile, ModelSpec, TimePoint
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
+from ditplan.profiles.model import Attention, Mode, ModelProfile, ModelSpec, TimePoint
 from ditplan.profiles.workload import Workload
 from tests.unit.planner_factories import a_cluster, a_device, a_link, a_table, sd3_like
 
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
+SCHEDULES: tuple[Schedule, ...] = ("linear", "folded")
 NATIVE = BACKENDS["native"]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A model on a cluster, and what is asked of it."""
+    """A model on a cluster, and what is asked of it: workloads, and a candidate that chance
+    wouldn't draw.
+    """
 
     name: str
     cluster: ClusterProfile
     spec: ModelSpec
     workloads: tuple[Workload, ...]
     profile: ModelProfile | None = None
+    rare: Configuration | None = None
 
     def is_legal(self, candidate: Configuration, workload: Workload) -> bool:
         """Whether the native backend can run a candidate."""
@@ -43,24 +47,26 @@ class Scene:
 def scenes() -> tuple[Scene, ...]:
     """Small clusters of several kinds, each with a model that is unlike the others."""
     two_hosts = a_cluster(hosts=2, devices=4, name="two hosts")
+    even, uneven = two_runs(), _shortened(sd3_like(heads=6))
+    skips, masked = _shortened(find_model("hunyuandit")), _shortened(find_model("qwen-image"))
     return (
-        Scene("two runs, two hosts", two_hosts, two_runs(), workloads_of(two_runs())),
-        Scene("measured", _measured_cluster(), two_runs(), workloads_of(two_runs()), _measured()),
-        Scene("uneven heads", _unlike(), sd3_like(heads=6), workloads_of(sd3_like())),
-        Scene("long skips", _unlike(), _small("hunyuandit"), workloads_of(_small("hunyuandit"))),
-        Scene("linear", two_hosts, linear(), workloads_of(linear(), 1056)),
-        Scene("text mask", _one_host(), _small("qwen-image"), workloads_of(_small("qwen-image"))),
+        Scene("two runs", two_hosts, even, workloads_of(512)),
+        Scene("measured", _measured_cluster(), even, workloads_of(512), _measured()),
+        Scene("uneven heads", _unlike(devices=4), uneven, workloads_of(512), rare=_in_turns()),
+        Scene("long skips", _unlike(devices=2), skips, workloads_of(512)),
+        Scene("linear", two_hosts, linear(), workloads_of(1056)),
+        Scene("text mask", _one_host(), masked, workloads_of(512)),
     )
 
 
-def workloads_of(spec: ModelSpec, size: int = 512) -> tuple[Workload, ...]:
+def workloads_of(size: int) -> tuple[Workload, ...]:
     """One, and others that differ from it in one thing each."""
-    plain = Workload(height=size, width=size, steps=6, passes=2, text_tokens=64, batch=2)
+    plain = Workload(height=size, width=size, steps=3, passes=2, text_tokens=64, batch=2)
     changes: tuple[dict[str, object], ...] = (
         {"dtype": "float32"},
         {"batch": 4},
-        {"steps": 9},
-        {"height": 2 * size},
+        {"steps": 4},
+        {"height": 1024, "width": 1024},
         {"passes": 1},
         {"text_tokens": 200},
     )
@@ -71,27 +77,36 @@ def two_runs() -> ModelSpec:
     """Blocks with large weights and few keys, then such with small ones and many keys: which stage
     holds most depends on everything.
     """
-    spec = sd3_like(heads=8)
-    (block,) = spec.blocks
-    changes: dict[str, object] = {"kind": "single", "count": 12, "operations": 20}
-    # a gathered piece of such a block has as many bytes as a picture's prediction
-    changes |= {"parameters": 2**18, "image_flops": 5e6, "text_flops": 5e6}
-    second = block.model_copy(update=changes)
-    first = block.model_copy(update={"count": 8})
-    return spec.model_copy(update={"blocks": (first, second)})
+    (block,) = sd3_like(heads=8).blocks
+    changes: dict[str, object] = {
+        "kind": "single",
+        "count": 12,
+        "operations": 20,
+        # a piece of such a block has as many bytes as the prediction of half the pictures
+        "parameters": 2**19,
+        "image_flops": 5e6,
+        "text_flops": 5e6,
+        "attentions": (Attention(heads=8, head_dim=128, segments=("image",)),),
+    }
+    first = block.model_copy(update={"count": 8, "parameters": 2_831_155})
+    blocks = (first, block.model_copy(update=changes))
+    return sd3_like(heads=8).model_copy(update={"blocks": blocks})
 
 
 def linear() -> ModelSpec:
-    """Linear attention whose state has as many bytes as two rows of a picture of 33 tokens."""
+    """Linear attention: its state has as many bytes as two rows of a picture of 33 x 33 tokens, and
+    these as many as half a prediction of one of 32 x 32.
+    """
     spec = find_model("sana")
-    (block,) = spec.blocks
-    return spec.model_copy(update={"blocks": (block.model_copy(update={"count": 4}),)})
+    (run,) = spec.blocks
+    attention = run.attentions[0].model_copy(update={"heads": 8})
+    changed = run.model_copy(update={"count": 4, "attentions": (attention,)})
+    return spec.model_copy(update={"blocks": (changed,)})
 
 
-def _small(name: str) -> ModelSpec:
-    """A model of the catalogue with few blocks of each run."""
-    spec = find_model(name)
-    blocks = tuple(run.model_copy(update={"count": min(run.count, 6)}) for run in spec.blocks)
+def _shortened(spec: ModelSpec) -> ModelSpec:
+    """The same with few blocks of each run."""
+    blocks = tuple(run.model_copy(update={"count": min(run.count, 16)}) for run in spec.blocks)
     return spec.model_copy(update={"blocks": blocks})
 
 
@@ -103,9 +118,9 @@ def _one_host() -> ClusterProfile:
     return plain.model_copy(update={"links": (*links, joined)})
 
 
-def _unlike() -> ClusterProfile:
-    """Two hosts with a fast device and a slow one each, of unlike memory."""
-    fast = a_device()
+def _unlike(devices: int) -> ClusterProfile:
+    """Two hosts, on which half of the devices are slow and have less memory."""
+    fast = a_device(name="A100")
     slow = fast.model_copy(
         update={
             "name": "slow",
@@ -114,17 +129,29 @@ def _unlike() -> ClusterProfile:
             "memory_bytes": 24_000_000_000,
         }
     )
-    plain = a_cluster(hosts=2, devices=2, name="unlike")
-    hosts = tuple(host.model_copy(update={"devices": (fast, slow)}) for host in plain.hosts)
+    plain = a_cluster(hosts=2, devices=devices, name="unlike")
+    there = (slow,) * (devices // 2) + (fast,) * (devices // 2)
+    hosts = tuple(host.model_copy(update={"devices": there}) for host in plain.hosts)
     return plain.model_copy(update={"hosts": hosts})
 
 
+def _in_turns() -> Configuration:
+    """Stages whose slow rank has the larger or the smaller share of the tokens, in turns."""
+    return Configuration(
+        Mesh(pipefusion=4, ulysses=2),
+        placement=(0, 2, 3, 1, 4, 6, 7, 5),
+        pipefusion=PipeFusion(blocks_per_stage=(4, 4, 4, 4), patches=2, warmup_steps=1),
+        token_shares=(2, 1),
+    )
+
+
 def _measured_cluster() -> ClusterProfile:
-    """One host of two kinds of devices with measured collectives."""
-    slow = a_device(name="slow").model_copy(update={"half_flops_per_s": 2e14})
-    plain = a_cluster(devices=4, inside_kind="nvlink", collectives=_tables(), name="measured")
-    host = plain.hosts[0].model_copy(update={"devices": (*plain.hosts[0].devices[:2], slow, slow)})
-    return plain.model_copy(update={"hosts": (host,)})
+    """Two hosts of two kinds of devices with measured collectives."""
+    fast = a_device(name="A100")
+    slow = fast.model_copy(update={"name": "slow", "half_flops_per_s": 2e14})
+    plain = a_cluster(hosts=2, inside_kind="pcie", collectives=_tables(), name="measured")
+    hosts = tuple(host.model_copy(update={"devices": (fast, slow)}) for host in plain.hosts)
+    return plain.model_copy(update={"hosts": hosts})
 
 
 def _tables() -> tuple[CollectiveTable, ...]:
@@ -145,7 +172,7 @@ def _measured() -> ModelProfile:
     sizes = ((1, 512, 1024), (2, 1024, 1088), (4, 256, 1088))
     shapes = itertools.product(enumerate(parts), ("eager", "compile"), sizes)
     for (number, part), mode, (batch, tokens, keys) in shapes:
-        seconds = (1 + number) * batch * (tokens / 1e6 + tokens * keys / 1e9)
+        seconds = (1 + number) * batch * (tokens / 1e8 + tokens * keys / 1e11)
         seconds *= 0.8 if mode == "compile" else 1.0
         point = {
             "part": part,
@@ -164,7 +191,7 @@ def _measured() -> ModelProfile:
     return ModelProfile(
         model=spec.name,
         config_hash=spec.config_hash,
-        device="H100",
+        device="A100",
         dtype="bfloat16",
         software={},
         measured_on="2026-01-02",
@@ -172,42 +199,73 @@ def _measured() -> ModelProfile:
     )
 
 
+Pair = tuple[Configuration, Workload]
+
+
 class Draws:
-    """Random candidates of a scene, always the same ones for a seed."""
+    """Random candidates for workloads of a scene, always the same ones for a seed."""
 
     def __init__(self, scene: Scene, seed: int) -> None:
         self._scene, self._random = scene, random.Random(seed)
-        plain = scene.workloads[0]
-        ranks = len(scene.cluster.devices)
+        plain, ranks = scene.workloads[0], len(scene.cluster.devices)
         self._meshes, _ = legal_meshes(scene.spec, plain, ranks, NATIVE, approximate=True)
 
-    def family(self) -> Iterator[Configuration]:
-        """A random candidate, and others that differ from it in one knob each."""
-        first = self._candidate(self._random.choice(self._meshes))
-        yield first
-        for mesh in self._random.sample(self._meshes, min(3, len(self._meshes))):
+    def family(self) -> tuple[Pair, list[Pair]]:
+        """A legal candidate for a workload, and others that differ from it in one thing each."""
+        # the more axes are split, the more there is to get wrong
+        splits = [mesh.size * sum(n > 1 for n in mesh.degrees) for mesh in self._meshes]
+        (mesh,) = self._random.choices(self._meshes, weights=splits)
+        first = self._candidate(mesh)
+        workload = self._random.choice(
+            [w for w in self._scene.workloads[:4] if self._can(first, w)]
+        )
+        changed = [(first, other) for other in self._scene.workloads]
+        changed += [(other, workload) for other in self._changed(first)]
+        legal = [pair for pair in dict.fromkeys(changed) if self._can(*pair)]
+        return (first, workload), legal
+
+    def staged(self, count: int) -> list[Pair]:
+        """So many candidates of a few divisions into two stages, which differ in all else."""
+        meshes = [mesh for mesh in self._meshes if mesh.pipefusion == 2]
+        found = []
+        for _ in range(count):
+            candidate = self._candidate(self._random.choice(meshes))
+            blocks = self._random.choice(((8, 12), (10, 10)))
+            part = candidate.pipefusion
+            assert part is not None
+            changed = part.model_copy(update={"blocks_per_stage": blocks})
+            workload = self._random.choice(self._scene.workloads)
+            found.append((replace(candidate, pipefusion=changed), workload))
+        return found
+
+    def _can(self, candidate: Configuration, workload: Workload) -> bool:
+        return self._scene.is_legal(candidate, workload)
+
+    def _changed(self, first: Configuration) -> Iterator[Configuration]:
+        """The same with another mesh, place, mode, shares of the tokens, weights, or settings."""
+        alike = [mesh for mesh in self._meshes if mesh.size == first.mesh.size]
+        for mesh in self._random.sample(alike, min(5, len(alike))):
             yield self._on(mesh, first)
         yield from self._placed(first)
-        yield replace(first, mode=self._random.choice(MODES))
-        yield replace(first, token_shares=self._shares(first.mesh))
+        yield from (replace(first, mode=mode) for mode in MODES)
         yield replace(first, token_shares=None)
-        for weights in ("replicated", "sharded"):
-            if first.can_share_weights:
-                yield replace(first, weights=weights)
+        yield from (replace(first, token_shares=self._shares(first.mesh)) for _ in range(3))
+        if first.can_share_weights:
+            yield replace(first, weights="replicated")
+            yield replace(first, weights="sharded")
         if first.pipefusion is None:
             yield replace(first, step_cache=TaylorSeer(interval=2))
-            return
-        for _ in range(3):
-            yield replace(first, pipefusion=self._part(first.mesh))
-        other = self._part(first.mesh)
-        fields = ("patches", "warmup_steps", "blocks_per_stage", "schedule")
-        for field in fields:
-            changed = first.pipefusion.model_copy(update={field: getattr(other, field)})
-            yield replace(first, pipefusion=_legal_part(changed))
+        else:
+            yield from self._patched_otherwise(first, first.pipefusion)
 
-    def mixed(self, items: Sequence[object]) -> list[object]:
-        """The same in a random order."""
-        return self._random.sample(list(items), len(items))
+    def _patched_otherwise(self, first: Configuration, part: PipeFusion) -> Iterator[Configuration]:
+        for _ in range(3):
+            other = self._part(first.mesh)
+            for field in ("patches", "warmup_steps", "blocks_per_stage"):
+                change = {field: getattr(other, field)}
+                yield replace(first, pipefusion=part.model_copy(update=change))
+        for schedule in SCHEDULES:
+            yield replace(first, pipefusion=part.model_copy(update={"schedule": schedule}))
 
     def _candidate(self, mesh: Mesh) -> Configuration:
         mode = self._random.choice(MODES)
@@ -222,43 +280,51 @@ class Draws:
         """As much as possible of a candidate on another mesh."""
         part = like.pipefusion if mesh.pipefusion == like.mesh.pipefusion else self._part(mesh)
         is_alike = mesh.sequence_parallel == like.mesh.sequence_parallel
-        shares = like.token_shares if is_alike else None
-        found = Configuration(mesh, placement_of(mesh), like.mode, pipefusion=part)
-        weights = like.weights if found.can_share_weights else "replicated"
-        return replace(found, token_shares=shares, weights=weights)
+        found = replace(
+            like,
+            mesh=mesh,
+            placement=placement_of(mesh),
+            order=AXES,
+            pipefusion=part,
+            token_shares=like.token_shares if is_alike else None,
+            weights="replicated",
+        )
+        return replace(found, weights=like.weights) if found.can_share_weights else found
 
     def _placed(self, candidate: Configuration) -> Iterator[Configuration]:
-        """Two other orders of the axes or seats of the devices."""
+        """Some other orders of the axes or seats of the devices."""
         mesh = candidate.mesh
         names = [device.name for device in self._scene.cluster.devices[: mesh.size]]
         seats = list(seatings(names)) if len(set(names)) > 1 else [tuple(range(mesh.size))]
         ways = list(itertools.product(axis_orders(mesh), seats))
-        for order, seated in self._random.sample(ways, min(2, len(ways))):
+        for order, seated in self._random.sample(ways, min(4, len(ways))):
             placement = tuple(seated[seat] for seat in placement_of(mesh, order))
             yield replace(candidate, order=order, placement=placement)
 
     def _shares(self, mesh: Mesh) -> tuple[int, ...] | None:
-        shares = tuple(self._random.randint(1, 3) for _ in range(mesh.sequence_parallel))
+        """One rank with half the tokens of each other, or one or two parts for each: at random, or
+        in turns, so that all rows and columns have as many.
+        """
+        places = mesh.sequence_parallel
+        at_random = self._random.choices((1, 2), k=places)
+        one = self._random.randrange(places)
+        one_less = [2 - (place == one) for place in range(places)]
+        turns = [1 + sum(divmod(place, mesh.ulysses)) % 2 for place in range(places)]
+        shares = tuple(self._random.choice((at_random, one_less, turns)))
         return shares if len(set(shares)) > 1 else None
 
     def _part(self, mesh: Mesh) -> PipeFusion | None:
         if mesh.pipefusion == 1:
             return None
-        blocks = self._scene.spec.block_count
-        cuts = sorted(self._random.sample(range(1, blocks // 2), mesh.pipefusion - 1))
-        bounds = zip((0, *cuts), (*cuts, blocks / 2), strict=True)
-        counts = [int(2 * (last - first)) for first, last in bounds]
-        schedule: Schedule = self._random.choice(("linear", "folded"))
+        half = self._scene.spec.block_count // 2
+        cuts = sorted(self._random.sample(range(1, half), mesh.pipefusion - 1))
+        counts = [2 * (last - first) for first, last in itertools.pairwise((0, *cuts, half))]
         return PipeFusion(
             blocks_per_stage=tuple(counts),
             patches=self._random.choice((1, 2, 3, 4)),
             warmup_steps=self._random.choice((1, 2)),
-            schedule=schedule,
+            schedule=self._random.choice(SCHEDULES),
         )
-
-
-def _legal_part(part: PipeFusion) -> PipeFusion:
-    return PipeFusion.model_validate(part.model_dump())
 
 
 def a_cpu() -> Device:

@@ -135,11 +135,11 @@ WRONG = {
     ),
     "newer plan": (
         ["run", "--plan", "new.json", "--prompt", "x", "--out", "x.png"],
-        "schema 2, this ditplan reads up to 1",
+        "schema 3, this ditplan reads up to 2",
     ),
     "unknown field": (
         ["run", "--plan", "field.json", "--prompt", "x", "--out", "x.png"],
-        "field.json: field mesh.tp",
+        "field.json: field configuration.mesh.tp",
     ),
     "plan of no shipped model": (
         ["run", "--plan", "four.json", "--prompt", "x", "--out", "x.png"],
@@ -175,7 +175,7 @@ def files(tmp_path: Path) -> None:
     plan = plan_for(small_sd3(), Mesh(ulysses=4), workload())
     text = plan.save(tmp_path / "four.json").read_text()
     (tmp_path / "cut.json").write_text(text[:300])
-    (tmp_path / "new.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    (tmp_path / "new.json").write_text(text.replace('"schema_version": 2', '"schema_version": 3'))
     (tmp_path / "field.json").write_text(text.replace('"dp": 1', '"tp": 1', 1))
 
 

@@ -43,6 +43,7 @@ def test_any_number_that_changes_and_any_two_that_trade_places_change_a_hash(
         torch.tensor([True, False, True]),
         torch.zeros(0),
         torch.tensor(3.0),
+        torch.tensor(3.0).expand(1),
         torch.randn(3, 5, dtype=torch.complex64),
         torch.randn(4, 6).t(),
         torch.randn(9)[1:].to(torch.float8_e4m3fn),

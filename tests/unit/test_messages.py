@@ -10,7 +10,12 @@ import typer
 
 from ditplan.cli import app
 from ditplan.command.options import as_options
+from ditplan.profiles.book import PlanBook
+from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import Command, InputError, Sentence, Setting
+from ditplan.profiles.model import ModelProfile
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.record import Record
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +63,7 @@ def named_options(folder: Path, options: set[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("folder", ["planner", "runtime"])
+@pytest.mark.parametrize("folder", ["planner", "profiles", "runtime"])
 def test_no_option_of_the_command_line_stands_below_it(folder: str) -> None:
     assert named_options(ROOT / folder, options_of(app)) == []
 
@@ -102,3 +107,29 @@ def test_every_setting_is_an_option() -> None:
 
     names = {*PlanSettings.__annotations__, *SimulateSettings.__annotations__}
     assert {as_options(Setting(name)) for name in names} <= options_of(app)
+
+
+@pytest.mark.parametrize(
+    ("record", "typed"),
+    [
+        (ClusterProfile, "`ditplan profile --hosts FILE`"),
+        (ModelProfile, "`ditplan profile --model M`"),
+        (PlanBook, "`ditplan tune --workloads FILE`"),
+        (ExecutionPlan, "`ditplan tune`"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"schema_version": 9}', '{"a": 1, "a": 2}'])
+def test_a_wrong_file_is_told_with_the_command_that_makes_it(
+    record: type[Record], typed: str, text: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        record.from_json(text, "x.json")
+    assert "--" not in str(refused.value)
+    assert refused.value.sentence.worded(as_options).endswith(f"make it again with {typed}")
+
+
+def test_a_file_that_is_not_there_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        ClusterProfile.load(tmp_path / "no.json")
+    worded = refused.value.sentence.worded(as_options)
+    assert worded.endswith("a cluster profile made with `ditplan profile --hosts FILE`")

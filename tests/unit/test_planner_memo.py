@@ -2,28 +2,31 @@
 a model that forgets everything says.
 """
 
+import itertools
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import ge
 from typing import Any
 
 import pytest
 
 from ditplan.planner.cost.lower_bounds import LowerBounds
+from ditplan.planner.cost.mixed_devices import rank_kinds_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.space.placement import placements
+from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.configuration import Configuration
-from ditplan.profiles.mesh import axis_orders
+from ditplan.profiles.mesh import AXES, axis_orders
 from ditplan.profiles.workload import Workload
-from tests.unit.planner_scenes import MODES, Draws, Scene, a_cpu, scenes
+from tests.unit.planner_scenes import MODES, Draws, Pair, Scene, a_cpu, scenes
 
 SCENES = scenes()
 
-FAMILIES = 2
+FAMILIES = 5
 """So many families of candidates are drawn for each scene."""
 
 
@@ -82,9 +85,10 @@ class Asked:
         """How keys and values get about."""
         return self.model.ring_variant(candidate)
 
-    def placements(self, candidate: Configuration, _: Workload) -> list[object]:
-        """Those that the topology tells apart."""
-        return list(placements(candidate.mesh, self.topology))
+    def signatures(self, candidate: Configuration, _: Workload) -> list[object]:
+        """By which the topology tells placements apart."""
+        split = [axis for axis in AXES if getattr(candidate.mesh, axis) > 1]
+        return [self.topology.signature(groups_of(candidate, (axis,))) for axis in split]
 
     def least_s(self, candidate: Configuration, workload: Workload) -> float:
         """In the candidate's mode."""
@@ -120,7 +124,7 @@ QUESTIONS = (
     "attention_kernel",
     "memories",
     "ring_variant",
-    "placements",
+    "signatures",
     "least_s",
     "of_modes",
     "of_settings",
@@ -135,31 +139,41 @@ def _anywhere(candidate: Configuration) -> Configuration:
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_one_cost_model_says_what_a_forgetful_one_says(scene: Scene) -> None:
-    draws = Draws(scene, seed=1)
-    candidates = dict.fromkeys(one for _ in range(FAMILIES) for one in draws.family())
-    asked = [
-        (question, candidate, workload)
-        for candidate in candidates
-        for workload in scene.workloads
-        if scene.is_legal(candidate, workload)
-        for question in QUESTIONS
-        if question != "timeline" or workload == scene.workloads[0]
-    ]
-    random.Random(1).shuffle(asked)
-    remembering, forgetful = Asked(scene), dict[object, Asked]()
-    for question, candidate, workload in asked:
-        pair = candidate, workload
-        answer = remembering.answer(question, *pair)
-        with forgetting():
-            oracle = forgetful.setdefault(pair, Asked(scene))
-            assert oracle.answer(question, *pair) == answer, (question, pair)
+    draws, chance = Draws(scene, seed=1), random.Random(1)
+    families = [draws.family() for _ in range(FAMILIES)]
+    turns = [(first, pair) for first, changed in families for pair in changed]
+    if scene.rare:
+        turns.append(((scene.rare, scene.workloads[0]), (scene.rare, scene.workloads[1])))
+    chance.shuffle(turns)
+    remembering, known = Asked(scene), dict[object, object]()
+    forgetful: dict[Pair, Asked] = {}
+    for pairs in turns:
+        # right after the first of its family, for what is only remembered that long
+        for question in chance.sample(QUESTIONS, len(QUESTIONS)):
+            for pair in pairs:
+                answer = remembering.answer(question, *pair)
+                if (question, pair) not in known:
+                    with forgetting():
+                        oracle = forgetful.get(pair) or forgetful.setdefault(pair, Asked(scene))
+                        known[question, pair] = oracle.answer(question, *pair)
+                assert known[question, pair] == answer, (question, pair)
+
+
+def test_which_stage_is_fullest_is_found_anew_for_all_that_decides_it() -> None:
+    scene = SCENES[0]
+    remembering = Asked(scene)
+    with forgetting():
+        forgetful = Asked(scene)
+        pairs = [pair for pair in Draws(scene, seed=4).staged(600) if scene.is_legal(*pair)]
+        sizes = [forgetful.memories(*pair) for pair in pairs]
+    assert [remembering.memories(*pair) for pair in pairs] == sizes
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_orders_of_axes_with_the_same_key_have_the_same_floors(scene: Scene) -> None:
-    for candidate in Draws(scene, seed=2).family():
+    draws = Draws(scene, seed=2)
+    for (candidate, workload), _ in (draws.family() for _ in range(FAMILIES)):
         asked, first = Asked(scene), dict[object, Configuration]()
-        workload = scene.workloads[0]
         floors = asked.model.floors(workload, MODES)
         for order in axis_orders(candidate.mesh):
             one = replace(candidate, order=order)
@@ -167,3 +181,31 @@ def test_orders_of_axes_with_the_same_key_have_the_same_floors(scene: Scene) -> 
             for question in ("least_s", "of_modes", "of_settings"):
                 answer = asked.answer(question, like, workload)
                 assert Asked(scene).answer(question, one, workload) == answer
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_no_rank_has_more_to_do_than_one_of_those_that_stand_for_it(scene: Scene) -> None:
+    draws = Draws(scene, seed=3)
+    for _, pairs in (draws.family() for _ in range(2 * FAMILIES)):
+        for candidate, _ in pairs:
+            size, devices = candidate.mesh.sequence_parallel, scene.cluster.devices
+            placed = [devices[rank] for rank in candidate.placement]
+            groups = [placed[first : first + size] for first in range(0, len(placed), size)]
+            kinds = [(name, _to_do(candidate, at)) for at, name in rank_kinds_of(candidate, groups)]
+            for place, device in itertools.chain(*map(enumerate, groups)):
+                own = _to_do(candidate, place)
+                alike = [done for name, done in kinds if name == device.name]
+                assert any(all(map(ge, done, own)) for done in alike), (candidate, place)
+
+
+def _to_do(candidate: Configuration, place: int | None) -> tuple[int, ...]:
+    """In parts of a sequence: a rank's tokens, the queries of its ulysses group, and the tokens of
+    those with the same heads; none where all ranks have the same.
+    """
+    if candidate.token_shares is None or place is None:
+        return ()
+    ulysses = candidate.mesh.ulysses
+    shares = candidate.token_shares
+    rows = [shares[first : first + ulysses] for first in range(0, len(shares), ulysses)]
+    row, column = divmod(place, ulysses)
+    return rows[row][column], sum(rows[row]), sum(each[column] for each in rows)

@@ -10,8 +10,9 @@ from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.memory import memory_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import price_all
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError

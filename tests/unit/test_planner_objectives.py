@@ -21,10 +21,11 @@ from ditplan.planner.objectives import (
     quality_order,
 )
 from ditplan.planner.search.acquisition import corrected, next_by_objective
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult, to_measure
 from ditplan.planner.search.replicas import replica_starts, with_replicas
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search
+from ditplan.planner.search.search import search
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile, Host

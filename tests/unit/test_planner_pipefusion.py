@@ -16,8 +16,10 @@ from ditplan.planner.cost.share import patch_shares, point_share
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import candidate_json, tune_json
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import price_all, price_one
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
+from ditplan.planner.search.search import search
+from ditplan.planner.search.storage import study_name
 from ditplan.planner.space.approximations import STEP_CACHES, ApproximationPolicy
 from ditplan.planner.space.enumerate import enumerate_space, evenly_staged, patching_violation
 from ditplan.planner.task import Task, allowed_for

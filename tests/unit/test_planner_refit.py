@@ -27,8 +27,8 @@ from ditplan.planner.search.correction import (
     refit,
 )
 from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.racing import behind_leader
 from ditplan.planner.search.ranking import PricedCandidate
-from ditplan.planner.search.rounds import behind_leader
 from ditplan.planner.search.search import search
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
@@ -202,10 +202,10 @@ def test_what_needs_as_much_memory_as_a_plan_that_had_too_little_is_not_tried() 
     assert any(ranked.prediction.memory_bytes >= room for ranked in next_batch(results, 3))
 
 
-def test_the_control_is_in_the_first_batch_and_beside_the_count() -> None:
-    control = next(ranked for ranked in FOUND if ranked.control)
+def test_the_baseline_is_in_the_first_batch_and_beside_the_count() -> None:
+    baseline = next(ranked for ranked in FOUND if ranked.is_baseline)
     for top in (1, 2, 12):
-        assert control in untried(FOUND, top)
+        assert baseline in untried(FOUND, top)
         assert trials_left(FOUND, top) in (top, top + 1)
 
 

@@ -21,9 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from ditplan.planner.report import ranking_table, simulate_json, tune_json
+from ditplan.planner.search.policy import MeasurementPolicy, RunResult
+from ditplan.planner.search.racing import MOST_ROUNDS
 from ditplan.planner.search.ranking import SearchResult
-from ditplan.planner.search.rounds import MOST_ROUNDS
-from ditplan.planner.search.search import MeasurementPolicy, RunResult, search, study_name
+from ditplan.planner.search.search import search
+from ditplan.planner.search.storage import study_name
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster
@@ -68,7 +70,7 @@ def test_without_measuring_the_order_is_that_of_exhaustive_pricing() -> None:
 
 
 @pytest.mark.parametrize("top", [1, 2, 3])
-def test_top_and_control_are_measured_interleaved(top: int) -> None:
+def test_top_and_baseline_are_measured_interleaved(top: int) -> None:
     ran: list[str] = []
 
     def measure(plan: ExecutionPlan) -> RunResult:
@@ -79,11 +81,11 @@ def test_top_and_control_are_measured_interleaved(top: int) -> None:
     first_round = ran[: len(ran) // 3]
     assert ran == first_round * 3
     assert len(set(first_round)) == len(first_round)
-    control = next(ranked for ranked in found.ranked if ranked.control)
-    assert control.measurement is not None
-    assert str(control.configuration.mesh) in first_round
+    baseline = next(ranked for ranked in found.ranked if ranked.is_baseline)
+    assert baseline.measurement is not None
+    assert str(baseline.configuration.mesh) in first_round
     predicted = [str(ranked.configuration.mesh) for ranked in search(TASK).ranked]
-    assert set(first_round) == {*predicted[:top], str(control.configuration.mesh)}
+    assert set(first_round) == {*predicted[:top], str(baseline.configuration.mesh)}
 
 
 def test_measured_latency_decides() -> None:
@@ -172,7 +174,7 @@ def test_measuring_ends_when_no_other_plan_can_win() -> None:
     assert len(ran) < len(predicted)
     assert found.ended == "no unmeasured plan can be more than 3% faster"
     assert any(found.ended in message for message in said)
-    assert next(ranked for ranked in found.ranked if ranked.control).measurement
+    assert next(ranked for ranked in found.ranked if ranked.is_baseline).measurement
     assert found.ended in " ".join(table_text(found, width=200).split())
     unmeasured = [ranked for ranked in found.ranked if not ranked.measurement]
     assert all(ranked.corrected_s for ranked in unmeasured)
@@ -262,7 +264,7 @@ def test_a_search_killed_with_kill_9_goes_on_where_it_stopped(tmp_path: Path) ->
     trials = trials_in(journal)
     wanted = {trial.user_attrs["candidate"] for trial in trials}
     assert len(trials) == len(wanted), "a trial was lost or measured twice"
-    assert len(trials) == 4, "the control is among the four that were asked for"
+    assert len(trials) == 4, "the baseline is among the four that were asked for"
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * len(trials)
     rounds = [set(trial.intermediate_values) for trial in trials]
     assert rounds[0] == {*range(6)}, "the fastest is run beside the last one, in new rounds"
@@ -309,7 +311,7 @@ def test_what_does_not_fit_is_dropped_with_the_numbers() -> None:
     assert found.legal + found.pruned["does not fit in memory"] == len(found.ranked)
     assert found.ranked[-1].reason.startswith("does not fit: needs ")
     assert not found.best.too_big
-    assert sum(ranked.control for ranked in found.ranked[: found.legal]) == 1
+    assert sum(ranked.is_baseline for ranked in found.ranked[: found.legal]) == 1
 
 
 def test_a_model_that_fits_nowhere_is_wrong_input() -> None:
@@ -399,7 +401,7 @@ def test_table_cuts_nothing_off_and_names_orders(width: int) -> None:
 
 def test_table_shows_the_rule_of_thumb_wherever_it_stands() -> None:
     found = search(TASK)
-    place = next(i for i, ranked in enumerate(found.ranked, start=1) if ranked.control)
+    place = next(i for i, ranked in enumerate(found.ranked, start=1) if ranked.is_baseline)
     text = table_text(found, width=100, rows=place - 1)
     assert f"{place} {found.ranked[place - 1].configuration.mesh} *" in text
     assert f"{len(found.ranked) - place} more not shown" in text

@@ -160,5 +160,5 @@ def test_rule_of_thumb_is_what_users_choose(
     workload = WORKLOAD.model_copy(update={"passes": passes})
     topology = Topology(a_cluster(hosts=hosts, devices=8))
     space = enumerate_space(spec, workload, topology, 8 * hosts, NATIVE)
-    control = baseline_of(space.candidates, spec, workload, topology)
-    assert control == Configuration(expected, tuple(range(8 * hosts)))
+    baseline = baseline_of(space.candidates, spec, workload, topology)
+    assert baseline == Configuration(expected, tuple(range(8 * hosts)))

@@ -181,8 +181,8 @@ def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.Mon
     assert len(few) < len(every)
     assert undominated(few) == undominated(every)
     assert str(few[0].configuration) == str(every[0].configuration)
-    assert [r.configuration for r in few if r.control] == [
-        r.configuration for r in every if r.control
+    assert [r.configuration for r in few if r.is_baseline] == [
+        r.configuration for r in every if r.is_baseline
     ]
 
 

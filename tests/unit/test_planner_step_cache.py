@@ -97,7 +97,9 @@ def test_any_quality_tries_caches_that_nobody_measured() -> None:
     )
 
 
-def test_caches_are_neither_the_control_nor_with_stages_nor_on_other_backends() -> None:
+def test_caches_are_neither_the_baseline_nor_with_stages_nor_on_other_backends() -> None:
     for one in planned("any").ranked:
-        assert not (one.configuration.step_cache and (one.control or one.configuration.pipefusion))
+        assert not (
+            one.configuration.step_cache and (one.is_baseline or one.configuration.pipefusion)
+        )
     assert not caches_in(planned("any", "xdit"))

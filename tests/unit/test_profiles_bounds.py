@@ -100,7 +100,7 @@ def test_all_missing_fields_of_a_cluster_are_named_at_once() -> None:
     )
     assert message == (
         f"file.json: fields name, {DEVICE}.half_flops_per_s, .source, {LINK}.kind: Field required; "
-        "correct it or make it again with `ditplan profile --hosts`"
+        "correct it or make it again with `ditplan profile`"
     )
 
 
@@ -123,7 +123,7 @@ def test_a_message_about_very_many_faults_is_short_and_keeps_its_remedy() -> Non
     message = str(refused.value)
     assert len(message) <= LONGEST_MESSAGE
     assert message.startswith("c.json: fields name, ")
-    assert message.endswith("or make it again with `ditplan profile --hosts`")
+    assert message.endswith("or make it again with `ditplan profile`")
 
 
 def test_two_hosts_of_one_name_are_refused() -> None:

@@ -151,7 +151,7 @@ def test_another_number_of_ranks_is_refused_with_both_ways_out() -> None:
         a_plan().require_ranks(2)
     assert str(caught.value) == (
         "the plan needs 4 ranks (cfg2 x ulysses2), there are 2; start 4 ranks or tune for 2: "
-        "`ditplan tune --gpus 2`"
+        "`ditplan tune`"
     )
 
 

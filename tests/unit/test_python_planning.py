@@ -86,6 +86,21 @@ def test_wrong_settings_are_refused_by_their_names(settings: dict[str, Any], wor
     assert words in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "cluster", "objective", "words"),
+    [
+        ("tpe", "8xa100-nvlink", "latency", "on paper none"),
+        ("tpe", None, "throughput", "makes latency best"),
+        ("grid", None, "latency", "there are planner, tpe, gp, random, brute-force"),
+    ],
+)
+def test_samplers_are_refused_where_they_have_no_say(
+    sampler: Any, cluster: str | None, objective: Any, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        ditplan.plan("sd3-tiny", cluster, sampler=sampler, objective=objective)
+
+
 def test_a_setting_that_there_is_not_is_refused() -> None:
     with pytest.raises(TypeError, match=r"no setting 'heigth'; there are .*height"):
         ditplan.plan(**ON_PAPER, heigth=512)  # type: ignore[call-arg]

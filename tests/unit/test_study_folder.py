@@ -91,15 +91,15 @@ def a_journal(folder: Path) -> Path:
 
 DAMAGE = {
     "a foreign line at the end": (b"hello\n", "journal.log: line "),
-    "an object that isn't Optuna's": (b'{"a": 1}\n', "journal.log: line "),
+    "an object that isn't Optuna's": (b'{"a": 1}\n', "journal.log: this is no study of ditplan's"),
     "no text": (b"\xff\xfe\x00\n", "journal.log: line "),
     "a line of an unknown kind": (
         b'{"op_code": 99, "worker_id": "w"}\n',
-        "journal.log: no journal that Optuna can read",
+        "journal.log: this is no study of ditplan's",
     ),
     "a trial of no study": (
         b'{"op_code": 4, "worker_id": "w"}\n',
-        "journal.log: no journal that Optuna can read",
+        "journal.log: this is no study of ditplan's",
     ),
 }
 
@@ -114,7 +114,7 @@ def test_a_damaged_journal_is_named_with_its_remedy(tmp_path: Path, case: str) -
         with pytest.raises(InputError) as refused:
             use(journal)
         assert words in str(refused.value)
-        assert "delete the" in str(refused.value)
+        assert "delete it" in str(refused.value)
 
 
 def test_a_foreign_line_in_the_middle_is_named_by_its_number(tmp_path: Path) -> None:

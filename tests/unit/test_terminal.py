@@ -188,3 +188,25 @@ def test_what_needs_no_planner_starts_without_it(tmp_path: Path) -> None:
             check=False,
         )
         assert done.stderr.endswith(allowed), (arguments, done.stderr)
+
+
+def test_a_library_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    script = (
+        "import sys; from ditplan import cli\n"
+        "sys.modules['torch'] = None\n"
+        "sys.argv = ['ditplan', 'tune', '--model', 'sd3-tiny']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: this needs torch, which isn't installed here; `pip install -e .` brings it\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,22 @@
-"""Who is slower, and who can't be told apart, from runs that were made in turn."""
+"""Racing: who is slower, and who can't be told apart, from runs that were made in turn."""
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+from optuna import Study
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial, TrialState
 
 Runs = Mapping[int, float]
 """Seconds by round."""
+
+Name = TypeVar("Name", bound=Hashable)
+
+START = "start"
+"""The user attribute of a trial that says in which round it began."""
 
 LEAST_ROUNDS = 2
 """Fewer rounds tell nothing: one run may have had a hiccup."""
@@ -56,12 +66,12 @@ class Behind:
         return float(stdtrit(self.free, probability))
 
 
-def leader_of(runs: Mapping[str, Runs]) -> str:
+def leader_of(runs: Mapping[Name, Runs]) -> Name:
     """Whose median is lowest."""
     return min(runs, key=lambda name: statistics.median(runs[name].values()))
 
 
-def behind_leader(runs: Mapping[str, Runs]) -> dict[str, Behind]:
+def behind_leader(runs: Mapping[Name, Runs]) -> dict[Name, Behind]:
     """How far each of the others is behind the leader, by the rounds in which both ran.
 
     A Wilcoxon test of three rounds can't be surer than one in eight, and of five than one in 32. So
@@ -84,3 +94,27 @@ def behind_leader(runs: Mapping[str, Runs]) -> dict[str, Behind]:
         name: Behind(statistics.fmean(logs), noise / math.sqrt(len(logs)), known, len(logs))
         for name, logs in ratios.items()
     }
+
+
+class RacingPruner(BasePruner):
+    """Ends trials that are clearly slower than the fastest of those that are run in turn.
+
+    Their intermediate values are seconds by round. They are compared by the rounds since the last
+    of them began, as the user attribute `start` says.
+    """
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the trial is slower for sure."""
+        behind = behind_in(study).get(trial.number)
+        return behind is not None and behind.is_clear
+
+
+def behind_in(study: Study) -> dict[int, Behind]:
+    """How far each open trial of a study is behind the fastest of them, by trial number."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    start = max((trial.user_attrs.get(START, 0) for trial in running), default=0)
+    recent = {
+        trial.number: {n: s for n, s in trial.intermediate_values.items() if n >= start}
+        for trial in running
+    }
+    return behind_leader({number: runs for number, runs in recent.items() if runs})
