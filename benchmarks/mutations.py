@@ -86,7 +86,11 @@ def damaged_json(rng: random.Random, text: str) -> bytes:
     """A JSON text with one to three of its values, or some of its bytes, changed."""
     if rng.random() < 0.25:
         return damaged_bytes(rng, text.encode())
-    data = copy.deepcopy(json.loads(text))
+    try:
+        data = json.loads(text)
+    except ValueError:
+        # a line of several, which was damaged before
+        return damaged_bytes(rng, text.encode(errors="replace"))
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         data = _damaged_value(rng, data)
     written = json.dumps(data, ensure_ascii=rng.random() < 0.7)

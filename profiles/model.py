@@ -22,7 +22,7 @@ from ditplan.profiles.bounds import (
 )
 from ditplan.profiles.errors import Command, Setting
 from ditplan.profiles.record import FrozenModel, Record
-from ditplan.profiles.splits import split_sizes
+from ditplan.profiles.splits import Segment, split_sizes
 from ditplan.profiles.workload import Dtype, Workload
 
 Mode = Literal["eager", "compile", "graph", "compile+graph"]
@@ -49,7 +49,7 @@ class Attention(FrozenModel):
 
     heads: Width
     head_dim: Width
-    segments: tuple[str, ...]
+    segments: tuple[Segment, ...] = Field(min_length=1)
     linear: bool = False
 
     @property

@@ -1,6 +1,12 @@
 """How whole things are shared out over ranks: the one rule that planner and runtime agree on."""
 
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+Segment = Annotated[str, Field(pattern="^(image|text)$")]
+"""A piece of the sequence whose tokens are shared out by themselves."""
 
 
 def split_sizes(total: int, parts: int, shares: Sequence[int] | None = None) -> tuple[int, ...]:

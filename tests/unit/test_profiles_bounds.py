@@ -66,6 +66,7 @@ OUT_OF_BOUNDS = [
     (a_model_spec(), "blocks.0.count", 10**9, "less than or equal to 1024"),
     (a_model_spec(), "blocks.0.image_flops", 1e300, "FLOP (given: 1e+300)"),
     (a_model_spec(), "blocks.0.attentions.0.heads", 10**9, "less than or equal to 65536"),
+    (a_model_spec(), "blocks.0.attentions.0.segments", ["sound"], "segments.0: String should"),
     (a_model_spec(), "outside_parameters", 10**17, "less than or equal to 100000000000000"),
     (a_model_profile(), "points.0.median_s", 1e300, "less than or equal to 1000000 seconds"),
 ]
