@@ -361,7 +361,7 @@ def shares_json(ranked: PricedCandidate) -> dict[str, object]:
 def simulate_json(task: Task, priced: PricedCandidate) -> dict[str, object]:
     """What `simulate --json` prints: a candidate as `tune` has it, and for what."""
     found = candidate_json(priced, task.backend.name, task.workload.batch)
-    of_a_ranking = {"control", "reason", "replicas", "corrected_s", "measured_s"}
+    of_a_ranking = {"baseline", "reason", "replicas", "corrected_s", "measured_s"}
     of_a_ranking |= {"loaded_latency_s", "throughput_per_s"}
     return {
         "model": task.spec.name,

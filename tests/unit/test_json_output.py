@@ -15,7 +15,7 @@ ON_PAPER = ["--model", "sd3", "--cluster", "4xa100-pcie"]
 
 OF_TUNE = {
     *("corrected_s", "measured_s", "replicas", "loaded_latency_s", "throughput_per_s"),
-    *("control", "reason"),
+    *("baseline", "reason"),
 }
 
 
