@@ -14,7 +14,17 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")]
 )
-FOLDERS = "benchmarks docs ditplan examples planner profiles runtime tests .ci .github".split()
+FOLDERS = (
+    "benchmarks",
+    "docs",
+    "ditplan",
+    "examples",
+    "planner",
+    "profiles",
+    "runtime",
+    "tests",
+    ".ci",
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAMED = re.compile(rf"`((?:{'|'.join(map(re.escape, FOLDERS))})/[^`\s]*|cli\.py)`")
 MODULE = re.compile(r"python -m ((?:benchmarks|ditplan)[\w.]*)")
