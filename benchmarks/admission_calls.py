@@ -18,7 +18,7 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
 
-ROUNDS = 6
+ROUNDS = 4
 CALLS = 5
 
 

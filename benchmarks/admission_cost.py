@@ -1,6 +1,6 @@
 """What it costs that ranks agree on a call: SD3 at 1024px, one step, with and without it in turns.
 
-python -m benchmarks.admission_cost [--device cpu] [--one-gpu]
+python -m benchmarks.admission_cost [--device cpu] [--mode graph] [--one-gpu]
 
 On CPUs the model has SD3's modules at a tenth of its width, so only the milliseconds mean
 something, not their share. With one GPU its part of the work is timed beside a call on it, and
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import torch
@@ -23,7 +23,7 @@ import torch
 from benchmarks.admission_calls import CALLS, ROUNDS, calls, meetings
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.digests import arguments_of, digests_of, state_of
@@ -41,6 +41,7 @@ def main() -> None:
     """Prints the median call with and without, and the parts of what it costs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--mode", choices=get_args(Mode), default="eager")
     parser.add_argument("--one-gpu", action="store_true")
     given = parser.parse_args()
     device = given.device
@@ -71,9 +72,9 @@ def main() -> None:
                 planned = PlannedModel.of(
                     spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
                 )
-                plan = bare_plan(planned, work, mesh)
+                plan = bare_plan(planned, work, mesh).configured(mode=given.mode)
                 found = pool.run(calls, spec, plan, timeout_s=TIMEOUT_S)[0]
-                _show(f"{spec.name} {size}px, {mesh}, {steps} step(s)", found)
+                _show(f"{spec.name} {size}px, {mesh}, {given.mode}, {steps} step(s)", found)
 
 
 def _show_parts(spec: ModelSpec, device: torch.device) -> None:
