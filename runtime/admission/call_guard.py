@@ -262,7 +262,7 @@ class CallGuard(Calls):
         self._meet(Message(Point.END, call.calls))
         if not call.sketches:
             return
-        found = self._channel.exchange_tensors(torch.stack(call.sketches).cpu())
+        found = self._channel.exchange_objects(torch.stack(call.sketches).cpu())
         if (drift := drifted(found)) is not None:
             step, others = drift
             ranks = ", ".join(str(self._channel.ranks[number]) for number in others)

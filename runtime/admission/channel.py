@@ -1,9 +1,10 @@
 """How the hosts of a plan's ranks tell each other where they are in a call, apart from its data.
 
-By a gloo group of its own, whatever the device: it waits for no GPU, and it still works when the
-groups that carry data don't.
+By memory that they share on one host, else by a gloo group of its own, whatever the device: it
+waits for no GPU, and it still works when the groups that carry data don't.
 """
 
+import pickle
 import time
 from collections.abc import Sequence
 from enum import IntEnum
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError
+from ditplan.runtime.admission.board import CAPACITY, Board, make_board
 from ditplan.runtime.groups import CONTROL, RankContext
 
 DIGEST_BYTES = 16
@@ -48,21 +50,29 @@ class Message(NamedTuple):
     digest: bytes = bytes(DIGEST_BYTES)
     flag: bool = False
 
-    def to_tensor(self) -> torch.Tensor:
-        """As bytes, as many for every message."""
+    def to_bytes(self) -> bytes:
+        """As many for every message."""
         head = bytes((self.point, self.flag)) + self.calls.to_bytes(6, "little")
-        return torch.frombuffer(bytearray(head + self.digest), dtype=torch.uint8)
+        return head + self.digest
+
+    @classmethod
+    def from_bytes(cls, found: bytes) -> "Message":
+        """What `to_bytes` gave."""
+        calls = int.from_bytes(found[2:8], "little")
+        return cls(Point(found[0]), calls, found[8:], bool(found[1]))
+
+    def to_tensor(self) -> torch.Tensor:
+        """`to_bytes`, for a process group."""
+        return torch.frombuffer(bytearray(self.to_bytes()), dtype=torch.uint8)
 
     @classmethod
     def from_tensor(cls, tensor: torch.Tensor) -> "Message":
         """What `to_tensor` gave."""
-        found = tensor.numpy().tobytes()
-        calls = int.from_bytes(found[2:8], "little")
-        return cls(Point(found[0]), calls, found[8:], bool(found[1]))
+        return cls.from_bytes(tensor.numpy().tobytes())
 
 
 class Round:
-    """A message on its way to all ranks."""
+    """A message on its way to all ranks, by a group of theirs."""
 
     def __init__(self, group: dist.ProcessGroup, message: Message) -> None:
         mine = message.to_tensor()
@@ -91,6 +101,24 @@ class Round:
         return [Message.from_tensor(one) for one in self._found]
 
 
+class HostRound:
+    """As `Round`, by the memory that ranks of one host share."""
+
+    def __init__(self, board: Board, message: Message) -> None:
+        self._posted = board.begin(message.to_bytes())
+
+    def came_within(self, seconds: float) -> bool:
+        """As `Round`; also of a rank that is gone, which `messages` tells."""
+        try:
+            return self._posted.came_within(seconds)
+        except ClusterError:
+            return True
+
+    def messages(self) -> list[Message]:
+        """As `Round`."""
+        return [Message.from_bytes(one) for one in self._posted.messages()]
+
+
 class Channel:
     """Between the ranks of a plan; made on all ranks of the world, usable on those."""
 
@@ -98,6 +126,9 @@ class Channel:
         self.ranks = tuple(sorted(ranks))
         self.rank = context.rank
         self._group = context.groups.group(self.ranks, CONTROL)
+        self._board: Board | None = None
+        if self._group is not None and len(self.ranks) > 1:
+            self._board = make_board(self.ranks.index(self.rank), self._by_group)
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -105,9 +136,9 @@ class Channel:
         assert self._group is not None
         return self._group
 
-    def begin(self, message: Message) -> Round:
+    def begin(self, message: Message) -> Round | HostRound:
         """Sends a message; all ranks send one."""
-        return Round(self.group, message)
+        return HostRound(self._board, message) if self._board else Round(self.group, message)
 
     def exchange(self, message: Message) -> list[Message]:
         """All ranks' messages, in the order of `ranks`.
@@ -123,22 +154,16 @@ class Channel:
         Raises:
             ClusterError: a rank is gone.
         """
+        if self._board is None:
+            return self._by_group(mine)
+        packed = pickle.dumps(mine)
+        found = self._board.begin(packed if len(packed) <= CAPACITY else b"").messages()
+        return [pickle.loads(one) for one in found] if all(found) else self._by_group(mine)
+
+    def _by_group(self, mine: Any) -> list[Any]:
         found: list[Any] = [None] * len(self.ranks)
         try:
             dist.all_gather_object(found, mine, group=self.group)
-        except RuntimeError as error:
-            raise lost(error) from error
-        return found
-
-    def exchange_tensors(self, mine: torch.Tensor) -> list[torch.Tensor]:
-        """All ranks' tensors, of one shape and on the CPU, in the order of `ranks`.
-
-        Raises:
-            ClusterError: a rank is gone.
-        """
-        found = [torch.empty_like(mine) for _ in self.ranks]
-        try:
-            dist.all_gather(found, mine, group=self.group)
         except RuntimeError as error:
             raise lost(error) from error
         return found

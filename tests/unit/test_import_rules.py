@@ -66,6 +66,7 @@ FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
     "ditplan/command/terminal.py",  # opens /dev/null to write to
     "ditplan/lock.py",  # opens a lock of its own
+    "runtime/admission/board.py",  # memory that ranks share
     "runtime/ranks/folders.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
     "runtime/ranks/devices.py",
