@@ -90,8 +90,7 @@ class RankWork:
         mask = family_of(self.spec.transformer_class).text_mask
         if mask and mask.input:
             return "gather"
-        kind = self.topology.slowest_kind(place.groups(("ring",)))
-        return "gather" if kind == "nvlink" else "pass"
+        return "gather" if self.topology.can_push(place.groups(("ring",))) else "pass"
 
     def step_of(
         self,
@@ -255,7 +254,7 @@ class RankWork:
         groups = step.place.groups(("ulysses",))
         operation = self._exchange("all_to_all", groups)
         if operation == "all_to_all":
-            pushed = self.constants.pushes and self.topology.slowest_kind(groups) == "nvlink"
+            pushed = self.constants.pushes and self.topology.can_push(groups)
             passes = self.constants.push_passes if pushed else self.constants.exchange_passes
             packing_s = self._passes_s(step, passes * one_bytes * tensors / 4)
             yield Computation("ulysses", Timed(packing_s, "computed"))

@@ -117,8 +117,8 @@ def test_what_is_counted_on_one_of_alike_hosts_is_what_all_messages_ask(
     assert topology.link_bytes(operation, 2**22, groups) == pytest.approx(moved)
     if len(groups.runs) == 1:
         for position in range(groups.size):
-            hop_s = topology.hop_s(2**22, groups, position).seconds
-            assert math.isclose(hop_s, every.hop_s(2**22, groups.listed, position).seconds)
+            hop_s = topology.hops_s(2**22, groups)[position].seconds
+            assert math.isclose(hop_s, every.hops_s(2**22, groups.listed)[position].seconds)
             hop_bytes = every.hop_bytes(2**22, groups.listed, position)
             assert topology.hop_bytes(2**22, groups, position) == pytest.approx(hop_bytes)
 
