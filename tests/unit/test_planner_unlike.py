@@ -112,16 +112,26 @@ def test_alike_devices_have_equal_shares() -> None:
     assert whole_shares((1.0, 1.001)) is None
 
 
-def test_the_price_is_the_slowest_rank_s() -> None:
-    """Of two ranks counted by hand: what each computes by its own share on its own device."""
-    cluster, mesh = unlike(1, 3), Mesh(ulysses=2)
+@pytest.mark.parametrize(
+    ("slow", "shares", "heads"),
+    [
+        ((1, 3), (2, 1), (16, 8)),
+        # what the slow ranks' whole heads exceed their shares by is the first one's loss alone
+        ((1, 1, 2, 2, 2), (20, 20, 1, 1, 1), (10, 11, 1, 1, 1)),
+    ],
+)
+def test_the_price_is_the_slowest_rank_s(
+    slow: tuple[int, ...], shares: tuple[int, ...], heads: tuple[int, ...]
+) -> None:
+    """Of ranks counted by hand: what each computes by its own share on its own device."""
+    cluster, mesh = unlike(*slow), Mesh(ulysses=len(slow))
     model = CostModel(cluster, FLUX)
-    candidate = Configuration(mesh, (0, 1), token_shares=(2, 1))
+    candidate = Configuration(mesh, tuple(range(mesh.size)), token_shares=shares)
     parts = model.price(candidate, FLUX.defaults).parts
     attention_s = []
     for place, device in enumerate(cluster.devices):
-        share = share_of(mesh, FLUX, FLUX.defaults, (2, 1), place)
-        assert [share.heads(a) for a in FLUX.blocks[0].attentions] == [(16, 8)[place]]
+        share = share_of(mesh, FLUX, FLUX.defaults, shares, place)
+        assert [share.heads(a) for a in FLUX.blocks[0].attentions] == [heads[place]]
         alone = CostModel(of_devices(device), FLUX)
         times = alone._work.times_on(device)
         runs = ((run, times.block(run, share, "bfloat16", "eager")) for run in FLUX.blocks)
