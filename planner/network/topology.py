@@ -75,7 +75,7 @@ class Topology:
         self._traffic: Memo[tuple[Operation, Groups], Traffic | None] = Memo()
         self._hops: Memo[Groups, tuple[Traffic, ...] | None] = Memo()
         self._tables: Memo[tuple[Operation, Groups], CollectiveTable | None] = Memo()
-        self._kinds: Memo[Group, LinkKind | None] = Memo()
+        self._joined: Memo[Group, tuple[int, LinkKind | None]] = Memo()
         self._hops_s: Memo[tuple[float, Groups], tuple[Estimate, ...]] = Memo()
         self._signatures: Memo[Groups, tuple[float, ...]] = Memo()
 
@@ -174,23 +174,23 @@ class Topology:
     def can_push(self, groups: Sequence[Group] | AxisGroups) -> bool:
         """Whether GPUs of the first of the groups write into each other's memory."""
         talking = wanted(groups)
-        members = first_of(talking) if talking else ()
-        hosts = {self._nodes[rank].rpartition("/")[0] for rank in members}
-        return can_push(len(hosts), self.slowest_kind(groups))
+        return bool(talking) and can_push(*self._joined_by(first_of(talking)))
 
     def slowest_kind(self, groups: Sequence[Group] | AxisGroups) -> LinkKind | None:
         """The kind of the slowest link between members of the first of the groups, if links are
         known.
         """
         talking = wanted(groups)
-        if not talking:
-            return None
-        group = first_of(talking)
-        if group not in self._kinds:
+        return self._joined_by(first_of(talking))[1] if talking else None
+
+    def _joined_by(self, group: Group) -> tuple[int, LinkKind | None]:
+        """On how many hosts a group is, and the kind of the slowest link between its members."""
+        if group not in self._joined:
             edges = [self._graph.edges[hop] for hop in dict.fromkeys(self._hops_within(group))]
             slowest = min(edges, key=lambda edge: float(edge["bytes_per_s"]), default=None)
-            self._kinds[group] = None if slowest is None else slowest["kind"]
-        return self._kinds[group]
+            hosts = {self._nodes[rank].rpartition("/")[0] for rank in group}
+            self._joined[group] = (len(hosts), slowest["kind"] if slowest else None)
+        return self._joined[group]
 
     def kinds_within(self, groups: Sequence[Group] | AxisGroups) -> frozenset[str]:
         """The kinds of all links between members of the first of the groups."""
