@@ -26,7 +26,7 @@ from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.configuration import Configuration, RingVariant
 from ditplan.profiles.errors import Command, InputError, Setting
-from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
+from ditplan.profiles.model import AttentionKernel, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Prediction
 from ditplan.profiles.workload import Workload
 
@@ -109,9 +109,9 @@ class CostModel:
             return staged_timeline(self.topology, lines, passes, times)
         return exact_timeline(self._work, self._slowest_step(candidate, workload))
 
-    def floors(self, workload: Workload, modes: Sequence[Mode]) -> LowerBounds:
-        """What candidates cost at least in one of these modes."""
-        return LowerBounds(self._work, self._memory, workload, modes)
+    def lower_bounds(self, workload: Workload) -> LowerBounds:
+        """What candidates cost at least."""
+        return LowerBounds(self._work, self._memory, workload)
 
     def memory(
         self, candidate: Configuration, workload: Workload, device: Device, stage: int | None = None

@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 
 from ditplan.planner.constants import constants_of
-from ditplan.planner.cost.lower_bounds import ParetoFront
 from ditplan.planner.cost.memory import why_swapping, why_too_big
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pareto_front import ParetoFront
 from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
 from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
 from ditplan.planner.simulation.timeline import Timeline
@@ -115,14 +115,14 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
     the fewest GPUs that is fast enough, nor one that no other beats.
     """
     priced: list[PricedCandidate] = []
-    front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
+    front, bounds = ParetoFront(), model.lower_bounds(task.workload)
     baseline, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
         if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
             tried = undominated(
-                choice, front, floors, partial(_quality_of, task), is_large=is_large
+                choice, front, bounds, partial(_quality_of, task), is_large=is_large
             )
         before = len(priced)
         for one in tried:

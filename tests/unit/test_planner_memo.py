@@ -5,7 +5,7 @@ a model that forgets everything says.
 import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import ge
@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from ditplan.planner.cost.lower_bounds import LowerBounds
+from ditplan.planner.cost.lower_bounds import Bound, LowerBounds
 from ditplan.planner.cost.mixed_devices import rank_kinds_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.space.candidate import groups_of
+from ditplan.planner.space.candidate import Setting, groups_of
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import AXES, axis_orders
 from ditplan.profiles.workload import Workload
@@ -58,12 +58,12 @@ REMEMBERING = [
 
 
 class Asked:
-    """A cost model and its floors, and all that can be asked of them."""
+    """A cost model and its bounds, and all that can be asked of them."""
 
     def __init__(self, scene: Scene) -> None:
         self.topology = Topology(scene.cluster)
         self.model = CostModel(self.topology, scene.spec, scene.profile)
-        self._floors: dict[Workload, LowerBounds] = {}
+        self._bounds: dict[Workload, LowerBounds] = {}
 
     def answer(self, question: str, candidate: Configuration, workload: Workload) -> object:
         """What a method says of a candidate."""
@@ -90,30 +90,27 @@ class Asked:
         split = [axis for axis in AXES if getattr(candidate.mesh, axis) > 1]
         return [self.topology.signature(groups_of(candidate, (axis,))) for axis in split]
 
-    def least_s(self, candidate: Configuration, workload: Workload) -> float:
+    def least(self, candidate: Configuration, workload: Workload) -> Bound:
         """In the candidate's mode."""
-        return self._floors_of(workload).least_s(_anywhere(candidate))
+        return self._least(candidate, workload, [(candidate.pipefusion, candidate.mode)])
 
-    def of_modes(self, candidate: Configuration, workload: Workload) -> float:
+    def least_of_modes(self, candidate: Configuration, workload: Workload) -> Bound:
         """In all modes."""
-        tried = [replace(_anywhere(candidate), mode=mode) for mode in MODES]
-        return self._floors_of(workload).of_modes(tried)
+        return self._least(candidate, workload, [(candidate.pipefusion, mode) for mode in MODES])
 
-    def of_settings(self, candidate: Configuration, workload: Workload) -> float:
+    def least_of_settings(self, candidate: Configuration, workload: Workload) -> Bound:
         """With some numbers of patches."""
-        patches = [2, 4] if candidate.pipefusion else []
-        if not patches:
-            return 0.0
-        return self._floors_of(workload).of_settings(_anywhere(candidate), patches)
+        part = candidate.pipefusion
+        parts = [part.model_copy(update={"patches": n}) for n in (2, 4)] if part else [None]
+        settings = [(one, mode) for one in parts for mode in MODES]
+        return self._least(candidate, workload, settings)
 
-    def least_bytes(self, candidate: Configuration, workload: Workload) -> int:
-        """On the largest device."""
-        return self._floors_of(workload).least_bytes(_anywhere(candidate))
-
-    def _floors_of(self, workload: Workload) -> LowerBounds:
-        if workload not in self._floors:
-            self._floors[workload] = self.model.floors(workload, MODES)
-        return self._floors[workload]
+    def _least(
+        self, candidate: Configuration, workload: Workload, settings: Sequence[Setting]
+    ) -> Bound:
+        if workload not in self._bounds:
+            self._bounds[workload] = self.model.lower_bounds(workload)
+        return self._bounds[workload].bound(candidate.mesh, candidate.order, settings)
 
 
 QUESTIONS = (
@@ -125,16 +122,10 @@ QUESTIONS = (
     "memories",
     "ring_variant",
     "signatures",
-    "least_s",
-    "of_modes",
-    "of_settings",
-    "least_bytes",
+    "least",
+    "least_of_modes",
+    "least_of_settings",
 )
-
-
-def _anywhere(candidate: Configuration) -> Configuration:
-    """As floors take it: on any ranks."""
-    return Configuration(candidate.mesh, (), candidate.mode, candidate.order, candidate.pipefusion)
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
@@ -170,15 +161,15 @@ def test_which_stage_is_fullest_is_found_anew_for_all_that_decides_it() -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
-def test_orders_of_axes_with_the_same_key_have_the_same_floors(scene: Scene) -> None:
+def test_orders_of_axes_with_the_same_key_have_the_same_bounds(scene: Scene) -> None:
     draws = Draws(scene, seed=2)
     for (candidate, workload), _ in (draws.family() for _ in range(FAMILIES)):
         asked, first = Asked(scene), dict[object, Configuration]()
-        floors = asked.model.floors(workload, MODES)
+        bounds = asked.model.lower_bounds(workload)
         for order in axis_orders(candidate.mesh):
             one = replace(candidate, order=order)
-            like = first.setdefault(floors.order_key(candidate.mesh, order), one)
-            for question in ("least_s", "of_modes", "of_settings"):
+            like = first.setdefault(bounds.order_key(candidate.mesh, order), one)
+            for question in ("least", "least_of_modes", "least_of_settings"):
                 answer = asked.answer(question, like, workload)
                 assert Asked(scene).answer(question, one, workload) == answer
 

@@ -242,18 +242,20 @@ def test_a_plan_and_the_report_say_the_shares() -> None:
     assert shares_text(priced(unlike(1, 1), Mesh(ulysses=2)), FLUX, task.workload) == ""
 
 
-def test_floors_are_never_above_the_price() -> None:
+def test_bounds_are_never_above_the_price() -> None:
     cluster = unlike(1, 2, 2, 1, 3, 1)
     task = Task(
         FLUX, FLUX.defaults, cluster, modes=("compile+graph",), allowed=ApproximationPolicy()
     )
     topology = Topology(cluster)
     model = CostModel(topology, FLUX)
-    floors = model.floors(task.workload, task.searched_modes)
+    bounds = model.lower_bounds(task.workload)
     space = space_of(task, topology)
     for candidate in itertools.islice(space.candidates, 0, None, 11):
         shared = model.balanced(model.shared_by_speed(candidate, task.workload), task.workload)
         for planned in (shared, model.balanced(candidate, task.workload)):
             price = model.price(planned, task.workload)
-            assert floors.least_s(candidate) <= price.latency_s, str(planned)
-            assert floors.least_bytes(candidate) <= price.memory_bytes, str(planned)
+            setting = (candidate.pipefusion, candidate.mode)
+            least = bounds.bound(candidate.mesh, candidate.order, [setting])
+            assert least.seconds <= price.latency_s, str(planned)
+            assert least.bytes <= price.memory_bytes, str(planned)
