@@ -134,7 +134,7 @@ class LeastPieces:
         work, runs = self._work, self._work.spec.blocks
         blocks_s = []
         for run in runs:
-            found = [work.computed(step, run) for step in steps]
+            found = [work.computing.computed(step, run) for step in steps]
             products_s = min(block.seconds - block.attention_s for block in found)
             blocks_s.append(min(block.seconds for block in found) + slowing * products_s)
             # linear attention exchanges over both axes at once, which such a place doesn't know
@@ -147,10 +147,10 @@ class LeastPieces:
         return Piece(
             blocks_s=sum(n * block_s for n, block_s in zip(counts, blocks_s, strict=True)),
             least_block_s=min(blocks_s),
-            outside_s=min(work.computed(step, None).seconds for step in steps),
-            host_s=0.0 if on_cpu else min(work.host_s(step, counts, 0) for step in steps),
-            again_s=0.0 if on_cpu else min(work.host_s(step, none, 0) for step in steps),
-            exponent=work.launch_exponent(steps[0]) if len(steps) == 1 else math.inf,
+            outside_s=min(work.computing.computed(step, None).seconds for step in steps),
+            host_s=0.0 if on_cpu else min(work.launches.host_s(step, counts, 0) for step in steps),
+            again_s=0.0 if on_cpu else min(work.launches.host_s(step, none, 0) for step in steps),
+            exponent=work.launches.exponent(steps[0]) if len(steps) == 1 else math.inf,
         )
 
     def _exchanged(self, step: Step, run: BlockRun, block: Timed, place_key: PlaceKey) -> float:
@@ -160,7 +160,7 @@ class LeastPieces:
         hiding_s = block.attention_s if step.share.ring > 1 else 0.0
         key = (step.share, run.kind, place_key, step.device.name, hiding_s)
         if key not in self._exchanged_s:
-            self._exchanged_s[key] = sum(map(_beside_s, self._work.block(step, run)))
+            self._exchanged_s[key] = sum(map(_beside_s, self._work.activities.of_block(step, run)))
         return self._exchanged_s[key]
 
 

@@ -137,7 +137,8 @@ class LowerBounds:
         gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
         call_s = piece.through_s(1, gathers * self._start_s)
         calls = calls_of(mesh, work.spec, workload)
-        return workload.steps * (calls * call_s + work.scheduler(workload, device).seconds)
+        scheduler_s = work.computing.scheduler(workload, device).seconds
+        return workload.steps * (calls * call_s + scheduler_s)
 
     def _patched_s(
         self,
@@ -159,7 +160,8 @@ class LowerBounds:
         else:
             numbers = [part.patches for part in parts]
             patches = self._any_patches(piece_of(whole_share, is_slowed), stages, numbers)
-        scheduler_s = work.scheduler(workload, device).seconds + work.constants.patch_switch_s
+        scheduler_s = work.computing.scheduler(workload, device).seconds
+        scheduler_s += work.constants.patch_switch_s
         gather_s, passes_s = (
             self._start_s * (degree > 1) for degree in (mesh.sequence_parallel, mesh.batch_parallel)
         )

@@ -133,7 +133,7 @@ def test_the_price_is_the_slowest_rank_s(
         share = share_of(mesh, FLUX, FLUX.defaults, shares, place)
         assert [share.heads(a) for a in FLUX.blocks[0].attentions] == [heads[place]]
         alone = CostModel(of_devices(device), FLUX)
-        times = alone._work.times_on(device)
+        times = alone._work.computing.times_on(device)
         runs = ((run, times.block(run, share, "bfloat16", "eager")) for run in FLUX.blocks)
         attention_s.append(sum(run.count * timed.attention_s for run, timed in runs))
     steps = FLUX.defaults.steps
