@@ -2,13 +2,14 @@
 
 import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 from ditplan.planner.constants import constants_of
 from ditplan.planner.cost.memory import why_swapping, why_too_big
+from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pareto_front import ParetoFront
@@ -32,7 +33,7 @@ from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration, TaylorSeer
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import Mesh, placement_of
-from ditplan.profiles.model import Mode
+from ditplan.profiles.model import Mode, PointRequest
 from ditplan.profiles.plan import Quality
 
 PRICED_RANKS = 6
@@ -196,6 +197,20 @@ def space_of(task: Task, topology: Topology) -> Space:
         ) or why_no_setting(pinned, task.spec, task.workload, task.allowed, task.backend)
         raise InputError(why or f"no mesh of at most {gpus} GPUs is legal: {space.dropped}")
     return space
+
+
+def points_to_measure(task: Task) -> Sequence[PointRequest]:
+    """The shapes of blocks whose times the task's candidates need.
+
+    Raises:
+        InputError: as `space_of`.
+    """
+    choices = space_of(task, Topology(task.cluster)).choices
+    # warm-up steps run what the mesh would without patches
+    meshes = {choice.mesh for choice in choices}
+    settings = [(choice.mesh, part) for choice in choices for part, _ in choice.settings]
+    patched = {(mesh, part.patches) for mesh, part in settings if part}
+    return wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
 
 
 def price_one(
