@@ -26,8 +26,9 @@ class Computing:
         """The durations of the model's parts on a device."""
         if device.name not in self._times:
             profile = self._profile
-            known = profile if profile and profile.device == device.name else None
-            self._times[device.name] = DeviceTimes(self._spec, known, device, self._constants)
+            if profile is not None and profile.device != device.name:
+                profile = None
+            self._times[device.name] = DeviceTimes(self._spec, profile, device, self._constants)
         return self._times[device.name]
 
     def blocks_s(self, load: Load, mode: Mode, dtype: Dtype) -> float:
@@ -47,10 +48,10 @@ class Computing:
         how = (run, step.configuration.mode, step.workload.dtype)
         if not step.loads:
             return self._computed_by(step.share, step.device, *how)
-        found = [self._computed_by(load.share, load.device, *how) for load in step.loads]
-        attention_s = max(one.attention_s for one in found)
-        beside_s = max(one.seconds - one.attention_s for one in found)
-        source = max((one.source for one in found), key=SOURCES.index)
+        blocks = [self._computed_by(load.share, load.device, *how) for load in step.loads]
+        attention_s = max(block.attention_s for block in blocks)
+        beside_s = max(block.seconds - block.attention_s for block in blocks)
+        source = max((block.source for block in blocks), key=SOURCES.index)
         return Timed(beside_s + attention_s, source, attention_s)
 
     def _computed_by(
@@ -58,9 +59,10 @@ class Computing:
     ) -> Timed:
         key = (share, run.kind if run else None, device.name, dtype, mode)
         if key not in self._computed:
-            on = self.times_on(device)
-            found = on.block(run, share, dtype, mode) if run else on.outside(share, dtype, mode)
-            self._computed[key] = found
+            times = self.times_on(device)
+            self._computed[key] = (
+                times.block(run, share, dtype, mode) if run else times.outside(share, dtype, mode)
+            )
         return self._computed[key]
 
     def scheduler(self, workload: Workload, device: Device) -> Timed:

@@ -65,7 +65,7 @@ class LeastPieces:
         mesh: Mesh,
         order: tuple[str, ...],
         modes: tuple[Mode, ...],
-        part: PipeFusion | None,
+        pipefusion: PipeFusion | None,
         device: Device,
         share: RankShard,
         *,
@@ -81,7 +81,7 @@ class LeastPieces:
             nowhere = self._place_of(mesh, order) or Place(lambda axes: ())
             steps = []
             for mode in modes:
-                tried = Configuration(mesh, (), mode, pipefusion=part)
+                tried = Configuration(mesh, (), mode, pipefusion=pipefusion)
                 steps.append(Step(tried, self._workload, share, device, nowhere))
             slowing = self._work.constants.products_beside_transfers - 1 if is_slowed else 0.0
             self._pieces[key] = self._find_piece(steps, slowing, place_key)
@@ -102,8 +102,8 @@ class LeastPieces:
             return None
         for axes in (("ulysses",), ("ring",)):
             degree, stride = 1, 1
-            if found := groups_along(mesh, order, axes).runs:
-                ((degree, stride),) = found
+            if strides := groups_along(mesh, order, axes).runs:
+                ((degree, stride),) = strides
             if not is_even(degree, stride, host):
                 return None
             runs.append((axes, (degree, host if stride % host == 0 else stride)))
@@ -134,14 +134,14 @@ class LeastPieces:
         work, runs = self._work, self._work.spec.blocks
         blocks_s = []
         for run in runs:
-            found = [work.computing.computed(step, run) for step in steps]
-            products_s = min(block.seconds - block.attention_s for block in found)
-            blocks_s.append(min(block.seconds for block in found) + slowing * products_s)
+            blocks = [work.computing.computed(step, run) for step in steps]
+            products_s = min(block.seconds - block.attention_s for block in blocks)
+            blocks_s.append(min(block.seconds for block in blocks) + slowing * products_s)
             # linear attention exchanges over both axes at once, which such a place doesn't know
             if place_key is not None and not any(attention.linear for attention in run.attentions):
                 # the more attention, the more it hides
-                hiding = max(range(len(found)), key=lambda at: found[at].attention_s)
-                blocks_s[-1] += self._exchanged(steps[hiding], run, found[hiding], place_key)
+                hiding = max(range(len(blocks)), key=lambda at: blocks[at].attention_s)
+                blocks_s[-1] += self._exchanged(steps[hiding], run, blocks[hiding], place_key)
         counts, none = [run.count for run in runs], [0] * len(runs)
         on_cpu = steps[0].device.kind == "cpu"
         return Piece(

@@ -72,7 +72,7 @@ class LowerBounds:
 
     def bound(self, mesh: Mesh, order: tuple[str, ...], settings: Sequence[Setting]) -> Bound:
         """What a plan of a mesh costs at least that has any of these settings and its axes in this
-        order, on whatever ranks. Settings with the same part stand together.
+        order, on whatever ranks. Settings with the same PipeFusion stand together.
         """
         return Bound(self._seconds(mesh, order, settings), self._bytes(mesh, settings))
 
@@ -85,10 +85,8 @@ class LowerBounds:
         """Without graphs, and with few of them where each patch has its own, a plan needs least;
         with its weights in pieces where only that can fit.
         """
-        part, mode = min(
-            settings, key=lambda one: ("graph" in one[1], one[0].patches if one[0] else 0)
-        )
-        candidate = Configuration(mesh, (), mode, pipefusion=part)
+        pipefusion, mode = min(settings, key=_by_memory)
+        candidate = Configuration(mesh, (), mode, pipefusion=pipefusion)
         least = self._held_bytes(candidate)
         room = max(device.memory_bytes for device in self._devices)
         if least > room and candidate.can_share_weights:
@@ -110,9 +108,9 @@ class LowerBounds:
         return least - held + fair
 
     def _seconds(self, mesh: Mesh, order: tuple[str, ...], settings: Sequence[Setting]) -> float:
-        parts = [part for part, _ in itertools.groupby(settings, key=itemgetter(0))]
+        patchings = [patching for patching, _ in itertools.groupby(settings, key=itemgetter(0))]
         modes = tuple(dict.fromkeys(mode for _, mode in settings))
-        if len(parts) > 1 and self._is_measured:
+        if len(patchings) > 1 and self._is_measured:
             # of patches that aren't computed only those that were asked for are known
             return 0.0
         loops_s = []
@@ -120,10 +118,10 @@ class LowerBounds:
 
             def piece_of(share: RankShard, is_slowed: bool, device: Device = device) -> Piece:
                 return self._pieces.of(
-                    mesh, order, modes, parts[0], device, share, is_slowed=is_slowed
+                    mesh, order, modes, patchings[0], device, share, is_slowed=is_slowed
                 )
 
-            patched = [part for part in parts if part is not None]
+            patched = [patching for patching in patchings if patching is not None]
             if patched:
                 is_slowed = self._is_slowed(mesh, order, device)
                 loops_s.append(self._patched_s(mesh, patched, device, piece_of, is_slowed))
@@ -143,7 +141,7 @@ class LowerBounds:
     def _patched_s(
         self,
         mesh: Mesh,
-        parts: Sequence[PipeFusion],
+        patchings: Sequence[PipeFusion],
         device: Device,
         piece_of: PieceOf,
         is_slowed: bool,
@@ -154,11 +152,11 @@ class LowerBounds:
         work, workload, stages = self._work, self._workload, mesh.pipefusion
         whole_share = work.shares.of(mesh, workload)
         whole_s = piece_of(whole_share, False).through_s(stages)
-        if len(parts) == 1:
-            shares = work.shares.of_patches(mesh, workload, parts[0].patches)
+        if len(patchings) == 1:
+            shares = work.shares.of_patches(mesh, workload, patchings[0].patches)
             patches = self._known_patches(shares, stages, piece_of, is_slowed)
         else:
-            numbers = [part.patches for part in parts]
+            numbers = [patching.patches for patching in patchings]
             patches = self._any_patches(piece_of(whole_share, is_slowed), stages, numbers)
         scheduler_s = work.computing.scheduler(workload, device).seconds
         scheduler_s += work.constants.patch_switch_s
@@ -180,7 +178,7 @@ class LowerBounds:
             return warmup_steps * warm_s + setup_s + steps * step_s
 
         # either kind of step may take longer, so one of the extremes is least
-        warmups = [part.warmup_steps for part in parts]
+        warmups = [patching.warmup_steps for patching in patchings]
         return min(loop_s(min(warmups)), loop_s(max(warmups)))
 
     def _known_patches(
@@ -235,3 +233,9 @@ class LowerBounds:
                 for alike in kinds.values()
             ]
         return self._kinds[shares]
+
+
+def _by_memory(setting: Setting) -> tuple[bool, int]:
+    """Sorts settings by what they need: no graph, then one for each of few patches."""
+    pipefusion, mode = setting
+    return "graph" in mode, pipefusion.patches if pipefusion else 0

@@ -68,8 +68,8 @@ class RankLoads:
         """What ranks of these kinds have to do for the whole sequence, or for a patch of it; what
         several of them have alike once.
         """
-        mesh, shares, part = candidate.mesh, candidate.token_shares, candidate.pipefusion
-        patches = part.patches if part and patch is not None else None
+        mesh, shares, pipefusion = candidate.mesh, candidate.token_shares, candidate.pipefusion
+        patches = pipefusion.patches if pipefusion and patch is not None else None
         key = (rank_kinds, mesh.degrees, shares, patches, patch, workload)
         if key not in self._found:
             loads = []

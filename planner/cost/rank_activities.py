@@ -67,10 +67,10 @@ class RankActivities:
             if attention.linear:
                 yield from self._state(step, attention)
                 continue
-            own_s = block.attention_s * share.pairs(attention) / max(pairs, 1.0)
+            attention_s = block.attention_s * share.pairs(attention) / max(pairs, 1.0)
             for tensors in (3,) if self._constants.sends_together else (1, 1, 1):
                 yield from self._ulysses(step, attention, tensors)
-            yield from self._attention(step, attention, Timed(own_s, block.source))
+            yield from self._attention(step, attention, Timed(attention_s, block.source))
             yield from self._ulysses(step, attention, 1)
 
     def _state(self, step: Step, attention: Attention) -> Iterator[Activity]:
@@ -90,17 +90,17 @@ class RankActivities:
             return
         tokens = sum(step.share.tokens[segment] for segment in attention.segments)
         numbers = step.share.batch * tokens * attention.heads * attention.head_dim
-        one_bytes = numbers * step.workload.dtype_bytes
+        tensor_bytes = numbers * step.workload.dtype_bytes
         groups = step.place.groups(("ulysses",))
         operation = self._exchange("all_to_all", groups)
         if operation == "all_to_all":
             pushed = self._constants.pushes and self._topology.can_push(groups)
             passes = self._constants.push_passes if pushed else self._constants.exchange_passes
-            packing_s = self._passes_s(step, passes * one_bytes * tensors / 4)
+            packing_s = self._passes_s(step, passes * tensor_bytes * tensors / 4)
             yield Computation("ulysses", Timed(packing_s, "computed"))
-        yield self._over(step, "ulysses", operation, tensors * one_bytes, ("ulysses",))
+        yield self._over(step, "ulysses", operation, tensors * tensor_bytes, ("ulysses",))
 
-    def _attention(self, step: Step, attention: Attention, own: Timed) -> Iterator[Activity]:
+    def _attention(self, step: Step, attention: Attention, whole: Timed) -> Iterator[Activity]:
         """Attention to all keys: those of a ring are gathered first, or passed on meanwhile.
 
         On a CPU sending takes the cores that compute, so nothing is hidden, nor on GPUs whose
@@ -108,7 +108,7 @@ class RankActivities:
         """
         ring = step.configuration.mesh.ring
         if ring == 1:
-            yield Computation("attention", own)
+            yield Computation("attention", whole)
             return
         tokens = sum(step.share.queries[segment] for segment in attention.segments)
         heads = step.share.heads(attention)
@@ -117,7 +117,7 @@ class RankActivities:
         if self.ring_variant(step.place) == "gather":
             operation = self._exchange("all_gather", step.place.groups(("ring",)))
             yield self._over(step, "ring", operation, sent_bytes, ("ring",))
-            yield Computation("attention", own)
+            yield Computation("attention", whole)
             return
         merge_s = self._passes_s(step, self._constants.merge_passes * numbers * 4)
         fresh = 1.0
@@ -126,8 +126,8 @@ class RankActivities:
             fresh = min(1.0, ring * tokens / keys)
         yield RingAttention(
             blocks=ring,
-            attend=Timed(fresh * own.seconds / ring, own.source),
-            stale=Timed((1 - fresh) * own.seconds, own.source),
+            attend=Timed(fresh * whole.seconds / ring, whole.source),
+            stale=Timed((1 - fresh) * whole.seconds, whole.source),
             # before and after the patch; the first and the last one have it on one side alone
             stale_pieces=2 * (1 - fresh),
             merge=Timed(merge_s, "computed"),
@@ -156,7 +156,7 @@ class RankActivities:
         rates = [step.device.memory_bytes_per_s]
         if step.loads:
             most = step.share.rows
-            rates = [one.device.memory_bytes_per_s * most / one.share.rows for one in step.loads]
+            rates = [load.device.memory_bytes_per_s * most / load.share.rows for load in step.loads]
         return moved_bytes / (min(rates) * self._constants.bandwidth_efficiency)
 
     def outside(self, step: Step) -> Iterator[Computation]:
@@ -193,9 +193,9 @@ class RankActivities:
         timed = step.place.timed
         key = (operation, rank_bytes, axes)
         if key not in timed:
-            found = self._topology.collective_s(operation, rank_bytes, groups)
-            start_s = self._constants.exchange_start_s if found.seconds > 0 else 0.0
-            timed[key] = Timed(found.seconds + start_s, found.source)
+            estimate = self._topology.collective_s(operation, rank_bytes, groups)
+            start_s = self._constants.exchange_start_s if estimate.seconds > 0 else 0.0
+            timed[key] = Timed(estimate.seconds + start_s, estimate.source)
         return CollectiveCost(part, operation, rank_bytes, groups, timed[key])
 
     def ring_variant(self, place: Place) -> RingVariant:

@@ -89,8 +89,8 @@ def balanced_unlike_stages(
         beside_s = (extra_s[0] if stage == 0 else 0.0) + (
             extra_s[1] if stage == len(stages) - 1 else 0.0
         )
-        own_s = until[stage][last] - until[stage][first]
-        return max(stages[stage].least_s, own_s) + beside_s
+        blocks_s = until[stage][last] - until[stage][first]
+        return max(stages[stage].least_s, blocks_s) + beside_s
 
     def excess(stage: int, first: int, last: int) -> float:
         return held[last] - held[first] - stages[stage].room
@@ -124,11 +124,11 @@ def _best_division(cost_of: CostOf, blocks: int, stages: int) -> tuple[tuple[int
         most = blocks - (stages - 1 - stage)
         for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
             for cut in range(last - 1, stage - 1, -1):
-                own = cost_of(stage, cut, last)
-                if own >= made[last]:
+                cost = cost_of(stage, cut, last)
+                if cost >= made[last]:
                     break
                 if worst[cut] < made[last]:
-                    made[last], at[last] = max(worst[cut], own), cut
+                    made[last], at[last] = max(worst[cut], cost), cut
         worst = made
         cuts.append(at)
     return _divided_at(cuts, blocks), worst[blocks]
@@ -178,15 +178,15 @@ def _best_cut(cost_of: CostOf, stage: int, last: int) -> int:
     """
 
     def is_lighter(cut: int) -> bool:
-        own = cost_of(stage, cut, last)
-        return not _can_divide(cost_of, cut, stage, operator.lt, own)
+        cost = cost_of(stage, cut, last)
+        return not _can_divide(cost_of, cut, stage, operator.lt, cost)
 
     cut = stage + bisect_left(range(stage, last - 1), True, key=is_lighter)
     if cut == stage:
         return cut
     # from there on the stages before it cost more; a block earlier it does itself
-    own = cost_of(stage, cut - 1, last)
-    return cut if _can_divide(cost_of, cut, stage, operator.le, own) else cut - 1
+    cost = cost_of(stage, cut - 1, last)
+    return cut if _can_divide(cost_of, cut, stage, operator.le, cost) else cut - 1
 
 
 def _can_divide(

@@ -37,10 +37,10 @@ class Durations:
     @property
     def of_stages_s(self) -> list[float]:
         """What each stage computes in a step."""
-        found = [sum(row) for row in self.stage_s]
+        stages_s = [sum(row) for row in self.stage_s]
         for stage, row in enumerate(self.back_s):
-            found[stage] += sum(row)
-        return found
+            stages_s[stage] += sum(row)
+        return stages_s
 
 
 def pipeline_s(durations: Durations, steps: int, *, sending_computes: bool = False) -> float:

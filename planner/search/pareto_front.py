@@ -36,5 +36,5 @@ class ParetoFront:
 
     def _has_better(self, points: list[tuple[float, int]], seconds: float, count: float) -> bool:
         """Later points are slower and smaller, so of those that are as fast the last one counts."""
-        place = bisect_right(points, (seconds, math.inf))
-        return place > 0 and points[place - 1][1] <= count
+        as_fast = bisect_right(points, (seconds, math.inf))
+        return as_fast > 0 and points[as_fast - 1][1] <= count

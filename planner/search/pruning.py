@@ -9,7 +9,7 @@ from ditplan.planner.objectives import quality_order
 from ditplan.planner.search.pareto_front import ParetoFront
 from ditplan.planner.space.candidate import Choice, Setting
 from ditplan.planner.space.enumerate import EXHAUSTIVE_RANKS
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.configuration import Configuration, PipeFusion
 from ditplan.profiles.plan import Quality
 
 RUNNER_UP = 1.5
@@ -70,8 +70,14 @@ def _equally_large(
     """A mesh's settings, those together that differ in their mode alone and need equally much
     memory at least; with their quality.
     """
-    groups = itertools.groupby(choice.settings, key=lambda one: (one[0], "graph" in one[1]))
+    groups = itertools.groupby(choice.settings, key=_with_equal_memory)
     return [
-        (quality_of(Configuration(choice.mesh, (), pipefusion=part)), tuple(settings))
-        for (part, _), settings in groups
+        (quality_of(Configuration(choice.mesh, (), pipefusion=pipefusion)), tuple(settings))
+        for (pipefusion, _), settings in groups
     ]
+
+
+def _with_equal_memory(setting: Setting) -> tuple[PipeFusion | None, bool]:
+    """Of its mode only graphs count."""
+    pipefusion, mode = setting
+    return pipefusion, "graph" in mode
