@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from ditplan.planner.cost.lower_bounds import Bound, LowerBounds
-from ditplan.planner.cost.mixed_devices import rank_kinds_of
+from ditplan.planner.cost.mixed_devices import RankLoads, rank_kinds_of
+from ditplan.planner.cost.share import RankShard, RankShards, share_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.candidate import Setting, groups_of
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import AXES, axis_orders
+from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 from tests.unit.planner_scenes import MODES, Draws, Pair, Scene, a_cpu, scenes
 
@@ -176,27 +178,28 @@ def test_orders_of_axes_with_the_same_key_have_the_same_bounds(scene: Scene) -> 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_no_rank_has_more_to_do_than_one_of_those_that_stand_for_it(scene: Scene) -> None:
-    draws = Draws(scene, seed=3)
+    draws, devices = Draws(scene, seed=3), scene.cluster.devices
+    loads_of = RankLoads(RankShards(scene.spec), {one.name: one for one in devices})
     for _, pairs in (draws.family() for _ in range(2 * FAMILIES)):
-        for candidate, _ in pairs:
-            size, devices = candidate.mesh.sequence_parallel, scene.cluster.devices
+        for candidate, workload in pairs:
+            size = candidate.mesh.sequence_parallel
             placed = [devices[rank] for rank in candidate.placement]
             groups = [placed[first : first + size] for first in range(0, len(placed), size)]
-            kinds = [(name, _to_do(candidate, at)) for at, name in rank_kinds_of(candidate, groups)]
+            kinds = rank_kinds_of(candidate, groups)
+            standing = loads_of.of(candidate, workload, kinds)
             for place, device in itertools.chain(*map(enumerate, groups)):
-                own = _to_do(candidate, place)
-                alike = [done for name, done in kinds if name == device.name]
-                assert any(all(map(ge, done, own)) for done in alike), (candidate, place)
+                shares = candidate.token_shares
+                own = share_of(
+                    candidate.mesh, scene.spec, workload, shares, place if shares else None
+                )
+                alike = [load.share for load in standing if load.device.name == device.name]
+                assert any(
+                    all(map(ge, _to_do(share, scene.spec), _to_do(own, scene.spec)))
+                    for share in alike
+                ), (candidate, place)
 
 
-def _to_do(candidate: Configuration, place: int | None) -> tuple[int, ...]:
-    """In parts of a sequence: a rank's tokens, the queries of its ulysses group, and the tokens of
-    those with the same heads; none where all ranks have the same.
-    """
-    if candidate.token_shares is None or place is None:
-        return ()
-    ulysses = candidate.mesh.ulysses
-    shares = candidate.token_shares
-    rows = [shares[first : first + ulysses] for first in range(0, len(shares), ulysses)]
-    row, column = divmod(place, ulysses)
-    return rows[row][column], sum(rows[row]), sum(each[column] for each in rows)
+def _to_do(share: RankShard, spec: ModelSpec) -> tuple[int, ...]:
+    """A rank's tokens, the queries of its ulysses group, and its heads."""
+    heads = [share.heads(attention) for run in spec.blocks for attention in run.attentions]
+    return (*share.tokens.values(), *share.queries.values(), *heads)
