@@ -51,7 +51,8 @@ def undominated(
     promising: list[tuple[Bound, Quality, Choice]] = []
     for orders in alike.values():
         bound = partial(bounds.bound, mesh, orders[0])
-        if is_beaten(bound(choice.settings), best):
+        # without stages there are few settings, whose own bounds are as quickly found
+        if mesh.pipefusion > 1 and is_beaten(bound(choice.settings), best):
             continue
         for quality, settings in equally_large:
             if is_beaten(bound(settings), quality):
