@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import itemgetter
 
 from ditplan.planner.cost.lower_bounds import Bound, LowerBounds
 from ditplan.planner.objectives import quality_order
 from ditplan.planner.search.pareto_front import ParetoFront
 from ditplan.planner.space.candidate import Choice, Setting
 from ditplan.planner.space.enumerate import EXHAUSTIVE_RANKS
-from ditplan.profiles.configuration import Configuration, PipeFusion
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.plan import Quality
 
 RUNNER_UP = 1.5
@@ -46,7 +47,7 @@ def undominated(
     alike: dict[object, list[tuple[str, ...]]] = {}
     for order in choice.orders:
         alike.setdefault(bounds.order_key(mesh, order), []).append(order)
-    equally_large = _equally_large(choice, quality_of)
+    equally_large = list(_equally_large(choice, quality_of))
     best = min((quality for quality, _ in equally_large), key=quality_order)
     promising: list[tuple[Bound, Quality, Choice]] = []
     for orders in alike.values():
@@ -67,18 +68,11 @@ def undominated(
 
 def _equally_large(
     choice: Choice, quality_of: Callable[[Configuration], Quality]
-) -> list[tuple[Quality, tuple[Setting, ...]]]:
+) -> Iterator[tuple[Quality, tuple[Setting, ...]]]:
     """A mesh's settings, those together that differ in their mode alone and need equally much
-    memory at least; with their quality.
+    memory at least, for which of a mode only graphs count; with their quality.
     """
-    groups = itertools.groupby(choice.settings, key=_with_equal_memory)
-    return [
-        (quality_of(Configuration(choice.mesh, (), pipefusion=pipefusion)), tuple(settings))
-        for (pipefusion, _), settings in groups
-    ]
-
-
-def _with_equal_memory(setting: Setting) -> tuple[PipeFusion | None, bool]:
-    """Of its mode only graphs count."""
-    pipefusion, mode = setting
-    return pipefusion, "graph" in mode
+    for pipefusion, alike in itertools.groupby(choice.settings, key=itemgetter(0)):
+        quality = quality_of(Configuration(choice.mesh, (), pipefusion=pipefusion))
+        for _, settings in itertools.groupby(alike, key=lambda setting: "graph" in setting[1]):
+            yield quality, tuple(settings)
