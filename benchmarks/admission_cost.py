@@ -69,10 +69,7 @@ def main() -> None:
                         "dtype": dtype,
                     }
                 )
-                planned = PlannedModel.of(
-                    spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
-                )
-                plan = bare_plan(planned, work, mesh).configured(mode=given.mode)
+                plan = bare_plan(PlannedModel.of_spec(spec), work, mesh).configured(mode=given.mode)
                 found = pool.run(calls, spec, plan, timeout_s=TIMEOUT_S)[0]
                 _show(f"{spec.name} {size}px, {mesh}, {given.mode}, {steps} step(s)", found)
 

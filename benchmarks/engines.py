@@ -211,8 +211,8 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
         # the first stage has the embeddings besides
         stages = split_sizes(spec.block_count, mesh.pipefusion)[::-1]
         part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
-    plan = plan_for(
-        spec,
+    plan = bare_plan(
+        PlannedModel.of_spec(spec),
         workload,
         mesh,
         mode=variant.mode,
@@ -221,16 +221,6 @@ def plan_of(spec: ModelSpec, workload: Workload, variant: Variant) -> ExecutionP
         pipefusion=part,
     )
     return plan.model_copy(update={"fallback": "refuse"})
-
-
-def plan_for(spec: ModelSpec, workload: Workload, mesh: Mesh, **parts: Any) -> ExecutionPlan:
-    """A plan without numbers, for ranks in the usual order, with these parts of its
-    configuration.
-    """
-    model = PlannedModel.of(
-        spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
-    )
-    return bare_plan(model, workload, mesh, **parts)
 
 
 def xdit_config(job: Job, compiled: bool) -> Any:

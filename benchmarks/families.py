@@ -16,13 +16,12 @@ from typing import get_args
 
 import torch
 
-from benchmarks.engines import plan_for
 from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec
-from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.ranks.pool import RankError, RankPool
 
@@ -36,7 +35,8 @@ def plans_of(spec: ModelSpec, gpus: int, steps: int, modes: Sequence[Mode]) -> l
     if gpus == 2:
         split = family_of(spec.transformer_class).guidance != "embedded" and work.passes > 1
         meshes += [Mesh(ulysses=2), *([Mesh(cfg=2)] if split else [])]
-    return [plan_for(spec, work, mesh, mode=mode) for mesh in meshes for mode in modes]
+    planned = PlannedModel.of_spec(spec)
+    return [bare_plan(planned, work, mesh, mode=mode) for mesh in meshes for mode in modes]
 
 
 def measure(

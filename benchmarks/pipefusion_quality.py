@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engines import plan_for
 from benchmarks.rank_measurements import Drawn, draw
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.configuration import PipeFusion, TaylorSeer
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.profiles.splits import split_sizes
 from ditplan.runtime.ranks.pool import RankPool
 
@@ -54,6 +53,7 @@ class Drawing:
         self._pool, self._asked, self._shows = pool, asked, shows
         self._captions: list[str] = list(held_out_captions()[: asked.captions])
         self._spec = find_model("sd3-tiny")
+        self._planned = PlannedModel.of_spec(self._spec)
         self._work = self._spec.defaults.model_copy(
             update={"steps": asked.steps, "dtype": "float32"}
         )
@@ -62,7 +62,7 @@ class Drawing:
             f"{asked.guidance:g}, float32 on {asked.device}, torch {torch.__version__}\n"
         )
         say("stages", "patches", "warm-up", "right", "relative L2", "PSNR dB", "s")
-        self._alone, seconds = self._draw(plan_for(self._spec, self._work, Mesh()))
+        self._alone, seconds = self._draw(bare_plan(self._planned, self._work, Mesh()))
         say(1, "-", "-", self._right(self._alone), 0, "-", f"{seconds:.0f}")
 
     def compare(self, stages: int, patches: int, warmup: int) -> None:
@@ -73,12 +73,12 @@ class Drawing:
             warmup_steps=warmup,
         )
         mesh = Mesh(pipefusion=stages)
-        plan = plan_for(self._spec, self._work, mesh, pipefusion=part)
+        plan = bare_plan(self._planned, self._work, mesh, pipefusion=part)
         self._show(plan, stages, patches, warmup)
 
     def compare_cache(self, cache: TaylorSeer) -> None:
         """Prints the line of a step cache, on one device."""
-        plan = plan_for(self._spec, self._work, Mesh(), step_cache=cache)
+        plan = bare_plan(self._planned, self._work, Mesh(), step_cache=cache)
         computed = f"{cache.computed_steps(self._asked.steps)} computed"
         self._show(plan, f"interval {cache.interval}", f"order {cache.order}", computed)
 

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.engines import WARMUP_STEPS, plan_for
+from benchmarks.engines import WARMUP_STEPS
 from benchmarks.stage_events import Event, timeline
 from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.runtime.ranks.pool import RankPool
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     with RankPool(None, 2, "cpu") as pool:
         for patches in asked.patches:
             part = PipeFusion(blocks_per_stage=stages, patches=patches, warmup_steps=WARMUP_STEPS)
-            plan = plan_for(spec, work, Mesh(pipefusion=2), pipefusion=part)
+            plan = bare_plan(PlannedModel.of_spec(spec), work, Mesh(pipefusion=2), pipefusion=part)
             ranks = pool.run(timeline, spec, plan, timeout_s=300.0)
             durations, steps = durations_of(ranks, patches), work.steps - WARMUP_STEPS
             simulated_s = pipeline_s(durations, steps, sending_computes=True)

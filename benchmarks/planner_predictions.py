@@ -25,9 +25,8 @@ from typing import ClassVar, get_args
 
 from benchmarks.ordering import in_order
 from ditplan.planner.cost.memory import memory_of
-from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.search.pricing import price_all, space_of
+from ditplan.planner.search.pricing import points_to_measure, price_all
 from ditplan.planner.search.ranking import PricedCandidate, build_plan
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
@@ -115,10 +114,7 @@ def workload_of(text: str, steps: int, device: str) -> tuple[str, Workload]:
 
 def with_profile(task: Task, workers: Workers) -> Task:
     """The task with the model's blocks measured at the shapes its plans need."""
-    candidates = space_of(task, Topology(task.cluster)).candidates
-    meshes = {candidate.mesh for candidate in candidates}
-    patched = {(one.mesh, one.pipefusion.patches) for one in candidates if one.pipefusion}
-    requests = wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
+    requests = points_to_measure(task)
     begin = time.monotonic()
     profile = workers.profile_model(task.spec, task.workload, requests, task.cluster)
     sys.stderr.write(f"{time.monotonic() - begin:6.1f} s: {len(requests)} shapes of the blocks\n")

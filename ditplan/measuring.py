@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditplan.models import NamedModel, model_named
-from ditplan.planner.cost.profile_points import grid_points, wanted_points
-from ditplan.planner.network.topology import Topology
+from ditplan.planner.cost.profile_points import grid_points
 from ditplan.planner.search.policy import MeasurementPolicy, RunResult
-from ditplan.planner.search.pricing import space_of
+from ditplan.planner.search.pricing import points_to_measure
 from ditplan.planner.search.ranking import SearchResult
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
-from ditplan.planner.task import Task, TuneRequest, workload_for
+from ditplan.planner.task import TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.hosts import HostLine, load_hosts
-from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
+from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.ranks.hosts import require_local
@@ -139,7 +138,7 @@ def tuned(
             require_mode(request.backend, request.mode, workers.device)
         cluster = study.cluster(workers, say)
         task = request.task(workload, cluster)
-        requests = _points_of(task)
+        requests = points_to_measure(task)
         study.keep_cluster(cluster)
         task = study.with_blocks_measured(task, requests, workers, say)
         top = _usual_runs(task.spec, workers.device) if how.measure is None else how.measure
@@ -174,16 +173,6 @@ def run_plan(
         noise = "" if model.weights else f"; no weights for {model.spec.name}: it will be noise"
         say(f"{plan.mesh}, {plan.workload}: running on {workers.ranks} rank(s){noise}")
         return workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
-
-
-def _points_of(task: Task) -> Sequence[PointRequest]:
-    """The shapes of blocks whose times the task's candidates need."""
-    choices = space_of(task, Topology(task.cluster)).choices
-    # warm-up steps run what the mesh would without patches
-    meshes = {choice.mesh for choice in choices}
-    settings = [(choice.mesh, part) for choice in choices for part, _ in choice.settings]
-    patched = {(mesh, part.patches) for mesh, part in settings if part}
-    return wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
 
 
 def _usual_runs(spec: ModelSpec, device: DeviceKind) -> int:

@@ -26,7 +26,7 @@ from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.configuration import Configuration, RingVariant
 from ditplan.profiles.errors import Command, InputError, Setting
-from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, ModelSpec
+from ditplan.profiles.model import AttentionKernel, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Prediction
 from ditplan.profiles.workload import Workload
 
@@ -109,9 +109,9 @@ class CostModel:
             return staged_timeline(self.topology, lines, passes, times)
         return exact_timeline(self._work, self._slowest_step(candidate, workload))
 
-    def floors(self, workload: Workload, modes: Sequence[Mode]) -> LowerBounds:
-        """What candidates cost at least in one of these modes."""
-        return LowerBounds(self._work, self._memory, workload, modes)
+    def lower_bounds(self, workload: Workload) -> LowerBounds:
+        """What candidates cost at least."""
+        return LowerBounds(self._work, self._memory, workload)
 
     def memory(
         self, candidate: Configuration, workload: Workload, device: Device, stage: int | None = None
@@ -171,19 +171,19 @@ class CostModel:
         shares = candidate.token_shares
         of_place = None if shares is None else place
         share = self._work.shares.of(candidate.mesh, workload, shares, of_place)
-        return self._work.blocks_s(Load(share, device), candidate.mode, workload.dtype)
+        return self._work.computing.blocks_s(Load(share, device), candidate.mode, workload.dtype)
 
     def attention_kernel(self, candidate: Configuration, workload: Workload) -> AttentionKernel:
         """What should compute self-attention: measured where it was, else torch's choice."""
         share = self._work.shares.of(candidate.mesh, workload)
         if part := candidate.pipefusion:
             share = self._work.shares.of_patches(candidate.mesh, workload, part.patches)[-1]
-        times = self._work.times_on(self._all_devices[candidate.placement[0]])
+        times = self._work.computing.times_on(self._all_devices[candidate.placement[0]])
         return times.attention_kernel(share, workload.dtype)
 
     def ring_variant(self, candidate: Configuration) -> RingVariant:
         """How a ring's keys and values get about."""
-        return self._work.ring_variant(candidate)
+        return self._work.activities.ring_variant(self._work.place(candidate))
 
     def _ledger(self, candidate: Configuration, workload: Workload) -> CostBreakdown:
         """A step of the slowest ranks that share a sequence; with PipeFusion the whole loop."""
@@ -277,7 +277,7 @@ class CostModel:
         return self._around_s[key]
 
     def _find_around(self, workload: Workload, device: Device) -> float:
-        times, c, spec = self._work.times_on(device), self.constants, self.spec
+        times, c, spec = self._work.computing.times_on(device), self.constants, self.spec
         roofline = Roofline(device, workload.dtype, "eager", c)
         prompts = workload.batch * min(workload.passes, 2)
         flops = 2.0 * spec.encoder_parameters * prompts * workload.text_tokens

@@ -9,7 +9,7 @@ from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import AXES, Mesh
-from ditplan.profiles.model import Source
+from ditplan.profiles.model import ModelSpec, Source
 from ditplan.profiles.plan_schema_1 import plan_of_schema_1
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
@@ -39,6 +39,11 @@ class PlannedModel(FrozenModel):
             component="transformer", transformer_class=transformer_class, config_hash=config_hash
         )
         return cls(name=name, pipeline_class=pipeline_class, transformers=(transformer,))
+
+    @classmethod
+    def of_spec(cls, spec: ModelSpec) -> Self:
+        """The model of a spec."""
+        return cls.of(spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash)
 
 
 class Quality(FrozenModel):

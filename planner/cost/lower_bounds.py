@@ -1,88 +1,99 @@
-"""What plans cost at least, wherever their ranks are: cheap to find, never above their prices."""
+"""What plans cost at least, wherever their ranks are: cheap to find, never above their prices.
 
+docs/lower_bounds.md says of each term why it is none too much.
+"""
+
+import itertools
 import math
-from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from operator import itemgetter
 
 from ditplan.planner.constants import minds_transfers
-from ditplan.planner.cost.activities import Activity, RingAttention
+from ditplan.planner.cost.least_pieces import LeastPieces, Piece
 from ditplan.planner.cost.memory import MemoryModel
 from ditplan.planner.cost.rank_work import RankWork
-from ditplan.planner.cost.roofline import Timed, overlapped_s
 from ditplan.planner.cost.share import RankShard, calls_of
-from ditplan.planner.cost.step import Place, Step
 from ditplan.planner.memo import Memo
-from ditplan.planner.network.groups import AxisGroups, Groups, groups_along
-from ditplan.planner.network.traffic import is_even
+from ditplan.planner.network.groups import groups_along
+from ditplan.planner.space.candidate import Setting
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.configuration import Configuration, PipeFusion
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import BlockRun, Mode
-from ditplan.profiles.plan import Quality
 from ditplan.profiles.workload import Workload
 
 ROUNDING = 1 - 1e-9
-"""A floor is a sum in another order than the price."""
+"""A bound is a sum in another order than the price."""
 
-PlaceKey = tuple[tuple[tuple[str, ...], tuple[int, int]], ...]
+PieceOf = Callable[[RankShard, bool], Piece]
+"""What a share takes at least, its products slowed by transfers or not."""
 
-PieceOf = Callable[[RankShard, bool], "_Piece"]
-"""What a share costs, its products slowed by transfers or not."""
+
+@dataclass(frozen=True)
+class Bound:
+    """What plans cost at least: seconds of the denoising loop, and bytes of the rank that holds
+    most.
+    """
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """What the patches of a step take at least: all of them through all stages, the slowest of them
+    through all stages, all of them in one stage, and in one of a single block; `fewest` are how
+    many there are at least.
+    """
+
+    fewest: int
+    all_s: float
+    slowest_s: float
+    stage_s: float
+    first_s: float
 
 
 class LowerBounds:
-    """Lower bounds of the latency and memory of candidates, whatever their division into stages and
-    their mode.
+    """Lower bounds of the plans of a workload, however they are divided into stages.
 
     Computing and the exchanges of blocks count in full. Of what crosses between stages and what
     puts outputs together only the start of each transfer does, nothing where any was measured.
     """
 
-    def __init__(
-        self, work: RankWork, memory: MemoryModel, workload: Workload, modes: Sequence[Mode]
-    ) -> None:
-        self._work, self._memory, self._workload, self._modes = work, memory, workload, modes
+    def __init__(self, work: RankWork, memory: MemoryModel, workload: Workload) -> None:
+        self._work, self._memory, self._workload = work, memory, workload
+        self._pieces = LeastPieces(work, workload)
         cluster = work.topology.cluster
         self._devices = list({device.name: device for device in work.devices}.values())
         self._is_measured = bool(work.profile or cluster.collectives)
-        self._places: Memo[PlaceKey, Place] = Memo()
-        self._keys: Memo[tuple[tuple[int, ...], tuple[str, ...]], PlaceKey | None] = Memo()
-        self._exchanged_s: Memo[tuple[object, ...], float] = Memo()
-        self._pieces: Memo[tuple[object, ...], _Piece] = Memo()
         self._kinds: Memo[tuple[RankShard, ...], Sequence[tuple[RankShard, int]]] = Memo()
         self._slowed: Memo[tuple[tuple[int, int], ...], bool] = Memo()
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
-    def least_s(self, candidate: Configuration) -> float:
-        """Seconds of the denoising loop in the candidate's mode, with its order of axes but on any
-        ranks.
+    def bound(self, mesh: Mesh, order: tuple[str, ...], settings: Sequence[Setting]) -> Bound:
+        """What a plan of a mesh costs at least that has any of these settings and its axes in this
+        order, on whatever ranks. Settings with the same PipeFusion stand together.
         """
-        return self._loop_s(candidate, (candidate.mode,))
+        return Bound(self._seconds(mesh, order, settings), self._bytes(mesh, settings))
 
-    def of_modes(self, candidates: Sequence[Configuration]) -> float:
-        """The same of candidates that differ in their mode alone."""
-        return self._loop_s(candidates[0], [candidate.mode for candidate in candidates])
+    def order_key(self, mesh: Mesh, order: tuple[str, ...]) -> object:
+        """Orders of a mesh's axes that have it in common have the same bounds."""
+        slowed = [self._is_slowed(mesh, order, device) for device in self._devices]
+        return self._pieces.place_key(mesh, order), tuple(slowed)
 
-    def of_settings(self, candidate: Configuration, patches: Sequence[int]) -> float:
-        """The same in any mode and with any of these numbers of patches, found sooner: by what the
-        whole sequence takes. Patches together take no less, as far as that is computed; where it
-        was measured nothing is known.
+    def _bytes(self, mesh: Mesh, settings: Sequence[Setting]) -> int:
+        """Without graphs, and with few of them where each patch has its own, a plan needs least;
+        with its weights in pieces where only that can fit.
         """
-        if self._is_measured:
-            return 0.0
-        return self._loop_s(candidate, self._modes, (min(patches), max(patches)))
-
-    def least_bytes(self, candidate: Configuration) -> int:
-        """Bytes of the rank that holds most; with its weights in pieces where only that can fit."""
-        least = self._bytes(candidate)
+        pipefusion, mode = min(settings, key=_by_memory)
+        candidate = Configuration(mesh, (), mode, pipefusion=pipefusion)
+        least = self._held_bytes(candidate)
         room = max(device.memory_bytes for device in self._devices)
         if least > room and candidate.can_share_weights:
-            return self._bytes(replace(candidate, weights="sharded"))
+            return self._held_bytes(replace(candidate, weights="sharded"))
         return least
 
-    def _bytes(self, candidate: Configuration) -> int:
+    def _held_bytes(self, candidate: Configuration) -> int:
         sizes = [self._memory.of(candidate, self._workload, device) for device in self._devices]
         least = min(memory.total_bytes for memory in sizes)
         if candidate.pipefusion is None:
@@ -96,121 +107,105 @@ class LowerBounds:
         fair = max(math.ceil(in_all / stages), math.ceil(number / stages) * min(blocks))
         return least - held + fair
 
-    def order_key(self, mesh: Mesh, order: tuple[str, ...]) -> object:
-        """Orders of a mesh's axes that have it in common have the same floors."""
-        slowed = [self._is_slowed(mesh, order, device) for device in self._devices]
-        return self._place_key(mesh, order), tuple(slowed)
-
-    def _place_key(self, mesh: Mesh, order: tuple[str, ...]) -> PlaceKey | None:
-        """What of an order of axes can change a floor: for each axis of the sequence its degree and
-        how far apart its ranks are, a host at most. None where hosts don't all see the same.
-        """
-        key = (mesh.degrees, order)
-        if key not in self._keys:
-            self._keys[key] = self._find_place_key(mesh, order)
-        return self._keys[key]
-
-    def _find_place_key(self, mesh: Mesh, order: tuple[str, ...]) -> PlaceKey | None:
-        host, runs = self._work.topology.ranks_per_host, []
-        if not self._work.topology.hosts_are_alike:
-            return None
-        for axes in (("ulysses",), ("ring",)):
-            degree, stride = 1, 1
-            if found := groups_along(mesh, order, axes).runs:
-                ((degree, stride),) = found
-            if not is_even(degree, stride, host):
-                return None
-            runs.append((axes, (degree, host if stride % host == 0 else stride)))
-        return tuple(runs)
-
-    def _place_of(self, candidate: Configuration) -> Place | None:
-        """Groups of the fewest ranks that each host sees as the candidate's own; more of them load
-        what joins the hosts no less. None where they can't be told.
-        """
-        key = self._place_key(candidate.mesh, candidate.order)
-        if key is None:
-            return None
-        if key not in self._places:
-            host, axes = self._work.topology.ranks_per_host, dict(key)
-
-            def groups_of(which: tuple[str, ...]) -> Groups:
-                degree, stride = axes[which]
-                ranks = math.ceil(degree * stride / host) * host
-                return AxisGroups(((degree, stride),) if degree > 1 else (), ranks)
-
-            self._places[key] = Place(groups_of)
-        return self._places[key]
-
-    def _loop_s(
-        self,
-        candidate: Configuration,
-        modes: Sequence[Mode],
-        patches: tuple[int, int] | None = None,
-    ) -> float:
-        """In any of these modes; with so many patches at least and at most, or the candidate's."""
+    def _seconds(self, mesh: Mesh, order: tuple[str, ...], settings: Sequence[Setting]) -> float:
+        patchings = [patching for patching, _ in itertools.groupby(settings, key=itemgetter(0))]
+        modes = tuple(dict.fromkeys(mode for _, mode in settings))
+        if len(patchings) > 1 and self._is_measured:
+            # of patches that aren't computed only those that were asked for are known
+            return 0.0
         loops_s = []
         for device in self._devices:
-            piece_of = partial(self._piece, candidate, device, tuple(modes))
-            if candidate.pipefusion:
-                loops_s.append(self._patched_s(candidate, device, piece_of, patches))
+
+            def piece_of(share: RankShard, is_slowed: bool, device: Device = device) -> Piece:
+                return self._pieces.of(
+                    mesh, order, modes, patchings[0], device, share, is_slowed=is_slowed
+                )
+
+            patched = [patching for patching in patchings if patching is not None]
+            if patched:
+                is_slowed = self._is_slowed(mesh, order, device)
+                loops_s.append(self._patched_s(mesh, patched, device, piece_of, is_slowed))
             else:
-                loops_s.append(self._stepped_s(candidate, device, piece_of))
+                loops_s.append(self._stepped_s(mesh, device, piece_of))
         return ROUNDING * min(loops_s)
 
-    def _stepped_s(self, candidate: Configuration, device: Device, piece_of: PieceOf) -> float:
-        work, workload, mesh = self._work, self._workload, candidate.mesh
+    def _stepped_s(self, mesh: Mesh, device: Device, piece_of: PieceOf) -> float:
+        work, workload = self._work, self._workload
         piece = piece_of(work.shares.of(mesh, workload), False)
         gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
         call_s = piece.through_s(1, gathers * self._start_s)
         calls = calls_of(mesh, work.spec, workload)
-        return workload.steps * (calls * call_s + work.scheduler(workload, device).seconds)
+        scheduler_s = work.computing.scheduler(workload, device).seconds
+        return workload.steps * (calls * call_s + scheduler_s)
 
     def _patched_s(
         self,
-        candidate: Configuration,
+        mesh: Mesh,
+        patchings: Sequence[PipeFusion],
         device: Device,
         piece_of: PieceOf,
-        patches: tuple[int, int] | None,
+        is_slowed: bool,
     ) -> float:
         """A warm-up step is all stages one after the other. Then the busiest stage has no less to
         do than the mean, nor than its blocks, and a patch's steps follow each other.
         """
-        work, workload, part = self._work, self._workload, candidate.pipefusion
-        assert part is not None
-        mesh, stages = candidate.mesh, candidate.mesh.pipefusion
+        work, workload, stages = self._work, self._workload, mesh.pipefusion
         whole_share = work.shares.of(mesh, workload)
         whole_s = piece_of(whole_share, False).through_s(stages)
-        blocks = math.ceil(work.spec.block_count / stages)
-        is_slowed = self._is_slowed(mesh, candidate.order, device)
-        if patches is None:
-            fewest = part.patches
-            kinds = self._kinds_of(work.shares.of_patches(mesh, workload, fewest))
-            found = [(piece_of(share, is_slowed), count) for share, count in kinds]
-            all_s = math.fsum(count * piece.through_s(stages) for piece, count in found)
-            slowest_s = max(piece.through_s(stages) for piece, _ in found)
-            stage_s = math.fsum(count * piece.stage_s(blocks) for piece, count in found)
-            first_s = math.fsum(count * piece.stage_s(1) for piece, count in found)
+        if len(patchings) == 1:
+            shares = work.shares.of_patches(mesh, workload, patchings[0].patches)
+            patches = self._known_patches(shares, stages, piece_of, is_slowed)
         else:
-            fewest, most = patches
-            whole = piece_of(whole_share, is_slowed)
-            all_s = whole.through_s(stages)
-            slowest_s = all_s / most
-            stage_s, first_s = whole.stage_s(blocks), whole.stage_s(1)
-        scheduler_s = work.scheduler(workload, device).seconds + work.constants.patch_switch_s
+            numbers = [patching.patches for patching in patchings]
+            patches = self._any_patches(piece_of(whole_share, is_slowed), stages, numbers)
+        scheduler_s = work.computing.scheduler(workload, device).seconds
+        scheduler_s += work.constants.patch_switch_s
         gather_s, passes_s = (
             self._start_s * (degree > 1) for degree in (mesh.sequence_parallel, mesh.batch_parallel)
         )
         between_s, links_s = scheduler_s + passes_s, stages * self._start_s
         step_s = max(
-            (all_s + fewest * (between_s + gather_s)) / stages,
-            stage_s,
-            first_s + fewest * between_s,
-            slowest_s + between_s + gather_s + links_s,
+            (patches.all_s + patches.fewest * (between_s + gather_s)) / stages,
+            patches.stage_s,
+            patches.first_s + patches.fewest * between_s,
+            patches.slowest_s + between_s + gather_s + links_s,
         )
-        warm_s = whole_s + gather_s + passes_s + links_s + (fewest + 1) * scheduler_s
-        steps = max(0, workload.steps - part.warmup_steps)
-        setup_s = work.constants.patch_setup_s if steps else 0.0
-        return part.warmup_steps * warm_s + setup_s + steps * step_s
+        warm_s = whole_s + gather_s + passes_s + links_s + (patches.fewest + 1) * scheduler_s
+
+        def loop_s(warmup_steps: int) -> float:
+            steps = max(0, workload.steps - warmup_steps)
+            setup_s = work.constants.patch_setup_s if steps else 0.0
+            return warmup_steps * warm_s + setup_s + steps * step_s
+
+        # either kind of step may take longer, so one of the extremes is least
+        warmups = [patching.warmup_steps for patching in patchings]
+        return min(loop_s(min(warmups)), loop_s(max(warmups)))
+
+    def _known_patches(
+        self, shares: tuple[RankShard, ...], stages: int, piece_of: PieceOf, is_slowed: bool
+    ) -> _Patches:
+        blocks = math.ceil(self._work.spec.block_count / stages)
+        pieces = [(piece_of(share, is_slowed), count) for share, count in self._kinds_of(shares)]
+        return _Patches(
+            fewest=len(shares),
+            all_s=math.fsum(count * piece.through_s(stages) for piece, count in pieces),
+            slowest_s=max(piece.through_s(stages) for piece, _ in pieces),
+            stage_s=math.fsum(count * piece.stage_s(blocks) for piece, count in pieces),
+            first_s=math.fsum(count * piece.stage_s(1) for piece, count in pieces),
+        )
+
+    def _any_patches(self, whole: Piece, stages: int, numbers: Sequence[int]) -> _Patches:
+        """As many patches as one of the numbers, found sooner: by what the whole sequence takes.
+        Patches together take no less, as far as that is computed.
+        """
+        all_s = whole.through_s(stages)
+        return _Patches(
+            fewest=min(numbers),
+            all_s=all_s,
+            slowest_s=all_s / max(numbers),
+            stage_s=whole.stage_s(math.ceil(self._work.spec.block_count / stages)),
+            first_s=whole.stage_s(1),
+        )
 
     def _is_slowed(self, mesh: Mesh, order: tuple[str, ...], device: Device) -> bool:
         """Whether a patch's products run beside transfers that they mind, wherever ranks are: not
@@ -239,134 +234,8 @@ class LowerBounds:
             ]
         return self._kinds[shares]
 
-    def _piece(
-        self,
-        candidate: Configuration,
-        device: Device,
-        modes: tuple[Mode, ...],
-        share: RankShard,
-        is_slowed: bool,
-    ) -> "_Piece":
-        # a share says itself whether it is a patch's, which is all that PipeFusion changes here
-        place_key = self._place_key(candidate.mesh, candidate.order)
-        key = (share, place_key, device.name, modes, is_slowed)
-        if key not in self._pieces:
-            place = self._place_of(candidate)
-            nowhere = place or Place(lambda axes: ())
-            steps = []
-            for mode in modes:
-                tried = Configuration(candidate.mesh, (), mode, pipefusion=candidate.pipefusion)
-                steps.append(Step(tried, self._workload, share, device, nowhere))
-            slowing = self._work.constants.products_beside_transfers - 1 if is_slowed else 0.0
-            self._pieces[key] = self._find_piece(steps, slowing, place_key)
-        return self._pieces[key]
 
-    def _find_piece(
-        self, steps: Sequence[Step], slowing: float, place_key: PlaceKey | None
-    ) -> "_Piece":
-        """Products take `slowing` of their time longer."""
-        work, runs = self._work, self._work.spec.blocks
-        blocks_s = []
-        for run in runs:
-            found = [work.computed(step, run) for step in steps]
-            products_s = min(block.seconds - block.attention_s for block in found)
-            blocks_s.append(min(block.seconds for block in found) + slowing * products_s)
-            # linear attention exchanges over both axes at once, which such a place doesn't know
-            if place_key is not None and not any(attention.linear for attention in run.attentions):
-                # the more attention, the more it hides
-                hiding = max(range(len(found)), key=lambda at: found[at].attention_s)
-                blocks_s[-1] += self._exchanged(steps[hiding], run, found[hiding], place_key)
-        counts, none = [run.count for run in runs], [0] * len(runs)
-        on_cpu = steps[0].device.kind == "cpu"
-        return _Piece(
-            blocks_s=sum(n * block_s for n, block_s in zip(counts, blocks_s, strict=True)),
-            least_block_s=min(blocks_s),
-            outside_s=min(work.computed(step, None).seconds for step in steps),
-            host_s=0.0 if on_cpu else min(work.host_s(step, counts, 0) for step in steps),
-            again_s=0.0 if on_cpu else min(work.host_s(step, none, 0) for step in steps),
-            exponent=work.launch_exponent(steps[0]) if len(steps) == 1 else math.inf,
-        )
-
-    def _exchanged(self, step: Step, run: BlockRun, block: Timed, place_key: PlaceKey) -> float:
-        """What a block's exchanges take beside its computing; only a ring that passes on hides them
-        behind it, so that they differ by mode.
-        """
-        hiding_s = block.attention_s if step.share.ring > 1 else 0.0
-        key = (step.share, run.kind, place_key, step.device.name, hiding_s)
-        if key not in self._exchanged_s:
-            self._exchanged_s[key] = sum(map(_beside_s, self._work.block(step, run)))
-        return self._exchanged_s[key]
-
-
-def _beside_s(activity: Activity) -> float:
-    """What an activity of a block takes beside computing the block."""
-    if isinstance(activity, RingAttention):
-        return activity.merged_s + activity.waited_s
-    return 0.0 if activity.part in ("blocks", "attention") else activity.timed.seconds
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What a part of the sequence, or all of it, takes at least in any mode: all blocks with their
-    exchanges, one block, what is in none; the host's seconds to launch it all, and to launch
-    nothing but what is in no block; and how well host and device overlap.
-    """
-
-    blocks_s: float
-    least_block_s: float
-    outside_s: float
-    host_s: float
-    again_s: float
-    exponent: float
-
-    def through_s(self, stages: int, more_s: float = 0.0) -> float:
-        """All stages one after the other: each does what is in no block anew, and is launched; and
-        the device something more.
-        """
-        device_s = self.blocks_s + stages * self.outside_s + more_s
-        # no more than the sum over stages, by Minkowski's inequality
-        return overlapped_s(self.host_s + (stages - 1) * self.again_s, device_s, self.exponent)
-
-    def stage_s(self, blocks: int) -> float:
-        """A stage of so many blocks or more."""
-        return max(blocks * self.least_block_s + self.outside_s, self.again_s)
-
-
-class ParetoFront:
-    """Plans that no other beats in latency, memory and quality at once, of those with the fewest
-    GPUs first.
-    """
-
-    def __init__(self) -> None:
-        self._by_quality: dict[tuple[float, ...], list[tuple[float, int]]] = {}
-
-    def add(self, latency_s: float, memory_bytes: int, quality: Quality) -> None:
-        """Notes a plan that has no fewer GPUs than those before it."""
-        points = self._by_quality.setdefault(worth_of(quality), [])
-        if self._has_better(points, latency_s, memory_bytes):
-            return
-        kept = [p for p in points if p[0] < latency_s or p[1] < memory_bytes]
-        insort(kept, (latency_s, memory_bytes))
-        self._by_quality[worth_of(quality)] = kept
-
-    def beats(self, least_s: float, least_bytes: float, quality: Quality) -> bool:
-        """Whether a plan noted before is at least as good as one with no fewer GPUs that takes at
-        least this.
-        """
-        worth = worth_of(quality)
-        return any(
-            known <= worth and self._has_better(points, least_s, least_bytes)
-            for known, points in self._by_quality.items()
-        )
-
-    def _has_better(self, points: list[tuple[float, int]], seconds: float, count: float) -> bool:
-        """Later points are slower and smaller, so of those that are as fast the last one counts."""
-        place = bisect_right(points, (seconds, math.inf))
-        return place > 0 and points[place - 1][1] <= count
-
-
-def worth_of(quality: Quality) -> tuple[float, ...]:
-    """Exact before measured distances, smaller ones first, before what isn't known."""
-    if quality.exact:
-        return (0.0,)
-    return (2.0,) if quality.relative_l2 is None else (1.0, quality.relative_l2)
+def _by_memory(setting: Setting) -> tuple[bool, int]:
+    """Sorts settings by what they need: no graph, then one for each of few patches."""
+    pipefusion, mode = setting
+    return "graph" in mode, pipefusion.patches if pipefusion else 0

@@ -12,12 +12,8 @@ from ditplan.profiles.cluster import Device, Host
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, ModelSpec
+from ditplan.profiles.sharded_blocks import BLOCKS_WHOLE_AT_ONCE
 from ditplan.profiles.workload import Workload
-
-GATHER_BUFFERS = 2
-"""Blocks that are whole at once where ranks share their weights out: the one that runs and the one
-that is being put together."""
-
 
 LEAST_SHOWN_BYTES = 50_000_000
 """Of what a plan that doesn't fit needs memory for: less isn't the reason."""
@@ -205,7 +201,7 @@ def _weights_bytes(spec: ModelSpec, counts: Sequence[int], workload: Workload, s
         runs = list(zip(spec.blocks, counts, strict=True))
         blocks = sum(count * run.parameters for run, count in runs)
         largest = max(run.parameters for run, count in runs if count)
-        held += math.ceil(blocks / sharers) - blocks + GATHER_BUFFERS * largest
+        held += math.ceil(blocks / sharers) - blocks + BLOCKS_WHOLE_AT_ONCE * largest
     return held * workload.dtype_bytes
 
 

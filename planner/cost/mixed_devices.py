@@ -41,24 +41,18 @@ RankKinds = tuple[RankKind, ...]
 
 def rank_kinds_of(candidate: Configuration, devices: Iterable[Sequence[Device]]) -> RankKinds:
     """The ranks of some groups that share a sequence each, given by their devices in order."""
-    shares, ulysses = candidate.token_shares, candidate.mesh.ulysses
-    found: dict[tuple[object, ...], RankKind] = {}
-    for group in devices:
-        for place, device in enumerate(group):
-            if shares is None:
-                found.setdefault((device.name,), (None, device.name))
-                continue
-            first = place // ulysses * ulysses
-            row, column = (
-                sum(shares[first : first + ulysses]),
-                sum(shares[place % ulysses :: ulysses]),
-            )
-            found.setdefault((shares[place], row, column, device.name), (place, device.name))
-    return tuple(found.values())
+    # even ranks with equal shares may have unlike parts, as tokens and heads are whole ones
+    has_equal_parts = candidate.token_shares is None
+    kinds = (
+        (None if has_equal_parts else place, device.name)
+        for group in devices
+        for place, device in enumerate(group)
+    )
+    return tuple(dict.fromkeys(kinds))
 
 
 class RankLoads:
-    """The loads of kinds_of_stages on devices, by name, each found once."""
+    """The loads of kinds of ranks on devices, by name, each found once."""
 
     def __init__(self, shares: RankShards, devices: Mapping[str, Device]) -> None:
         self._shares, self._devices = shares, devices
@@ -71,9 +65,11 @@ class RankLoads:
         rank_kinds: RankKinds,
         patch: int | None = None,
     ) -> tuple[Load, ...]:
-        """What each post of a rank_kinds has to do for the whole sequence, or for a patch of it."""
-        mesh, shares, part = candidate.mesh, candidate.token_shares, candidate.pipefusion
-        patches = part.patches if part and patch is not None else None
+        """What ranks of these kinds have to do for the whole sequence, or for a patch of it; what
+        several of them have alike once.
+        """
+        mesh, shares, pipefusion = candidate.mesh, candidate.token_shares, candidate.pipefusion
+        patches = pipefusion.patches if pipefusion and patch is not None else None
         key = (rank_kinds, mesh.degrees, shares, patches, patch, workload)
         if key not in self._found:
             loads = []
@@ -83,7 +79,7 @@ class RankLoads:
                 else:
                     share = self._shares.of_patches(mesh, workload, patches, shares, place)[patch]
                 loads.append(Load(share, self._devices[name]))
-            self._found[key] = tuple(loads)
+            self._found[key] = tuple(dict.fromkeys(loads))
         return self._found[key]
 
 

@@ -23,7 +23,7 @@ class RankShard:
     holds, by segment; `queries` those that it has in self-attention, after ulysses' exchange;
     `keys` those that it attends to in all. `predicted` are the image tokens that all ranks with a
     share of them predict together. `heads_by` are in what proportion a ulysses group shares heads,
-    None for equal parts.
+    None for equal parts, and `ulysses_place` is the rank's place in it, None for who has most.
     """
 
     batch: int
@@ -34,7 +34,7 @@ class RankShard:
     ulysses: int = 1
     predicted: int = 0
     heads_by: tuple[int, ...] | None = None
-    place: int | None = None
+    ulysses_place: int | None = None
 
     def __hash__(self) -> int:
         return self._hash
@@ -43,7 +43,8 @@ class RankShard:
     def _hash(self) -> int:
         """Found once: a share is part of many keys."""
         counts = (*self.tokens.values(), *self.queries.values(), *self.keys.values())
-        return hash((self.batch, *counts, self.ring, self.ulysses, self.predicted, self.place))
+        split = (self.ring, self.ulysses, self.ulysses_place)
+        return hash((self.batch, *counts, *split, self.predicted))
 
     @cached_property
     def rows(self) -> int:
@@ -55,7 +56,7 @@ class RankShard:
         if self.heads_by is None:
             return math.ceil(attention.heads / self.ulysses)
         heads = split_sizes(attention.heads, self.ulysses, self.heads_by)
-        return max(heads) if self.place is None else heads[self.place % self.ulysses]
+        return max(heads) if self.ulysses_place is None else heads[self.ulysses_place]
 
     def pairs(self, attention: Attention) -> float:
         """Query-key pairs of all samples, in units of all the heads: half the heads count half.
@@ -218,7 +219,7 @@ def _share_of_tokens(
         ulysses=ulysses,
         predicted=tokens["image"],
         heads_by=head_shares(token_shares, ulysses),
-        place=place,
+        ulysses_place=None if place is None else place % ulysses,
     )
 
 

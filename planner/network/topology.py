@@ -37,9 +37,10 @@ from ditplan.planner.network.traffic import (
     traffic_of,
 )
 from ditplan.planner.network.twin_hosts import are_alike, moved, pairs_seen, renamed, touches
-from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, Operation
+from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, LinkKind, Operation
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import Source
+from ditplan.profiles.peer_memory import can_push
 
 CROSSINGS = ("memory", "socket")
 """Kinds of link that lose bandwidth when many messages cross them at once."""
@@ -74,7 +75,7 @@ class Topology:
         self._traffic: Memo[tuple[Operation, Groups], Traffic | None] = Memo()
         self._hops: Memo[Groups, tuple[Traffic, ...] | None] = Memo()
         self._tables: Memo[tuple[Operation, Groups], CollectiveTable | None] = Memo()
-        self._kinds: Memo[Group, str | None] = Memo()
+        self._joined: Memo[Group, tuple[int, LinkKind | None]] = Memo()
         self._hops_s: Memo[tuple[float, Groups], tuple[Estimate, ...]] = Memo()
         self._signatures: Memo[Groups, tuple[float, ...]] = Memo()
 
@@ -132,12 +133,6 @@ class Topology:
             return {}
         return {kind: share * bytes_per_rank for kind, share in traffic.kind_bytes.items()}
 
-    def hop_s(
-        self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups, position: int
-    ) -> Estimate:
-        """Duration of one hop of lines, as `hops_s`."""
-        return self.hops_s(bytes_per_rank, lines)[position]
-
     def hops_s(
         self, bytes_per_rank: float, lines: Sequence[Group] | AxisGroups
     ) -> tuple[Estimate, ...]:
@@ -176,19 +171,26 @@ class Topology:
         kinds = hops[position].kind_bytes
         return {kind: share * bytes_per_rank for kind, share in kinds.items()}
 
-    def slowest_kind(self, groups: Sequence[Group] | AxisGroups) -> str | None:
+    def can_push(self, groups: Sequence[Group] | AxisGroups) -> bool:
+        """Whether GPUs of the first of the groups write into each other's memory."""
+        talking = wanted(groups)
+        return bool(talking) and can_push(*self._joined_by(first_of(talking)))
+
+    def slowest_kind(self, groups: Sequence[Group] | AxisGroups) -> LinkKind | None:
         """The kind of the slowest link between members of the first of the groups, if links are
         known.
         """
         talking = wanted(groups)
-        if not talking:
-            return None
-        group = first_of(talking)
-        if group not in self._kinds:
+        return self._joined_by(first_of(talking))[1] if talking else None
+
+    def _joined_by(self, group: Group) -> tuple[int, LinkKind | None]:
+        """On how many hosts a group is, and the kind of the slowest link between its members."""
+        if group not in self._joined:
             edges = [self._graph.edges[hop] for hop in dict.fromkeys(self._hops_within(group))]
             slowest = min(edges, key=lambda edge: float(edge["bytes_per_s"]), default=None)
-            self._kinds[group] = None if slowest is None else str(slowest["kind"])
-        return self._kinds[group]
+            hosts = {self._nodes[rank].rpartition("/")[0] for rank in group}
+            self._joined[group] = (len(hosts), slowest["kind"] if slowest else None)
+        return self._joined[group]
 
     def kinds_within(self, groups: Sequence[Group] | AxisGroups) -> frozenset[str]:
         """The kinds of all links between members of the first of the groups."""

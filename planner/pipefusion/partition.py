@@ -1,6 +1,9 @@
 """Which blocks a stage of PipeFusion gets: consecutive ones, so that the slowest is fastest."""
 
+import itertools
 import math
+import operator
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -8,6 +11,9 @@ from itertools import accumulate
 AS_FAST = 1.01
 """Divisions whose slowest stage takes up to so many times the least count as equally fast: nothing
 is known of a block's time to better than a percent."""
+
+CostOf = Callable[[int, int, int], float]
+"""What a stage costs, by its number, its first block and the one after its last."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ def balanced_stages(
     `seconds` and `sizes` are those of each block, `extra_s` what the first and the last stage do
     beside their blocks, `least_s` what any number of blocks takes at least. No stage may hold more
     than `room`, in the unit of the sizes; where that can't be, the largest one is made as small as
-    can be, whatever the time. Of divisions that are `AS_FAST` it is the one whose largest stage is
-    smallest.
+    can be, whatever the time. Of divisions that are `AS_FAST` it is one whose largest stage is
+    smallest, also among the first ones, however many.
 
     Raises:
         ValueError: fewer blocks than stages.
@@ -83,8 +89,8 @@ def balanced_unlike_stages(
         beside_s = (extra_s[0] if stage == 0 else 0.0) + (
             extra_s[1] if stage == len(stages) - 1 else 0.0
         )
-        own_s = until[stage][last] - until[stage][first]
-        return max(stages[stage].least_s, own_s) + beside_s
+        blocks_s = until[stage][last] - until[stage][first]
+        return max(stages[stage].least_s, blocks_s) + beside_s
 
     def excess(stage: int, first: int, last: int) -> float:
         return held[last] - held[first] - stages[stage].room
@@ -104,11 +110,9 @@ def balanced_unlike_stages(
     return _best_division(fast_size, len(sizes), len(stages))[0]
 
 
-def _best_division(
-    cost_of: Callable[[int, int, int], float], blocks: int, stages: int
-) -> tuple[tuple[int, ...], float]:
-    """Blocks per stage whose worst stage costs least, and what it costs; `cost_of` takes a stage,
-    its first block and the one after its last, and grows with its blocks.
+def _best_division(cost_of: CostOf, blocks: int, stages: int) -> tuple[tuple[int, ...], float]:
+    """Blocks per stage whose worst stage costs least, and what it costs, which grows with its
+    blocks.
 
     As far as they can be better all cuts are tried: between unlike stages the best one may move
     back with one more block.
@@ -120,11 +124,11 @@ def _best_division(
         most = blocks - (stages - 1 - stage)
         for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
             for cut in range(last - 1, stage - 1, -1):
-                own = cost_of(stage, cut, last)
-                if own >= made[last]:
+                cost = cost_of(stage, cut, last)
+                if cost >= made[last]:
                     break
                 if worst[cut] < made[last]:
-                    made[last], at[last] = max(worst[cut], own), cut
+                    made[last], at[last] = max(worst[cut], cost), cut
         worst = made
         cuts.append(at)
     return _divided_at(cuts, blocks), worst[blocks]
@@ -145,45 +149,67 @@ def _least_worst(
     """Blocks per stage whose worst stage costs least, and what it costs: infinity where no division
     has the other cost of all stages within its limit.
 
-    Dynamic programming over (stages, blocks) in O(stages x blocks): both costs grow with a stage's
-    blocks, so with one more block the best place for the last cut never moves back.
+    All but the first and the last stage are alike, and both costs grow with a stage's blocks. So
+    from the last stage on each begins where those before it come to cost as much as it does.
     """
-    blocks = len(cost.until) - 1
-    until, least, other_until, other_least = cost.until, cost.least, other.until, other.least
-    extra, other_extra = _extras(cost, 0, stages), _extras(other, 0, stages)
+    until, least, extras = cost.until, cost.least, _extras(cost, stages)
+    other_until, other_least, other_extras = other.until, other.least, _extras(other, stages)
 
-    def cost_of(first: int, last: int) -> float:
+    def cost_of(stage: int, first: int, last: int) -> float:
+        # written out, as all the time goes here
         otherwise = other_until[last] - other_until[first]
-        if (other_least if other_least > otherwise else otherwise) + other_extra > limit:
+        if (other_least if other_least > otherwise else otherwise) + other_extras[stage] > limit:
             return math.inf
-        own = until[last] - until[first]
-        return (least if least > own else own) + extra
+        blocks = until[last] - until[first]
+        return (least if least > blocks else blocks) + extras[stage]
 
-    # worst[b] is the worst of the stages so far over the first b blocks
-    worst = [math.inf] + [cost_of(0, last) for last in range(1, blocks + 1)]
-    cuts: list[list[int]] = []
-    for stage in range(1, stages):
-        extra, other_extra = _extras(cost, stage, stages), _extras(other, stage, stages)
-        made, at = [math.inf] * (blocks + 1), [0] * (blocks + 1)
-        cut = stage
-        # later stages need a block each, and after the last one none is left
-        most = blocks - (stages - 1 - stage)
-        for last in range(stage + 1 if stage < stages - 1 else blocks, most + 1):
-            own = cost_of(cut, last)
-            while cut + 1 < last and worst[cut] < own:
-                cut += 1
-                own = cost_of(cut, last)
-            made[last], at[last] = max(worst[cut], own), cut
-            if cut > stage:
-                earlier = max(worst[cut - 1], cost_of(cut - 1, last))
-                if earlier < made[last]:
-                    made[last], at[last] = earlier, cut - 1
-        worst = made
-        cuts.append(at)
-    return _divided_at(cuts, blocks), worst[blocks]
+    cuts = [len(cost.until) - 1]
+    for stage in range(stages - 1, 0, -1):
+        cuts.append(_best_cut(cost_of, stage, cuts[-1]))
+    ends = (0, *reversed(cuts))
+    divided = list(enumerate(itertools.pairwise(ends)))
+    worst = max(cost_of(stage, first, last) for stage, (first, last) in divided)
+    return tuple(last - first for _, (first, last) in divided), worst
 
 
-def _extras(cost: StageCost, stage: int, stages: int) -> float:
-    """What a stage does beside its blocks."""
-    of_first, of_last = cost.extra
-    return (of_first if stage == 0 else 0.0) + (of_last if stage == stages - 1 else 0.0)
+def _best_cut(cost_of: CostOf, stage: int, last: int) -> int:
+    """The block with which a stage begins that ends before the `last` one, so that the worst of it
+    and of those before it is best.
+    """
+
+    def is_lighter(cut: int) -> bool:
+        cost = cost_of(stage, cut, last)
+        return not _can_divide(cost_of, cut, stage, operator.lt, cost)
+
+    cut = stage + bisect_left(range(stage, last - 1), True, key=is_lighter)
+    if cut == stage:
+        return cut
+    # from there on the stages before it cost more; a block earlier it does itself
+    cost = cost_of(stage, cut - 1, last)
+    return cut if _can_divide(cost_of, cut, stage, operator.le, cost) else cut - 1
+
+
+def _can_divide(
+    cost_of: CostOf,
+    blocks: int,
+    stages: int,
+    compares: Callable[[float, float], bool],
+    limit: float,
+) -> bool:
+    """Whether the first blocks can make so many stages, of which the cost of each `compares` with a
+    limit: each is filled as far as that goes.
+    """
+    end = 0
+    for stage in range(stages):
+        first = end
+        while end < blocks and compares(cost_of(stage, first, end + 1), limit):
+            end += 1
+    return end == blocks
+
+
+def _extras(cost: StageCost, stages: int) -> list[float]:
+    """What each stage does beside its blocks."""
+    extras = [0.0] * stages
+    extras[0] += cost.extra[0]
+    extras[-1] += cost.extra[1]
+    return extras

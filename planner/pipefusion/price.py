@@ -212,7 +212,7 @@ class PipeFusionCost:
             gather=work.of_gather(step),
             passes=work.of_cfg(step),
             onward_bytes=share.rows * work.spec.width * self._workload.dtype_bytes,
-            back_bytes=work.predicted_bytes(step, share.predicted),
+            back_bytes=work.activities.predicted_bytes(step, share.predicted),
             is_patch=is_patch,
         )
 
@@ -268,29 +268,29 @@ class PipeFusionCost:
         if self._is_on_cpu:
             return 0.0
         gathers = stage.predicts_at(visit) and self._candidate.mesh.sequence_parallel > 1
-        host_s = self._work.host_s(piece.step, stage.visits[visit], int(gathers))
-        return self._work.launch_waits_s(piece.step, host_s, device_s)
+        host_s = self._work.launches.host_s(piece.step, stage.visits[visit], int(gathers))
+        return self._work.launches.waits_s(piece.step, host_s, device_s)
 
     def _block_s(self, piece: Piece, number: int, counts: Sequence[int]) -> float:
         """Seconds of one block, launches included."""
         device_s = piece.total_s[number]
         if self._is_on_cpu or "graph" in self._candidate.mode:
             return device_s
-        nothing_s = self._work.host_s(piece.step, [0] * len(counts), 0)
-        host_s = self._work.host_s(piece.step, counts, 0) - nothing_s
-        return device_s + self._work.launch_waits_s(piece.step, host_s, device_s)
+        nothing_s = self._work.launches.host_s(piece.step, [0] * len(counts), 0)
+        host_s = self._work.launches.host_s(piece.step, counts, 0) - nothing_s
+        return device_s + self._work.launches.waits_s(piece.step, host_s, device_s)
 
     def _replay_s(self, piece: Piece) -> float:
         """What a graph of any blocks takes at least, beside what is outside of them."""
         if self._is_on_cpu or "graph" not in self._candidate.mode:
             return 0.0
         none = [0] * len(self._work.spec.blocks)
-        return max(0.0, self._work.host_s(piece.step, none, 0) - piece.outside.total)
+        return max(0.0, self._work.launches.host_s(piece.step, none, 0) - piece.outside.total)
 
     @cached_property
     def _scheduler(self) -> Timed:
         """What a patch's own call of the pipeline does between two of the transformer's."""
-        found = self._work.scheduler(self._workload, self._first.whole.step.device)
+        found = self._work.computing.scheduler(self._workload, self._first.whole.step.device)
         return Timed(found.seconds + self._work.constants.patch_switch_s, found.source)
 
     @cached_property

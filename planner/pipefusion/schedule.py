@@ -6,6 +6,8 @@ Source: PipeFusion (arXiv 2405.14430), figure 4. It knows durations only, nothin
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ditplan.profiles.folded_schedule import most_underway
+
 SAME_RATE = 1e-10
 """A step repeats the one before when no time differs by more than this share of a step."""
 
@@ -35,17 +37,10 @@ class Durations:
     @property
     def of_stages_s(self) -> list[float]:
         """What each stage computes in a step."""
-        found = [sum(row) for row in self.stage_s]
+        stages_s = [sum(row) for row in self.stage_s]
         for stage, row in enumerate(self.back_s):
-            found[stage] += sum(row)
-        return found
-
-
-def most_underway(stage: int, stages: int, patches: int) -> int:
-    """Patches that a stage of the folded schedule lets be on their way behind it, before it takes
-    one that comes back: as many as fit in there while all stages are busy.
-    """
-    return min(stages - stage, patches)
+            stages_s[stage] += sum(row)
+        return stages_s
 
 
 def pipeline_s(durations: Durations, steps: int, *, sending_computes: bool = False) -> float:

@@ -2,16 +2,17 @@
 
 import gc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 from ditplan.planner.constants import constants_of
-from ditplan.planner.cost.lower_bounds import ParetoFront
 from ditplan.planner.cost.memory import why_swapping, why_too_big
+from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.pareto_front import ParetoFront
 from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
 from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
 from ditplan.planner.simulation.timeline import Timeline
@@ -32,7 +33,7 @@ from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration, TaylorSeer
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import Mesh, placement_of
-from ditplan.profiles.model import Mode
+from ditplan.profiles.model import Mode, PointRequest
 from ditplan.profiles.plan import Quality
 
 PRICED_RANKS = 6
@@ -115,14 +116,14 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
     the fewest GPUs that is fast enough, nor one that no other beats.
     """
     priced: list[PricedCandidate] = []
-    front, floors = ParetoFront(), model.floors(task.workload, task.searched_modes)
+    front, bounds = ParetoFront(), model.lower_bounds(task.workload)
     baseline, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
         if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
             tried = undominated(
-                choice, front, floors, partial(_quality_of, task), is_large=is_large
+                choice, front, bounds, partial(_quality_of, task), is_large=is_large
             )
         before = len(priced)
         for one in tried:
@@ -196,6 +197,20 @@ def space_of(task: Task, topology: Topology) -> Space:
         ) or why_no_setting(pinned, task.spec, task.workload, task.allowed, task.backend)
         raise InputError(why or f"no mesh of at most {gpus} GPUs is legal: {space.dropped}")
     return space
+
+
+def points_to_measure(task: Task) -> Sequence[PointRequest]:
+    """The shapes of blocks whose times the task's candidates need.
+
+    Raises:
+        InputError: as `space_of`.
+    """
+    choices = space_of(task, Topology(task.cluster)).choices
+    # warm-up steps run what the mesh would without patches
+    meshes = {choice.mesh for choice in choices}
+    settings = [(choice.mesh, part) for choice in choices for part, _ in choice.settings]
+    patched = {(mesh, part.patches) for mesh, part in settings if part}
+    return wanted_points(task.spec, task.workload, meshes, task.searched_modes, patched)
 
 
 def price_one(

@@ -154,9 +154,7 @@ def build_plan(
 ) -> ExecutionPlan:
     """The plan that runs a candidate, with nothing said of others."""
     return ExecutionPlan(
-        model=PlannedModel.of(
-            spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
-        ),
+        model=PlannedModel.of_spec(spec),
         workload=workload,
         backend=backend.name,
         configuration=ranked.configuration,

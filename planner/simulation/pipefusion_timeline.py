@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from ditplan.planner.network.tables import Group
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import messages
-from ditplan.planner.pipefusion.schedule import most_underway
 from ditplan.planner.pipefusion.stage_times import LoopTimes
 from ditplan.planner.simulation.simulator import Row, simulate
 from ditplan.planner.simulation.timeline import (
@@ -15,6 +14,7 @@ from ditplan.planner.simulation.timeline import (
     TrackRows,
     link_classes,
 )
+from ditplan.profiles.folded_schedule import most_underway
 
 
 def staged_timeline(

@@ -112,18 +112,19 @@ def _activities(work: RankWork, step: Step) -> Iterator[tuple[str, Activity]]:
     calls = calls_of(step.configuration.mesh, work.spec, step.workload)
     booked = work.step(step)
     launch_s = sum(seconds for (part, _), seconds in booked.seconds.items() if part == "launch")
-    outside = work.computed(step, None)
     for _ in range(calls):
-        yield "outside of blocks", Computation("outside", outside)
+        for computed in work.activities.outside(step):
+            yield "outside of blocks", computed
         for run in work.spec.blocks:
-            activities = list(work.block(step, run))
+            activities = list(work.activities.of_block(step, run))
             for number in range(run.count):
                 for activity in activities:
                     yield _name_of(activity, f"{run.kind} {number}"), activity
-        for exchange in (*work.gather(step), *work.cfg(step)):
+        for exchange in (*work.activities.gather(step), *work.activities.cfg(step)):
             yield _name_of(exchange, "output"), exchange
         yield "waiting for launches", Computation("launch", Timed(launch_s / calls, "computed"))
-    yield "scheduler", Computation("scheduler", work.scheduler(step.workload, step.device))
+    scheduler = work.computing.scheduler(step.workload, step.device)
+    yield "scheduler", Computation("scheduler", scheduler)
 
 
 def _name_of(activity: Activity, place: str) -> str:

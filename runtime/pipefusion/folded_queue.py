@@ -1,15 +1,15 @@
 """In which order a stage of the folded schedule takes what comes by it twice.
 
-It takes a patch on its way there and an earlier one on its way back in turns. With S stages, stage
-k lets S - k patches be underway behind it (no more than there are), which is how many fit in there
-while it has something to do. As that number falls along the stages, whatever a stage waits for
-comes earlier in the order of the stage that sends it, and a link never has a patch's tensors on
-their way twice.
+It takes a patch on its way there and an earlier one on its way back in turns, with `most_underway`
+of them behind it. As that number falls along the stages, whatever a stage waits for comes earlier
+in the order of the stage that sends it, and a link never has a patch's tensors on their way twice.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
+
+from ditplan.profiles.folded_schedule import most_underway
 
 Underway = TypeVar("Underway")
 """Whatever stands for a patch that has come by and will come by again."""
@@ -19,8 +19,7 @@ class FoldedQueue(Generic[Underway]):
     """What has come by a stage and will come by again, in the order in which it came."""
 
     def __init__(self, stage: int, stages: int, patches: int) -> None:
-        # with one more, patches would wait for the stages after this one to have done with them
-        self._most = min(stages - stage, patches)
+        self._most = most_underway(stage, stages, patches)
         self._underway: deque[Underway] = deque()
 
     def add(self, underway: Underway) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from ditplan.profiles.peer_memory import can_push
 from ditplan.runtime.groups import AxisGroup, RankContext, Work
 from ditplan.runtime.ranks.devices import common_link_kind, link_kind
 from ditplan.runtime.ranks.pool import environment
@@ -20,9 +21,8 @@ from ditplan.runtime.transport.symmetric_memory import allocate
 
 
 def can_write_to_peers(group: AxisGroup, context: RankContext) -> bool:
-    """Whether all GPUs of a group sit on one host and are linked by NVLink; all its ranks ask.
-
-    Other links are left to collectives: there the link, not the packing, takes the time.
+    """Whether all GPUs of a group may push into each other's memory, by `can_push`; all its ranks
+    ask.
     """
     if context.device.type != "cuda":
         return False
@@ -30,8 +30,8 @@ def can_write_to_peers(group: AxisGroup, context: RankContext) -> bool:
     found: list[Any] = [None] * group.size
     dist.all_gather_object(found, mine, group=group.group)
     kinds = [kind for _, kind in found]
-    one_host = len({host for host, _ in found}) == 1
-    return one_host and common_link_kind(kinds, environment()) == "nvlink"
+    hosts = len({host for host, _ in found})
+    return can_push(hosts, common_link_kind(kinds, environment()))
 
 
 class Box(NamedTuple):

@@ -1,9 +1,9 @@
 """Blocks whose weights are spread over ranks: each is put together shortly before it runs.
 
 Source: ZeRO (arXiv 1910.02054), stage 3, for inference. Of all ranks that hold the same blocks each
-keeps a piece of every block. There are two rooms for whole ones: while a block runs, the next one's
-pieces are gathered beside it. While it is a block's turn it has parameters that lie in that room of
-the two which is its own; else `PieceParameter`s are in their place, which nobody can compute with.
+keeps a piece of every block. There is room for `BLOCKS_WHOLE_AT_ONCE`: while a block runs, the next
+one's pieces are gathered beside it. While it is a block's turn it has parameters that lie in that
+room which is its own; else `PieceParameter`s are in their place, which nobody can compute with.
 Each belongs to the module that has it, wherever adapters put that.
 """
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.sharded_blocks import BLOCKS_WHOLE_AT_ONCE
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import inner_forward, replace_forward
 from ditplan.runtime.weights.loading import Put
@@ -25,8 +26,6 @@ from ditplan.runtime.weights.pieces import PieceParameter
 
 ALIGNMENT = 256
 """Bytes; where torch's allocator would have a tensor begin."""
-
-GATHER_BUFFERS = 2
 
 ATTRIBUTE = "ditplan_sharded_weights"
 
@@ -111,7 +110,7 @@ class ShardedWeights:
         largest = max(block.size for block in self._blocks)
         self._rooms = [
             torch.zeros(largest, dtype=torch.uint8, device=device)
-            for _ in range(min(GATHER_BUFFERS, len(self._blocks)))
+            for _ in range(min(BLOCKS_WHOLE_AT_ONCE, len(self._blocks)))
         ]
         for number, block in enumerate(self._blocks):
             block.piece = torch.zeros(block.size // ranks, dtype=torch.uint8, device=device)

@@ -79,11 +79,8 @@ def plan_for(
     step_cache: TaylorSeer | None = None,
 ) -> ExecutionPlan:
     """A plan as `tune` writes it, without numbers."""
-    model = PlannedModel.of(
-        spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash
-    )
     return bare_plan(
-        model,
+        PlannedModel.of_spec(spec),
         work,
         mesh,
         placement=placement,

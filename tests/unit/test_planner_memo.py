@@ -5,7 +5,7 @@ a model that forgets everything says.
 import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import ge
@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from ditplan.planner.cost.lower_bounds import LowerBounds
-from ditplan.planner.cost.mixed_devices import rank_kinds_of
+from ditplan.planner.cost.lower_bounds import Bound, LowerBounds
+from ditplan.planner.cost.mixed_devices import RankLoads, rank_kinds_of
+from ditplan.planner.cost.share import RankShard, RankShards, share_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.topology import Topology
-from ditplan.planner.space.candidate import groups_of
+from ditplan.planner.space.candidate import Setting, groups_of
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import AXES, axis_orders
+from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 from tests.unit.planner_scenes import MODES, Draws, Pair, Scene, a_cpu, scenes
 
@@ -58,12 +60,12 @@ REMEMBERING = [
 
 
 class Asked:
-    """A cost model and its floors, and all that can be asked of them."""
+    """A cost model and its bounds, and all that can be asked of them."""
 
     def __init__(self, scene: Scene) -> None:
         self.topology = Topology(scene.cluster)
         self.model = CostModel(self.topology, scene.spec, scene.profile)
-        self._floors: dict[Workload, LowerBounds] = {}
+        self._bounds: dict[Workload, LowerBounds] = {}
 
     def answer(self, question: str, candidate: Configuration, workload: Workload) -> object:
         """What a method says of a candidate."""
@@ -90,30 +92,27 @@ class Asked:
         split = [axis for axis in AXES if getattr(candidate.mesh, axis) > 1]
         return [self.topology.signature(groups_of(candidate, (axis,))) for axis in split]
 
-    def least_s(self, candidate: Configuration, workload: Workload) -> float:
+    def least(self, candidate: Configuration, workload: Workload) -> Bound:
         """In the candidate's mode."""
-        return self._floors_of(workload).least_s(_anywhere(candidate))
+        return self._least(candidate, workload, [(candidate.pipefusion, candidate.mode)])
 
-    def of_modes(self, candidate: Configuration, workload: Workload) -> float:
+    def least_of_modes(self, candidate: Configuration, workload: Workload) -> Bound:
         """In all modes."""
-        tried = [replace(_anywhere(candidate), mode=mode) for mode in MODES]
-        return self._floors_of(workload).of_modes(tried)
+        return self._least(candidate, workload, [(candidate.pipefusion, mode) for mode in MODES])
 
-    def of_settings(self, candidate: Configuration, workload: Workload) -> float:
+    def least_of_settings(self, candidate: Configuration, workload: Workload) -> Bound:
         """With some numbers of patches."""
-        patches = [2, 4] if candidate.pipefusion else []
-        if not patches:
-            return 0.0
-        return self._floors_of(workload).of_settings(_anywhere(candidate), patches)
+        part = candidate.pipefusion
+        parts = [part.model_copy(update={"patches": n}) for n in (2, 4)] if part else [None]
+        settings = [(one, mode) for one in parts for mode in MODES]
+        return self._least(candidate, workload, settings)
 
-    def least_bytes(self, candidate: Configuration, workload: Workload) -> int:
-        """On the largest device."""
-        return self._floors_of(workload).least_bytes(_anywhere(candidate))
-
-    def _floors_of(self, workload: Workload) -> LowerBounds:
-        if workload not in self._floors:
-            self._floors[workload] = self.model.floors(workload, MODES)
-        return self._floors[workload]
+    def _least(
+        self, candidate: Configuration, workload: Workload, settings: Sequence[Setting]
+    ) -> Bound:
+        if workload not in self._bounds:
+            self._bounds[workload] = self.model.lower_bounds(workload)
+        return self._bounds[workload].bound(candidate.mesh, candidate.order, settings)
 
 
 QUESTIONS = (
@@ -125,16 +124,10 @@ QUESTIONS = (
     "memories",
     "ring_variant",
     "signatures",
-    "least_s",
-    "of_modes",
-    "of_settings",
-    "least_bytes",
+    "least",
+    "least_of_modes",
+    "least_of_settings",
 )
-
-
-def _anywhere(candidate: Configuration) -> Configuration:
-    """As floors take it: on any ranks."""
-    return Configuration(candidate.mesh, (), candidate.mode, candidate.order, candidate.pipefusion)
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
@@ -170,42 +163,43 @@ def test_which_stage_is_fullest_is_found_anew_for_all_that_decides_it() -> None:
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
-def test_orders_of_axes_with_the_same_key_have_the_same_floors(scene: Scene) -> None:
+def test_orders_of_axes_with_the_same_key_have_the_same_bounds(scene: Scene) -> None:
     draws = Draws(scene, seed=2)
     for (candidate, workload), _ in (draws.family() for _ in range(FAMILIES)):
         asked, first = Asked(scene), dict[object, Configuration]()
-        floors = asked.model.floors(workload, MODES)
+        bounds = asked.model.lower_bounds(workload)
         for order in axis_orders(candidate.mesh):
             one = replace(candidate, order=order)
-            like = first.setdefault(floors.order_key(candidate.mesh, order), one)
-            for question in ("least_s", "of_modes", "of_settings"):
+            like = first.setdefault(bounds.order_key(candidate.mesh, order), one)
+            for question in ("least", "least_of_modes", "least_of_settings"):
                 answer = asked.answer(question, like, workload)
                 assert Asked(scene).answer(question, one, workload) == answer
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_no_rank_has_more_to_do_than_one_of_those_that_stand_for_it(scene: Scene) -> None:
-    draws = Draws(scene, seed=3)
+    draws, devices = Draws(scene, seed=3), scene.cluster.devices
+    loads_of = RankLoads(RankShards(scene.spec), {one.name: one for one in devices})
     for _, pairs in (draws.family() for _ in range(2 * FAMILIES)):
-        for candidate, _ in pairs:
-            size, devices = candidate.mesh.sequence_parallel, scene.cluster.devices
+        for candidate, workload in pairs:
+            size = candidate.mesh.sequence_parallel
             placed = [devices[rank] for rank in candidate.placement]
             groups = [placed[first : first + size] for first in range(0, len(placed), size)]
-            kinds = [(name, _to_do(candidate, at)) for at, name in rank_kinds_of(candidate, groups)]
+            kinds = rank_kinds_of(candidate, groups)
+            standing = loads_of.of(candidate, workload, kinds)
             for place, device in itertools.chain(*map(enumerate, groups)):
-                own = _to_do(candidate, place)
-                alike = [done for name, done in kinds if name == device.name]
-                assert any(all(map(ge, done, own)) for done in alike), (candidate, place)
+                shares = candidate.token_shares
+                own = share_of(
+                    candidate.mesh, scene.spec, workload, shares, place if shares else None
+                )
+                alike = [load.share for load in standing if load.device.name == device.name]
+                assert any(
+                    all(map(ge, _to_do(share, scene.spec), _to_do(own, scene.spec)))
+                    for share in alike
+                ), (candidate, place)
 
 
-def _to_do(candidate: Configuration, place: int | None) -> tuple[int, ...]:
-    """In parts of a sequence: a rank's tokens, the queries of its ulysses group, and the tokens of
-    those with the same heads; none where all ranks have the same.
-    """
-    if candidate.token_shares is None or place is None:
-        return ()
-    ulysses = candidate.mesh.ulysses
-    shares = candidate.token_shares
-    rows = [shares[first : first + ulysses] for first in range(0, len(shares), ulysses)]
-    row, column = divmod(place, ulysses)
-    return rows[row][column], sum(rows[row]), sum(each[column] for each in rows)
+def _to_do(share: RankShard, spec: ModelSpec) -> tuple[int, ...]:
+    """A rank's tokens, the queries of its ulysses group, and its heads."""
+    heads = [share.heads(attention) for run in spec.blocks for attention in run.attentions]
+    return (*share.tokens.values(), *share.queries.values(), *heads)

@@ -229,3 +229,12 @@ def test_a_ring_gathers_keys_over_nvlink_and_passes_them_on_elsewhere(
 ) -> None:
     task = replace(TASK, cluster=a_cluster(inside_kind=kind), pins={"ring": 2})
     assert search(task).to_plan().configuration.ring == variant
+
+
+def test_a_ring_over_nvlink_between_hosts_passes_keys_on() -> None:
+    """Other hosts' memory is out of reach for the runtime's pushes."""
+    known = a_cluster(hosts=2, devices=1)
+    links = tuple(link.model_copy(update={"kind": "nvlink"}) for link in known.links)
+    cluster = known.model_copy(update={"links": links})
+    task = replace(TASK, cluster=cluster, pins={"ring": 2})
+    assert search(task).to_plan().configuration.ring == "pass"

@@ -217,7 +217,7 @@ def test_a_ring_passes_fresh_keys_on_behind_the_attention_to_stale_ones() -> Non
 def test_a_hop_over_a_fast_link_takes_no_longer_because_others_cross_slow_ones() -> None:
     topology = Topology(a_cluster(hosts=2, devices=2))
     line = [(0, 1, 2, 3)]
-    seconds = [topology.hop_s(2**24, line, position).seconds for position in range(4)]
+    seconds = [topology.hops_s(2**24, line)[position].seconds for position in range(4)]
     assert seconds[0] == seconds[2] < seconds[1] / 20
     assert seconds[1] == seconds[3] == topology.collective_s("send_recv", 2**24, line).seconds
 

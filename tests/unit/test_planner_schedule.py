@@ -283,6 +283,19 @@ def test_stages_equal_the_best_of_all_divisions(
         assert largest(found) == min(map(largest, every))
 
 
+@given(case=divisions())
+def test_the_first_stages_are_divided_as_well_as_they_can_be(
+    case: tuple[list[float], list[float], int, tuple[float, float]],
+) -> None:
+    _, sizes, stages, _ = case
+    counts = balanced_stages([1.0] * len(sizes), sizes, stages, least_s=len(sizes))
+    for first in range(1, stages + 1):
+        blocks = sum(counts[:first])
+        every = all_divisions(blocks, first)
+        best = min(max(sums(sizes[:blocks], tried)) for tried in every)
+        assert max(sums(sizes[:blocks], counts[:first])) == best
+
+
 @given(st.lists(SECONDS, min_size=3, max_size=12), st.data())
 def test_blocks_are_divided_with_their_mirrors(seconds: list[float], data: st.DataObject) -> None:
     pairs = folded(seconds)

@@ -1,4 +1,4 @@
-"""What makes planning fast changes no price and no choice: shared work, alike hosts, floors."""
+"""What makes planning fast changes no price and no choice: shared work, alike hosts, bounds."""
 
 import itertools
 import math
@@ -18,6 +18,7 @@ from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import price_all, space_of
 from ditplan.planner.search.ranking import PricedCandidate
 from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.candidate import Setting
 from ditplan.planner.space.enumerate import evenly_staged
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
@@ -117,8 +118,8 @@ def test_what_is_counted_on_one_of_alike_hosts_is_what_all_messages_ask(
     assert topology.link_bytes(operation, 2**22, groups) == pytest.approx(moved)
     if len(groups.runs) == 1:
         for position in range(groups.size):
-            hop_s = topology.hop_s(2**22, groups, position).seconds
-            assert math.isclose(hop_s, every.hop_s(2**22, groups.listed, position).seconds)
+            hop_s = topology.hops_s(2**22, groups)[position].seconds
+            assert math.isclose(hop_s, every.hops_s(2**22, groups.listed)[position].seconds)
             hop_bytes = every.hop_bytes(2**22, groups.listed, position)
             assert topology.hop_bytes(2**22, groups, position) == pytest.approx(hop_bytes)
 
@@ -136,8 +137,11 @@ def test_hosts_that_differ_in_one_link_are_not_alike(change: dict[str, object]) 
     assert not Topology(doubled).hosts_are_alike
 
 
-def test_floors_are_never_above_prices() -> None:
-    """Of any mesh, also of those of few ranks, which are priced in any case."""
+def test_bounds_are_never_above_prices() -> None:
+    """Of any mesh, also of those of few ranks, which are priced in any case, and of any settings
+    together.
+    """
+    chance = random.Random(2)
     measured = a_table("all_gather", {2**16: 1e-5, 2**26: 1e-3}, size=4, groups=4)
     for spec, cluster, backend in (
         (SPEC, a_cluster(hosts=4, devices=4), "native"),
@@ -156,19 +160,30 @@ def test_floors_are_never_above_prices() -> None:
         )
         model = CostModel(Topology(cluster), spec, constants=constants_of(backend))
         space = space_of(task, Topology(cluster))
-        floors = model.floors(spec.defaults, task.searched_modes)
-        for choice in random.Random(2).sample(space.choices, min(25, len(space.choices))):
-            for candidate in itertools.islice(space.placed(choice), 0, None, 7):
-                planned = model.balanced(candidate, spec.defaults)
-                price = model.price(planned, spec.defaults)
-                least_s = [floors.least_s(candidate)]
-                modes = [replace(candidate, mode=mode) for mode in task.searched_modes]
-                least_s.append(floors.of_modes(modes))
-                if part := candidate.pipefusion:
-                    others = (part.patches - 1, part.patches, 2 * part.patches)
-                    least_s.append(floors.of_settings(candidate, others))
-                assert max(least_s) <= price.latency_s
-                assert floors.least_bytes(candidate) <= price.memory_bytes
+        bounds = model.lower_bounds(spec.defaults)
+        for choice in chance.sample(space.choices, min(25, len(space.choices))):
+            settings = with_other_warmups(choice.settings, spec.defaults.steps, chance)
+            tried = replace(choice, settings=settings)
+            for candidate in itertools.islice(space.placed(tried), 0, None, 7):
+                part, mesh = candidate.pipefusion, candidate.mesh
+                price = model.price(model.balanced(candidate, spec.defaults), spec.defaults)
+                of_part = [setting for setting in settings if setting[0] == part]
+                for group in ([(part, candidate.mode)], of_part, settings):
+                    least = bounds.bound(mesh, candidate.order, group)
+                    assert least.seconds <= price.latency_s
+                    assert least.bytes <= price.memory_bytes
+
+
+def with_other_warmups(
+    settings: Sequence[Setting], steps: int, chance: random.Random
+) -> tuple[Setting, ...]:
+    """Settings whose parts have any number of warm-up steps, as some measured quality allows."""
+    changed: list[Setting] = []
+    for part, group in itertools.groupby(settings, key=lambda setting: setting[0]):
+        warmups = {"warmup_steps": chance.choice((1, 2, steps - 1, steps))}
+        other = part.model_copy(update=warmups) if part else None
+        changed += [(other, mode) for _, mode in group]
+    return tuple(changed)
 
 
 def test_leaving_out_changes_no_plan_that_no_other_beats(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,18 +112,28 @@ def test_alike_devices_have_equal_shares() -> None:
     assert whole_shares((1.0, 1.001)) is None
 
 
-def test_the_price_is_the_slowest_rank_s() -> None:
-    """Of two ranks counted by hand: what each computes by its own share on its own device."""
-    cluster, mesh = unlike(1, 3), Mesh(ulysses=2)
+@pytest.mark.parametrize(
+    ("slow", "shares", "heads"),
+    [
+        ((1, 3), (2, 1), (16, 8)),
+        # what the slow ranks' whole heads exceed their shares by is the first one's loss alone
+        ((1, 1, 2, 2, 2), (20, 20, 1, 1, 1), (10, 11, 1, 1, 1)),
+    ],
+)
+def test_the_price_is_the_slowest_rank_s(
+    slow: tuple[int, ...], shares: tuple[int, ...], heads: tuple[int, ...]
+) -> None:
+    """Of ranks counted by hand: what each computes by its own share on its own device."""
+    cluster, mesh = unlike(*slow), Mesh(ulysses=len(slow))
     model = CostModel(cluster, FLUX)
-    candidate = Configuration(mesh, (0, 1), token_shares=(2, 1))
+    candidate = Configuration(mesh, tuple(range(mesh.size)), token_shares=shares)
     parts = model.price(candidate, FLUX.defaults).parts
     attention_s = []
     for place, device in enumerate(cluster.devices):
-        share = share_of(mesh, FLUX, FLUX.defaults, (2, 1), place)
-        assert [share.heads(a) for a in FLUX.blocks[0].attentions] == [(16, 8)[place]]
+        share = share_of(mesh, FLUX, FLUX.defaults, shares, place)
+        assert [share.heads(a) for a in FLUX.blocks[0].attentions] == [heads[place]]
         alone = CostModel(of_devices(device), FLUX)
-        times = alone._work.times_on(device)
+        times = alone._work.computing.times_on(device)
         runs = ((run, times.block(run, share, "bfloat16", "eager")) for run in FLUX.blocks)
         attention_s.append(sum(run.count * timed.attention_s for run, timed in runs))
     steps = FLUX.defaults.steps
@@ -232,18 +242,20 @@ def test_a_plan_and_the_report_say_the_shares() -> None:
     assert shares_text(priced(unlike(1, 1), Mesh(ulysses=2)), FLUX, task.workload) == ""
 
 
-def test_floors_are_never_above_the_price() -> None:
+def test_bounds_are_never_above_the_price() -> None:
     cluster = unlike(1, 2, 2, 1, 3, 1)
     task = Task(
         FLUX, FLUX.defaults, cluster, modes=("compile+graph",), allowed=ApproximationPolicy()
     )
     topology = Topology(cluster)
     model = CostModel(topology, FLUX)
-    floors = model.floors(task.workload, task.searched_modes)
+    bounds = model.lower_bounds(task.workload)
     space = space_of(task, topology)
     for candidate in itertools.islice(space.candidates, 0, None, 11):
         shared = model.balanced(model.shared_by_speed(candidate, task.workload), task.workload)
         for planned in (shared, model.balanced(candidate, task.workload)):
             price = model.price(planned, task.workload)
-            assert floors.least_s(candidate) <= price.latency_s, str(planned)
-            assert floors.least_bytes(candidate) <= price.memory_bytes, str(planned)
+            setting = (candidate.pipefusion, candidate.mode)
+            least = bounds.bound(candidate.mesh, candidate.order, [setting])
+            assert least.seconds <= price.latency_s, str(planned)
+            assert least.bytes <= price.memory_bytes, str(planned)
