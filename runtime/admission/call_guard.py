@@ -5,7 +5,8 @@ first call of the transformer, before each further one, and when it has ended. S
 
 - A rank that was given something else is found before anything is exchanged. Where the calls of
   later steps drift apart (a callback on one rank, noise of its own), the end of the call finds it:
-  a sketch of each step's latents is compared.
+  a sketch of each step's latents is compared. Weights that have changed are looked for while the
+  devices are at work on the first step, and compared at the end.
 - Where no generator is given, all ranks draw from the first rank's state of the global generators.
   Afterwards each rank has its own again, unless they were the same.
 - What is raised on one rank is raised on all: the others hear of it where they next meet. Those
@@ -54,7 +55,7 @@ from ditplan.runtime.admission.digests import (
 from ditplan.runtime.admission.failure_watch import FailureWatch
 from ditplan.runtime.admission.randomness import RandomState
 from ditplan.runtime.admission.sketches import drifted, is_rounding, sketch_of
-from ditplan.runtime.admission.weights import WeightsWatch, with_known
+from ditplan.runtime.admission.weights import Reading, WeightsWatch, with_known
 from ditplan.runtime.groups import GroupCache
 from ditplan.runtime.takeover import (
     call_arguments_of,
@@ -74,6 +75,7 @@ class _Call:
     arguments: dict[str, Any]
     pipeline: Any
     calls: int = 0
+    reading: Reading | None = None
     sketches: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -147,6 +149,7 @@ class CallGuard(Calls):
             self._is_inside = True
             output = own(*args, **kwargs)
             self._is_inside = False
+            self._look_at_weights()
             return output
 
         replace_forward(model, forward, undo)
@@ -164,29 +167,37 @@ class CallGuard(Calls):
             for check in self.checks:
                 check()
             self._compare_given(call, inputs)
+            call.reading = self._weights.begin()
         else:
             self._meet(Message(Point.STEP, call.calls))
         # patches are under way until the call ends
         self._is_inside = self._by_patches
 
-    def doubt_changed_weights(self) -> None:
-        """Has weights that have changed since they were compared be compared in the next call."""
-        self._are_weights_known &= not self._weights.has_changed()
+    def doubt_changed_weights(self, reading: Reading | None = None) -> None:
+        """Has weights that have changed since they were compared be compared when ranks next meet
+        for it.
+        """
+        self._are_weights_known &= not self._weights.has_changed(reading)
+
+    def _look_at_weights(self) -> None:
+        """Looks for changed weights once a call, while devices are at work on it."""
+        if self._call is not None and self._call.reading is not None:
+            reading, self._call.reading = self._call.reading, None
+            self.doubt_changed_weights(reading)
 
     def know_weights(self) -> None:
         """Takes the weights as they are for what was compared: the plan has changed them."""
         self._weights.look()
 
     def _agree(self, point: Point, leaves: list[tuple[str, Leaf]]) -> None:
-        """Compares what was given with all other ranks, and weights that have changed.
+        """Compares what was given with all other ranks, and weights in doubt.
 
         Raises:
             InputError: they differ, or the ranks are at different places.
         """
         mine = digests_of(leaves)
-        self.doubt_changed_weights()
-        unknown = not self._are_weights_known
-        messages = self._meet(Message(point, digest=digest_of(mine), flag=unknown))
+        doubtful = not self._are_weights_known
+        messages = self._meet(Message(point, digest=digest_of(mine), flag=doubtful))
         if len({message.digest for message in messages}) > 1:
             found = self._channel.exchange_objects(mine)
             if not self._is_rounding(leaves, found):
@@ -230,6 +241,7 @@ class CallGuard(Calls):
         if self._was_renewed():
             return model.forward(**inputs)
         with self.failing_together():
+            self.doubt_changed_weights()
             self._agree(Point.STRAY, _leaves_of_inputs(inputs))
             self._is_inside = True
             output = own(**inputs)
@@ -259,7 +271,10 @@ class CallGuard(Calls):
                 mine.restore()
 
     def _end(self, call: _Call) -> None:
-        self._meet(Message(Point.END, call.calls))
+        self._look_at_weights()
+        doubtful = not self._are_weights_known
+        if any(one.flag for one in self._meet(Message(Point.END, call.calls, flag=doubtful))):
+            self.compare_weights()
         if not call.sketches:
             return
         found = self._channel.exchange_objects(torch.stack(call.sketches).cpu())

@@ -36,10 +36,14 @@ class WeightsWatch:
         self._seen: Hashable = None
         self.look()
 
-    def has_changed(self) -> bool:
-        """Whether they have since they were last looked at."""
+    def begin(self) -> "Reading":
+        """Starts to read the sample, which devices do while other things are done."""
+        return Reading(self._samples)
+
+    def has_changed(self, reading: "Reading | None" = None) -> bool:
+        """Whether they have since they were last looked at; `reading` is what was begun."""
         before = self._seen
-        if self._state() != before:
+        if self._state(reading or self.begin()) != before:
             self.look()
         return bool(self._seen != before)
 
@@ -85,7 +89,7 @@ class WeightsWatch:
         self._tracked = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._tuned = [module for module in modules if "scaling" in vars(module)]
         self._samples = _samples_of(self._tensors)
-        self._seen = self._state()
+        self._seen = self._state(self.begin())
 
     def _is_in_pieces(self, tensor: torch.Tensor) -> bool:
         return isinstance(tensor, PieceParameter) or self._is_shared_out(tensor)
@@ -93,17 +97,30 @@ class WeightsWatch:
     def _identities(self) -> tuple[int, ...]:
         return tuple(map(id, chain.from_iterable(held.values() for held in self._holders)))
 
-    def _state(self) -> Hashable:
+    def _state(self, reading: "Reading") -> Hashable:
         return (
             self._identities(),
             tuple(map(torch.Tensor.data_ptr, self._tensors)),
             tuple(map(_version, self._tracked)),
             tuple(map(_settings_of, self._tuned)),
-            *(
-                torch.cat(views).cpu().view(torch.uint8).numpy().tobytes()
-                for views in self._samples
-            ),
+            reading.numbers(),
         )
+
+
+class Reading:
+    """Numbers of some tensors on their way from where these lie."""
+
+    def __init__(self, samples: Sequence[Sequence[torch.Tensor]]) -> None:
+        """`samples` are views, those together that can be read at once."""
+        self._coming = [torch.cat(list(views)).to("cpu", non_blocking=True) for views in samples]
+        devices = {views[0].device for views in samples if views[0].is_cuda}
+        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def numbers(self) -> bytes:
+        """All of them, when they have come."""
+        for event in self._events:
+            event.synchronize()
+        return b"".join(one.view(torch.uint8).numpy().tobytes() for one in self._coming)
 
 
 def _samples_of(tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:

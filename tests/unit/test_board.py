@@ -108,7 +108,7 @@ def test_without_memory_for_all_there_is_no_board(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     hosts = iter(["one", "other"])
-    monkeypatch.setattr(board.platform, "node", lambda: next(hosts))
+    monkeypatch.setattr("platform.node", lambda: next(hosts))
     assert made(2) == [None, None]
     monkeypatch.undo()
     monkeypatch.setattr(board, "SHARED_MEMORY", tmp_path / "missing")
