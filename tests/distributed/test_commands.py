@@ -14,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ditplan.planner.search.journal import recorded_runs
 from ditplan.profiles.catalog import shipped_weights
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.ranks.folders import PREFIX
@@ -178,14 +179,38 @@ def test_weights_that_are_broken_are_refused_with_one_line(folder: Path) -> None
     assert not (folder / "lost.png").exists()
 
 
-def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
-    fewer = ("--steps", "10", "--ring", "1", "--pipefusion", "1")
-    process = start(folder, *tune("other.json", "--measure", "2", *fewer))
+def kill_a_rank_after(process: subprocess.Popen[str], words: str, *, wait: bool = False) -> None:
+    """Kills a rank of a tune as soon as that says some words, or then has ranks to kill."""
     assert process.stderr is not None
-    for line in process.stderr:
-        if "run 1" in line:
-            break
-    psutil.Process(process.pid).children()[0].kill()
+    assert any(words in line for line in process.stderr), "it ended without saying so"
+    command = psutil.Process(process.pid)
+    deadline = time.monotonic() + 600
+    while wait and not command.children():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    command.children()[0].kill()
+
+
+FEWER = ("--measure", "2", "--ring", "1", "--pipefusion", "1")
+
+
+def test_a_tune_makes_the_run_again_whose_rank_was_killed(folder: Path) -> None:
+    process = start(folder, *tune("again.json", "--steps", "9", *FEWER))
+    kill_a_rank_after(process, "run 1")
+    done = finished(process)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("died of SIGKILL; it is run once more, on new ranks") == 1
+    result = json.loads(done.stdout)
+    assert not [one for one in result["alternatives"] if "failed" in one["reason"]]
+    runs = recorded_runs(folder / "again.study" / "journal.log")
+    assert {run.state for run in runs} <= {"complete", "pruned"}
+    assert result["best"]["measured_s"] is not None
+
+
+def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
+    process = start(folder, *tune("other.json", "--steps", "10", *FEWER))
+    kill_a_rank_after(process, "run 1")
+    kill_a_rank_after(process, "once more", wait=True)
     done = finished(process)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
