@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
-from ditplan.profiles.hosts import HostLine
+from ditplan.profiles.host import Host
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 from ditplan.runtime.ranks.conversation import TICK_S, Conversation, Failure, Rank, numbered
 from ditplan.runtime.ranks.folders import keep_folder, make_folder
@@ -57,7 +57,7 @@ class RankPool:
 
     def __init__(
         self,
-        hosts: Sequence[HostLine] | None,
+        hosts: Sequence[Host] | None,
         ranks: int,
         device: DeviceKind,
         *,
@@ -262,7 +262,7 @@ def environment() -> Mapping[str, str]:
     return dict(os.environ)
 
 
-def count_slots(hosts: Sequence[HostLine] | None, device: DeviceKind) -> int:
+def count_slots(hosts: Sequence[Host] | None, device: DeviceKind) -> int:
     """How many ranks there is room for: the slots given, else one for each GPU or CPU core.
 
     Raises:
@@ -275,7 +275,7 @@ def count_slots(hosts: Sequence[HostLine] | None, device: DeviceKind) -> int:
     return sum(found if host.slots is None else host.slots for host in hosts)
 
 
-def _require_room(hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKind) -> None:
+def _require_room(hosts: Sequence[Host] | None, ranks: int, device: DeviceKind) -> None:
     if ranks < 1:
         raise InputError(f"{ranks} ranks can't be started; at least 1 is needed")
     slots = count_slots(hosts, device)
@@ -285,7 +285,7 @@ def _require_room(hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKi
             f"{ranks} ranks need a GPU each, this machine has {gpus}; use fewer, or CPU ranks"
         )
     if hosts is not None and all(host.slots for host in hosts) and ranks > slots:
-        names = ", ".join(f"{host.host} slots={host.slots}" for host in hosts)
+        names = ", ".join(f"{host.name} slots={host.slots}" for host in hosts)
         raise InputError(
             f"{ranks} ranks don't fit the {slots} slots of the hosts ({names}); give more slots"
         )

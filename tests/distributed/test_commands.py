@@ -235,6 +235,66 @@ def test_an_interrupt_leaves_no_rank_and_no_folder_behind(
     assert list(tmp_path.glob(f"{PREFIX}*")) == []
 
 
+def assert_ended(ranks: list[psutil.Process]) -> None:
+    """Waits until processes have ended, whether or not anybody asks how."""
+    deadline = time.monotonic() + ENDED_WITHIN_S
+    while left := [rank for rank in ranks if is_alive(rank)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.1)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("when", ["starting", "running", "tuning"])
+def test_a_killed_command_leaves_no_rank_and_no_folder_behind(
+    folder: Path, tmp_path: Path, when: str
+) -> None:
+    arguments = tune("killed.json") if when == "tuning" else run("endless.json", "lost.png")
+    process = start(folder, *arguments, TMPDIR=str(tmp_path))
+    if when == "starting":
+        while not list(tmp_path.glob(f"{PREFIX}*/rank-1.log")):
+            assert process.poll() is None
+            time.sleep(0.01)
+    else:
+        rank_at_work(process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.kill()
+    process.communicate(timeout=600)
+    assert_ended(ranks)
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+
+
+def test_a_tune_that_is_told_to_end_leaves_no_rank_and_no_folder_behind(
+    folder: Path, tmp_path: Path
+) -> None:
+    process = start(folder, *tune("ended.json"), TMPDIR=str(tmp_path))
+    rank_at_work(process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    assert finished(process).returncode == 128 + signal.SIGTERM
+    assert_ended(ranks)
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+    assert not (folder / "ended.json").exists()
+
+
+def test_a_rank_that_dies_while_a_cluster_is_measured_ends_the_tune_with_3(folder: Path) -> None:
+    process = start(folder, *tune("lost.json"))
+    assert process.stderr is not None
+    # it has begun to measure
+    assert process.stderr.readline()
+    psutil.Process(process.pid).children()[0].kill()
+    done = finished(process)
+    assert done.returncode == 3, done.stderr
+    assert "died of SIGKILL" in json.loads(done.stdout)["error"]
+    assert not (folder / "lost.json").exists()
+
+
 def test_a_second_tune_in_the_folder_is_refused_with_one_line(folder: Path) -> None:
     first = start(folder, *tune("shared.json", "--measure", "2", "--steps", "11"))
     assert first.stderr is not None

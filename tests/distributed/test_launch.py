@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError, InputError
-from ditplan.profiles.hosts import HostLine
+from ditplan.profiles.host import Host
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks import pool as launch
 from ditplan.runtime.ranks.conversation import STOPPED_SILENCE_S
@@ -269,17 +269,17 @@ def test_ranks_end_when_the_program_that_started_them_does(tmp_path: Path, how: 
     ("hosts", "ranks", "message"),
     [
         (
-            (HostLine(host="10.1.2.3", slots=2),),
+            (Host(name="10.1.2.3", slots=2),),
             2,
             "10.1.2.3: starting ranks on other hosts isn't available yet",
         ),
-        ((HostLine(host="localhost", user="somebody", slots=2),), 2, "somebody@localhost"),
-        ((HostLine(host="localhost", slots=2),), 3, "3 ranks don't fit the 2 slots"),
+        ((Host(name="localhost", user="somebody", slots=2),), 2, "somebody@localhost"),
+        ((Host(name="localhost", slots=2),), 3, "3 ranks don't fit the 2 slots"),
         (None, 0, "at least 1"),
     ],
 )
 def test_hosts_that_cannot_be_used_are_refused(
-    hosts: tuple[HostLine, ...] | None, ranks: int, message: str
+    hosts: tuple[Host, ...] | None, ranks: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         RankPool(hosts, ranks, "cpu")
