@@ -18,9 +18,8 @@ TASKS = re.compile(r"([0-9]{1,5})(?:\(x([0-9]{1,5})\))?")
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What tells a job of a scheduler's, the first that is set, and how to read it."""
+    """Its variables in a job, of which the first that is set counts, and how that is read."""
 
-    name: str
     variables: tuple[str, ...]
     read: Callable[[str, Environment], tuple[Host, ...]]
 
@@ -128,7 +127,8 @@ def _of_lsf(variable: str, environment: Environment) -> tuple[Host, ...]:
 
 
 SCHEDULERS = (
-    Scheduler("Slurm", ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"), _of_slurm),
-    Scheduler("PBS", ("PBS_NODEFILE",), _of_file("pbs")),
-    Scheduler("LSF", ("LSB_MCPU_HOSTS", "LSB_DJOB_HOSTFILE"), _of_lsf),
+    # Slurm, PBS, LSF
+    Scheduler(("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"), _of_slurm),
+    Scheduler(("PBS_NODEFILE",), _of_file("pbs")),
+    Scheduler(("LSB_MCPU_HOSTS", "LSB_DJOB_HOSTFILE"), _of_lsf),
 )

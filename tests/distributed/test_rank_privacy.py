@@ -17,8 +17,6 @@ import torch.distributed as dist
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.pool import RankPool
 
-CONTROL = "control"
-
 
 def sum_over_new_groups(context: RankContext, purpose: str) -> float:
     """Makes groups, and makes them anew: all that writes into the ranks' store."""
@@ -65,6 +63,12 @@ def test_what_ranks_meet_in_is_open_to_their_user_only(pair: RankPool) -> None:
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     assert os.stat(folder).st_uid == os.getuid()
     assert (Path(folder) / "store").is_file()
+
+
+def test_no_secret_stands_where_other_users_can_read_it(pair: RankPool) -> None:
+    for process in pair.processes():
+        words = psutil.Process(process).cmdline()
+        assert words[1:] == ["-P", "-m", "ditplan.runtime.ranks.rank_process"]
 
 
 def test_groups_are_made_and_made_anew_after_a_failure(pair: RankPool) -> None:
