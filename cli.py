@@ -21,6 +21,7 @@ from ditplan.command.options import (
     BackendName,
     Cluster,
     ExactCluster,
+    Format,
     Gpus,
     Hosts,
     Json,
@@ -74,12 +75,13 @@ def profile_command(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     workload: WorkloadOptions,
     hosts: Hosts = None,
+    hosts_format: Format = "ditplan",
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
-    from ditplan.measuring import measured_blocks, measured_cluster
+    from ditplan.measuring import measured_blocks, measured_cluster, named_hosts
 
     terminal = Terminal(as_json)
     require_folder(out)
@@ -96,7 +98,7 @@ def profile_command(
         terminal.show(f"{out}: {points} points of {measured.model} on {device}")
         terminal.finish({"out": str(out), "points": points, "device": device})
         return
-    cluster = measured_cluster(hosts, gpus, terminal.say)
+    cluster = measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
     cluster.save(out)
     for warning in cluster.warnings:
         terminal.say(f"warning: {warning}")
@@ -125,6 +127,7 @@ def tune_command(
     workload: WorkloadOptions,
     mesh: MeshOptions,
     hosts: Hosts = None,
+    hosts_format: Format = "ditplan",
     cluster: Cluster = None,
     gpus: Gpus = None,
     backend: BackendName = "native",
@@ -193,6 +196,7 @@ def tune_command(
     With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
     tune that was ended goes on from there.
     """
+    from ditplan.measuring import named_hosts
     from ditplan.planning import plan, plan_book
 
     terminal = Terminal(as_json)
@@ -229,7 +233,7 @@ def tune_command(
     found = plan(
         model,
         cluster,
-        hosts=hosts,
+        hosts=named_hosts(hosts, hosts_format),
         measure=measure,
         sampler=sampler,
         budget_s=budget,
@@ -292,18 +296,20 @@ def run_command(
     prompt: Annotated[str, typer.Option(help="What the picture shows.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
     hosts: Hosts = None,
+    hosts_format: Format = "ditplan",
     weights: Weights = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import run_plan
+    from ditplan.measuring import named_hosts, run_plan
 
     terminal = Terminal(as_json)
     loaded = ExecutionPlan.load(plan)
     require_picture(out, loaded.workload)
     model = model_of_plan(loaded, plan, weights)
-    result = run_plan(loaded, model, prompt, out, hosts=hosts, seed=seed, say=terminal.say)
+    entries = named_hosts(hosts, hosts_format)
+    result = run_plan(loaded, model, prompt, out, hosts=entries, seed=seed, say=terminal.say)
     predicted_s = loaded.prediction.latency_s if loaded.prediction else None
     measured_s = loaded.measurement.latency_s if loaded.measurement else None
     compared = "".join(

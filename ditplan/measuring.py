@@ -16,7 +16,9 @@ from ditplan.planner.task import TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.hosts import HostLine, load_hosts
+from ditplan.profiles.host import Host
+from ditplan.profiles.hosts import load_hosts
+from ditplan.profiles.hosts_formats import HostsFormat
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 SMALL_MODEL_PARAMETERS = 100_000_000
 
-Hosts = Path | str | Sequence[HostLine] | None
-"""A hosts file or what it says; None is this machine."""
+Hosts = Path | str | Sequence[Host] | None
+"""A hosts file, a list of hosts as in `n[1-4]:8,m1:4`, or what they say; None is this machine."""
 Say = Callable[[str], None]
 
 
@@ -48,7 +50,22 @@ class Measuring:
     sampler: SamplerName = "planner"
 
 
-def usable_hosts(hosts: Hosts) -> Sequence[HostLine] | None:
+def named_hosts(hosts: str | None, form: HostsFormat) -> Sequence[Host] | None:
+    """The hosts of a file of some format, or of a list; None where neither is given.
+
+    Raises:
+        InputError: a wrong line or host; or a format without a file.
+    """
+    if hosts is None:
+        if form != "ditplan":
+            raise InputError(
+                Setting("hosts_format", form), " says what a file is like; give ", Setting("hosts")
+            )
+        return None
+    return load_hosts(hosts, form)
+
+
+def usable_hosts(hosts: Hosts) -> Sequence[Host] | None:
     """What a hosts file says, before anything is imported that takes long.
 
     Raises:

@@ -82,9 +82,13 @@ class PlanWarning(UserWarning):
 
 
 class ClusterError(DitplanError, RuntimeError):
-    """A host, a device or a rank failed, went silent or can't be reached."""
+    """A host, a device or a rank failed, went silent or can't be reached.
+
+    `ranks_were_lost` says that ranks died or went silent: the same may go well on new ones.
+    """
 
     exit_code = 3
+    ranks_were_lost = False
 
 
 def one_line(text: str, limit: int = LONGEST_MESSAGE) -> str:

@@ -1,92 +1,166 @@
-"""hosts.txt: which machines take part, and with how many ranks."""
+"""Hosts files and lists of hosts: which machines take part, and with how many ranks."""
 
+import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from ditplan.profiles.bounds import MOST_RANKS, MOST_SLOTS, Slots
-from ditplan.profiles.errors import InputError, one_line
+from ditplan.profiles.bounds import MOST_SLOTS
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.files import path_text, read_text
-from ditplan.profiles.record import FrozenModel
+from ditplan.profiles.host import MOST_PORT, Host, HostTable, quoted, whole_number
+from ditplan.profiles.hosts_formats import FORMATS, HostsFormat
+from ditplan.profiles.node_list import expand, split_list
 
-FORMS = "`host`, `host slots=4`, `user@host` or `host:4`"
-NAME = re.compile(
-    r"(?:(?P<user>[A-Za-z0-9_][\w.-]*)@)?(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(?::(?P<slots>\S*))?"
+FORMS = "`host`, `host slots=4`, `host:4`, `user@host`, `ssh://user@host:22` or `n[01-04] slots=4`"
+WORD = re.compile(
+    r"(?:(?P<user>[^@]*)@)?(?P<host>\[[^\[\]]*:[^\[\]]*\]|[^@:]*)(?::(?P<number>[^:/]*))?"
+)
+URL = re.compile(
+    r"ssh://(?:(?P<user>[^@/]*)@)?(?P<host>\[[^\[\]]*:[^\[\]]*\]|[^@:/]*)(?::(?P<number>[^:/]*))?/?"
 )
 
 
-class HostLine(FrozenModel):
-    """One host of the file; `slots` is None when the line doesn't give a number of ranks."""
+class _Entry(NamedTuple):
+    """The hosts of a word, and the slots that it gives each of them, as written."""
 
-    host: str
-    user: str | None = None
-    slots: Slots | None = None
+    hosts: list[Host]
+    slots: str | None
 
 
-def load_hosts(path: Path | str) -> tuple[HostLine, ...]:
-    """Reads a hosts file.
+def load_hosts(hosts: Path | str, form: HostsFormat = "ditplan") -> tuple[Host, ...]:
+    """Reads a hosts file, or a list of hosts in place of its name, such as `n[1-4]:8,m1:4`.
+
+    A file goes first; a list is recognized by a comma, bracket, @ or colon in it.
 
     Raises:
-        InputError: no such file, or a line that can't be understood, with its number.
+        InputError: no such file, or a line or host that can't be understood, with its number.
     """
-    text = read_text(Path(path), f"a hosts file, one host a line: {FORMS}")
-    return parse_hosts(text, path_text(path))
+    text = str(hosts)
+    # a long list is no path that can be asked for
+    if _looks_like_list(text) and not os.path.exists(hosts):
+        if form != "ditplan":
+            wrong = Setting("hosts_format", form)
+            raise InputError(f"{quoted(text)} is a list of hosts, no file; leave out ", wrong)
+        return parse_host_list(text, "hosts")
+    expected = f"a hosts file, one host a line: {FORMS}"
+    return parse_hosts(read_text(Path(hosts), expected), path_text(hosts), form)
 
 
-def parse_hosts(text: str, where: str) -> tuple[HostLine, ...]:
-    """Parses the text of a hosts file: one host a line, `#` comments; ranks follow its order.
+def parse_hosts(text: str, where: str, form: HostsFormat = "ditplan") -> tuple[Host, ...]:
+    """Parses the text of a hosts file; ranks follow its order.
+
+    `ditplan` is one host a line, or several that are alike in brackets, with `#` comments. The
+    other formats are read as the tools of their names read them. A line that isn't ditplan's and
+    that several of those tools would read is refused with what each makes of it.
 
     Raises:
         InputError: a duplicate host, a bad slot count, an unknown key, no host at all, or more
             slots than any cluster has.
     """
-    hosts: dict[str, HostLine] = {}
-    first_seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.partition("#")[0].split()
+    lines = list(enumerate(text.split("\n"), start=1))
+    if form != "ditplan":
+        return FORMATS[form].parse(lines, where)
+    table = HostTable(where)
+    for number, line in lines:
+        words = _words(line)
         if not words:
             continue
-        entry = _parse_line(words, f"{where}: line {number}")
-        name = entry.host.lower()
-        if name in hosts:
-            raise InputError(
-                f"{where}: line {number}: {entry.host} stands in line {first_seen[name]} "
-                "already; name each host once and give its ranks as slots=N"
+        try:
+            found = _parse_line(words)
+        except InputError as error:
+            at = f"{where}: line {number}"
+            raise InputError(f"{at}: {error}", *_other_readings(line)) from None
+        for host in found:
+            table.add(
+                host,
+                f"line {number}",
+                "name each host once and give its ranks as slots=N (Open MPI and PBS add such "
+                "lines up, MPICH deals ranks out in their order: ",
+                Setting("hosts_format"),
+                ")",
             )
-        hosts[name], first_seen[name] = entry, number
-    if not hosts:
-        raise InputError(f"{where}: names no host; write one a line, as {FORMS}")
-    slots = sum(host.slots or 1 for host in hosts.values())
-    if slots > MOST_RANKS:
-        raise InputError(f"{where}: names {slots} slots; {MOST_RANKS} are the most there can be")
-    return tuple(hosts.values())
+    return table.finished(FORMS)
 
 
-def _parse_line(words: list[str], at: str) -> HostLine:
-    match = NAME.fullmatch(words[0])
-    if match is None:
-        raise InputError(f"{at}: {_word(words[0])} is not a host; write {FORMS}")
-    slots = match["slots"]
+def parse_host_list(text: str, where: str) -> tuple[Host, ...]:
+    """Parses hosts between commas, each as the first word of a line of a hosts file.
+
+    Raises:
+        InputError: as `parse_hosts`; names the host by its place in the list.
+    """
+    table = HostTable(where)
+    try:
+        words = split_list(text)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for number, word in enumerate(words, start=1):
+        try:
+            found = _parse_line([word.strip(" ")])
+        except InputError as error:
+            raise InputError(f"{where}: host {number}: {error}") from None
+        for host in found:
+            table.add(host, f"host {number}", "name each host once")
+    return table.finished(FORMS)
+
+
+def _looks_like_list(text: str) -> bool:
+    return any(sign in text for sign in ",[@:") and ("/" not in text or text.startswith("ssh://"))
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line without its comment; the end of a line of Windows is no part of it."""
+    return [word for word in re.split(r"[ \t]+", line.removesuffix("\r").partition("#")[0]) if word]
+
+
+def _parse_line(words: list[str]) -> list[Host]:
+    entry = _parse_word(words[0])
+    slots = entry.slots
     for word in words[1:]:
         key, equals, value = word.partition("=")
         if key != "slots" or not equals:
-            raise InputError(f"{at}: unknown key {_word(word)}; the only one is slots=N")
+            raise InputError(f"unknown key {quoted(word)}; the only one is slots=N")
         if slots is not None:
-            raise InputError(f"{at}: the number of slots is given twice")
+            raise InputError("the number of slots is given twice")
         slots = value
-    return HostLine(
-        host=match["host"],
-        user=match["user"],
-        slots=None if slots is None else _slot_count(slots, at),
+    if slots is None:
+        return entry.hosts
+    count = whole_number("slots", slots, MOST_SLOTS)
+    return [Host(host.name, host.user, host.port, count) for host in entry.hosts]
+
+
+def _parse_word(word: str) -> _Entry:
+    is_url = word.startswith("ssh://")
+    match = (URL if is_url else WORD).fullmatch(word)
+    if match is None:
+        hint = "; an IPv6 address stands in brackets, as [::1]:4" if word.count(":") > 1 else ""
+        raise InputError(f"{quoted(word)} is not a host; write {FORMS}{hint}")
+    port, slots = None, match["number"]
+    if is_url:
+        port = None if slots is None else whole_number("port", slots, MOST_PORT)
+        slots = None
+    host = match["host"]
+    names = [host[1:-1]] if ":" in host else expand(host)
+    try:
+        return _Entry([Host(name, match["user"], port) for name in names], slots)
+    except InputError:
+        raise InputError(f"{quoted(word)} is not a host; write {FORMS}") from None
+
+
+def _other_readings(line: str) -> tuple[str | Setting, ...]:
+    """What the tools whose line this may be make of it, for a message; nothing if none reads it."""
+    readings: dict[str, list[str]] = {}
+    for form in FORMATS.values():
+        try:
+            hosts = form.parse([(1, line)], "")
+        except InputError:
+            continue
+        readings.setdefault(", ".join(map(str, hosts)), []).append(form.tool)
+    if not readings:
+        return ()
+    said = "; ".join(f"{' and '.join(tools)}: {text}" for text, tools in readings.items())
+    return (
+        f" (as others read it: {said}; say whose file this is by ",
+        Setting("hosts_format"),
+        ")",
     )
-
-
-def _slot_count(text: str, at: str) -> int:
-    if not (re.fullmatch(r"[0-9]{1,4}", text) and 1 <= int(text) <= MOST_SLOTS):
-        raise InputError(
-            f"{at}: slots is {_word(text)}; it must be a whole number from 1 to {MOST_SLOTS}"
-        )
-    return int(text)
-
-
-def _word(word: str) -> str:
-    return one_line(repr(word), 60)

@@ -10,7 +10,7 @@ import torch
 
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import ClusterError
-from ditplan.profiles.hosts import HostLine
+from ditplan.profiles.host import Host
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
@@ -34,7 +34,7 @@ def device_kind() -> DeviceKind:
 class Workers:
     """`ranks` ranks on the given hosts (this machine if None); a context manager."""
 
-    def __init__(self, hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKind) -> None:
+    def __init__(self, hosts: Sequence[Host] | None, ranks: int, device: DeviceKind) -> None:
         self._hosts = hosts
         self.device: DeviceKind = device
         self._pool: RankPool | None = None

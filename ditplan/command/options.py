@@ -13,6 +13,7 @@ import typer
 
 from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.errors import Command, Setting
+from ditplan.profiles.hosts_formats import HostsFormat
 from ditplan.profiles.model import Mode
 from ditplan.profiles.workload import Dtype
 
@@ -38,8 +39,13 @@ ExactCluster = Annotated[
     ),
 ]
 Hosts = Annotated[
-    Path | None, typer.Option(help="File of hosts, one a line; this machine without it.")
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="File of hosts, one a line, or a list such as n[1-4]:8,m1:4; this machine without it.",
+    ),
 ]
+Format = Annotated[HostsFormat, typer.Option("--hosts-format", help="Whose file of hosts it is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Gpus = Annotated[int | None, typer.Option(min=1, help="How many GPUs (or CPU ranks).")]
 Weights = Annotated[

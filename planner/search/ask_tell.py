@@ -26,7 +26,7 @@ from ditplan.planner.search.sampler import CANDIDATE, PlannerSampler, optuna_sam
 from ditplan.planner.search.storage import open_storage, open_study, open_trials
 from ditplan.planner.search.trials import cause_in, measurement_of
 from ditplan.planner.task import Task
-from ditplan.profiles.errors import DitplanError, InputError
+from ditplan.profiles.errors import ClusterError, DitplanError, InputError
 from ditplan.profiles.plan import ExecutionPlan, Measurement
 
 FRUITLESS_ASKS = 200
@@ -69,6 +69,7 @@ class AskTell:
         self.study.sampler = self.planner or optuna_sampler(policy.sampler, seed)
         self.refusals, self.exhausted = list[str](), ""
         self.failures: dict[str, str] = {}
+        self.lost_ranks: set[str] = set()
         self.running: dict[str, Trial] = {}
         self.copies: list[tuple[Trial, str]] = []
         self.plans: dict[str, ExecutionPlan] = {}
@@ -243,6 +244,8 @@ class AskTell:
         try:
             run = self.policy.measure(plan)
         except DitplanError as error:
+            if self._may_be_tried_again(key, error):
+                return self._run_once(key, number)
             self._fail(key, error)
             return False
         trial.report(run.latency_s, number)
@@ -252,6 +255,16 @@ class AskTell:
         done = len(self._runs()[key])
         self.say(f"{self.candidates[key].configuration}, run {done}: {run.latency_s:.4g} s")
         return True
+
+    def _may_be_tried_again(self, key: str, error: DitplanError) -> bool:
+        """Whether a plan has lost its ranks for the first time: that may be nothing of its own."""
+        is_first = isinstance(error, ClusterError) and error.ranks_were_lost
+        is_first = is_first and key not in self.lost_ranks
+        if is_first:
+            self.lost_ranks.add(key)
+            mesh, cause = self.candidates[key].configuration, cause_in(str(error))
+            self.say(f"{mesh}: {cause}; it is run once more, on new ranks")
+        return is_first
 
     def _stop_running(self, key: str, behind: Behind) -> None:
         """Ends a trial that is clearly slower: pruned if it lacks runs; its measurements stay."""

@@ -24,7 +24,9 @@ class MeasurementPolicy:
     that what was measured speaks for; Optuna's know nothing of predictions and run the baseline
     first. What is clearly slower gets fewer runs, what can't be told apart more. `budget_s` ends
     it: nothing new is started then, once one candidate was run. `journal` is the file of the Optuna
-    study; a search that finds its own study in there goes on with it.
+    study; a search that finds its own study in there goes on with it. A run that loses its ranks is
+    made once more, on new ones, and its plan fails if it loses those too; other errors fail a plan
+    at once.
     """
 
     measure: Callable[[ExecutionPlan], RunResult]

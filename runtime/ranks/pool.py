@@ -6,18 +6,13 @@ This is the only file that reads the environment.
 import contextlib
 import os
 import pickle
-import queue
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -25,38 +20,31 @@ from typing import Self, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
-from ditplan.profiles.hosts import HostLine
+from ditplan.profiles.host import Host
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.runtime.ranks.conversation import TICK_S, Conversation, Failure, Rank, numbered
 from ditplan.runtime.ranks.folders import keep_folder, make_folder
+from ditplan.runtime.ranks.handshake import Reception
 from ditplan.runtime.ranks.hosts import LOOPBACK, require_local
-from ditplan.runtime.ranks.rank_process import (
-    LEAVE_S,
-    TICK_S,
-    Conversation,
-    Failure,
-    Rank,
-    Ticket,
-    numbered,
-)
+from ditplan.runtime.ranks.rank_process import GOODBYE, LEAVE_S, Ticket
 
 NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
 """Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
 for ever where ranks get to it at different times."""
 
 T = TypeVar("T")
-Arrivals = queue.SimpleQueue[tuple[int, Connection]]
 
 
 class RankError(ClusterError):
     """Ranks failed; `ranks` are those where it began, the message holds traceback, log or stack."""
 
-    def __init__(self, message: str, ranks: tuple[int, ...]) -> None:
+    def __init__(self, message: str, ranks: tuple[int, ...], *, were_lost: bool) -> None:
         super().__init__(message)
         self.ranks = ranks
+        self.ranks_were_lost = were_lost
 
 
 class RankPool:
@@ -69,7 +57,7 @@ class RankPool:
 
     def __init__(
         self,
-        hosts: Sequence[HostLine] | None,
+        hosts: Sequence[Host] | None,
         ranks: int,
         device: DeviceKind,
         *,
@@ -97,7 +85,6 @@ class RankPool:
         self.environment: Mapping[str, str] = _rank_environment(ranks)
         self._silence_s = silence_s
         self._is_open = True
-        self._store: TCPStore | None = None
         self._folder = make_folder()
         self._ranks: list[Rank] = []
         with self._ending_ranks_on_error():
@@ -153,8 +140,7 @@ class RankPool:
             return
         with self._ending_ranks_on_error():
             for rank in self._ranks:
-                if rank.connection is not None:
-                    rank.connection.close()
+                rank.dismiss(GOODBYE)
             deadline = time.monotonic() + LEAVE_S
             for rank in self._ranks:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -192,29 +178,18 @@ class RankPool:
             rank.end()
         for rank in self._ranks:
             rank.forget()
-        self._store = None
 
     def _start(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        # Both sockets are bound here, so that no other program can take a port in between.
-        meeting = socket.create_server((LOOPBACK, 0), backlog=max(128, self.size))
-        store_port = meeting.getsockname()[1]
-        self._store = TCPStore(
-            LOOPBACK,
-            store_port,
-            is_master=True,
-            wait_for_workers=False,
-            master_listen_fd=meeting.detach(),
-        )
         key = secrets.token_bytes(32)
-        with Listener((LOOPBACK, 0), backlog=max(128, self.size), authkey=key) as listener:
-            port = int(listener.address[1])
+        with Reception(LOOPBACK, key, backlog=max(128, self.size)) as reception:
+            folder = str(self._folder)
             for number in range(self.size):
                 device = f"cuda:{number}" if self.device == "cuda" else "cpu"
                 self._start_rank(
-                    Ticket(number, self.size, device, LOOPBACK, port, key.hex(), store_port)
+                    Ticket(number, self.size, device, LOOPBACK, reception.port, key.hex(), folder)
                 )
-            self._connect(listener, deadline)
+            self._connect(reception, deadline)
         conversation = Conversation(self._ranks, None)
         # Loading libraries can hold the interpreter's lock for long: silence means nothing yet.
         conversation.listen(max(0.0, deadline - time.monotonic()), silence_s=timeout_s)
@@ -237,32 +212,21 @@ class RankPool:
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(ticket.to_json().encode())
 
-    def _connect(self, listener: Listener, deadline: float) -> None:
-        arrivals: Arrivals = queue.SimpleQueue()
-        stop = threading.Event()
-        threading.Thread(target=_accept, args=(listener, arrivals, stop), daemon=True).start()
-        try:
-            missing = {rank.number: rank for rank in self._ranks}
-            while missing:
-                with contextlib.suppress(queue.Empty):
-                    number, connection = arrivals.get(timeout=TICK_S)
-                    missing.pop(number).connection = connection
-                    continue
-                ranks = [rank for rank in missing.values() if rank.process.poll() is not None]
-                failures = [rank.death() for rank in ranks]
-                if not failures and time.monotonic() > deadline:
-                    summary = "didn't connect in time"
-                    failures = [
-                        Failure(rank.number, summary, rank.log_tail(), time.time())
-                        for rank in missing.values()
-                    ]
-                if failures:
-                    raise _rank_error("starting the ranks", failures, self._folder)
-        finally:
-            stop.set()
-            # Closing a listening socket doesn't wake a thread that waits on it; a connection does.
-            with contextlib.suppress(OSError):
-                socket.create_connection(listener.address, timeout=1.0).close()
+    def _connect(self, reception: Reception, deadline: float) -> None:
+        missing = {rank.number: rank for rank in self._ranks}
+        while missing:
+            for number, connection in reception.arrivals(TICK_S):
+                missing.pop(number).connection = connection
+            ranks = [rank for rank in missing.values() if rank.process.poll() is not None]
+            failures = [rank.death() for rank in ranks]
+            if not failures and time.monotonic() > deadline:
+                summary = "didn't connect in time"
+                failures = [
+                    Failure(rank.number, summary, rank.log_tail(), time.time())
+                    for rank in missing.values()
+                ]
+            if failures:
+                raise _rank_error("starting the ranks", failures, self._folder)
 
 
 def attach_from_torchrun() -> RankContext:
@@ -298,7 +262,7 @@ def environment() -> Mapping[str, str]:
     return dict(os.environ)
 
 
-def count_slots(hosts: Sequence[HostLine] | None, device: DeviceKind) -> int:
+def count_slots(hosts: Sequence[Host] | None, device: DeviceKind) -> int:
     """How many ranks there is room for: the slots given, else one for each GPU or CPU core.
 
     Raises:
@@ -311,7 +275,7 @@ def count_slots(hosts: Sequence[HostLine] | None, device: DeviceKind) -> int:
     return sum(found if host.slots is None else host.slots for host in hosts)
 
 
-def _require_room(hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKind) -> None:
+def _require_room(hosts: Sequence[Host] | None, ranks: int, device: DeviceKind) -> None:
     if ranks < 1:
         raise InputError(f"{ranks} ranks can't be started; at least 1 is needed")
     slots = count_slots(hosts, device)
@@ -321,7 +285,7 @@ def _require_room(hosts: Sequence[HostLine] | None, ranks: int, device: DeviceKi
             f"{ranks} ranks need a GPU each, this machine has {gpus}; use fewer, or CPU ranks"
         )
     if hosts is not None and all(host.slots for host in hosts) and ranks > slots:
-        names = ", ".join(f"{host.host} slots={host.slots}" for host in hosts)
+        names = ", ".join(f"{host.name} slots={host.slots}" for host in hosts)
         raise InputError(
             f"{ranks} ranks don't fit the {slots} slots of the hosts ({names}); give more slots"
         )
@@ -340,11 +304,19 @@ def _rank_environment(ranks: int) -> dict[str, str]:
     environment.setdefault("OMP_NUM_THREADS", threads)
     environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", threads)
     environment.setdefault(*NO_MULTICAST)
-    # gloo goes by the host's name otherwise, which on many machines leads to no usable address.
+    # What ranks of one host say to each other is nobody else's business. Left to itself, NCCL takes
+    # another interface, and gloo that of the host's name, which often leads to no usable address.
+    loopback = _loopback_interface()
+    environment["GLOO_SOCKET_IFNAME"] = loopback
+    environment["NCCL_SOCKET_IFNAME"] = f"={loopback}"
+    return environment
+
+
+def _loopback_interface() -> str:
     for interface, addresses in psutil.net_if_addrs().items():
         if LOOPBACK in {address.address for address in addresses}:
-            environment.setdefault("GLOO_SOCKET_IFNAME", interface)
-    return environment
+            return interface
+    raise ClusterError(f"no network interface has {LOOPBACK}; bring up the loopback interface")
 
 
 def _pickled_task(
@@ -361,14 +333,6 @@ def _pickled_task(
         raise ValueError(f"{where} can't be run on ranks: {error}") from None
 
 
-def _accept(listener: Listener, arrivals: Arrivals, stop: threading.Event) -> None:
-    """Takes in the ranks, which know the key, until told to stop; turns everyone else away."""
-    while not stop.is_set():
-        with contextlib.suppress(AuthenticationError, EOFError, OSError):
-            connection = listener.accept()
-            arrivals.put((pickle.loads(connection.recv_bytes()), connection))
-
-
 def _rank_error(what: str, failures: Sequence[Failure], folder: Path) -> RankError:
     """One error from all failures: causes first, equal ones once; then what followed from them."""
     ordered = sorted(failures, key=lambda failure: (failure.is_consequence, failure.at))
@@ -383,4 +347,8 @@ def _rank_error(what: str, failures: Sequence[Failure], folder: Path) -> RankErr
     followed = [failure for failure in ordered if failure not in causes]
     parts += [f"--- in consequence rank {failure.rank} {failure.summary}" for failure in followed]
     parts.append(f"All ranks were ended. Their logs: {folder}")
-    return RankError("\n".join(parts), tuple(failure.rank for failure in causes))
+    return RankError(
+        "\n".join(parts),
+        tuple(failure.rank for failure in causes),
+        were_lost=all(failure.is_loss for failure in causes),
+    )

@@ -1,71 +1,52 @@
-"""One rank, and both ends of the connection between it and the pool that started it.
+"""One rank: what it says to the pool that started it, and what it does.
 
 `runtime/ranks/pool.py` starts a rank as `python -m ditplan.runtime.ranks.rank_process`, with a
 ticket as JSON on its standard input. The rank connects back, joins the process group and runs the
-tasks it is sent. A task is a pickled `(function, args, kwargs)`; a rank says pickled pairs
-`(kind, content)`.
+tasks it is sent. A task is a pickled `(function, args, kwargs)`, and `GOODBYE` the last one; a rank
+says pickled pairs `(kind, content)`.
 """
 
-import contextlib
 import faulthandler
 import json
 import os
 import pickle
-import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.runtime.ranks.folders import remove_if_orphaned
+from ditplan.runtime.ranks.handshake import introduce
 
 HEARTBEAT_S = 1.0
 LEAVE_S = 5.0
+GOODBYE = b""
 # On this signal a rank writes the Python stack of its main thread to its log.
 STACK_SIGNAL = signal.SIGUSR1
-STACK_S = 2.0
-LOG_TAIL_LINES = 40
-TICK_S = 0.2
-STOPPED_SILENCE_S = 5.0
-# How long to wait for what the other ranks have to say once one has failed. A refusal usually comes
-# from all of them, but not at once: each may first have to import what the task needs.
-SETTLE_S = 1.0
-SETTLE_REFUSAL_S = 5.0
-# An exception with one of these says that another rank has gone, so it isn't the cause.
-CONSEQUENCES = (
-    "Connection reset by peer",
-    "Connection closed by peer",
-    "Connection closed by remote peer",
-    "Broken pipe",
-    "remote process exited",
-)
 
 Kind = Literal["heartbeat", "warning", "done", "failed", "closed"]
-BEFORE_THE_ANSWER = ("heartbeat", "warning")
-Event = tuple[int, Kind, Any]
-
-
-# The rank's end
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a rank needs to take part; the key is secret: a ticket never goes on a command line."""
+    """What a rank needs to take part; the key is secret: a ticket never goes on a command line.
+
+    `folder` is the ranks' own, in which they meet.
+    """
 
     rank: int
     world_size: int
@@ -73,7 +54,7 @@ class Ticket:
     host: str
     port: int
     key: str
-    store_port: int
+    folder: str
 
     def to_json(self) -> str:
         """The ticket as one line."""
@@ -106,30 +87,34 @@ class Raised:
 
 
 class Channel:
-    """The rank's end of the connection; while the rank is busy, a thread says that it lives."""
+    """The rank's end of the connection; while the rank is busy, a thread says that it lives.
 
-    def __init__(self, connection: Connection) -> None:
+    Ends the process when the pool is gone.
+    """
+
+    def __init__(self, connection: Connection, folder: Path) -> None:
         self._connection = connection
+        self._folder = folder
         self._lock = threading.Lock()
         self._busy = threading.Event()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-    def receive(self) -> bytes | None:
-        """The next task, or None once the pool is gone."""
+    def receive(self) -> bytes:
+        """The next task, or `GOODBYE`."""
         try:
             return self._connection.recv_bytes()
         except (EOFError, OSError):
-            return None
+            end_orphan(self._folder)
 
     def send(self, kind: Kind, content: object) -> None:
-        """Sends one message; ends the process when there is nobody left to send it to."""
+        """Sends one message."""
         # Plain pickle: multiprocessing's own puts tensors into shared memory that dies with us.
         message = pickle.dumps((kind, content))
         try:
             with self._lock:
                 self._connection.send_bytes(message)
         except OSError:
-            end_process()
+            end_orphan(self._folder)
 
     def answer(self, work: Callable[[], object]) -> None:
         """Works and sends `done` with the pickled result, or `failed` with what was raised.
@@ -167,7 +152,13 @@ class Channel:
             time.sleep(HEARTBEAT_S)
 
 
-def end_process() -> None:
+def end_orphan(folder: Path) -> NoReturn:
+    """Ends a rank whose pool is gone; nobody else is left to remove the folder."""
+    remove_if_orphaned(folder)
+    end_process()
+
+
+def end_process() -> NoReturn:
     """Ends this process and those it started, at once."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
@@ -182,7 +173,7 @@ def join(ticket: Ticket) -> RankContext:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=TCPStore(ticket.host, ticket.store_port, is_master=False, timeout=GROUP_TIMEOUT),
+        store=_store(Path(ticket.folder)),
         rank=ticket.rank,
         world_size=ticket.world_size,
         timeout=GROUP_TIMEOUT,
@@ -192,6 +183,15 @@ def join(ticket: Ticket) -> RankContext:
     return RankContext(ticket.rank, ticket.world_size, device, groups)
 
 
+def _store(folder: Path) -> FileStore:
+    """Where the ranks of a host tell each other their addresses: a file that only this user may
+    open. A `TCPStore` listens on all interfaces and believes whoever connects.
+    """
+    store = FileStore(str(folder / "store"))
+    store.set_timeout(GROUP_TIMEOUT)
+    return store
+
+
 def run_task(context: RankContext, task: bytes) -> object:
     """Calls the task's function, which is found by its module and name."""
     function, args, kwargs = pickle.loads(task)
@@ -199,13 +199,17 @@ def run_task(context: RankContext, task: bytes) -> object:
 
 
 def serve(ticket: Ticket) -> None:
-    """The life of a rank: connect, join, run tasks until the connection is closed, leave."""
-    connection = Client((ticket.host, ticket.port), authkey=bytes.fromhex(ticket.key))
-    connection.send_bytes(pickle.dumps(ticket.rank))
-    channel = Channel(connection)
+    """The life of a rank: connect, join, run tasks until told to stop, leave."""
+    folder = Path(ticket.folder)
+    try:
+        connection = introduce((ticket.host, ticket.port), bytes.fromhex(ticket.key), ticket.rank)
+    except (EOFError, OSError):
+        remove_if_orphaned(folder)
+        raise
+    channel = Channel(connection, folder)
     joined: list[RankContext] = []
     channel.answer(lambda: joined.append(join(ticket)))
-    while (task := channel.receive()) is not None:
+    while (task := channel.receive()) != GOODBYE:
         channel.answer(lambda task=task: run_task(joined[0], task))  # type: ignore[misc]
     # Leaving needs the other ranks; if one is gone nobody may be there to end this one.
     deadline = threading.Timer(LEAVE_S, end_process)
@@ -214,206 +218,6 @@ def serve(ticket: Ticket) -> None:
     if joined:
         joined[0].groups.close()
         dist.destroy_process_group()
-
-
-# The pool's end
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What went wrong on one rank, in a line and in detail; `at` is in seconds since 1970."""
-
-    rank: int
-    summary: str
-    details: str
-    at: float
-    is_consequence: bool = False
-
-
-@dataclass
-class Rank:
-    """The process of one rank, what it logs, and the pool's end of the connection to it."""
-
-    number: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    connection: Connection | None = None
-    listener: threading.Thread | None = None
-
-    def log_text(self, start: int = 0) -> str:
-        """What the rank wrote to standard output and error, from a byte on."""
-        return self.log.read_bytes()[start:].decode(errors="replace")
-
-    def log_tail(self) -> str:
-        """The last lines of the log."""
-        lines = self.log_text().rstrip().splitlines()[-LOG_TAIL_LINES:]
-        return "\n".join(["The end of its log:", *lines]) if lines else "It wrote nothing."
-
-    def state(self) -> str:
-        """What there is to say of a process that gives no stack."""
-        status = "gone"
-        with contextlib.suppress(psutil.NoSuchProcess):
-            status = psutil.Process(self.process.pid).status()
-        where = ", in the kernel or a driver" if status == psutil.STATUS_DISK_SLEEP else ""
-        return f"It gave no stack; its process's state is {status}{where}. {self.log_tail()}"
-
-    def is_stopped(self) -> bool:
-        """Whether the process was stopped by a signal or a debugger."""
-        stopped = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).status() in stopped
-        return False
-
-    def is_stopped_after(self, silence_s: float) -> bool:
-        """Whether the process is stopped, and silent for longer than a debugger's glance takes."""
-        return silence_s > STOPPED_SILENCE_S and self.is_stopped()
-
-    def end(self) -> None:
-        """Ends the rank and what it started, at once; works on stopped processes too."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def forget(self) -> None:
-        """Waits for the ended process and closes the connection."""
-        self.process.wait()
-        if self.listener is not None:
-            self.listener.join(1.0)
-        if self.connection is not None:
-            self.connection.close()
-
-    def death(self) -> Failure:
-        """The failure of a rank whose process has ended by itself."""
-        try:
-            code = self.process.wait(2.0)
-        except subprocess.TimeoutExpired:
-            summary = "closed its connection"
-        else:
-            ended = f"died of {signal.Signals(-code).name}" if code < 0 else ""
-            summary = ended or f"exited with code {code}"
-        return Failure(self.number, summary, self.log_tail(), time.time())
-
-    def listen(self, task: bytes | None, events: "queue.SimpleQueue[Event]") -> None:
-        """Sends the rank its task and passes on what it says, up to its answer or its end."""
-        assert self.connection is not None
-        kind: Kind = "heartbeat"
-        try:
-            if task is not None:
-                self.connection.send_bytes(task)
-            while kind in BEFORE_THE_ANSWER:
-                kind, content = pickle.loads(self.connection.recv_bytes())
-                events.put((self.number, kind, content))
-        except (EOFError, OSError):
-            events.put((self.number, "closed", None))
-
-
-def stacks(ranks: Sequence[Rank]) -> dict[int, str]:
-    """The Python stack of each rank's main thread, or why there is none."""
-    starts = {rank.number: rank.log.stat().st_size for rank in ranks}
-    for rank in ranks:
-        rank.process.send_signal(STACK_SIGNAL)
-    deadline = time.monotonic() + STACK_S
-    found: dict[int, str] = {}
-    while len(found) < len(ranks) and time.monotonic() < deadline:
-        time.sleep(0.1)
-        texts = {rank.number: rank.log_text(starts[rank.number]) for rank in ranks}
-        found = {number: text.rstrip() for number, text in texts.items() if text.strip()}
-    return {rank.number: found.get(rank.number) or rank.state() for rank in ranks}
-
-
-@dataclass
-class Conversation:
-    """One task on all ranks, or their start (no task): what each of them answered so far."""
-
-    ranks: list[Rank]
-    task: bytes | None
-    results: dict[int, bytes] = field(default_factory=dict)
-    raised: dict[int, Raised] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    _pending: dict[int, Rank] = field(default_factory=dict)
-    _heard: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def is_refusal(self) -> bool:
-        """Whether what failed so far were InputErrors only."""
-        refusals = [raised for raised in self.raised.values() if raised.is_input_error]
-        return 0 < len(refusals) == len(self.failures)
-
-    @property
-    def is_refused_by_all(self) -> bool:
-        """Whether every rank raised an InputError."""
-        return self.is_refusal and len(self.failures) == len(self.ranks)
-
-    def listen(self, timeout_s: float, silence_s: float) -> None:
-        """Waits until every rank answered, or one failed and the others had time to say why."""
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        for rank in self.ranks:
-            # A thread each, so that a rank that stops in the middle of a message blocks nobody.
-            listener = threading.Thread(target=rank.listen, args=(self.task, events), daemon=True)
-            rank.listener = listener
-            listener.start()
-        self._pending = {rank.number: rank for rank in self.ranks}
-        now = time.monotonic()
-        self._heard = dict.fromkeys(self._pending, now)
-        deadline, settled = now + timeout_s, None
-        while self._pending and (settled is None or now < settled):
-            before = now
-            with contextlib.suppress(queue.Empty):
-                self._take(*events.get(timeout=TICK_S))
-                while not events.empty():
-                    self._take(*events.get())
-            now = time.monotonic()
-            if now - before > 1.0 + TICK_S:
-                # We were stopped ourselves: what ranks said meanwhile is still to be read.
-                self._heard = dict.fromkeys(self._pending, now)
-            elif not self.failures:
-                self._look_around(now, deadline, silence_s)
-            if self.failures and settled is None:
-                settled = now + (SETTLE_REFUSAL_S if self.is_refusal else SETTLE_S)
-
-    def _take(self, number: int, kind: Kind, content: Any) -> None:
-        self._heard[number] = time.monotonic()
-        if kind == "warning" and content not in self.warnings:
-            self.warnings.append(content)
-        if kind in BEFORE_THE_ANSWER:
-            return
-        rank = self._pending.pop(number)
-        if kind == "done":
-            self.results[number] = content
-        elif kind == "closed":
-            self.failures.append(rank.death())
-        else:
-            raised = self.raised[number] = Raised(**content)
-            follows = any(sign in raised.traceback for sign in CONSEQUENCES)
-            summary = f"raised {raised.summary}"
-            self.failures.append(Failure(number, summary, raised.traceback, raised.at, follows))
-
-    def _look_around(self, now: float, deadline: float, silence_s: float) -> None:
-        """Finds ranks that died without closing the connection, are silent, or are late."""
-        quiet = {n: rank for n, rank in self._pending.items() if now - self._heard[n] > 1.5}
-        for number, rank in quiet.items():
-            if rank.process.poll() is not None:
-                self.failures.append(rank.death())
-                del self._pending[number]
-        silences = [(rank, now - self._heard[n]) for n, rank in self._pending.items()]
-        silent = [rank for rank, s in silences if s > silence_s or rank.is_stopped_after(s)]
-        late = list(self._pending.values()) if now > deadline else []
-        if self.failures or not (silent or late):
-            return
-        finished = f"; finished: {numbered(self.results)}" if self.results else ""
-        stopped = {rank.number for rank in silent or late if rank.is_stopped()}
-        for number, stack in stacks(silent or late).items():
-            silence = f"gave no sign of life for {now - self._heard[number]:.0f} s"
-            summary = silence if silent else "did not finish in time"
-            summary += " (its process is stopped)" if number in stopped else ""
-            follows = bool(stopped) and number not in stopped
-            self.failures.append(Failure(number, summary + finished, stack, time.time(), follows))
-
-
-def numbered(ranks: Iterable[int]) -> str:
-    """Such as `rank 3` or `ranks 0, 2`."""
-    numbers = sorted(ranks)
-    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from ditplan.planner.search.journal import recorded_runs
 from ditplan.profiles.catalog import shipped_weights
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.ranks.folders import PREFIX
@@ -178,14 +179,38 @@ def test_weights_that_are_broken_are_refused_with_one_line(folder: Path) -> None
     assert not (folder / "lost.png").exists()
 
 
-def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
-    fewer = ("--steps", "10", "--ring", "1", "--pipefusion", "1")
-    process = start(folder, *tune("other.json", "--measure", "2", *fewer))
+def kill_a_rank_after(process: subprocess.Popen[str], words: str, *, wait: bool = False) -> None:
+    """Kills a rank of a tune as soon as that says some words, or then has ranks to kill."""
     assert process.stderr is not None
-    for line in process.stderr:
-        if "run 1" in line:
-            break
-    psutil.Process(process.pid).children()[0].kill()
+    assert any(words in line for line in process.stderr), "it ended without saying so"
+    command = psutil.Process(process.pid)
+    deadline = time.monotonic() + 600
+    while wait and not command.children():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    command.children()[0].kill()
+
+
+FEWER = ("--measure", "2", "--ring", "1", "--pipefusion", "1")
+
+
+def test_a_tune_makes_the_run_again_whose_rank_was_killed(folder: Path) -> None:
+    process = start(folder, *tune("again.json", "--steps", "9", *FEWER))
+    kill_a_rank_after(process, "run 1")
+    done = finished(process)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("died of SIGKILL; it is run once more, on new ranks") == 1
+    result = json.loads(done.stdout)
+    assert not [one for one in result["alternatives"] if "failed" in one["reason"]]
+    runs = recorded_runs(folder / "again.study" / "journal.log")
+    assert {run.state for run in runs} <= {"complete", "pruned"}
+    assert result["best"]["measured_s"] is not None
+
+
+def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
+    process = start(folder, *tune("other.json", "--steps", "10", *FEWER))
+    kill_a_rank_after(process, "run 1")
+    kill_a_rank_after(process, "once more", wait=True)
     done = finished(process)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -208,6 +233,66 @@ def test_an_interrupt_leaves_no_rank_and_no_folder_behind(
     assert done.returncode == 128 + number
     assert not (folder / "lost.png").exists()
     assert list(tmp_path.glob(f"{PREFIX}*")) == []
+
+
+def assert_ended(ranks: list[psutil.Process]) -> None:
+    """Waits until processes have ended, whether or not anybody asks how."""
+    deadline = time.monotonic() + ENDED_WITHIN_S
+    while left := [rank for rank in ranks if is_alive(rank)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.1)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("when", ["starting", "running", "tuning"])
+def test_a_killed_command_leaves_no_rank_and_no_folder_behind(
+    folder: Path, tmp_path: Path, when: str
+) -> None:
+    arguments = tune("killed.json") if when == "tuning" else run("endless.json", "lost.png")
+    process = start(folder, *arguments, TMPDIR=str(tmp_path))
+    if when == "starting":
+        while not list(tmp_path.glob(f"{PREFIX}*/rank-1.log")):
+            assert process.poll() is None
+            time.sleep(0.01)
+    else:
+        rank_at_work(process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.kill()
+    process.communicate(timeout=600)
+    assert_ended(ranks)
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+
+
+def test_a_tune_that_is_told_to_end_leaves_no_rank_and_no_folder_behind(
+    folder: Path, tmp_path: Path
+) -> None:
+    process = start(folder, *tune("ended.json"), TMPDIR=str(tmp_path))
+    rank_at_work(process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    assert finished(process).returncode == 128 + signal.SIGTERM
+    assert_ended(ranks)
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+    assert not (folder / "ended.json").exists()
+
+
+def test_a_rank_that_dies_while_a_cluster_is_measured_ends_the_tune_with_3(folder: Path) -> None:
+    process = start(folder, *tune("lost.json"))
+    assert process.stderr is not None
+    # it has begun to measure
+    assert process.stderr.readline()
+    psutil.Process(process.pid).children()[0].kill()
+    done = finished(process)
+    assert done.returncode == 3, done.stderr
+    assert "died of SIGKILL" in json.loads(done.stdout)["error"]
+    assert not (folder / "lost.json").exists()
 
 
 def test_a_second_tune_in_the_folder_is_refused_with_one_line(folder: Path) -> None:

@@ -2,19 +2,13 @@
 
 import ctypes
 import os
-import pickle
-import queue
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import psutil
@@ -23,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError, InputError
-from ditplan.profiles.hosts import HostLine
+from ditplan.profiles.host import Host
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks import pool as launch
+from ditplan.runtime.ranks.conversation import STOPPED_SILENCE_S
 from ditplan.runtime.ranks.pool import RankError, RankPool
-from ditplan.runtime.ranks.rank_process import STOPPED_SILENCE_S
 
 # What the design promises between a failure and the end of all ranks.
 END_S = 30.0
@@ -271,41 +265,21 @@ def test_ranks_end_when_the_program_that_started_them_does(tmp_path: Path, how: 
         parent.wait(END_S)
 
 
-def test_only_ranks_that_know_the_key_are_taken_in() -> None:
-    arrivals: launch.Arrivals = queue.SimpleQueue()
-    stop = threading.Event()
-    with Listener(("127.0.0.1", 0), backlog=8, authkey=b"the key") as listener:
-        accepting = threading.Thread(target=launch._accept, args=(listener, arrivals, stop))
-        accepting.start()
-        with socket.create_connection(listener.address) as stranger:
-            stranger.sendall(b"let me in")
-        with pytest.raises((AuthenticationError, EOFError, OSError)):
-            Client(listener.address, authkey=b"another key")
-        with Client(listener.address, authkey=b"the key") as rank:
-            rank.send_bytes(pickle.dumps(3))
-            assert arrivals.get(timeout=END_S)[0] == 3
-        stop.set()
-        socket.create_connection(listener.address).close()
-        accepting.join(END_S)
-        assert not accepting.is_alive()
-    assert arrivals.empty()
-
-
 @pytest.mark.parametrize(
     ("hosts", "ranks", "message"),
     [
         (
-            (HostLine(host="10.1.2.3", slots=2),),
+            (Host(name="10.1.2.3", slots=2),),
             2,
             "10.1.2.3: starting ranks on other hosts isn't available yet",
         ),
-        ((HostLine(host="localhost", user="somebody", slots=2),), 2, "somebody@localhost"),
-        ((HostLine(host="localhost", slots=2),), 3, "3 ranks don't fit the 2 slots"),
+        ((Host(name="localhost", user="somebody", slots=2),), 2, "somebody@localhost"),
+        ((Host(name="localhost", slots=2),), 3, "3 ranks don't fit the 2 slots"),
         (None, 0, "at least 1"),
     ],
 )
 def test_hosts_that_cannot_be_used_are_refused(
-    hosts: tuple[HostLine, ...] | None, ranks: int, message: str
+    hosts: tuple[Host, ...] | None, ranks: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         RankPool(hosts, ranks, "cpu")

@@ -60,6 +60,26 @@ WRONG = {
     "duplicate host": (["tune", "--model", "sd3", "--hosts", "twice.txt"], "twice.txt: line 2"),
     "unknown key": (["tune", "--model", "sd3", "--hosts", "key.txt"], "key.txt: line 1: unknown"),
     "empty hosts": (["tune", "--model", "sd3", "--hosts", "empty.txt"], "names no host"),
+    "whose hosts": (
+        ["tune", "--model", "sd3", "--hosts", "twice.txt"],
+        "name each host once and give its ranks as slots=N",
+    ),
+    "another tool's hosts": (
+        ["tune", "--model", "sd3", "--hosts", "key.txt", "--hosts-format", "mpich"],
+        "with MPICH a line is",
+    ),
+    "format without hosts": (
+        ["tune", "--model", "sd3", "--hosts-format", "mpich"],
+        "--hosts-format mpich says what a file is like; give --hosts",
+    ),
+    "list of hosts": (
+        ["tune", "--model", "sd3", "--hosts", "a,b:0"],
+        "hosts: host 2: slots is '0'",
+    ),
+    "remote list": (
+        ["tune", "--model", "sd3", "--hosts", "ssh://me@[fe80::1]:22"],
+        "ssh://me@[fe80::1]:22: starting ranks on other hosts",
+    ),
     "remote host": (["tune", "--model", "sd3", "--hosts", "remote.txt"], "other hosts"),
     "unknown model": (["tune", "--model", "sd33", "--cluster", "8xa100-nvlink"], "mean sd3?"),
     "unknown cluster": (["tune", "--model", "sd3", "--cluster", "8xa100"], "mean 8xa100-nvlink?"),

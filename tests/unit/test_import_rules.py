@@ -69,6 +69,7 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/admission/board.py",  # memory that ranks share
     "runtime/ranks/folders.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
+    "runtime/ranks/conversation.py",  # logs of ranks
     "runtime/ranks/devices.py",
     "runtime/ranks/rank_process.py",
     "runtime/transport/host_link.py",

@@ -193,6 +193,54 @@ def test_the_fastest_so_far_is_run_beside_later_batches() -> None:
     assert fastest in ran[ran.index(last) :]
 
 
+class LosesRanks(Machine):
+    """Loses its ranks in some of the runs of one plan, counted from one."""
+
+    def __init__(self, mesh: str, *lost: int) -> None:
+        super().__init__()
+        self.mesh, self.lost = mesh, lost
+
+    def __call__(self, plan: ExecutionPlan) -> RunResult:
+        """As any machine, where its ranks live."""
+        result = super().__call__(plan)
+        if str(plan.mesh) == self.mesh and self.ran.count(self.mesh) in self.lost:
+            error = ClusterError("rank 1 died of SIGKILL\nits log")
+            error.ranks_were_lost = True
+            raise error
+        return result
+
+
+def test_a_plan_that_loses_its_ranks_once_keeps_its_runs_and_gets_all_others() -> None:
+    best = str(search(TASK).best.configuration.mesh)
+    machine, said = LosesRanks(best, 2), list[str]()
+    found = search(TASK, MeasurementPolicy(machine, top=1, rounds=3), said.append)
+    undisturbed = search(TASK, MeasurementPolicy(Machine(), top=1, rounds=3))
+    runs = {str(r.configuration.mesh): r.measurement.runs_s for r in found.ranked if r.measurement}
+    assert runs == {
+        str(r.configuration.mesh): r.measurement.runs_s for r in undisturbed.ranked if r.measurement
+    }
+    assert machine.ran.count(best) == len(runs[best]) + 1
+    assert f"{best}, eager: rank 1 died of SIGKILL; it is run once more, on new ranks" in said
+
+
+@pytest.mark.parametrize("lost", [(1, 2), (2, 3)])
+def test_a_plan_that_loses_its_ranks_again_fails_and_the_others_go_on(
+    lost: tuple[int, ...], tmp_path: Path
+) -> None:
+    best, journal = str(search(TASK).best.configuration.mesh), tmp_path / "study.log"
+    machine = LosesRanks(best, *lost)
+    found = search(TASK, MeasurementPolicy(machine, top=2, rounds=3, journal=journal))
+    assert machine.ran.count(best) == lost[-1]
+    failed = next(ranked for ranked in found.ranked if str(ranked.configuration.mesh) == best)
+    assert failed.failure == "rank 1 died of SIGKILL"
+    assert failed.measurement is None
+    states = {t.user_attrs["mesh"]: t.state for t in trials_in(journal)}
+    assert states[f"{best}, eager"] == TrialState.FAIL
+    measured = [ranked.measurement for ranked in found.ranked if ranked.measurement]
+    assert measured
+    assert all(len(one.runs_s) >= 2 for one in measured)
+
+
 def test_when_all_fail_the_reasons_are_given() -> None:
     def measure(plan: ExecutionPlan) -> RunResult:
         raise ClusterError("no NCCL")

@@ -1,14 +1,24 @@
 """Folders of ranks: those of dead processes go, those that hold logs of failures stay."""
 
 import os
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from ditplan.runtime.ranks.folders import OWNER, PREFIX, keep_folder, make_folder, sweep
+from ditplan.runtime.ranks.folders import (
+    OWNER,
+    PREFIX,
+    keep_folder,
+    make_folder,
+    remove_if_orphaned,
+    sweep,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +51,32 @@ def test_the_next_start_removes_what_a_killed_process_left(tmp_path: Path) -> No
     assert not lost.exists()
     make_folder()
     assert (mine / OWNER).exists()
+
+
+def test_a_rank_removes_the_folder_of_a_killed_process_and_no_other(tmp_path: Path) -> None:
+    mine = make_folder()
+    lost = left_behind(tmp_path)
+    remove_if_orphaned(lost)
+    remove_if_orphaned(mine)
+    assert not lost.exists()
+    assert mine.exists()
+
+
+def test_a_process_that_nobody_has_asked_after_is_gone(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE)
+    began = psutil.Process(ended.pid).create_time()
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    folder = tmp_path / f"{PREFIX}x"
+    folder.mkdir()
+    (folder / OWNER).write_text(f"{ended.pid} {began}")
+    sweep(tmp_path)
+    ended.communicate()
+    assert not folder.exists()
+
+
+def test_only_their_user_may_look_into_folders() -> None:
+    assert stat.S_IMODE(make_folder().stat().st_mode) == 0o700
 
 
 def test_logs_of_a_failure_are_kept(tmp_path: Path) -> None:
