@@ -90,6 +90,7 @@ def allowed_for(
 
     `known` is what was measured of the model with the user's weights at this workload. PipeFusion
     always has a warm-up step; step caches are allowed by `any`, and by a bound that theirs keeps.
+    All but `any` prefer an exact plan to one of unknown error that isn't clearly faster.
 
     Raises:
         InputError: settings of PipeFusion where there can be none, more warm-up steps than steps,
@@ -124,7 +125,9 @@ def allowed_for(
             Setting("quality", "exact"),
             ", or safe",
         )
-    return ApproximationPolicy(patches, warmup_steps, bound, known, caches)
+    return ApproximationPolicy(
+        patches, warmup_steps, bound, known, caches, prefers_exact=quality != "any"
+    )
 
 
 @dataclass(frozen=True)

@@ -312,13 +312,16 @@ def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> Pric
         attention=model.attention_kernel(candidate, task.workload),
         ring=model.ring_variant(candidate),
     )
+    quality = _quality_of(task, candidate)
+    is_unknown = not quality.exact and quality.relative_l2 is None
     return PricedCandidate(
         candidate,
         model.price(candidate, task.workload),
         task.fallback,
         too_big=_why_too_big(task, model, candidate),
         warning=_why_swapping(task, model, candidate),
-        quality=_quality_of(task, candidate),
+        quality=quality,
+        must_lead=is_unknown and task.allowed is not None and task.allowed.prefers_exact,
     )
 
 

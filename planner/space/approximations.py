@@ -27,7 +27,8 @@ class ApproximationPolicy:
     their quality.
 
     `patches` and `warmup_steps` are those that the user fixed. With a `bound` only settings are
-    allowed whose measured distance from one device keeps it.
+    allowed whose measured distance from one device keeps it. With `prefers_exact` a plan whose
+    distance isn't known must be faster than all exact ones by more than predictions can miss.
     """
 
     patches: int | None = None
@@ -35,6 +36,7 @@ class ApproximationPolicy:
     bound: float | None = None
     known: MeasuredQuality | None = None
     step_caches: tuple[TaylorSeer, ...] = ()
+    prefers_exact: bool = True
 
     def settings(self, stages: int) -> tuple[tuple[int, int], ...]:
         """Patches and warm-up steps to try with so many stages.
