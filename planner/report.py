@@ -232,6 +232,11 @@ def notes_on(ranking: SearchResult) -> Iterator[str]:
             "how far its pictures are from one device's is not measured; the fastest exact plan, "
             f"{nearest.configuration}, takes {_seconds(nearest.latency_s)} s"
         )
+    if other := ranking.better_order:
+        yield (
+            "slow devices are listed before fast ones, and plans use the first ranks: list fast "
+            f"devices first, and {other.configuration.mesh} takes {_seconds(other.latency_s)} s"
+        )
     if not ranking.backend.runs_here:
         yield f"plans of backend {ranking.backend.name} are priced here and not run"
 

@@ -127,7 +127,8 @@ class SearchResult:
     are too slow for it, failed, and those that don't fit.
 
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
-    fewer were measured than asked for.
+    fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
+    listed first, where that is faster.
     """
 
     ranked: tuple[PricedCandidate, ...]
@@ -140,6 +141,7 @@ class SearchResult:
     backend: Backend
     objective: Objective
     ended: str = ""
+    better_order: PricedCandidate | None = None
 
     @property
     def best(self) -> PricedCandidate:
