@@ -1,19 +1,21 @@
 """Kinds of device are told by their rates: one slow device of the others' name is seen."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.report import notes_on
-from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.search.pricing import price_all, price_one, space_of
 from ditplan.planner.search.search import search
 from ditplan.planner.space.approximations import ApproximationPolicy
+from ditplan.planner.space.placement import placements
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.device_kinds import fastest_first, kinds_of, with_kinds_named
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.mesh import Mesh, axis_orders
 from tests.unit.planner_factories import a_cluster, a_device
 
 SPEC = find_model("sd3")
@@ -105,6 +107,26 @@ def test_ranks_of_a_cpu_differ_more_than_gpus_before_they_are_of_two_kinds() -> 
     gpus, cpus = ([rated(times, kind=kind) for times in (1, 0.7)] for kind in ("cuda", "cpu"))
     assert kinds_of(gpus) == (1, 0)
     assert kinds_of(cpus) == (0, 0)
+
+
+def test_many_kinds_are_seated_in_few_ways_and_no_worse_than_as_listed() -> None:
+    cluster = cluster_of(*(1 - 0.11 * rank for rank in range(8)))
+    topology = Topology(cluster)
+    assert len(set(topology.device_names)) > 3
+    mesh = Mesh(cfg=2, pipefusion=2, ulysses=2)
+    assert len(placements(mesh, topology)) <= 3 * len(axis_orders(mesh))
+    # all settings of a mesh but its first are priced on one placement
+    task = replace(task_on(cluster), modes=("eager", "compile", "compile+graph"))
+    priced = price_all(task, topology)[0]
+    per_mesh = Counter(one.configuration.mesh.degrees for one in priced)
+    space = space_of(task, topology)
+    for choice in space.choices:
+        placed = len(placements(choice.mesh, topology, choice.orders))
+        assert per_mesh[choice.mesh.degrees] <= placed + len(choice.settings)
+    as_listed = price_one(task, mesh, "compile+graph").prediction.latency_s
+    same = [one for one in priced if one.configuration.mesh == mesh]
+    if same:
+        assert min(one.prediction.latency_s for one in same) <= as_listed * (1 + 1e-6)
 
 
 def test_devices_move_with_their_links() -> None:
