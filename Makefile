@@ -1,5 +1,5 @@
-# `make demo` and `make test` need git's checkout, make, and Python 3.11 or 3.12; the rest they install into .venv.
-# Another interpreter: `make test PYTHON=/path/to/python3.12`; .venv is made anew when it changes.
+# `make demo` and `make test` need a checkout by git, make, a C++ compiler (for torch.compile) and Python 3.11 or 3.12. The rest they
+# install into .venv. Another interpreter: `make test PYTHON=/path/to/python3.12`; .venv is made anew when it changes.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

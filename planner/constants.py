@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import Mode, Source
 
 
@@ -27,22 +28,23 @@ class ModeConstants:
 class CostConstants:
     """Efficiencies and fixed costs of a device.
 
-    Fitted by hand to SD3-medium on one H100 at 1024 and 2048px (design.md section 8: 1.04 s, 6.71 s
-    as a graph, 0.83 s compiled) and to its CFG-2 and Ulysses-2 rows; few physical parameters, no
-    curve through points.
+    Few physical parameters, no curve through points. Fitted by hand to SD3-medium on one H100 (at
+    1024px 1.05 s as a graph, 0.83 s compiled as well) and to its CFG-2 and Ulysses-2 rows, which
+    are in benchmarks/results/rewrites-2026-11-23.txt. docs/accuracy.md says how far predictions are
+    off.
     """
 
     matmul_efficiency: float = 0.66
-    """Of the peak, for many rows. 780 TFLOP/s of 989 is what a large plain product reaches
-    there; blocks reach less."""
+    """Of the peak, for many rows. 780 TFLOP/s of 989 is what a large plain product reaches there
+    (python -m benchmarks.measured_efficiencies); blocks reach less."""
 
     matmul_half_rows: float = 256.0
     """Rows at which a product reaches half its efficiency: two tiles of 128 rows."""
 
     attention_efficiency: float = 0.58
     """Of the peak, with heads of 128: cuDNN's kernel reaches 0.56 to 0.59 on an H100, 0.38 to 0.41
-    with heads of 64, PyTorch's flash 0.32 to 0.36 and 0.25 to 0.29
-    (python -m benchmarks.measured_efficiencies)."""
+    with heads of 64, PyTorch's flash 0.32 to 0.36 and 0.25 to 0.29 (measured_efficiencies, as
+    above)."""
 
     softmax_head_dim: float = 72.0
     """How large heads are whose softmax takes as long as their products: so that both kernels do
@@ -67,8 +69,9 @@ class CostConstants:
     """Of the memory's data-sheet bandwidth: what streaming kernels reach on A100 and H100."""
 
     launch_s: float = 12e-6
-    """Host time of one kernel from eager diffusers code: SD3 with CFG-2 and 1024px takes 0.61 to
-    0.82 s eagerly, 0.53 s as a graph."""
+    """Host time of one kernel from eager diffusers code: SD3 with CFG-2 and 1024px takes 0.59 to
+    0.73 s eagerly, 0.54 s as a graph (main-job-2026-11-22.txt and rewrites-2026-11-23.txt in
+    benchmarks/results)."""
 
     launch_exponent: float = 4.0
     """Host and device overlap imperfectly: a step of h seconds of launching and d of work takes
@@ -129,7 +132,7 @@ class CostConstants:
 
     collective_launch_s: float = 35e-6
     """Start of one collective on the device; a 64 KB all_to_all over NVLink takes 43 us
-    (design.md section 8)."""
+    (profiles/clusters/2xh100-nvlink.json)."""
 
     outside_kernels: float = 60.0
     """Launches per transformer call outside the blocks: embedders, final norm and projection,
@@ -144,7 +147,7 @@ class CostConstants:
 
     patch_switch_s: float = 4e-5
     """Host time to go from one patch's call of the pipeline to another's, on PipeFusion's first
-    stage: 13 to 66 us (docs/design.md)."""
+    stage: 13 to 66 us (docs/experiments.md)."""
 
     patch_setup_s: float = 0.02
     """Once in a loop devices wait for the host to prepare the patches' calls: 0.018 to 0.028 s in
@@ -232,9 +235,22 @@ exchange launches eagerly: so that FLUX, 1024px, over Ulysses-2 takes about its 
 H100, 20 steps); all else is as in `native`."""
 
 
+CONSTANTS = {"native": _NATIVE, "dry-run": _NATIVE, "xdit": XDIT, "diffusers": DIFFUSERS}
+"""Those of each backend; a dry run is priced as what it would run."""
+
+
 def constants_of(backend: str) -> CostConstants:
-    """The constants of a backend's runtime; `native`'s for those that run nothing of their own."""
-    return {"xdit": XDIT, "diffusers": DIFFUSERS}.get(backend, _NATIVE)
+    """The constants of a backend's runtime.
+
+    Raises:
+        InputError: there are none of that name.
+    """
+    if backend not in CONSTANTS:
+        raise InputError(
+            f"nothing is known of what backend {backend!r} costs; "
+            f"there are constants of {', '.join(CONSTANTS)}"
+        )
+    return CONSTANTS[backend]
 
 
 COUNT_ON_ALL = ("H100", "H200", "H800", "H20", "GH200")

@@ -93,6 +93,7 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
                 f"made of one; {REMEDY}"
             )
         for model in models.values():
+            require_neighbours(model, plan)
             _checked_family(model, plan, context)
 
     closing = ExitStack()

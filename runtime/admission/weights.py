@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ditplan.runtime.admission.digests import Leaf, digests_of
+from ditplan.runtime.weights.pieces import PieceParameter
 
 LORA_SETTINGS = ("scaling", "_active_adapter", "_disable_adapters", "merged_adapters")
 """Attributes of peft's layers that decide what they compute."""
@@ -30,7 +31,7 @@ class WeightsWatch:
     def __init__(
         self, models: Sequence[nn.Module], is_shared_out: Callable[[torch.Tensor], bool]
     ) -> None:
-        """`is_shared_out` says of which tensors this rank has only a piece."""
+        """`is_shared_out` says which tensors lie where blocks in pieces are put together."""
         self._models, self._is_shared_out = models, is_shared_out
         self._seen: Hashable = None
         self.look()
@@ -53,7 +54,7 @@ class WeightsWatch:
             prefix = f"weights of transformer{f'_{number + 1}' if number else ''}."
             for name, tensor in chain(model.named_parameters(), model.named_buffers()):
                 for part, inner in _plain(prefix + name, tensor):
-                    if inner.is_meta or self._is_shared_out(inner):
+                    if inner.is_meta or self._is_in_pieces(inner):
                         elsewhere[part] = ELSEWHERE
                     else:
                         leaves += [(part, f"{inner.dtype} {tuple(inner.shape)}"), (part, inner)]
@@ -79,12 +80,15 @@ class WeightsWatch:
             for tensor in chain(module._parameters.values(), module._buffers.values())
             if tensor is not None
             for _, inner in _plain("", tensor)
-            if not self._is_shared_out(inner)
+            if not self._is_in_pieces(inner)
         ]
         self._tracked = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._tuned = [module for module in modules if "scaling" in vars(module)]
         self._samples = _samples_of(self._tensors)
         self._seen = self._state()
+
+    def _is_in_pieces(self, tensor: torch.Tensor) -> bool:
+        return isinstance(tensor, PieceParameter) or self._is_shared_out(tensor)
 
     def _identities(self) -> tuple[int, ...]:
         return tuple(map(id, chain.from_iterable(held.values() for held in self._holders)))

@@ -1,7 +1,8 @@
 """Transport between stages on GPUs of one host that can't write into each other's memory.
 
 The one GPU copies into memory of the host and sets a flag there, for which a stream of the other
-waits before it copies from there. Copy engines do all of it; `peer_links` says why no kernel does.
+waits before it copies from there. Copy engines do all of it; `peer_link.py` says why no kernel
+does.
 """
 
 import mmap

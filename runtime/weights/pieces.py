@@ -29,8 +29,8 @@ LOOKS = (
         getattr(torch.Tensor, name)
         for name in (
             *("__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous"),
-            *("is_floating_point", "is_signed", "nelement", "numel", "requires_grad_", "size"),
-            *("stride", "ndimension"),
+            *("is_floating_point", "is_inference", "is_signed", "nelement", "numel", "ndimension"),
+            *("requires_grad_", "size", "stride"),
         )
     }
     | {vars(torch._C.TensorBase)["requires_grad"].__set__}

@@ -8,7 +8,6 @@ import torch
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.splits import split_bounds
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
@@ -20,23 +19,18 @@ def flux_latents(
 ) -> torch.Tensor | None:
     """Final latents of the plan; None on ranks that it doesn't use.
 
-    With `own_positions` each rank counts those of its image tokens from the picture's first on.
+    With `own_positions` each rank counts those of its tokens from its own last one on.
     """
     pipeline, work = pipeline_of(context, spec), plan.workload
-    with parallelize(pipeline, plan, context), ExitStack() as undo:
-        if context.rank not in plan.configuration.placement:
-            return None
+    with ExitStack() as undo:
         if own_positions:
-            start = split_bounds(spec.image_tokens(work), plan.mesh.size, context.rank)[0]
-            hook = pipeline.transformer.register_forward_pre_hook(
-                lambda _module, args, kwargs: (
-                    args,
-                    kwargs | {"img_ids": kwargs["img_ids"].roll(start, dims=0)},
-                ),
-                with_kwargs=True,
-                prepend=True,
+            hook = pipeline.transformer.pos_embed.register_forward_pre_hook(
+                lambda _module, args: (args[0] - args[0][-1],)
             )
             undo.callback(hook.remove)
+        undo.enter_context(parallelize(pipeline, plan, context))
+        if context.rank not in plan.configuration.placement:
+            return None
         return latents_of_call(pipeline, spec, work)
 
 

@@ -181,8 +181,18 @@ def state_of(pipeline: Any) -> dict[str, object]:
     }
     for name, module in pipeline.transformer.named_modules(prefix="transformer"):
         hooks = (len(module._forward_hooks), len(module._forward_pre_hooks))
-        state[name] = (type(module), hooks, sorted(vars(module)))
+        state[name] = (
+            type(module),
+            hooks,
+            sorted(vars(module).keys() - _registry_of_calls(module)),
+        )
     return state
+
+
+def _registry_of_calls(module: torch.nn.Module) -> set[str]:
+    """The registry without hooks that diffusers' `cache_context` leaves on a called model."""
+    registry = vars(module).get("_diffusers_hook")
+    return {"_diffusers_hook"} if registry is not None and not registry.hooks else set()
 
 
 def differing(one: dict[str, object], other: dict[str, object]) -> list[str]:

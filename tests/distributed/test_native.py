@@ -201,7 +201,7 @@ def test_attending_twice_in_one_module_is_an_error(ranks: RankPool) -> None:
 
 
 def test_a_module_whose_forward_was_replaced_is_refused(ranks: RankPool) -> None:
-    with pytest.raises(InputError, match=r"the forward of offloaded has been replaced"):
+    with pytest.raises(InputError, match=r"the forward of replaced has been replaced"):
         ranks.run(answers_a_replaced_forward, timeout_s=600)
 
 

@@ -111,6 +111,51 @@ def test_stages_never_wait_for_each_other_and_a_link_carries_a_patch_once(
             assert len({(source, patch) for source, (_, _, patch) in sent}) == len(sent)
 
 
+def takes_and_sends(stage: int, stages: int, patches: int) -> list[tuple[str, int, Turn]]:
+    """What a stage takes from other stages and sends to them, in its order."""
+    last = stages - 1
+    turns = turns_of_queue(stage, stages, patches)
+    if stage == last:
+        turns = [(THERE, *each) for each in product(range(STEPS), range(patches))]
+    done: list[tuple[str, int, Turn]] = []
+    for turn in turns:
+        way, step, patch = turn
+        before = needed(stage, last, turn)
+        if before is not None and before[0] != stage:
+            done.append(("take", before[0], turn))
+        if way == THERE and stage < last:
+            done.append(("send", stage + 1, turn))
+        elif stage:
+            done.append(("send", stage - 1, (BACK, step, patch)))
+    return done
+
+
+@pytest.mark.parametrize("room", [1, 2, 4])
+@pytest.mark.parametrize(("stages", "patches"), list(product(range(2, 6), range(1, 7))))
+def test_stages_that_wait_for_room_on_a_link_never_wait_for_ever(
+    stages: int, patches: int, room: int
+) -> None:
+    """Whoever is slow, and however few visits a link carries at once."""
+    for slow in range(stages):
+        left = [takes_and_sends(stage, stages, patches)[::-1] for stage in range(stages)]
+        links: dict[tuple[int, int], list[Turn]] = {}
+        while any(left):
+            able = []
+            for stage, todo in enumerate(left):
+                for what, other, _ in todo[-1:]:
+                    way = (other, stage) if what == "take" else (stage, other)
+                    underway = len(links.setdefault(way, []))
+                    if (what == "take" and underway) or (what == "send" and underway < room):
+                        able.append(stage)
+            stage = min(able, key=lambda one: (one == slow, one))
+            what, other, turn = left[stage].pop()
+            if what == "send":
+                links[stage, other].append(turn)
+            else:
+                # what was sent first is what the other end takes next
+                assert links[other, stage].pop(0)[1:] == turn[1:]
+
+
 def test_what_is_forgotten_does_not_come_back() -> None:
     queue = FoldedQueue[str](0, 3, 3)
     queue.add("first")
