@@ -152,8 +152,9 @@ def tune_command(
     quality: Annotated[
         str,
         typer.Option(
-            help="safe (exact plans, and PipeFusion with a warm-up step), exact, any (step caches "
-            "too), or the largest relative L2 distance of the final latents from one device's.",
+            help="safe (an exact plan, unless one with PipeFusion and a warm-up step is faster by "
+            "more than predictions can miss), exact, any (the fastest, step caches too), or the "
+            "largest relative L2 distance of the final latents from one device's.",
         ),
     ] = "safe",
     measure: Annotated[

@@ -16,9 +16,11 @@ from ditplan.planner.task import TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
 from ditplan.profiles.hosts import load_hosts
 from ditplan.profiles.hosts_formats import HostsFormat
+from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
@@ -183,9 +185,12 @@ def run_plan(
     """Makes the prompt's picture with the plan.
 
     Raises:
-        InputError: hosts or devices that the plan isn't for. ClusterError: a rank failed.
+        InputError: hosts or devices that the plan isn't for, or a workload that the model or the
+            devices can't do. ClusterError: a rank failed.
     """
     with start_workers(hosts, None, needed=plan) as workers:
+        limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
+        plan.require_workload(limits, workers.device)
         workers.pool()
         noise = "" if model.weights else f"; no weights for {model.spec.name}: it will be noise"
         say(f"{plan.mesh}, {plan.workload}: running on {workers.ranks} rank(s){noise}")

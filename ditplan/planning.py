@@ -24,10 +24,11 @@ from ditplan.planner.report import (
     simulate_json,
     tune_json,
 )
-from ditplan.planner.search.pricing import price_one, timeline_of, worth
+from ditplan.planner.search.pricing import price_one, timeline_of
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
+from ditplan.planner.search.seating import worth
 from ditplan.planner.search.workload_mix import Mixed, load_mix, plan_mix
 from ditplan.planner.simulation.chrome_trace import chrome_trace
 from ditplan.planner.simulation.timeline import Timeline

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from ditplan.planner.constants import CostConstants, MemoryConstants
 from ditplan.planner.cost.breakdown import CostBreakdown, worst_source
@@ -308,11 +309,21 @@ class CostModel:
         compile_s = kinds * shapes * c.compile_s if "compile" in candidate.mode else 0.0
         return load_s + compile_s + (c.capture_s if "graph" in candidate.mode else 0.0)
 
+    @cached_property
+    def _computed_share(self) -> float:
+        """How uncertain is what is computed for the device of which least is known."""
+        unmeasured = [device for device in self._all_devices if not device.measured]
+        if not unmeasured:
+            return self.constants.interval_share["computed"]
+        if all(device.matmul_share and device.attention_share for device in unmeasured):
+            return self.constants.fitted_share
+        return self.constants.data_sheet_share
+
     def _interval(self, ledger: CostBreakdown, latency_s: float) -> tuple[float, float]:
         """The 90% interval: each part as uncertain as its source, all erring in the same
         direction.
         """
-        shares = self.constants.interval_share
+        shares = self.constants.interval_share | {"computed": self._computed_share}
         half_s = math.fsum(s * shares[source] for (_, source), s in ledger.seconds.items())
         return (latency_s - half_s, latency_s + half_s)
 

@@ -225,6 +225,18 @@ def notes_on(ranking: SearchResult) -> Iterator[str]:
             f"the plan spans {hosts} hosts: `ditplan run` starts ranks of one machine only; a job "
             "of yours that torchrun starts on every host can run it (ditplan.parallelize)"
         )
+    exact = [one for one in ranking.alternatives if one.quality.exact and not one.too_big]
+    if ranking.best.must_lead and exact:
+        nearest = min(exact, key=lambda one: one.weighed_s)
+        yield (
+            "how far its pictures are from one device's is not measured; the fastest exact plan, "
+            f"{nearest.configuration}, takes {_seconds(nearest.latency_s)} s"
+        )
+    if other := ranking.better_order:
+        yield (
+            "slow devices are listed before fast ones, and plans use the first ranks: list fast "
+            f"devices first, and {other.configuration.mesh} takes {_seconds(other.latency_s)} s"
+        )
     if not ranking.backend.runs_here:
         yield f"plans of backend {ranking.backend.name} are priced here and not run"
 

@@ -10,12 +10,12 @@ from ditplan.planner.space.approximations import (
     STEP_CACHES,
     ApproximationPolicy,
     step_caches_within,
-    warmup_excess,
 )
 from ditplan.profiles.backends import BACKENDS, Backend, require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.family import family_of
+from ditplan.profiles.limits import ModelLimits, dtype_fault, warmup_excess, workload_fault
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
 from ditplan.profiles.quality import MeasuredQuality
@@ -33,10 +33,11 @@ def workload_for(
         InputError: what the model or the device can't do.
     """
     changes = {name: value for name, value in asked.items() if value is not None}
-    if device == "cpu" and changes.setdefault("dtype", "float32") != "float32":
-        raise InputError(Setting("dtype", changes["dtype"]), ": on CPUs the dtype is float32")
+    if device == "cpu":
+        changes.setdefault("dtype", "float32")
+    family = family_of(spec.transformer_class)
     if guidance is not None:
-        if family_of(spec.transformer_class).guidance == "embedded":
+        if family.guidance == "embedded":
             raise InputError(
                 Setting("guidance", guidance),
                 f": {spec.name} makes one pass a step with or without guidance, so there is none "
@@ -44,17 +45,9 @@ def workload_for(
             )
         changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
     workload = spec.defaults.model_copy(update=changes)
-    for edge in ("height", "width"):
-        size, unit = getattr(workload, edge), spec.pixels_per_token
-        if size % unit:
-            near = max(unit, round(size / unit) * unit)
-            raise InputError(
-                Setting(edge, size),
-                f": {spec.name} needs a multiple of {unit}; the nearest is {near}",
-            )
-    if workload.frames > 1 and spec.defaults.frames == 1:
-        frames = Setting("frames", workload.frames)
-        raise InputError(frames, f": {spec.name} makes pictures; leave it out")
+    limits = ModelLimits.of_spec(spec, family)
+    if wrong := dtype_fault(workload, device) or workload_fault(limits, workload):
+        raise InputError(wrong)
     return workload
 
 
@@ -90,6 +83,7 @@ def allowed_for(
 
     `known` is what was measured of the model with the user's weights at this workload. PipeFusion
     always has a warm-up step; step caches are allowed by `any`, and by a bound that theirs keeps.
+    All but `any` prefer an exact plan to one of unknown error that isn't clearly faster.
 
     Raises:
         InputError: settings of PipeFusion where there can be none, more warm-up steps than steps,
@@ -124,7 +118,9 @@ def allowed_for(
             Setting("quality", "exact"),
             ", or safe",
         )
-    return ApproximationPolicy(patches, warmup_steps, bound, known, caches)
+    return ApproximationPolicy(
+        patches, warmup_steps, bound, known, caches, prefers_exact=quality != "any"
+    )
 
 
 @dataclass(frozen=True)

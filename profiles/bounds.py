@@ -14,6 +14,9 @@ MOST_STEPS = 100_000
 MOST_PASSES = 16
 MOST_BATCH = 65_536
 MOST_TOKENS = 2**40
+MOST_TEXT_TOKENS = 65_536
+"""Of a prompt: models read some hundreds."""
+
 MOST_RANKS = 65_536
 MOST_SLOTS = 4096
 """Of one host."""
@@ -41,6 +44,7 @@ Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
 Passes = Annotated[int, Field(gt=0, le=MOST_PASSES)]
 Batch = Annotated[int, Field(gt=0, le=MOST_BATCH)]
 Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+TextTokens = Annotated[int, Field(ge=0, le=MOST_TEXT_TOKENS)]
 Degree = Annotated[int, Field(gt=0, le=MOST_RANKS)]
 Slots = Annotated[int, Field(gt=0, le=MOST_SLOTS)]
 Blocks = Annotated[int, Field(gt=0, le=MOST_BLOCKS)]

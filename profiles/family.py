@@ -279,3 +279,21 @@ def family_of(transformer_class: str) -> ModelFamily:
             "how to add one)"
         )
     return families[transformer_class]
+
+
+def number_of(name: str, config: Mapping[str, Any]) -> int:
+    """What a family gives as a number or as a key of the config."""
+    return int(name) if name.isdecimal() else int(config[name])
+
+
+def pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
+    """The edge of the square of pixels that becomes a latent pixel."""
+    for name in ("scale_factor_spatial", "spatial_compression_ratio"):
+        if vae_config.get(name):
+            return int(vae_config[name])
+    levels = next(
+        vae_config[name]
+        for name in ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+        if name in vae_config
+    )
+    return int(2 ** (len(levels) - 1))

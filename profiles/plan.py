@@ -5,9 +5,16 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
-from ditplan.profiles.family import family_of
+from ditplan.profiles.family import load_families
+from ditplan.profiles.limits import (
+    ModelLimits,
+    configuration_fault,
+    dtype_fault,
+    workload_fault,
+)
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import ModelSpec, Source
 from ditplan.profiles.plan_schema_1 import plan_of_schema_1
@@ -156,15 +163,35 @@ class ExecutionPlan(Record):
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
+        if why := self.why_unsound():
+            raise ValueError(why)
+        return self
+
+    def why_unsound(self) -> str | None:
+        """What of it doesn't fit together, or what its kind of model can't do, in a sentence; None
+        if nothing is wrong.
+        """
         for one in (self.configuration, *(other.configuration for other in self.runner_ups)):
             if why := one.why_unsound():
-                raise ValueError(why)
+                return why
+        if why := configuration_fault(self.configuration, self.workload):
+            return why
+        transformer_class = self.model.transformers[0].transformer_class
+        if family := load_families().get(transformer_class):
+            limits = ModelLimits.of_family(self.model.name, family)
+            if why := workload_fault(limits, self.workload):
+                return why
+        if (named := len(self.fingerprint.devices)) != self.mesh.size:
+            return (
+                f"the fingerprint names the devices of {named} ranks, mesh {self.mesh} has "
+                f"{self.mesh.size}; name one for each rank"
+            )
         if (cache := self.configuration.step_cache) and self.quality.exact:
-            raise ValueError(
+            return (
                 f"the plan has a step cache ({cache}), which is an approximation, and its quality "
                 "says exact; set `exact` to false"
             )
-        return self
+        return None
 
     def configured(self, **changes: Any) -> Self:
         """The plan with other parts of its configuration, checked as when it is loaded."""
@@ -197,7 +224,7 @@ class ExecutionPlan(Record):
             )
 
     def require_model(self, transformer_class: str, config_hash: str) -> None:
-        """Refuses to run another model, or this one with passes that it doesn't make.
+        """Refuses to run another model.
 
         Raises:
             InputError: says what the plan is for and what was found.
@@ -214,14 +241,17 @@ class ExecutionPlan(Record):
                 f"this {transformer_class} has config {config_hash}; load the right weights or "
                 "tune this model"
             )
-        passes, name = self.workload.passes, self.model.name
-        if passes > 1 and family_of(transformer_class).guidance == "embedded":
-            raise InputError(
-                f"the plan has {passes} passes a step, {name} makes one with or without guidance; "
-                "set the workload's passes to 1, or tune: `",
-                Command("tune", (Setting("model", name),)),
-                "`",
-            )
+
+    def require_workload(self, limits: ModelLimits, device: DeviceKind) -> None:
+        """Refuses to run what the model or the devices can't do.
+
+        Raises:
+            InputError: says what was given and what would be right.
+        """
+        # a plan that was made by `model_copy` was never checked
+        wrong = self.why_unsound() or workload_fault(limits, self.workload)
+        if wrong := wrong or dtype_fault(self.workload, device):
+            raise InputError(wrong)
 
     def require_links(self, found: str) -> None:
         """Refuses to run over another kind of link than the one it was made for.

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ditplan.profiles.bounds import Batch, Frames, Passes, Pixels, Steps, Tokens
+from ditplan.profiles.bounds import Batch, Frames, Passes, Pixels, Steps, TextTokens, Tokens
 from ditplan.profiles.record import FrozenModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -22,7 +22,7 @@ class Workload(FrozenModel):
     frames: Frames = 1
     steps: Steps
     passes: Passes = 1
-    text_tokens: Tokens
+    text_tokens: TextTokens
     condition_tokens: Tokens = 0
     batch: Batch = 1
     dtype: Dtype = "bfloat16"

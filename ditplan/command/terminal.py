@@ -134,6 +134,12 @@ def run(app: typer.Typer, arguments: list[str]) -> NoReturn:
     except NobodyReadsError:
         _forget_stdout()
         code = 0
+    except SystemExit as ended:
+        # typer ends a help that nobody reads to its end with 1
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        _forget_stdout()
+        code = 0
     except (ModuleNotFoundError, OSError) as error:
         message = _what_this_machine_lacks(error)
         code = _fail(message, InputError.exit_code, "--json" in arguments)

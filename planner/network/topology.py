@@ -38,6 +38,7 @@ from ditplan.planner.network.traffic import (
 )
 from ditplan.planner.network.twin_hosts import are_alike, moved, pairs_seen, renamed, touches
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, LinkKind, Operation
+from ditplan.profiles.device_kinds import with_kinds_named
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import Source
 from ditplan.profiles.peer_memory import can_push
@@ -58,8 +59,11 @@ class Topology:
     """A cluster's ranks and links, with remembered paths and traffic."""
 
     def __init__(self, cluster: ClusterProfile, constants: CostConstants | None = None) -> None:
-        """Builds the graph of links; parallel links between two nodes add up."""
-        self.cluster = cluster
+        """Builds the graph of links; parallel links between two nodes add up.
+
+        Devices go by the names of their kinds: those of one name that differ in speed have others.
+        """
+        self.cluster = cluster = with_kinds_named(cluster)
         self._constants = constants or CostConstants()
         self._nodes = cluster.device_nodes
         self.device_names = tuple(device.name for device in cluster.devices)

@@ -258,7 +258,7 @@ class _Alike:
         """
         found: defaultdict[str, float] = defaultdict(float)
         for ends, count in counts.items():
-            for kind in self.ways[ends].kinds:
+            for kind in sorted(self.ways[ends].kinds):
                 found[kind] += count * times * self.share
         return dict(found)
 
@@ -303,7 +303,7 @@ def _loads_of(links: Links, sent: Iterable[tuple[int, int, float]]) -> LinkLoads
         for hop in path.hops:
             shares[hop] += share
             flows[hop] += 1
-        for kind in path.kinds:
+        for kind in sorted(path.kinds):
             kind_bytes[kind] += share
         latency_s = max(latency_s, path.latency_s)
     return LinkLoads(dict(shares), dict(flows), dict(kind_bytes), latency_s)

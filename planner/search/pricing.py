@@ -15,6 +15,7 @@ from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pareto_front import ParetoFront
 from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
 from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
+from ditplan.planner.search.seating import Seats, best_seated, priced_on_seats, worth
 from ditplan.planner.simulation.timeline import Timeline
 from ditplan.planner.space.approximations import PIPEFUSION_S, quality_of, quality_with_cache
 from ditplan.planner.space.candidate import Choice, Space
@@ -119,6 +120,7 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
     front, bounds = ParetoFront(), model.lower_bounds(task.workload)
     baseline, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
+    seats: Seats = {}
     for choice in space.choices:
         tried: Iterable[Choice] = (choice,)
         if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
@@ -127,30 +129,14 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
             )
         before = len(priced)
         for one in tried:
-            found = [_price(task, model, candidate) for candidate in space.placed(one)]
-            for ranked in _best_seated(found) if space.topology.has_different_devices else found:
+            found = priced_on_seats(space, one, seats, partial(_price, task, model))
+            for ranked in best_seated(found) if space.topology.has_different_devices else found:
                 priced.append(ranked)
                 if not ranked.too_big:
                     prediction = ranked.prediction
                     front.add(prediction.latency_s, prediction.memory_bytes, ranked.quality)
         unpriced += len(priced) == before
     return priced, unpriced
-
-
-def _best_seated(found: Iterable[PricedCandidate]) -> list[PricedCandidate]:
-    """Of candidates that differ only in which devices sit where, the fastest that fits."""
-    best: dict[tuple[object, ...], PricedCandidate] = {}
-    for ranked in found:
-        one = ranked.configuration
-        part = (one.pipefusion.patches, one.pipefusion.warmup_steps) if one.pipefusion else None
-        key = (one.mesh.degrees, one.order, one.mode, part)
-        best[key] = min(best.get(key, ranked), ranked, key=worth)
-    return list(best.values())
-
-
-def worth(ranked: PricedCandidate) -> tuple[bool, float]:
-    """What fits comes first, then what is fast."""
-    return ranked.too_big is not None, sortable_s(ranked.prediction.latency_s)
 
 
 def _advised(task: Task, space: Space) -> Mesh:
@@ -327,13 +313,16 @@ def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> Pric
         attention=model.attention_kernel(candidate, task.workload),
         ring=model.ring_variant(candidate),
     )
+    quality = _quality_of(task, candidate)
+    is_unknown = not quality.exact and quality.relative_l2 is None
     return PricedCandidate(
         candidate,
         model.price(candidate, task.workload),
         task.fallback,
         too_big=_why_too_big(task, model, candidate),
         warning=_why_swapping(task, model, candidate),
-        quality=_quality_of(task, candidate),
+        quality=quality,
+        must_lead=is_unknown and task.allowed is not None and task.allowed.prefers_exact,
     )
 
 

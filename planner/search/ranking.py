@@ -29,6 +29,15 @@ from ditplan.profiles.workload import Workload
 SAME_SPEED = 1.005
 """Latencies nearer than this are called equally fast."""
 
+PREDICTED_LEAD = 1.27
+"""An exact plan is preferred to one of unknown error unless it takes more than so many times as
+long. Of 250 pairs of an exact plan and one with PipeFusion 95% lost less than this of the lead that
+was predicted (benchmarks/results/interval-coverage-2026-11-29.txt); errors that both share, such
+as a device slower than its data sheet, cancel out, so it is less than an interval."""
+
+MEASURED_LEAD = 1.03
+"""The same where it was run: medians of a few runs differ by less."""
+
 EXACT = Quality(exact=True)
 
 LINKED_PARTS = {
@@ -57,6 +66,7 @@ class PricedCandidate:
     `reason` says why it lost, and is empty for the best. `too_big` says why GPUs can't hold it,
     `warning` by how much it exceeds the memory of CPUs, which hold it by swapping. Where throughput
     is asked for, `replicas` copies run at once, each `slowdown` times as slow as alone.
+    `must_lead` says that exact plans are preferred unless this one is clearly faster.
     """
 
     configuration: Configuration
@@ -71,6 +81,7 @@ class PricedCandidate:
     quality: Quality = EXACT
     replicas: int = 1
     slowdown: float = 1.0
+    must_lead: bool = False
     reason: str = ""
 
     @property
@@ -80,10 +91,29 @@ class PricedCandidate:
             return self.measurement.latency_s
         return self.prediction.latency_s if self.corrected_s is None else self.corrected_s
 
+    @property
+    def lead(self) -> float:
+        """How many times as long exact plans must take for this one to be chosen; 1 for any."""
+        if not self.must_lead:
+            return 1.0
+        return MEASURED_LEAD if self.measurement else PREDICTED_LEAD
+
+    @property
+    def weighed_s(self) -> float:
+        """The latency that it is chosen by: longer than its own where it must lead."""
+        return self.latency_s * self.lead
+
     def figures(self, batch: int) -> Figures:
-        """What an objective weighs, with so many pictures a call, while all replicas run."""
+        """What a table shows, with so many pictures a call, while all replicas run."""
+        return self._figures(self.latency_s, batch)
+
+    def weighed(self, batch: int) -> Figures:
+        """What an objective chooses by: the same with `weighed_s`."""
+        return self._figures(self.weighed_s, batch)
+
+    def _figures(self, alone_s: float, batch: int) -> Figures:
         return Figures(
-            latency_s=sortable_s(self.latency_s * self.slowdown),
+            latency_s=sortable_s(alone_s * self.slowdown),
             gpus=self.configuration.mesh.size,
             memory_bytes=self.prediction.memory_bytes,
             quality=quality_order(self.quality),
@@ -97,7 +127,8 @@ class SearchResult:
     are too slow for it, failed, and those that don't fit.
 
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
-    fewer were measured than asked for.
+    fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
+    listed first, where that is faster.
     """
 
     ranked: tuple[PricedCandidate, ...]
@@ -110,6 +141,7 @@ class SearchResult:
     backend: Backend
     objective: Objective
     ended: str = ""
+    better_order: PricedCandidate | None = None
 
     @property
     def best(self) -> PricedCandidate:
@@ -203,12 +235,12 @@ def in_order(
     Raises:
         InputError: none is as fast as the objective demands.
     """
-    weighed = _eligible(found)
-    figures = [ranked.figures(batch) for ranked in weighed]
-    place = choose(figures, objective)
+    eligible = _eligible(found)
+    place = chosen_of(eligible, objective, batch)
     if place is None:
-        raise InputError(_why_none_is_fast_enough(weighed, figures, objective))
-    best = weighed[place]
+        figures = [ranked.figures(batch) for ranked in eligible]
+        raise InputError(_why_none_is_fast_enough(eligible, figures, objective))
+    best = eligible[place]
     others = sorted(
         (ranked for ranked in found if ranked is not best),
         key=lambda ranked: _sort_key(ranked, objective, batch),
@@ -220,21 +252,35 @@ def in_order(
     return (best, *losers)
 
 
+def chosen_of(eligible: Sequence[PricedCandidate], objective: Objective, batch: int) -> int | None:
+    """The place of the best one; None if none is as fast as the objective demands.
+
+    One of unknown error that leads by too little is only chosen where no other will do.
+    """
+    place = choose([ranked.weighed(batch) for ranked in eligible], objective)
+    if place is not None:
+        return place
+    return choose([ranked.figures(batch) for ranked in eligible], objective)
+
+
 def to_measure(
     fitting: Sequence[PricedCandidate], objective: Objective, batch: int
 ) -> list[PricedCandidate]:
     """Candidates in the order in which they are worth measuring.
 
-    For the fewest GPUs the first ones are the fastest of each number of GPUs that is faster than
-    fewer: if the first turns out too slow, the next may not be.
+    The first is the one that would be chosen unmeasured. For the fewest GPUs the next ones are the
+    fastest of each number of GPUs that is faster than fewer: if the first turns out too slow, the
+    next may not be.
     """
     figures = [ranked.figures(batch) for ranked in fitting]
     steps: set[int] = set()
     if objective.name == "gpus":
         steps = set(pareto_set([Figures(one.latency_s, one.gpus, 0, (0, 0.0)) for one in figures]))
+    chosen = chosen_of(fitting, objective, batch)
     places = sorted(
         range(len(fitting)),
         key=lambda i: (
+            i != chosen,
             not objective.is_met(figures[i]),
             i not in steps,
             *objective.key(figures[i]),
@@ -260,6 +306,11 @@ def reason_for(
         return f"too slow: {_seconds(loser, theirs)}, at most {objective.max_latency_s:g} s"
     if objective.name == "gpus" and (more := theirs.gpus - best.configuration.mesh.size) > 0:
         return f"needs {more} more GPU{'s' if more > 1 else ''}"
+    if loser.lead > 1 and not objective.is_met(loser.weighed(batch)):
+        return (
+            f"{_seconds(loser, theirs)}, too near to {objective.max_latency_s:g} s for a plan of "
+            "unknown error"
+        )
     if objective.name == "throughput":
         return _less_throughput(loser, best, batch)
     return _slower(loser, best, topology)
@@ -267,7 +318,8 @@ def reason_for(
 
 def _slower(loser: PricedCandidate, best: PricedCandidate, topology: Topology) -> str:
     if loser.measurement and best.measurement:
-        return _compared("measured", loser.latency_s, best.latency_s, loser, best)
+        words = _compared("measured", loser.latency_s, best.latency_s, loser, best)
+        return words + (_too_small_a_lead(loser) if loser.latency_s < best.latency_s else "")
     how = "predicted" if loser.corrected_s is None else "expected"
     theirs = loser.latency_s
     ours = best.prediction.latency_s if loser.corrected_s is None else best.latency_s
@@ -275,7 +327,7 @@ def _slower(loser: PricedCandidate, best: PricedCandidate, topology: Topology) -
     if theirs < ours * SAME_SPEED and best.measurement:
         return f"not measured; {words}"
     if theirs < ours * SAME_SPEED:
-        return words
+        return f"{words}{_too_small_a_lead(loser)}"
     return f"{words}: {_main_cause(loser, best, topology)}"
 
 
@@ -291,9 +343,18 @@ def _less_throughput(loser: PricedCandidate, best: PricedCandidate, batch: int) 
     words = f"{how} {abs(percent):.0f}% {'more' if percent > 0 else 'less'} throughput"
     if abs(percent) < 100 * (SAME_SPEED - 1):
         words = f"{how} equal throughput"
+    elif percent > 0:
+        words += _too_small_a_lead(loser)
     if loser.slowdown >= 1.1 and loser.slowdown > best.slowdown:
         words += f"; {loser.replicas} copies take {loser.slowdown:.1f} times as long as one"
     return words if loser.measurement or not best.measurement else f"not measured; {words}"
+
+
+def _too_small_a_lead(loser: PricedCandidate) -> str:
+    """Why a plan that is as fast as the best one or faster isn't the best."""
+    if not loser.must_lead:
+        return ""
+    return f", not by the {100 * (loser.lead - 1):.0f}% that a plan of unknown error must be"
 
 
 def _how_known(ranked: PricedCandidate) -> str:

@@ -90,7 +90,7 @@ def with_replicas(
     """
     gpus = task.gpus or topology.ranks
     sizes = {ranked.configuration.mesh.size for ranked in priced}
-    starts = {size: replica_starts(task.cluster, size, gpus) for size in sizes}
+    starts = {size: replica_starts(topology.cluster, size, gpus) for size in sizes}
     models = {
         size: cost_model_of(task, SharedTopology(topology, first))
         for size, first in starts.items()

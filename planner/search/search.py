@@ -4,15 +4,23 @@ Optuna study.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.acquisition import corrected
 from ditplan.planner.search.ask_tell import AskTell
 from ditplan.planner.search.policy import MeasurementPolicy
 from ditplan.planner.search.pricing import price_all
-from ditplan.planner.search.ranking import PricedCandidate, SearchResult, in_order, to_measure
+from ditplan.planner.search.ranking import (
+    SAME_SPEED,
+    PricedCandidate,
+    SearchResult,
+    in_order,
+    to_measure,
+)
 from ditplan.planner.search.replicas import with_replicas
 from ditplan.planner.task import Task
+from ditplan.profiles.device_kinds import fastest_first
 from ditplan.profiles.errors import ClusterError, InputError
 
 
@@ -48,8 +56,9 @@ def search(
     if trials and trials.top > 0:
         fitting = to_measure(fitting, task.objective, task.workload.batch)
         fitting, ended = measured(task, fitting, trials, say)
+    ranked = in_order([*fitting, *too_big], topology, task.objective, task.workload.batch)
     return SearchResult(
-        ranked=in_order([*fitting, *too_big], topology, task.objective, task.workload.batch),
+        ranked=ranked,
         legal=len(fitting),
         pruned=pruned,
         search_s=time.monotonic() - started,
@@ -59,7 +68,24 @@ def search(
         backend=task.backend,
         objective=task.objective,
         ended=ended,
+        better_order=better_order(task, topology, ranked[0]),
     )
+
+
+def better_order(task: Task, topology: Topology, best: PricedCandidate) -> PricedCandidate | None:
+    """The best plan on paper with fast devices listed before slow ones, if it is faster than what
+    is predicted of `best`: plans of fewer ranks use the first.
+    """
+    if not topology.has_different_devices:
+        return None
+    cluster = fastest_first(task.cluster)
+    if cluster.devices == task.cluster.devices:
+        return None
+    other = replace(task, cluster=cluster)
+    priced = [one for one in price_all(other, Topology(cluster))[0] if not one.too_big]
+    found = min(priced, key=lambda one: one.weighed_s)
+    is_faster = found.weighed_s * SAME_SPEED < best.prediction.latency_s * best.lead
+    return found if is_faster else None
 
 
 def measured(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
@@ -13,6 +14,7 @@ from ditplan.planner.search.journal import open_journal
 from ditplan.planner.search.ranking import fingerprint_of
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.trials import check_trial, refusing_strange_journals
+from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 
 
@@ -30,10 +32,17 @@ def task_name(task: Task) -> str:
         "pins": dict(sorted(task.pins.items())),
         "modes": task.searched_modes,
         "backend": task.backend.name,
-        "allowed": None if allowed is None else asdict(replace(allowed, known=None)),
+        "allowed": None if allowed is None else _measured_alike(allowed),
     }
     text = json.dumps(identity, sort_keys=True)
     return f"{task.spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _measured_alike(allowed: ApproximationPolicy) -> dict[str, Any]:
+    """What of a policy decides what is measured: not which of it is preferred."""
+    kept = asdict(replace(allowed, known=None))
+    del kept["prefers_exact"]
+    return kept
 
 
 def study_name(task: Task, sampler: SamplerName = "planner") -> str:

@@ -16,6 +16,9 @@ from ditplan.profiles.plan import Measurement
 from ditplan.profiles.record import shortened
 
 MOST_JOURNAL_BYTES = 64 * 2**20
+BEGUN_BY = {"study": 0, "trial": 4}
+"""The operations of Optuna's journal that begin what later lines name by its number, from 0 on."""
+
 DELETE = "delete it to measure anew"
 
 
@@ -63,11 +66,21 @@ def check_journal(journal: Path) -> int:
     """
     content = read_bytes(journal, "the journal of a study", MOST_JOURNAL_BYTES)
     whole = content.rfind(b"\n") + 1
+    begun = dict.fromkeys(BEGUN_BY, 0)
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         where = f"{path_text(journal)}: line {number}"
         text = line.decode("utf-8", errors="replace")
-        if not isinstance(parse_json(text, where, "entry of a study", DELETE), dict):
+        entry = parse_json(text, where, "entry of a study", DELETE)
+        if not isinstance(entry, dict):
             raise InputError(f"{where}: this is no entry of a study; {DELETE}")
+        # Optuna passes over what belongs to nothing, and the study would look empty
+        for kind, operation in BEGUN_BY.items():
+            if isinstance(of := entry.get(f"{kind}_id"), int) and of >= begun[kind]:
+                raise InputError(
+                    f"{where}: this is of a {kind} that no line before it begins, so lines are "
+                    f"lost; {DELETE}"
+                )
+            begun[kind] += entry.get("op_code") == operation
     return whole
 
 

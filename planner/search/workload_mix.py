@@ -1,5 +1,6 @@
 """A mix of workloads of one model: served by a book of plans, one for each, or by one mesh."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -168,16 +169,16 @@ def one_mesh_for_all(
     common = [key for key in found[0] if all(key in others for others in found)]
     served = {key: [one[key] for one in found] for key in common}
     best: OneMesh | None = None
-    for own in sorted(served.values(), key=lambda own: _mean_s(mix, own)):
-        if best and _mean_s(mix, own) >= best.mean_s * OWN_DIVISION_SLACK:
+    least_s = math.inf
+    for own in sorted(served.values(), key=lambda own: _weighed_s(mix, own)):
+        if _weighed_s(mix, own) >= least_s * OWN_DIVISION_SLACK:
             break
         for part in dict.fromkeys(one.configuration.pipefusion for one in own):
             costs = _with_part(tasks, models, own, part)
             if any(one.too_big for one in costs):
                 continue
-            mean_s = _mean_s(mix, costs)
-            if best is None or mean_s < best.mean_s:
-                best = OneMesh(tuple(costs), mean_s)
+            if _weighed_s(mix, costs) < least_s:
+                best, least_s = OneMesh(tuple(costs), _mean_s(mix, costs)), _weighed_s(mix, costs)
     return best
 
 
@@ -210,6 +211,12 @@ def _with_part(
 def _mean_s(mix: Sequence[Weighted], costs: Sequence[PricedCandidate]) -> float:
     weights = [weighted.weight for weighted in mix]
     return statistics.fmean((one.prediction.latency_s for one in costs), weights)
+
+
+def _weighed_s(mix: Sequence[Weighted], costs: Sequence[PricedCandidate]) -> float:
+    """The same by what each is chosen by."""
+    weights = [weighted.weight for weighted in mix]
+    return statistics.fmean((one.prediction.latency_s * one.lead for one in costs), weights)
 
 
 def _keys() -> str:

@@ -1,12 +1,14 @@
 """PipeFusion's loop as tasks on stages and links, in the order of the runtime."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from ditplan.planner.network.tables import Group
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import messages
 from ditplan.planner.pipefusion.stage_times import LoopTimes
-from ditplan.planner.simulation.simulator import Row, simulate
+from ditplan.planner.simulation.simulator import Row, Span, simulate
 from ditplan.planner.simulation.timeline import (
     SHOWN_STEPS,
     Listing,
@@ -16,11 +18,19 @@ from ditplan.planner.simulation.timeline import (
 )
 from ditplan.profiles.folded_schedule import most_underway
 
+LISTED_WARMUP = 10
+"""With more warm-up steps the first ones are shown alone: each begins when all stages have ended
+the one before, so all take equally long."""
+
+LISTED_STEPS = 128
+"""So many steps with patches are simulated; what the second half of them takes, later ones do."""
+
 
 def staged_timeline(
     topology: Topology, lines: Sequence[Group], passes: Sequence[Group], times: LoopTimes
 ) -> Timeline:
-    """Warm-up steps on the whole sequence, then patches through the stages, all simulated.
+    """Warm-up steps on the whole sequence, then patches through the stages: simulated until steps
+    are alike, and counted from there.
 
     `lines` are the groups of ranks along the stages, `passes` those that exchange a prediction's
     samples. The links from a stage to the next are one row, since transfers over others don't wait
@@ -31,9 +41,9 @@ def staged_timeline(
     hops = [[(line[i], line[(i + 1) % count]) for line in lines] for i in range(count)]
     along = [pair for hop in hops for pair in hop]
     between = [(a, b) for group in passes for a, b in messages("all_gather", group)]
-    loop = _Loop(
-        times,
-        stages,
+    loop = partial(
+        _Loop,
+        stages=stages,
         hops=[
             _links(topology, f"stage {i} to {(i + 1) % count}", hop) for i, hop in enumerate(hops)
         ],
@@ -44,13 +54,23 @@ def staged_timeline(
         told=_links(topology, "to all stages", along),
         passes=_links(topology, "passes", between),
     )
-    loop.list_warmup()
-    if times.patched.back_s:
-        loop.list_folded_patches()
-    else:
-        loop.list_patches()
-    listing = loop.listing
+    # what is listed must not grow with the steps
+    warmup, patched = min(times.warmup_steps, LISTED_WARMUP), min(times.steps, LISTED_STEPS)
+    listing = loop(replace(times, warmup_steps=warmup, steps=patched)).listed()
     spans = simulate(listing.tasks)
+    total_s = _end_s(spans)
+    if times.steps > patched:
+        fewer = loop(replace(times, warmup_steps=warmup, steps=patched // 2)).listed()
+        step_s = (total_s - _end_s(simulate(fewer.tasks))) / (patched - patched // 2)
+        total_s += (times.steps - patched) * step_s
+    shown = warmup + SHOWN_STEPS
+    if times.warmup_steps > warmup:
+        first, second = (
+            max(span.end_s for span, of in zip(spans, listing.step_of, strict=True) if of == step)
+            for step in (0, 1)
+        )
+        total_s += (times.warmup_steps - warmup) * (second - first)
+        shown = SHOWN_STEPS
     steps = times.warmup_steps + times.steps
     return Timeline(
         tasks=tuple(listing.tasks),
@@ -58,9 +78,13 @@ def staged_timeline(
         spans=tuple(spans),
         ranks={row: tuple(sorted(line[i] for line in lines)) for i, row in enumerate(stages)},
         steps=steps,
-        shown_steps=min(steps, times.warmup_steps + SHOWN_STEPS),
-        total_s=max(span.end_s for span in spans),
+        shown_steps=min(steps, shown),
+        total_s=total_s,
     )
+
+
+def _end_s(spans: Sequence[Span]) -> float:
+    return max(span.end_s for span in spans)
 
 
 class _Loop:
@@ -69,8 +93,8 @@ class _Loop:
     def __init__(
         self,
         times: LoopTimes,
-        stages: Sequence[Row],
         *,
+        stages: Sequence[Row],
         hops: Sequence[Row],
         back: Sequence[Row],
         told: Row,
@@ -80,6 +104,15 @@ class _Loop:
         self._times, self._stages, self._hops, self._hops_back = times, stages, hops, back
         self._told, self._passes = told, passes
         self._first = stages[0]
+
+    def listed(self) -> Listing:
+        """The tasks of the whole loop."""
+        self.list_warmup()
+        if self._times.patched.back_s:
+            self.list_folded_patches()
+        else:
+            self.list_patches()
+        return self.listing
 
     def list_warmup(self) -> None:
         """Each step runs through all stages, folded back too; its prediction is told to all, then

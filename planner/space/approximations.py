@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from ditplan.profiles.configuration import TaylorSeer
-from ditplan.profiles.errors import Sentence, Setting
+from ditplan.profiles.errors import Setting
 from ditplan.profiles.plan import Quality
 from ditplan.profiles.quality import MeasuredQuality
-from ditplan.profiles.workload import Workload
 
 PATCHES_A_STAGE = (1, 2, 4)
 """Fewer than one leave stages idle; with more, patches get too small to be worth their launches.
@@ -27,7 +26,8 @@ class ApproximationPolicy:
     their quality.
 
     `patches` and `warmup_steps` are those that the user fixed. With a `bound` only settings are
-    allowed whose measured distance from one device keeps it.
+    allowed whose measured distance from one device keeps it. With `prefers_exact` a plan whose
+    distance isn't known must be faster than all exact ones by more than predictions can miss.
     """
 
     patches: int | None = None
@@ -35,6 +35,7 @@ class ApproximationPolicy:
     bound: float | None = None
     known: MeasuredQuality | None = None
     step_caches: tuple[TaylorSeer, ...] = ()
+    prefers_exact: bool = True
 
     def settings(self, stages: int) -> tuple[tuple[int, int], ...]:
         """Patches and warm-up steps to try with so many stages.
@@ -55,14 +56,6 @@ class ApproximationPolicy:
             return ((self.patches, warmup),)
         counts = {stages + 1, *(stages * times for times in PATCHES_A_STAGE)}
         return tuple((count, warmup) for count in sorted(counts))
-
-
-def warmup_excess(warmup_steps: int, workload: Workload) -> str | None:
-    """What is wrong with so many warm-up steps, in one sentence; None if nothing is."""
-    if 1 <= warmup_steps <= workload.steps:
-        return None
-    asked = Setting("warmup_steps", warmup_steps)
-    return Sentence(asked, f": there are {workload.steps} steps; use 1 to {workload.steps}")
 
 
 def step_caches_within(bound: float, known: MeasuredQuality | None) -> tuple[TaylorSeer, ...]:

@@ -10,7 +10,7 @@ from functools import cache
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import is_even
-from ditplan.planner.space.approximations import ApproximationPolicy, warmup_excess
+from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.space.candidate import Choice, Space
 from ditplan.planner.space.legality import (
     CFG_REASON,
@@ -26,6 +26,7 @@ from ditplan.profiles.backends import Backend
 from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule
 from ditplan.profiles.errors import Part, Sentence, Setting
 from ditplan.profiles.family import family_of
+from ditplan.profiles.limits import warmup_excess
 from ditplan.profiles.mesh import AXES, Mesh, axis_orders
 from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.splits import patch_bounds, split_sizes

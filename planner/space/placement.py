@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ditplan.planner.network.groups import groups_along
 from ditplan.planner.network.topology import Topology
@@ -12,6 +12,10 @@ from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
 MOST_SEATINGS = 70
 """So many ways to seat kinds of device are all tried: as many as for four of each of two kinds.
 Where there are more, those of one kind sit side by side."""
+
+MOST_SORTED_KINDS = 3
+"""Then so many kinds stand in all orders, more of them as they are listed and the other way round:
+clusters list them by age or speed."""
 
 
 def placements(
@@ -47,7 +51,10 @@ def seatings(names: Sequence[str]) -> Iterator[tuple[int, ...]]:
     ways = math.factorial(len(names)) // math.prod(map(math.factorial, counts.values()))
     seated = _arrangements(counts)
     if ways > MOST_SEATINGS:
-        kinds = itertools.islice(itertools.permutations(counts), MOST_SEATINGS)
+        kinds: Iterable[tuple[str, ...]] = itertools.permutations(counts)
+        if len(counts) > MOST_SORTED_KINDS:
+            listed = tuple(counts)
+            kinds = (listed, listed[::-1])
         seated = (
             tuple(Counter({kind: counts[kind] for kind in each}).elements()) for each in kinds
         )

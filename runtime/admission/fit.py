@@ -7,7 +7,10 @@ import torch.distributed as dist
 from torch import nn
 
 from ditplan.profiles.book import PlanBook
+from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.family import load_families, number_of, pixels_per_latent
+from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.agreement import disagreement
 from ditplan.runtime.groups import RankContext
@@ -35,10 +38,30 @@ def admitted(pipeline: Any, plan: Any) -> RankContext:
         if refusal is not None:
             raise refusal
         plan.require_ranks(context.world_size)
+        require_possible(pipeline, plan, context)
 
     require_alike(plan, context, check)
     require_fit(plan, context)
     return context
+
+
+def require_possible(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> None:
+    """Refuses a plan for a workload that the pipeline's model or the devices can't do.
+
+    Raises:
+        InputError: says what was given and what would be right.
+    """
+    device: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
+    model, vae = pipeline.transformer, getattr(pipeline, "vae", None)
+    family = load_families().get(type(model).__name__)
+    if family is None:
+        # it is refused with what there is, as soon as the plan is put in force
+        return
+    unit = None
+    if vae is not None:
+        latents = number_of(family.latents_per_token, model.config)
+        unit = pixels_per_latent(vae.config) * latents
+    plan.require_workload(ModelLimits.of_family(plan.model.name, family, unit), device)
 
 
 def _require_pipeline_and_plan(pipeline: Any, plan: Any) -> None:

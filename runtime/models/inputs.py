@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 
-from ditplan.profiles.family import ModelFamily, family_of
+from ditplan.profiles.family import ModelFamily, family_of, number_of
 from ditplan.profiles.model import ModelSpec
 
 
@@ -79,19 +79,6 @@ def latent_frames_per_token(family: ModelFamily, config: Mapping[str, Any]) -> i
     return int(name) if name.isdecimal() else int(config.get(name) or 1)
 
 
-def pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
-    """The edge of the square of pixels that becomes a latent pixel."""
-    for name in ("scale_factor_spatial", "spatial_compression_ratio"):
-        if vae_config.get(name):
-            return int(vae_config[name])
-    levels = next(
-        vae_config[name]
-        for name in ("block_out_channels", "encoder_block_out_channels", "dim_mult")
-        if name in vae_config
-    )
-    return int(2 ** (len(levels) - 1))
-
-
 def latents_shape(
     vae_config: Mapping[str, Any], batch: int, frames: int, height: int, width: int
 ) -> tuple[int, ...]:
@@ -100,11 +87,6 @@ def latents_shape(
     channels = next(int(vae_config[name]) for name in names if name in vae_config)
     of_videos = "temporal_compression_ratio" in vae_config or "temperal_downsample" in vae_config
     return (batch, channels, *((frames,) if of_videos else ()), height, width)
-
-
-def number_of(name: str, config: Mapping[str, Any]) -> int:
-    """What a family gives as a number or as a key of the config."""
-    return int(name) if name.isdecimal() else int(config[name])
 
 
 def random_inputs(

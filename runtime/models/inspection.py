@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.family import ModelFamily, family_of
+from ditplan.profiles.family import ModelFamily, family_of, number_of, pixels_per_latent
 from ditplan.profiles.files import is_text, path_text
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
 from ditplan.profiles.record import shortened
@@ -33,8 +33,6 @@ from ditplan.runtime.models.inputs import (
     InputShape,
     latent_frames_per_token,
     latents_shape,
-    number_of,
-    pixels_per_latent,
     random_inputs,
 )
 from ditplan.runtime.models.operation_counter import OperationCounter

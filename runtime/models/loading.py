@@ -2,11 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from ditplan.profiles.errors import InputError
@@ -16,6 +19,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import AxisGroup
+from ditplan.runtime.models.folder import read_json
 from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.models.inspection import diffusers_class
 from ditplan.runtime.weights.loading import (
@@ -30,6 +34,18 @@ from ditplan.runtime.weights.loading import (
     only_blocks,
 )
 from ditplan.runtime.weights.sharded import loaded_sharded
+
+DAMAGED = (
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What diffusers, transformers and safetensors raise for files that they weren't written for."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,16 +73,7 @@ def load_pipeline(
         pipeline = _random_pipeline(spec, device, kind, blocks, weight_group)
     else:
         _require_regular_files(weights)
-        try:
-            pipeline = _saved_pipeline(spec, weights, device, kind, blocks, weight_group)
-        except InputError:
-            raise
-        # tokenizers raises plain Exceptions, for instance
-        except Exception as error:
-            raise InputError(
-                f"{path_text(weights)}: can't be loaded as a {spec.pipeline_class} "
-                f"({type(error).__name__}: {error})"
-            ) from error
+        pipeline = _saved_pipeline(spec, weights, device, kind, blocks, weight_group)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -131,21 +138,60 @@ def _saved_pipeline(
     blocks: Collection[int] | None,
     weight_group: AxisGroup | None,
 ) -> Any:
-    given: dict[str, Any] = {}
+    given = _tokenizers(spec, weights)
     if blocks is not None or weight_group is not None:
         folder = weights / "transformer"
         model_class = diffusers_class(spec.transformer_class)
-        model = empty_model(model_class, model_class.load_config(str(folder)), dtype)
+        with _refusing(spec, weights, *DAMAGED):
+            model = empty_model(model_class, model_class.load_config(str(folder)), dtype)
         put = _put(spec, model, blocks, weight_group, device, dtypes_of(model, dtype))
         fill_from_folder(model, folder, device, dtype, _wanted(spec, model, blocks), put)
-        given = {"transformer": model}
-    pipeline: Any = diffusers_class(spec.pipeline_class).from_pretrained(
-        str(weights), torch_dtype=dtype, local_files_only=True, **given
-    )
+        given["transformer"] = model
+    with _refusing(spec, weights, *DAMAGED):
+        pipeline: Any = diffusers_class(spec.pipeline_class).from_pretrained(
+            str(weights), torch_dtype=dtype, local_files_only=True, **given
+        )
     for component in pipeline.components.values():
         if isinstance(component, nn.Module) and component is not given.get("transformer"):
             component.to(device)
     return pipeline
+
+
+def _tokenizers(spec: ModelSpec, weights: Path) -> dict[str, Any]:
+    """The tokenizers that a folder's index names, for `from_pretrained`.
+
+    Raises:
+        InputError: one can't be loaded.
+    """
+    index = read_json(weights / "model_index.json")
+    found: dict[str, Any] = {}
+    for name, component in index.items():
+        if not (isinstance(component, list) and component[:1] == ["transformers"]):
+            continue
+        kind = getattr(transformers, str(component[-1]), None)
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase):
+            # the library tokenizers raises plain Exceptions
+            with _refusing(spec, weights, Exception):
+                found[name] = kind.from_pretrained(str(weights / name), local_files_only=True)
+    return found
+
+
+@contextmanager
+def _refusing(spec: ModelSpec, weights: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns what libraries raise for damaged files into an InputError that names the folder.
+
+    Raises:
+        InputError: one of these kinds was raised.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(
+            f"{path_text(weights)}: can't be loaded as a {spec.pipeline_class} "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _random_pipeline(

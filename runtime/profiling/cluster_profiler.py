@@ -15,10 +15,10 @@ from ditplan.profiles.cluster import (
     ClusterProfile,
     CollectivePoint,
     CollectiveTable,
-    Device,
     Host,
     Operation,
 )
+from ditplan.profiles.device_kinds import with_rates_of_kinds
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
 from ditplan.runtime.profiling.timing import synchronize
@@ -111,7 +111,11 @@ def profile_cluster(
     links = device_links("localhost", reports, pool.environment, _pair_speed(tables))
     return ClusterProfile(
         name=name,
-        hosts=(Host(name="localhost", devices=_alike(reports)),),
+        hosts=(
+            Host(
+                name="localhost", devices=with_rates_of_kinds([report.device for report in reports])
+            ),
+        ),
         links=tuple(links),
         collectives=tuple(tables),
         software=pool.run(software_versions, timeout_s=60.0)[0] | _driver(reports),
@@ -261,20 +265,6 @@ def _pair_speed(tables: Sequence[CollectiveTable]) -> tuple[float, float] | None
 def _driver(reports: Sequence[DeviceReport]) -> dict[str, str]:
     facts = reports[0].facts
     return {} if facts is None else {"driver": facts.driver}
-
-
-def _alike(reports: Sequence[DeviceReport]) -> tuple[Device, ...]:
-    """The devices, those of one name with the same rates: what differs between them is noise."""
-    devices = [report.device for report in reports]
-    rates = ("half_flops_per_s", "single_flops_per_s", "memory_bytes_per_s")
-    medians = {
-        name: {
-            rate: statistics.median(getattr(d, rate) for d in devices if d.name == name)
-            for rate in rates
-        }
-        for name in {device.name for device in devices}
-    }
-    return tuple(device.model_copy(update=medians[device.name]) for device in devices)
 
 
 def _nothing() -> None:

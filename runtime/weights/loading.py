@@ -4,14 +4,15 @@ What isn't wanted has its shape and no memory (torch's meta device), and is neve
 """
 
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ditplan.profiles.errors import InputError
@@ -88,13 +89,13 @@ def fill_from_folder(
     """Reads the wanted parameters and buffers of a model that diffusers saved in a folder.
 
     Raises:
-        InputError: the folder has no safetensors, or lacks a parameter.
+        InputError: the folder has no safetensors, or damaged ones, or lacks a parameter.
     """
     dtype_of = dtypes_of(model, dtype)
     kinds = dict(model.named_parameters()) | dict(model.named_buffers())
     missing = {name for name, _ in model.named_parameters() if wanted(name)}
     for file in _files(folder):
-        with opened(file, "weights"), safe_open(file, framework="pt") as tensors:
+        with _tensors_in(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it isn't a mapping)
                 if name in kinds and wanted(name):
                     value = tensors.get_tensor(name)
@@ -108,6 +109,23 @@ def fill_from_folder(
             f"{type(model).__name__}"
         )
     _move_buffers(model, device)
+
+
+@contextmanager
+def _tensors_in(file: Path) -> Iterator[Any]:
+    """A file of safetensors, open.
+
+    Raises:
+        InputError: it is none, or damaged.
+    """
+    try:
+        with opened(file, "weights"), safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise InputError(
+            f"{path_text(file)}: these are no weights (SafetensorError: {error}); copy the file "
+            "anew"
+        ) from None
 
 
 def _files(folder: Path) -> list[Path]:

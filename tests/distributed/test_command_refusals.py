@@ -36,7 +36,7 @@ def test_tune_that_these_ranks_cannot_do_leaves_no_study(
 def test_run_refuses_a_plan_made_for_other_devices(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    plan = plan_for(find_model("sd3-tiny"), Mesh(cfg=2), workload())
+    plan = plan_for(find_model("sd3-tiny"), Mesh(cfg=2), workload(height=32, width=40))
     path = plan.save(tmp_path / "plan.json")
     data = json.loads(path.read_text())
     data["fingerprint"]["devices"] = ["H100", "H100"]

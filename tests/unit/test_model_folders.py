@@ -193,6 +193,37 @@ def test_damaged_weights_are_refused_in_one_line(
     assert words in message
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("transformer/diffusion_pytorch_model.safetensors", "(OSError: "),
+        ("vae/diffusion_pytorch_model.safetensors", "(OSError: "),
+        ("text_encoder/model.safetensors", "(SafetensorError: "),
+        ("tokenizer_3/tokenizer.json", "(Exception: "),
+    ],
+)
+def test_what_is_damaged_of_a_whole_pipeline_is_refused_in_one_line(
+    tiny: Path, name: str, words: str
+) -> None:
+    (tiny / name).unlink()
+    (tiny / name).write_bytes(b'{"model": {"type": "X"}, "added_tokens": []}' + b" " * 100)
+    spec = find_model("sd3-tiny")
+    message = refused(lambda: load_pipeline(spec, tiny, torch.device("cpu"), "float32"))
+    assert message.startswith(str(tiny))
+    assert words in message
+
+
+def test_an_error_of_our_own_is_not_taken_for_damaged_weights(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> object:
+        raise TypeError("ours")
+
+    monkeypatch.setattr("ditplan.runtime.models.loading.fill_from_folder", broken)
+    with pytest.raises(TypeError, match="ours"):
+        load(tiny)
+
+
 def test_a_pipe_among_weights_is_not_waited_for(tiny: Path) -> None:
     os.mkfifo(tiny / "tokenizer/added_tokens.json")
     message = refused(lambda: load(tiny))

@@ -407,7 +407,9 @@ def test_safe_and_any_allow_pipefusion_and_exact_does_not() -> None:
     assert allowed_for(SPEC, WORKLOAD, "exact", None) is None
     assert allowed_for(SPEC, WORKLOAD, "safe", None) == ApproximationPolicy()
     with_caches = allowed_for(SPEC, WORKLOAD, "any", None, patches=3)
-    assert with_caches == ApproximationPolicy(patches=3, step_caches=STEP_CACHES)
+    assert with_caches == ApproximationPolicy(
+        patches=3, step_caches=STEP_CACHES, prefers_exact=False
+    )
     assert allowed_for(SPEC, WORKLOAD, "0.5", None, pipefusion=1) is None
 
 

@@ -92,7 +92,7 @@ def test_without_measurements_predictions_stay() -> None:
 @pytest.mark.parametrize("times", [0.1, 0.5, 3.0, 10.0])
 def test_a_factor_on_everything_is_found_and_reorders_nothing(times: float) -> None:
     found = corrected_by(PREDICTED_S * times, [0, 5])
-    assert found.latency_s == pytest.approx(PREDICTED_S * times, rel=0.03)
+    assert found.latency_s == pytest.approx(PREDICTED_S * times, rel=0.04)
     assert found.multipliers == pytest.approx(1.0, abs=0.06)
 
 

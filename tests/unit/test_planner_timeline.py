@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from ditplan.planner.simulation.simulator import Row
 from ditplan.planner.simulation.timeline import Timeline
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.space.enumerate import evenly_staged
+from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
@@ -276,3 +279,36 @@ def test_many_ranks_that_do_the_same_are_one_row() -> None:
     assert list(stages.values())[1] == "stage 1: 16 ranks from 8 on"
     assert len(stages) == 8
     assert len(rows_of(trace_of(cluster, Mesh(ring=128)), "links")) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "warmup"),
+    [("sd3", Mesh(pipefusion=4), 1), ("hunyuandit", Mesh(pipefusion=4), 15_000)],
+)
+def test_a_long_loop_costs_what_is_shown_and_takes_what_the_price_says(
+    model: str, mesh: Mesh, warmup: int
+) -> None:
+    spec, cluster = find_model(model), find_cluster("8xa100-nvlink")
+    workload = spec.defaults.model_copy(update={"steps": 20_000})
+    schedule = schedule_of(spec, find_backend("native"))
+    part = evenly_staged(mesh, spec, 4, warmup, schedule)
+    candidate = Configuration(mesh, placement_of(mesh), "compile", pipefusion=part)
+    cost_model = CostModel(cluster, spec)
+    timeline = cost_model.timeline(candidate, workload)
+    assert timeline.total_s == pytest.approx(
+        cost_model.price(candidate, workload).latency_s, rel=1e-3
+    )
+    text = chrome_trace(timeline, candidate, "a title")
+    assert len(text) < 200_000
+    assert json.loads(text)["otherData"]["steps_shown"].endswith(" of 20000")
+    # the first steps are those of a short loop
+    short = cost_model.timeline(
+        replace(candidate, pipefusion=evenly_staged(mesh, spec, 4, min(warmup, 10), schedule)),
+        workload.model_copy(update={"steps": 30}),
+    )
+    shown = [n for n, step in enumerate(timeline.step_of) if step < timeline.shown_steps]
+    assert [timeline.tasks[n].name for n in shown] == [
+        task.name
+        for task, step in zip(short.tasks, short.step_of, strict=True)
+        if step < timeline.shown_steps
+    ]

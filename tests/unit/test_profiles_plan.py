@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.configuration import PipeFusion, TaylorSeer
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan, Quality
 from tests.unit.factories import a_plan
 
@@ -174,11 +175,10 @@ def test_passes_of_a_model_that_takes_guidance_as_an_input_are_refused() -> None
     }
     model = {"name": "flux-dev", "pipeline_class": "FluxPipeline", "transformers": [flux]}
     workload = a_plan().workload.model_dump()
-    plan_with(model=model, workload=workload | {"passes": 1}).require_model(
-        "FluxTransformer2DModel", "f1"
-    )
-    with pytest.raises(InputError, match=r"2 passes a step, flux-dev makes one .*passes to 1, or"):
-        plan_with(model=model, workload=workload).require_model("FluxTransformer2DModel", "f1")
+    mesh = {"mesh": Mesh(ulysses=4)}
+    plan_with(model=model, workload=workload | {"passes": 1}, **mesh)
+    with pytest.raises(ValueError, match=r"passes=2: flux-dev makes one pass a step .*; use 1"):
+        plan_with(model=model, workload=workload, **mesh)
 
 
 def test_other_devices_are_refused_with_the_first_rank_that_differs() -> None:

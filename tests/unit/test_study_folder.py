@@ -125,6 +125,20 @@ def test_a_foreign_line_in_the_middle_is_named_by_its_number(tmp_path: Path) -> 
         open_journal(journal)
 
 
+def test_a_journal_whose_first_lines_are_lost_is_not_read_as_empty(tmp_path: Path) -> None:
+    journal = a_journal(tmp_path)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    begins_trial = next(i for i, line in enumerate(lines) if b'"op_code":4,' in line)
+    for lost, of in ((0, "study"), (begins_trial, "trial")):
+        journal.write_bytes(b"".join(lines[:lost] + lines[lost + 1 :]))
+        for use in (open_journal, recorded_runs):
+            with pytest.raises(InputError) as refused:
+                use(journal)
+            assert f"this is of a {of} that no line before it begins" in str(refused.value)
+            assert str(refused.value).startswith(f"{journal}: line ")
+            assert "delete it to measure anew" in str(refused.value)
+
+
 def test_half_a_line_at_the_end_is_cut_off_by_who_writes_alone(tmp_path: Path) -> None:
     journal = a_journal(tmp_path)
     whole = journal.read_bytes()

@@ -77,6 +77,25 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, more: list[st
     assert (tmp_path / "plan.json").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["tune", "--help"], ["--version"], ["list", "models"]]
+)
+def test_a_help_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "ditplan", *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("columns", [20, 40, 79, 200])
 def test_columns_says_how_wide_to_write(tmp_path: Path, columns: int) -> None:
     done = run_command(tmp_path, *TUNE, COLUMNS=str(columns))
