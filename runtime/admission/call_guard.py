@@ -98,7 +98,9 @@ class CallGuard(Calls):
         self._channel, self._groups, self._device = channel, groups, device
         self._by_patches, self._may_renew = by_patches, may_renew
         self._devices_are_unlike = devices_are_unlike
-        self._weights = WeightsWatch(models, lambda one: any(holds(one) for holds in self.pieces))
+        self._weights = WeightsWatch(
+            models, lambda one: any(holds(one) for holds in self.pieces), device
+        )
         self._watch = FailureWatch(channel, groups) if device.type == "cuda" else None
         self._call: _Call | None = None
         self._is_inside = False
@@ -183,7 +185,7 @@ class CallGuard(Calls):
         Raises:
             InputError: they differ, or the ranks are at different places.
         """
-        mine = digests_of(leaves)
+        mine = digests_of(leaves, self._device)
         self.doubt_changed_weights()
         unknown = not self._are_weights_known
         messages = self._meet(Message(point, digest=digest_of(mine), flag=unknown))

@@ -1,9 +1,11 @@
 """Digests of what a call is given, equal on two ranks only if every bit of it is.
 
-Tensors are hashed where they lie, and nothing but the hashes is read back: 32-bit words in rows of
-`ROW`, each row times fixed pseudo-random 64-bit numbers, summed modulo 2^64 (the multilinear hash
-of Carter and Wegman: two different rows agree with a chance of 2^-32), then BLAKE2 over the rows'
-sums in their order. So places count as well as values, and a GPU does it in four kernels.
+Tensors of a plan on CPUs are hashed by BLAKE2. Those of a plan on GPUs are hashed where they lie,
+and nothing but the hashes is read back: 32-bit words in rows of `ROW`, each row times fixed
+pseudo-random 64-bit numbers, summed modulo 2^64 (the multilinear hash of Carter and Wegman: two
+different rows agree with a chance of 2^-32), then BLAKE2 over the rows' sums in their order. So
+places count as well as values, and a GPU does it in four kernels. There it is the same hash for
+tensors in the host's memory: one rank may have on its GPU what another one has offloaded.
 """
 
 import hashlib
@@ -81,10 +83,10 @@ def state_of(scheduler: Any) -> Iterator[tuple[str, Leaf]]:
         yield from leaves_of(f"scheduler.{found}", value)
 
 
-def digests_of(leaves: Sequence[tuple[str, Leaf]]) -> dict[str, bytes]:
-    """A digest for each name."""
+def digests_of(leaves: Sequence[tuple[str, Leaf]], device: torch.device) -> dict[str, bytes]:
+    """A digest for each name, by the hash that ranks on such a device have in common."""
     tensors = [leaf for _, leaf in leaves if isinstance(leaf, torch.Tensor)]
-    hashes = iter(hashes_of(tensors))
+    hashes = map(hash_of, tensors) if device.type == "cpu" else iter(hashes_by_rows(tensors))
     found: dict[str, Any] = {}
     for name, leaf in leaves:
         kept = found.setdefault(name, hashlib.blake2b(digest_size=DIGEST_BYTES))
@@ -100,8 +102,13 @@ def digest_of(digests: Mapping[str, bytes]) -> bytes:
     return kept.digest()
 
 
-def hashes_of(tensors: Sequence[torch.Tensor]) -> list[bytes]:
-    """A hash of each tensor's bytes, with one copy from each device."""
+def hash_of(tensor: torch.Tensor) -> bytes:
+    """A hash of a tensor's bytes, which are read in the host's memory."""
+    return hashlib.blake2b(_bytes_of(tensor).cpu().numpy()).digest()
+
+
+def hashes_by_rows(tensors: Sequence[torch.Tensor]) -> list[bytes]:
+    """A hash of each tensor's bytes, made where they lie, with one copy from each device."""
     words = [_words_of(tensor) for tensor in tensors]
     by_device: dict[torch.device, list[int]] = {}
     for number, one in enumerate(words):
@@ -117,8 +124,8 @@ def hashes_of(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     return found
 
 
-def _words_of(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bytes as 32-bit words, the last one filled up with zeros."""
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, one behind the other; where it has them so, no copy is made."""
     tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
@@ -126,7 +133,12 @@ def _words_of(tensor: torch.Tensor) -> torch.Tensor:
     if flat.stride(0) != 1:
         # what has one number is contiguous by any stride
         flat = flat.clone(memory_format=torch.contiguous_format)
-    flat = flat.view(torch.uint8)
+    return flat.view(torch.uint8)
+
+
+def _words_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes as 32-bit words, the last one filled up with zeros."""
+    flat = _bytes_of(tensor)
     if missing := -flat.numel() % 4:
         flat = torch.cat([flat, flat.new_zeros(missing)])
     if flat.storage_offset() % 4:
