@@ -107,7 +107,7 @@ class CallGuard(Calls):
         self._are_weights_known = False
         self._settled: BaseException | None = None
         self._refusal = ""
-        self._is_stale = False
+        self._renewals = groups.renewals
         self.strays_refused = ""
         self.renew: Callable[[], None] = lambda: None
         self.checks: list[Callable[[], None]] = []
@@ -357,7 +357,6 @@ class CallGuard(Calls):
         self._groups.break_off()
         if self._watch:
             self._watch.forget()
-        self._is_stale = True
         try:
             self._groups.renew()
         except RuntimeError as error:
@@ -367,12 +366,12 @@ class CallGuard(Calls):
             )
 
     def _was_renewed(self) -> bool:
-        """Puts the plan in force anew if the call before has broken transfers off."""
-        if not self._is_stale or self._refusal:
+        """Puts the plan in force anew if transfers were broken off since, by a call of any plan."""
+        if self._groups.renewals == self._renewals or self._refusal:
             return False
         with self.failing_together():
             self.renew()
-        self._is_stale = False
+        self._renewals = self._groups.renewals
         return True
 
 

@@ -104,7 +104,7 @@ def digest_of(digests: Mapping[str, bytes]) -> bytes:
 
 def hash_of(tensor: torch.Tensor) -> bytes:
     """A hash of a tensor's bytes, which are read in the host's memory."""
-    return hashlib.blake2b(_bytes_of(tensor).cpu().numpy()).digest()
+    return hashlib.blake2b(_bytes_of(tensor).cpu().numpy().data).digest()
 
 
 def hashes_by_rows(tensors: Sequence[torch.Tensor]) -> list[bytes]:
