@@ -47,7 +47,7 @@ def require_stories(
     pair: RankPool, axis: Axis, stories: dict[str, str], work: Workload | None = None
 ) -> None:
     """Each story is as `require_told` says on both ranks; its words are those of refusals."""
-    work = work or workload(passes=1 if axis.spec is FLUX else 2)
+    work = work or workload(steps=2, passes=1 if axis.spec is FLUX else 2)
     warm = PipeFusion(blocks_per_stage=(2, 1), patches=2, warmup_steps=work.steps)
     plan = plan_for(axis.spec, axis.mesh, work, None, warm if axis.mesh.pipefusion > 1 else None)
     steps = [story.split(", ") for story in stories]
