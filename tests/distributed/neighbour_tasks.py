@@ -288,7 +288,10 @@ CACHES: dict[str, Callable[[Any], Any]] = {
         mag_ratios=[1.0, 0.99, 0.98, 0.97, 0.96, 0.95], num_inference_steps=6, threshold=0.2
     ),
     "taylor cache": lambda _: TaylorSeerCacheConfig(
-        cache_interval=2, disable_cache_before_step=2, taylor_factors_dtype=torch.float32
+        cache_interval=2,
+        disable_cache_before_step=2,
+        taylor_factors_dtype=torch.float32,
+        use_lite_mode=True,
     ),
     "pyramid cache": lambda p: PyramidAttentionBroadcastConfig(**_timed(p)),
     "faster cache": lambda p: FasterCacheConfig(

@@ -102,7 +102,6 @@ def test_weights_in_pieces_refuse_what_would_need_them_whole(pair: RankPool) -> 
             "lora one, plan, call, fuse!, call, close, call": PIECES,
             "model offload, plan!, no offload, plan, call": HOOKS,
             "group offload, plan!, call": HOOKS,
-            "plan, group offload!, call, close, call": PIECES,
             "layerwise casting, plan!, call": HOOKS,
             "first-block cache, plan!": "has hooks of diffusers for fbc_block_hook",
         },
