@@ -29,6 +29,15 @@ Leaf = str | torch.Tensor
 NO_MATTER = {"output_type", "return_dict"}
 """Arguments of a pipeline's call by which ranks may differ: what is made of the same latents."""
 
+LEFT_OVER = frozenset(
+    {
+        *("this_order", "timestep_list", "this_predictor_order", "this_corrector_order"),
+        *("sample", "cur_sample", "dt", "last_noise", "sigma_data", "_init_size"),
+    }
+)
+"""What diffusers' schedulers still have of the call before when the next one has set its timesteps:
+each is written before it is read, so ranks may differ in it."""
+
 
 def leaves_of(name: str, value: Any) -> Iterator[tuple[str, Leaf]]:
     """The tensors, and all else as text, in an argument, by name. Functions are left out, and of
@@ -76,9 +85,11 @@ def arguments_of(given: Mapping[str, Any]) -> Iterator[tuple[str, Leaf]]:
 
 
 def state_of(scheduler: Any) -> Iterator[tuple[str, Leaf]]:
-    """The leaves of a scheduler: its class, its config, its timesteps and all else that it has."""
+    """The leaves of a scheduler: its class, its config, its timesteps and all else that matters."""
     yield "scheduler", type(scheduler).__name__
     for name, value in sorted(vars(scheduler).items()):
+        if name in LEFT_OVER:
+            continue
         found = "config" if name == "_internal_dict" else name
         yield from leaves_of(f"scheduler.{found}", value)
 

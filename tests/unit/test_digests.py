@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from ditplan.runtime.admission.digests import (
     hash_of,
     hashes_by_rows,
     leaves_of,
+    state_of,
 )
 from ditplan.runtime.admission.sketches import drifted, sketch_of
 from ditplan.runtime.admission.weights import ELSEWHERE, WeightsWatch, with_known
@@ -109,6 +111,27 @@ def test_a_hash_on_cpus_is_that_of_the_bytes_alone() -> None:
 def test_unlike_arguments_have_unlike_digests(one: Any, other: Any) -> None:
     assert digest(one) == digest(one)
     assert digest(one) != digest(other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
+        *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "PNDMScheduler"),
+        *("FlowMatchLCMScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+        *("LCMScheduler", "SASolverScheduler", "DDIMScheduler"),
+    ],
+)
+def test_a_call_that_one_rank_alone_has_made_is_no_difference_of_schedulers(name: str) -> None:
+    used, fresh, other = (getattr(diffusers, name)() for _ in range(3))
+    sample = torch.ones(1, 4, 8, 8)
+    used.set_timesteps(5)
+    for time in used.timesteps[:4]:
+        sample = used.step(sample, time, sample, return_dict=False)[0]
+    for scheduler, steps in ((used, 5), (fresh, 5), (other, 6)):
+        scheduler.set_timesteps(steps)
+    mine, right, wrong = (digests_of(list(state_of(one)), CPU) for one in (used, fresh, other))
+    assert mine == right != wrong
 
 
 def test_what_ranks_may_have_of_their_own_is_left_out() -> None:
