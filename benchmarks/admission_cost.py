@@ -98,11 +98,11 @@ def _show_parts(spec: ModelSpec, device: torch.device) -> None:
     call("latent")
     noting.remove()
     leaves = [*arguments_of(words), *state_of(pipeline.scheduler), *arguments_of(seen)]
-    watch = WeightsWatch([pipeline.transformer], lambda _: False)
+    watch = WeightsWatch([pipeline.transformer], lambda _: False, device)
     timed: dict[str, Callable[[], object]] = {
         "a call, to latents": partial(call, "latent"),
         "a call, to a picture": partial(call, "pt"),
-        "digests of what it was given": lambda: digests_of(leaves),
+        "digests of what it was given": lambda: digests_of(leaves, device),
         "whether weights have changed": watch.has_changed,
         "a sketch, for each call of the transformer": lambda: sketch_of(seen["hidden_states"]),
         "digests of all weights, once a plan": watch.digests,

@@ -137,11 +137,13 @@ class GroupCache:
     """The process groups of one rank, made when first needed and kept: plan after plan reuses them.
 
     Making a group is collective over the whole world: every rank must ask for the same groups in
-    the same order.
+    the same order. `renewals` counts how often they were made anew: what was made of groups before
+    can't be used any more.
     """
 
     rank: int
     world_size: int
+    renewals: int = 0
     _groups: dict[tuple[str, tuple[int, ...]], GroupHandle | None] = field(default_factory=dict)
 
     def axis_group(
@@ -200,6 +202,7 @@ class GroupCache:
             made = self._made(key)
             if handle is not None and made is not None:
                 handle.process_group, handle.connections = made.process_group, made.connections
+        self.renewals += 1
 
     def close(self) -> None:
         """Destroys the groups made here; the world's own stays. Collective, like making them."""

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from ditplan.profiles.errors import InputError, PlanWarning
-from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.takeover import replaced, slot_of
 from ditplan.runtime.weights.pieces import PieceParameter
 
@@ -111,54 +110,6 @@ def _set_compiled_aside(model: nn.Module, undo: ExitStack) -> None:
             PlanWarning,
             stacklevel=2,
         )
-
-
-def require_neighbours(model: nn.Module, plan: ExecutionPlan) -> None:
-    """Refuses what works on a transformer already and can't stand beside a plan.
-
-    Raises:
-        InputError: says what it is, and how to take it off.
-    """
-    name = type(model).__name__
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        raise InputError(
-            "the pipeline's transformer is wrapped by torch.compile, which would compile across "
-            "what ranks exchange; give the pipeline the module itself (`._orig_mod`) and use a "
-            "plan with mode compile"
-        )
-    if getattr(model, "_parallel_config", None) is not None:
-        raise InputError(
-            f"{name} is parallel already by diffusers' enable_parallelism, which can't be beside a "
-            "plan; load it anew, or run it without a plan"
-        )
-    hooks = dict(_hooks_of_others(model))
-    sharded, graphs = plan.configuration.weights == "sharded", "graph" in plan.configuration.mode
-    moving = [hook for hook in hooks if hook == OFFLOADING or "offloading" in hook]
-    if sharded and hooks:
-        raise InputError(
-            f"{name} has hooks for {min(hooks)} on {hooks[min(hooks)]}, which move or leave out "
-            "weights that the plan has spread over ranks; take them off, or use a plan with "
-            "replicated weights"
-        )
-    if graphs and moving:
-        raise InputError(
-            f"{name} has hooks for {moving[0]} on {hooks[moving[0]]}, by which weights lie "
-            "elsewhere in each call than in the captured one; take them off, or use a plan with "
-            "mode eager or compile"
-        )
-
-
-OFFLOADING = "accelerate's offloading"
-
-
-def _hooks_of_others(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """The hooks that accelerate and diffusers have on a model's modules, by what they are for."""
-    for path, module in model.named_modules():
-        own, where = vars(module), path or "all of it"
-        if "_hf_hook" in own:
-            yield OFFLOADING, where
-        for hook in getattr(own.get("_diffusers_hook"), "hooks", ()):
-            yield f"diffusers' {hook}", where
 
 
 def _neighbours(model: nn.Module) -> tuple[bool, ...]:

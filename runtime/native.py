@@ -19,6 +19,7 @@ from ditplan.runtime.admission.call_guard import CallGuard
 from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.admission.fit import require_alike
 from ditplan.runtime.admission.guarding import put_in_force, require_no_other
+from ditplan.runtime.admission.neighbours import require_neighbours, require_unwrapped
 from ditplan.runtime.batch.batch_split import apply_cfg
 from ditplan.runtime.batch.call_check import CallCheck
 from ditplan.runtime.batch.call_split import apply_calls
@@ -28,7 +29,6 @@ from ditplan.runtime.compilation.blocks import CompiledBlocks
 from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.in_force import require_neighbours
 from ditplan.runtime.models.inspection import config_digest
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
@@ -87,14 +87,15 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
 
     def check() -> None:
         require_no_other(models.values())
+        for model in models.values():
+            require_unwrapped(model)
         if plan.configuration.pipefusion and len(models) > 1:
             raise InputError(
                 f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are "
                 f"made of one; {REMEDY}"
             )
         for model in models.values():
-            require_neighbours(model, plan)
-            _checked_family(model, plan, context)
+            require_neighbours(model, plan, _checked_family(model, plan, context))
 
     closing = ExitStack()
 
@@ -104,15 +105,11 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
         for model in models.values():
             _parallelize(pipeline, model, plan, context, calls, undo, closing)
 
-    def forget() -> None:
-        for model in models.values():
-            context.kept["prepared plans"].pop(model)
-
     if plan.mesh.size > 1:
         require_alike(plan, context, check)
     else:
         check()
-    return put_in_force(pipeline, models, plan, context, apply, forget, closing)
+    return put_in_force(pipeline, models, plan, context, apply, closing)
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -137,8 +134,8 @@ def _parallelize(
     Closing `undo` takes it away; what stays from one time to the next goes with `closing`.
     """
     mode = plan.configuration.mode
-    require_neighbours(model, plan)
     prepared = _prepared(model, plan, context)
+    require_neighbours(model, plan, prepared.family)
     may_fall_back = plan.fallback == "eager"
     undo.callback(prepared.ring_buffers.clear)
     if prepared.layout or prepared.batch_group:
@@ -231,12 +228,17 @@ def _shards(
 
 def _prepared(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> Prepared:
     family = _checked_family(model, plan, context)
-    kept = context.kept.setdefault("prepared plans", WeakKeyDictionary()).setdefault(model, {})
+    kept = context.kept.setdefault("prepared plans", WeakKeyDictionary())
+    renewals, of_model = kept.get(model, (None, {}))
+    if renewals != context.groups.renewals:
+        # what others were made of has been broken off by a call that failed
+        of_model = {}
+        kept[model] = context.groups.renewals, of_model
     # a step cache is outside of all that is prepared
     key = replace(plan.configuration, step_cache=None)
-    if key not in kept:
-        kept[key] = _prepare(family, plan, context)
-    found: Prepared = kept[key]
+    if key not in of_model:
+        of_model[key] = _prepare(family, plan, context)
+    found: Prepared = of_model[key]
     return found
 
 
@@ -398,19 +400,6 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
     config: Any = model.config
     plan.require_model(name, config_digest(config))
     family = family_of(name)
-    parts = plan.mesh.sequence_parallel * plan.mesh.pipefusion
-    cache = plan.configuration.step_cache
-    if cache and getattr(model, "is_cache_enabled", False):
-        raise InputError(
-            f"{name} has a step cache enabled and the plan has its own ({cache}): call "
-            "disable_cache() or use a plan without one"
-        )
-    if parts > 1 and getattr(model, "is_cache_enabled", False):
-        raise InputError(
-            f"{name} has a step cache enabled, by which each rank would decide for itself which "
-            "blocks to leave out while others wait for it: call disable_cache() or use a plan with "
-            "ring, ulysses and pipefusion of 1"
-        )
     if plan.configuration.pipefusion:
         if family.guidance == "calls" and plan.mesh.cfg > 1:
             raise InputError(

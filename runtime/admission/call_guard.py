@@ -100,14 +100,16 @@ class CallGuard(Calls):
         self._channel, self._groups, self._device = channel, groups, device
         self._by_patches, self._may_renew = by_patches, may_renew
         self._devices_are_unlike = devices_are_unlike
-        self._weights = WeightsWatch(models, lambda one: any(holds(one) for holds in self.pieces))
+        self._weights = WeightsWatch(
+            models, lambda one: any(holds(one) for holds in self.pieces), device
+        )
         self._watch = FailureWatch(channel, groups) if device.type == "cuda" else None
         self._call: _Call | None = None
         self._is_inside = False
         self._are_weights_known = False
         self._settled: BaseException | None = None
         self._refusal = ""
-        self._is_stale = False
+        self._renewals = groups.renewals
         self.strays_refused = ""
         self.renew: Callable[[], None] = lambda: None
         self.checks: list[Callable[[], None]] = []
@@ -195,7 +197,7 @@ class CallGuard(Calls):
         Raises:
             InputError: they differ, or the ranks are at different places.
         """
-        mine = digests_of(leaves)
+        mine = digests_of(leaves, self._device)
         doubtful = not self._are_weights_known
         messages = self._meet(Message(point, digest=digest_of(mine), flag=doubtful))
         if len({message.digest for message in messages}) > 1:
@@ -370,7 +372,6 @@ class CallGuard(Calls):
         self._groups.break_off()
         if self._watch:
             self._watch.forget()
-        self._is_stale = True
         try:
             self._groups.renew()
         except RuntimeError as error:
@@ -380,12 +381,12 @@ class CallGuard(Calls):
             )
 
     def _was_renewed(self) -> bool:
-        """Puts the plan in force anew if the call before has broken transfers off."""
-        if not self._is_stale or self._refusal:
+        """Puts the plan in force anew if transfers were broken off since, by a call of any plan."""
+        if self._groups.renewals == self._renewals or self._refusal:
             return False
         with self.failing_together():
             self.renew()
-        self._is_stale = False
+        self._renewals = self._groups.renewals
         return True
 
 

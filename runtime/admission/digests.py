@@ -1,9 +1,11 @@
 """Digests of what a call is given, equal on two ranks only if every bit of it is.
 
-Tensors are hashed where they lie, and nothing but the hashes is read back: 32-bit words in rows of
-`ROW`, each row times fixed pseudo-random 64-bit numbers, summed modulo 2^64 (the multilinear hash
-of Carter and Wegman: two different rows agree with a chance of 2^-32), then BLAKE2 over the rows'
-sums in their order. So places count as well as values, and a GPU does it in four kernels.
+Tensors of a plan on CPUs are hashed by BLAKE2. Those of a plan on GPUs are hashed where they lie,
+and nothing but the hashes is read back: 32-bit words in rows of `ROW`, each row times fixed
+pseudo-random 64-bit numbers, summed modulo 2^64 (the multilinear hash of Carter and Wegman: two
+different rows agree with a chance of 2^-32), then BLAKE2 over the rows' sums in their order. So
+places count as well as values, and a GPU does it in four kernels. There it is the same hash for
+tensors in the host's memory: one rank may have on its GPU what another one has offloaded.
 """
 
 import hashlib
@@ -26,6 +28,15 @@ CHUNK = 4096
 Leaf = str | torch.Tensor
 NO_MATTER = {"output_type", "return_dict"}
 """Arguments of a pipeline's call by which ranks may differ: what is made of the same latents."""
+
+LEFT_OVER = frozenset(
+    {
+        *("this_order", "timestep_list", "this_predictor_order", "this_corrector_order"),
+        *("sample", "cur_sample", "dt", "last_noise", "sigma_data", "_init_size"),
+    }
+)
+"""What diffusers' schedulers still have of the call before when the next one has set its timesteps:
+each is written before it is read, so ranks may differ in it."""
 
 
 def leaves_of(name: str, value: Any) -> Iterator[tuple[str, Leaf]]:
@@ -74,17 +85,19 @@ def arguments_of(given: Mapping[str, Any]) -> Iterator[tuple[str, Leaf]]:
 
 
 def state_of(scheduler: Any) -> Iterator[tuple[str, Leaf]]:
-    """The leaves of a scheduler: its class, its config, its timesteps and all else that it has."""
+    """The leaves of a scheduler: its class, its config, its timesteps and all else that matters."""
     yield "scheduler", type(scheduler).__name__
     for name, value in sorted(vars(scheduler).items()):
+        if name in LEFT_OVER:
+            continue
         found = "config" if name == "_internal_dict" else name
         yield from leaves_of(f"scheduler.{found}", value)
 
 
-def digests_of(leaves: Sequence[tuple[str, Leaf]]) -> dict[str, bytes]:
-    """A digest for each name."""
+def digests_of(leaves: Sequence[tuple[str, Leaf]], device: torch.device) -> dict[str, bytes]:
+    """A digest for each name, by the hash that ranks on such a device have in common."""
     tensors = [leaf for _, leaf in leaves if isinstance(leaf, torch.Tensor)]
-    hashes = iter(hashes_of(tensors))
+    hashes = map(hash_of, tensors) if device.type == "cpu" else iter(hashes_by_rows(tensors))
     found: dict[str, Any] = {}
     for name, leaf in leaves:
         kept = found.setdefault(name, hashlib.blake2b(digest_size=DIGEST_BYTES))
@@ -100,8 +113,13 @@ def digest_of(digests: Mapping[str, bytes]) -> bytes:
     return kept.digest()
 
 
-def hashes_of(tensors: Sequence[torch.Tensor]) -> list[bytes]:
-    """A hash of each tensor's bytes, with one copy from each device."""
+def hash_of(tensor: torch.Tensor) -> bytes:
+    """A hash of a tensor's bytes, which are read in the host's memory."""
+    return hashlib.blake2b(_bytes_of(tensor).cpu().numpy().data).digest()
+
+
+def hashes_by_rows(tensors: Sequence[torch.Tensor]) -> list[bytes]:
+    """A hash of each tensor's bytes, made where they lie, with one copy from each device."""
     words = [_words_of(tensor) for tensor in tensors]
     by_device: dict[torch.device, list[int]] = {}
     for number, one in enumerate(words):
@@ -117,8 +135,8 @@ def hashes_of(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     return found
 
 
-def _words_of(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bytes as 32-bit words, the last one filled up with zeros."""
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, one behind the other; where it has them so, no copy is made."""
     tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
@@ -126,7 +144,12 @@ def _words_of(tensor: torch.Tensor) -> torch.Tensor:
     if flat.stride(0) != 1:
         # what has one number is contiguous by any stride
         flat = flat.clone(memory_format=torch.contiguous_format)
-    flat = flat.view(torch.uint8)
+    return flat.view(torch.uint8)
+
+
+def _words_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes as 32-bit words, the last one filled up with zeros."""
+    flat = _bytes_of(tensor)
     if missing := -flat.numel() % 4:
         flat = torch.cat([flat, flat.new_zeros(missing)])
     if flat.storage_offset() % 4:

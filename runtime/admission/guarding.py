@@ -44,13 +44,12 @@ def put_in_force(
     plan: ExecutionPlan,
     context: RankContext,
     apply: Apply,
-    forget: Callable[[], None],
     closing: ExitStack,
 ) -> ExitStack:
     """Applies a plan, with calls that all its ranks agree on; closing the result takes it away.
 
-    `models` are by their names in the pipeline. `forget` has `apply` make everything anew that it
-    keeps for the next time; `closing` is closed at the end, when the plan has been taken away.
+    `models` are by their names in the pipeline; `closing` is closed at the end, when the plan has
+    been taken away.
 
     Raises:
         InputError: the ranks' transformers don't have the same weights.
@@ -90,12 +89,8 @@ def put_in_force(
             across_steps=plan.configuration.pipefusion is not None,
         )
 
-        def renew() -> None:
-            forget()
-            in_force.put_anew()
-
         if guard is not None:
-            guard.renew = renew
+            guard.renew = in_force.put_anew
         in_force.open(undo)
         return undo.pop_all()
 

@@ -29,10 +29,15 @@ class WeightsWatch:
     """The weights of some transformers as they were when last compared."""
 
     def __init__(
-        self, models: Sequence[nn.Module], is_shared_out: Callable[[torch.Tensor], bool]
+        self,
+        models: Sequence[nn.Module],
+        is_shared_out: Callable[[torch.Tensor], bool],
+        device: torch.device,
     ) -> None:
-        """`is_shared_out` says which tensors lie where blocks in pieces are put together."""
-        self._models, self._is_shared_out = models, is_shared_out
+        """`is_shared_out` says which tensors lie where blocks in pieces are put together, `device`
+        is the plan's.
+        """
+        self._models, self._is_shared_out, self._device = models, is_shared_out, device
         self._seen: Hashable = None
         self.look()
 
@@ -67,7 +72,7 @@ class WeightsWatch:
                 for name, module in model.named_modules()
                 if "scaling" in vars(module)
             ]
-        return digests_of(leaves) | elsewhere
+        return digests_of(leaves, self._device) | elsewhere
 
     def look(self) -> None:
         """Takes the weights as they are."""

@@ -367,22 +367,6 @@ def exchanged_scheduler(
     return list(zip(wanted, found, strict=True))
 
 
-def beside_other_ranks(
-    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
-) -> list[Found | None]:
-    """What a call gives in which a rank fails inside, and the next one, where there are ranks
-    beside the plan's.
-    """
-    pipeline = lively(context, spec)
-    with parallelize(pipeline, plan, context):
-        if context.rank not in plan.configuration.placement:
-            return []
-        with ExitStack() as undo:
-            out_of_memory(pipeline, context.rank == ODD, undo)
-            first = attempted(lambda: denoised(pipeline, spec, plan))
-        return [first, attempted(lambda: denoised(pipeline, spec, plan))]
-
-
 def interrupted_everywhere(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
 ) -> tuple[Found, Found, Found]:

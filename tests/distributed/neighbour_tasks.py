@@ -4,9 +4,11 @@ import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import diffusers
+import diffusers.hooks
 import torch
 from accelerate.hooks import (
     AlignDevicesHook,
@@ -14,14 +16,22 @@ from accelerate.hooks import (
     attach_align_device_hook,
     remove_hook_from_module,
 )
-from diffusers import FirstBlockCacheConfig, ParallelConfig
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    ParallelConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 from torch import nn
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.models.loading import load_pipeline
+from ditplan.runtime.models.loading import load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
 from tests.distributed.family_tasks import small_model
 from tests.distributed.rank_tasks import latents_of_call
@@ -35,11 +45,11 @@ def told(
 ) -> Told | None:
     """Runs a story on this rank, and on a twin without a plan; None on ranks of no plan.
 
-    `plan` and `close` put the plan in force and take it away, `call` compares a call's latents, all
+    `plan` and `close` put the plan in force and take it away, `CALLS` compare a call's latents, all
     else are `ACTIONS`. What is refused isn't done to the twin either.
     """
     takes_part = context.rank in plan.configuration.placement
-    pipeline, twin = _pipeline(spec), _pipeline(spec)
+    pipeline, twin = lively_pipeline(spec), lively_pipeline(spec)
     found: Told = []
     closing = ExitStack()
     for step in story:
@@ -49,10 +59,11 @@ def told(
             elif step == "close":
                 closing.close()
                 found += [(step, left) for left in left_behind(pipeline.transformer)]
-            elif step == "call":
+            elif step in CALLS:
                 if takes_part:
-                    mine = latents_of_call(pipeline, spec, plan.workload)
-                    right = latents_of_call(twin, spec, plan.workload)
+                    mine, right = (
+                        CALLS[step](one, spec, plan.workload) for one in (pipeline, twin)
+                    )
                     found.append((step, float((mine - right).abs().max())))
             else:
                 for one in (pipeline, twin):
@@ -63,10 +74,96 @@ def told(
     return found if takes_part else None
 
 
-def _pipeline(spec: ModelSpec) -> Any:
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def stories_told(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, stories: Sequence[Sequence[str]]
+) -> list[Told | None]:
+    """What `told` gives of each."""
+    return [told(context, spec, plan, story) for story in stories]
+
+
+def require_told(found: Told, story: Sequence[str], words: str, limit: float) -> None:
+    """Each call of a story is right, and what it marks with ! is refused, in one line with words.
+
+    Nothing of the plan is left where it was closed.
+    """
+    expected = [step for step in story if step in CALLS or step.endswith("!")]
+    assert [step for step, _ in found] == [step.rstrip("!") for step in expected], found
+    for step, (_, outcome) in zip(expected, found, strict=True):
+        if step.endswith("!"):
+            assert isinstance(outcome, str)
+            assert words in outcome
+            assert "\n" not in outcome
+        else:
+            assert isinstance(outcome, float), outcome
+            assert outcome <= limit, found
+
+
+def offloaded_on_one(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> None:
+    """Puts a plan in force where one rank's transformer is offloaded."""
+    pipeline = lively_pipeline(spec)
+    if context.rank == 1:
+        ACTIONS["model offload"](pipeline)
+    parallelize(pipeline, plan, context).close()
+
+
+def lively_pipeline(spec: ModelSpec) -> Any:
+    """The spec's own pipeline, with weights that let attention matter."""
     pipeline = load_pipeline(spec, None, torch.device("cpu"), "float32")
     pipeline.transformer = small_model(spec)
     return pipeline
+
+
+def _with_callback(pipeline: Any, spec: ModelSpec, work: Workload) -> torch.Tensor:
+    """Latents of a call whose callback changes them after each step."""
+
+    def brighter(_pipe: Any, step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": given["latents"] * 1.05 + 0.01 * step}
+
+    return latents_of_call(pipeline, spec, work, callback_on_step_end=brighter)
+
+
+def _interrupted(pipeline: Any, spec: ModelSpec, work: Workload) -> torch.Tensor:
+    """Latents of a call that its callback interrupts after the first step."""
+
+    def interrupt(pipe: Any, _step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = True
+        return given
+
+    return latents_of_call(pipeline, spec, work, callback_on_step_end=interrupt)
+
+
+def _without_a_layer(pipeline: Any, spec: ModelSpec, work: Workload) -> torch.Tensor:
+    """Latents of a call with skip-layer guidance, which is another pass that leaves out a block."""
+    more = {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 1.0}
+    return latents_of_call(pipeline, spec, work, **more)
+
+
+def _of_second(pipeline: Any, spec: ModelSpec, work: Workload) -> torch.Tensor:
+    """Latents of another pipeline around the same modules."""
+    second = getattr(diffusers, spec.pipeline_class)(**pipeline.components)
+    second.set_progress_bar_config(disable=True)
+    return latents_of_call(second, spec, work)
+
+
+def _with_two_passes(pipeline: Any, spec: ModelSpec, work: Workload) -> torch.Tensor:
+    """Latents of FLUX with a negative prompt, for which it makes a second call a step."""
+    negative = prompt_embeddings(spec, work, torch.device("cpu"), seed=2)
+    more = {f"negative_{name}": words for name, words in negative.items()}
+    return latents_of_call(pipeline, spec, work, true_cfg_scale=4.0, **more)
+
+
+CALLS: dict[str, Callable[[Any, ModelSpec, Workload], torch.Tensor]] = {
+    "call": latents_of_call,
+    "call with a callback": _with_callback,
+    "call that is interrupted": _interrupted,
+    "call without a layer": _without_a_layer,
+    "call of a second pipeline": _of_second,
+    "call with two passes": _with_two_passes,
+}
 
 
 def left_behind(model: nn.Module) -> list[str]:
@@ -176,6 +273,52 @@ def _double_precision(pipeline: Any) -> None:
     pipeline.transformer.to(torch.float64).to(torch.float32)
 
 
+def _timed(pipeline: Any, **ranges: Any) -> dict[str, Any]:
+    """What caches that ask for the timestep are given."""
+    return ranges | {
+        "current_timestep_callback": lambda: pipeline.current_timestep,
+        "spatial_attention_timestep_skip_range": (-1, 1001),
+        "spatial_attention_block_skip_range": 2,
+    }
+
+
+CACHES: dict[str, Callable[[Any], Any]] = {
+    "first-block cache": lambda _: FirstBlockCacheConfig(threshold=1.0),
+    "mag cache": lambda _: MagCacheConfig(
+        mag_ratios=[1.0, 0.99, 0.98, 0.97, 0.96, 0.95], num_inference_steps=6, threshold=0.2
+    ),
+    "taylor cache": lambda _: TaylorSeerCacheConfig(
+        cache_interval=2,
+        disable_cache_before_step=2,
+        taylor_factors_dtype=torch.float32,
+        use_lite_mode=True,
+    ),
+    "pyramid cache": lambda p: PyramidAttentionBroadcastConfig(**_timed(p)),
+    "faster cache": lambda p: FasterCacheConfig(
+        **_timed(p, unconditional_batch_timestep_skip_range=(-1, 1001), tensor_format="BCHW")
+    ),
+}
+"""Step caches of diffusers, with settings by which six steps leave something out."""
+
+
+APPLIED = {
+    FirstBlockCacheConfig: "apply_first_block_cache",
+    MagCacheConfig: "apply_mag_cache",
+    TaylorSeerCacheConfig: "apply_taylorseer_cache",
+    PyramidAttentionBroadcastConfig: "apply_pyramid_attention_broadcast",
+    FasterCacheConfig: "apply_faster_cache",
+}
+
+
+def _enable_cache(made: Callable[[Any], Any], pipeline: Any) -> None:
+    """Has a transformer use a cache; those without `enable_cache` have functions for it."""
+    model, config = pipeline.transformer, made(pipeline)
+    if hasattr(model, "enable_cache"):
+        model.enable_cache(config)
+    else:
+        getattr(diffusers.hooks, APPLIED[type(config)])(model, config)
+
+
 QKV = ("to_q", "to_k", "to_v")
 
 ACTIONS: dict[str, Callable[[Any], Any]] = {
@@ -183,6 +326,9 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "aligned": _aligned,
     "not aligned": lambda p: remove_hook_from_module(p.transformer, recurse=True),
     "no offload": lambda p: p.remove_all_hooks(),
+    "layerwise casting": lambda p: p.transformer.enable_layerwise_casting(
+        storage_dtype=torch.bfloat16, compute_dtype=torch.float32
+    ),
     "group offload": lambda p: p.transformer.enable_group_offload(
         torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
     ),
@@ -191,6 +337,7 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "lora one": _lora("one", 1, QKV),
     "lora two": _lora("two", 2, QKV),
     "lora around": _lora("one", 1, (*QKV, "x_embedder", "context_embedder", "proj_out")),
+    "lora on sd3": _lora("one", 1, (*QKV, "pos_embed.proj", "context_embedder", "proj_out")),
     "no lora one": lambda p: p.transformer.delete_adapters(["one"]),
     "only lora two": lambda p: p.transformer.set_adapters(["two"]),
     "half of lora one": lambda p: p.transformer.set_adapters(["one"], [0.5]),
@@ -209,6 +356,9 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "unfuse qkv": lambda p: p.transformer.unfuse_qkv_projections(),
     "math backend": lambda p: p.transformer.set_attention_backend("_native_math"),
     "native backend": lambda p: p.transformer.set_attention_backend("native"),
+    "other scheduler": lambda p: setattr(
+        p, "scheduler", type(p.scheduler).from_config(p.scheduler.config, shift=2.0)
+    ),
     "other vae": lambda p: setattr(p, "vae", copy.deepcopy(p.vae)),
     "other transformer": lambda p: setattr(p, "transformer", _Another(p.transformer)),
     "first transformer": lambda p: setattr(p, "transformer", p.transformer.first),
@@ -216,6 +366,7 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "wrapped": lambda p: setattr(p, "transformer", torch.compile(p.transformer, backend="eager")),
     "unwrapped": lambda p: setattr(p, "transformer", p.transformer._orig_mod),
     "cache": lambda p: p.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0)),
+    **{name: partial(_enable_cache, made) for name, made in CACHES.items()},
     "no cache": lambda p: p.transformer.disable_cache(),
     "parallel": lambda p: setattr(p.transformer, "_parallel_config", ParallelConfig()),
     "not parallel": lambda p: setattr(p.transformer, "_parallel_config", None),

@@ -17,7 +17,6 @@ from tests.distributed.agreement_tasks import (
     Found,
     alone,
     another_plan,
-    beside_other_ranks,
     exchanged_scheduler,
     interrupted_everywhere,
     nested,
@@ -29,6 +28,7 @@ from tests.distributed.agreement_tasks import (
     with_guidance,
     without_generator,
 )
+from tests.distributed.broken_tasks import after_another_plan_broke, beside_other_ranks
 from tests.distributed.family_models import small
 from tests.distributed.small_models import plan_for, small_sd3, workload
 
@@ -258,6 +258,19 @@ def test_a_call_that_all_ranks_interrupt_is_one_device_s_or_refused(
         else:
             assert apart(found, wanted) <= EXACT
         assert apart(after, usual) <= EXACT
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_broken_call_spoils_no_other_plan_and_none_that_comes_after(
+    pair: RankPool, name: str
+) -> None:
+    spec, plan = plan_of(name)
+    wanted = torch.zeros(())
+    for results in pair.run(after_another_plan_broke, spec, plan, timeout_s=TIMEOUT_S):
+        broken, of_other, again = results
+        assert broken == "OutOfMemoryError: CUDA out of memory"
+        assert apart(of_other, wanted) <= EXACT
+        assert apart(again, wanted) <= EXACT
 
 
 def test_a_plan_beside_other_ranks_says_why_it_is_over(ranks: RankPool) -> None:

@@ -80,12 +80,14 @@ def test_a_pipeline_with_a_controlnet_gives_the_latents_of_one_device(
     work = workload(height=32, width=48, passes=1 if embedded else 2, batch=2 if embedded else 1)
     meshes = [Mesh(dp=2) if embedded else Mesh(cfg=2), *SEQUENCES[:2]]
     plans = [plan_for(spec, mesh, work) for mesh in (Mesh(), *meshes)]
+    plans.append(plan_for(spec, Mesh(ulysses=2), work).configured(weights="sharded"))
     results = ranks.run(controlled_latents, name, plans, timeout_s=240)
     alone = results[0][0]
     without = ranks.run(controlled_latents, name, plans[:1], 0.0, timeout_s=240)[0][0]
     assert furthest(alone, [without]) > 100 * EXACT
-    for number, mesh in enumerate(meshes, 1):
-        assert furthest(alone, [of_rank[number] for of_rank in results]) <= EXACT, mesh
+    for number, plan in enumerate(plans[1:], 1):
+        far = furthest(alone, [of_rank[number] for of_rank in results])
+        assert far <= EXACT, plan.configuration
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])
@@ -99,9 +101,21 @@ def test_an_ip_adapter_gives_the_latents_of_one_device(ranks: RankPool, name: st
     assert furthest(alone, [latents_of_call(pipeline, spec, work, **black)]) > 100 * EXACT
     meshes = [*SEQUENCES, *([Mesh(dp=2, ulysses=2)] if embedded else [Mesh(cfg=2, ring=2)])]
     plans = [plan_for(spec, mesh, work) for mesh in meshes]
+    plans.append(plan_for(spec, Mesh(ulysses=2), work).configured(weights="sharded"))
     results = ranks.run(adapted_latents, name, plans, timeout_s=240)
-    for number, mesh in enumerate(meshes):
-        assert furthest(alone, [of_rank[number] for of_rank in results]) <= EXACT, mesh
+    for number, plan in enumerate(plans):
+        far = furthest(alone, [of_rank[number] for of_rank in results])
+        assert far <= EXACT, plan.configuration
+
+
+def test_an_ip_adapter_under_compiled_blocks(ranks: RankPool) -> None:
+    spec, work = small("flux"), workload(passes=1, steps=1)
+    pipeline, more = adapted_pipeline("flux")
+    alone = latents_of_call(pipeline, spec, work, **more)
+    plan = plan_for(spec, Mesh(ulysses=2), work).configured(mode="compile")
+    plan = plan.model_copy(update={"fallback": "refuse"})
+    results = ranks.run(adapted_latents, "flux", [plan], timeout_s=600)
+    assert furthest(alone, [of_rank[0] for of_rank in results]) <= EXACT
 
 
 def test_fluxs_adapter_runs_in_patches_and_sd3s_is_refused(ranks: RankPool) -> None:

@@ -6,7 +6,7 @@ from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.runtime.ranks.pool import RankPool
-from tests.distributed.neighbour_tasks import told
+from tests.distributed.neighbour_tasks import require_told, told
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload
 
 EXACT = 1e-4
@@ -22,30 +22,18 @@ COMPILED = {"mode": "compile"}
 def as_told(
     ranks: RankPool, spec: ModelSpec, mesh: Mesh, story: str, words: str = "", **parts: str
 ) -> None:
-    """Each call of a story is right, and what it marks with ! is refused, in one line with words.
-
-    Nothing of the plan is left where it was closed.
-    """
+    """A story is as `require_told` says, on every rank of a plan."""
     work = workload(passes=2 if spec is SD3 else 1)
     plan = plan_for(spec, mesh, work, None, WARM if mesh.pipefusion > 1 else None)
     plan = plan.model_copy(update={"fallback": parts.pop("fallback", "refuse")})
     steps = story.split(", ")
-    expected = [step for step in steps if step == "call" or step.endswith("!")]
     results = ranks.run(
         told, spec, plan.configured(**parts), [step.rstrip("!") for step in steps], timeout_s=600
     )
     outcomes = [found for found in results if found is not None]
     assert len(outcomes) == mesh.size
     for found in outcomes:
-        assert [step for step, _ in found] == [step.rstrip("!") for step in expected], found
-        for step, (_, outcome) in zip(expected, found, strict=True):
-            if step.endswith("!"):
-                assert isinstance(outcome, str)
-                assert words in outcome
-                assert "\n" not in outcome
-            else:
-                assert isinstance(outcome, float), outcome
-                assert outcome <= EXACT, found
+        require_told(found, steps, words, EXACT)
 
 
 @pytest.mark.parametrize(

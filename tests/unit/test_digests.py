@@ -1,7 +1,9 @@
 """Digests, sketches and the watch over weights by which ranks see that they have the same."""
 
+import hashlib
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,27 +13,43 @@ from torch import nn
 
 from ditplan.runtime.admission.agreement import Report, disagreement, is_dirty, origin, out_of_step
 from ditplan.runtime.admission.channel import Message, Point
-from ditplan.runtime.admission.digests import ROW, arguments_of, digests_of, hashes_of, leaves_of
+from ditplan.runtime.admission.digests import (
+    ROW,
+    arguments_of,
+    digests_of,
+    hash_of,
+    hashes_by_rows,
+    leaves_of,
+    state_of,
+)
 from ditplan.runtime.admission.sketches import drifted, sketch_of
 from ditplan.runtime.admission.weights import ELSEWHERE, WeightsWatch, with_known
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+"""Devices of plans; the tensors of these tests lie in the host's memory."""
 
-def digest(value: Any) -> dict[str, bytes]:
+
+def hashes_of(tensors: list[torch.Tensor], device: torch.device) -> list[bytes]:
+    """By the hash of a plan on such devices."""
+    return list(map(hash_of, tensors)) if device == CPU else hashes_by_rows(tensors)
+
+
+def digest(value: Any, device: torch.device = CPU) -> dict[str, bytes]:
     """Of one argument."""
-    return digests_of(list(leaves_of("value", value)))
+    return digests_of(list(leaves_of("value", value)), device)
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(1, 3 * ROW), st.data())
+@given(st.integers(1, 3 * ROW), st.sampled_from([CPU, GPU]), st.data())
 def test_any_number_that_changes_and_any_two_that_trade_places_change_a_hash(
-    size: int, data: st.DataObject
+    size: int, device: torch.device, data: st.DataObject
 ) -> None:
     tensor = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(torch.bfloat16)
     first, second = (data.draw(st.integers(0, size - 1)) for _ in range(2))
     changed, traded = tensor.clone(), tensor.clone()
     changed.view(torch.int16)[first] ^= 1
     traded[[first, second]] = tensor[[second, first]]
-    same, before, one, two = hashes_of([tensor.clone(), tensor, changed, traded])
+    same, before, one, two = hashes_of([tensor.clone(), tensor, changed, traded], device)
     assert same == before
     assert one != before
     assert (two == before) == (tensor[first] == tensor[second])
@@ -51,16 +69,26 @@ def test_any_number_that_changes_and_any_two_that_trade_places_change_a_hash(
     ],
     ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)}",
 )
-def test_tensors_of_any_kind_are_hashed_by_their_values(tensor: torch.Tensor) -> None:
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_tensors_of_any_kind_are_hashed_by_their_values(
+    tensor: torch.Tensor, device: torch.device
+) -> None:
     contiguous = tensor.clone(memory_format=torch.contiguous_format)
-    assert digest(tensor) == digest(contiguous)
+    assert digest(tensor, device) == digest(contiguous, device)
     if tensor.numel():
-        assert digest(tensor) != digest(torch.zeros_like(tensor))
+        assert digest(tensor, device) != digest(torch.zeros_like(tensor), device)
 
 
-def test_rows_that_trade_places_change_a_hash() -> None:
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_rows_that_trade_places_change_a_hash(device: torch.device) -> None:
     rows = torch.randn(3, ROW)
-    assert hashes_of([rows]) != hashes_of([rows[[1, 0, 2]]])
+    assert hashes_of([rows], device) != hashes_of([rows[[1, 0, 2]]], device)
+
+
+def test_a_hash_on_cpus_is_that_of_the_bytes_alone() -> None:
+    numbers = torch.arange(12, dtype=torch.int16).view(3, 4)
+    wanted = hashlib.blake2b(numbers.t().contiguous().numpy().tobytes()).digest()
+    assert hash_of(numbers.t()) == wanted
 
 
 @pytest.mark.parametrize(
@@ -83,6 +111,27 @@ def test_rows_that_trade_places_change_a_hash() -> None:
 def test_unlike_arguments_have_unlike_digests(one: Any, other: Any) -> None:
     assert digest(one) == digest(one)
     assert digest(one) != digest(other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
+        *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "PNDMScheduler"),
+        *("FlowMatchLCMScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+        *("LCMScheduler", "SASolverScheduler", "DDIMScheduler"),
+    ],
+)
+def test_a_call_that_one_rank_alone_has_made_is_no_difference_of_schedulers(name: str) -> None:
+    used, fresh, other = (getattr(diffusers, name)() for _ in range(3))
+    sample = torch.ones(1, 4, 8, 8)
+    used.set_timesteps(5)
+    for time in used.timesteps[:4]:
+        sample = used.step(sample, time, sample, return_dict=False)[0]
+    for scheduler, steps in ((used, 5), (fresh, 5), (other, 6)):
+        scheduler.set_timesteps(steps)
+    mine, right, wrong = (digests_of(list(state_of(one)), CPU) for one in (used, fresh, other))
+    assert mine == right != wrong
 
 
 def test_what_ranks_may_have_of_their_own_is_left_out() -> None:
@@ -192,7 +241,7 @@ def _rescaled(model: Layers) -> None:
 def test_a_change_of_weights_is_seen_once(change: Any) -> None:
     model = Layers()
     vars(model.second)["scaling"] = {"default": 1.0}
-    watch = WeightsWatch([model], lambda _: False)
+    watch = WeightsWatch([model], lambda _: False, CPU)
     assert not watch.has_changed()
     change(model)
     assert watch.has_changed()
@@ -201,8 +250,8 @@ def test_a_change_of_weights_is_seen_once(change: Any) -> None:
 
 def test_weights_that_a_rank_has_not_whole_are_compared_among_others() -> None:
     model = Layers()
-    whole = WeightsWatch([model], lambda _: False).digests()
-    pieces = WeightsWatch([model], lambda one: one is model.first.weight).digests()
+    whole = WeightsWatch([model], lambda _: False, CPU).digests()
+    pieces = WeightsWatch([model], lambda one: one is model.first.weight, CPU).digests()
     assert pieces["weights of transformer.first.weight"] == ELSEWHERE
     known = with_known([whole, pieces])
     assert known[0] == known[1] == whole

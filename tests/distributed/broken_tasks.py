@@ -1,0 +1,49 @@
+"""What the tests of plans beside, and after, a call that fails inside ask of ranks."""
+
+from contextlib import ExitStack
+
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.groups import RankContext
+from ditplan.runtime.native import parallelize
+from tests.distributed.agreement_tasks import (
+    ODD,
+    Found,
+    attempted,
+    denoised,
+    lively,
+    out_of_memory,
+)
+
+
+def beside_other_ranks(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> list[Found | None]:
+    """What a call gives in which a rank fails inside, and the next one, where there are ranks
+    beside the plan's.
+    """
+    pipeline = lively(context, spec)
+    with parallelize(pipeline, plan, context):
+        if context.rank not in plan.configuration.placement:
+            return []
+        with ExitStack() as undo:
+            out_of_memory(pipeline, context.rank == ODD, undo)
+            first = attempted(lambda: denoised(pipeline, spec, plan))
+        return [first, attempted(lambda: denoised(pipeline, spec, plan))]
+
+
+def after_another_plan_broke(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> tuple[Found, Found, Found]:
+    """What a call gives in which a rank fails inside; and what is right of two others, under a plan
+    that was in force on another pipeline meanwhile, and under the same one put in force again.
+    """
+    pipeline, other = lively(context, spec), lively(context, spec)
+    with parallelize(other, plan, context):
+        before = denoised(other, spec, plan)
+        with parallelize(pipeline, plan, context), ExitStack() as undo:
+            out_of_memory(pipeline, context.rank == ODD, undo)
+            broken = attempted(lambda: denoised(pipeline, spec, plan))
+        of_other = attempted(lambda: denoised(other, spec, plan) - before)
+    with parallelize(pipeline, plan, context):
+        return broken, of_other, attempted(lambda: denoised(pipeline, spec, plan) - before)
