@@ -1,13 +1,19 @@
 """Kinds of device: told by what they can do, since two of one name needn't be equally fast."""
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ditplan.profiles.cluster import ClusterProfile, Device, DeviceKind
 
 SAME_RATE: dict[DeviceKind, float] = {"cuda": 1.1, "cpu": 2.0}
 """Devices of one name whose rates and memory differ by no more than so many times are alike: clocks
 and measurements of GPUs vary by some percent, those of CPU ranks, which share a machine, by more.
+"""
+
+ON_ONE_HOST: dict[DeviceKind, float] = SAME_RATE | {"cpu": math.inf}
+"""As `SAME_RATE`, of devices of one host: its CPU ranks run on the same processors, whatever share
+each got while it was measured.
 """
 
 RATES = ("half_flops_per_s", "single_flops_per_s", "memory_bytes_per_s", "memory_bytes")
@@ -18,9 +24,11 @@ def speed_of(device: Device) -> tuple[float, ...]:
     return tuple(getattr(device, rate) for rate in RATES)
 
 
-def kinds_of(devices: Sequence[Device]) -> tuple[int, ...]:
+def kinds_of(
+    devices: Sequence[Device], same: Mapping[DeviceKind, float] = SAME_RATE
+) -> tuple[int, ...]:
     """The kind of each device, numbered among those of its name from the slowest on: the same
-    wherever it stands.
+    wherever it stands. `same` says by how many times rates of one kind may differ.
     """
     kinds = [0] * len(devices)
     for name in dict.fromkeys(device.name for device in devices):
@@ -28,7 +36,9 @@ def kinds_of(devices: Sequence[Device]) -> tuple[int, ...]:
         slowest: list[Device] = []
         for place in sorted(own, key=lambda place: speed_of(devices[place])):
             device = devices[place]
-            number = next((n for n, one in enumerate(slowest) if _are_alike(one, device)), None)
+            number = next(
+                (n for n, one in enumerate(slowest) if _are_alike(one, device, same)), None
+            )
             if number is None:
                 number = len(slowest)
                 slowest.append(device)
@@ -36,10 +46,13 @@ def kinds_of(devices: Sequence[Device]) -> tuple[int, ...]:
     return tuple(kinds)
 
 
-def with_rates_of_kinds(devices: Sequence[Device]) -> tuple[Device, ...]:
+def with_rates_of_kinds(
+    devices: Sequence[Device], same: Mapping[DeviceKind, float] = SAME_RATE
+) -> tuple[Device, ...]:
     """The devices, those of one kind with its median rates: what differs between them is noise."""
     of_kinds: dict[tuple[str, int], list[Device]] = {}
-    keys = [(one.name, kind) for one, kind in zip(devices, kinds_of(devices), strict=True)]
+    kinds = kinds_of(devices, same)
+    keys = [(one.name, kind) for one, kind in zip(devices, kinds, strict=True)]
     for device, key in zip(devices, keys, strict=True):
         of_kinds.setdefault(key, []).append(device)
     medians = {
@@ -97,10 +110,10 @@ def fastest_first(cluster: ClusterProfile) -> ClusterProfile:
     return cluster.model_copy(update={"hosts": changed, "links": links})
 
 
-def _are_alike(slow: Device, device: Device) -> bool:
-    same = SAME_RATE[device.kind]
+def _are_alike(slow: Device, device: Device, same: Mapping[DeviceKind, float]) -> bool:
+    most = same[device.kind]
     return all(
-        1 / same <= getattr(device, rate) / getattr(slow, rate) <= same for rate in RATES
+        1 / most <= getattr(device, rate) / getattr(slow, rate) <= most for rate in RATES
     ) and (slow.kind, slow.matmul_share, slow.attention_share) == (
         device.kind,
         device.matmul_share,

@@ -18,7 +18,7 @@ from ditplan.profiles.cluster import (
     Host,
     Operation,
 )
-from ditplan.profiles.device_kinds import with_rates_of_kinds
+from ditplan.profiles.device_kinds import ON_ONE_HOST, with_rates_of_kinds
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
 from ditplan.runtime.profiling.timing import synchronize
@@ -113,7 +113,8 @@ def profile_cluster(
         name=name,
         hosts=(
             Host(
-                name="localhost", devices=with_rates_of_kinds([report.device for report in reports])
+                name="localhost",
+                devices=with_rates_of_kinds([report.device for report in reports], ON_ONE_HOST),
             ),
         ),
         links=tuple(links),

@@ -334,4 +334,4 @@ def test_what_cannot_be_captured_falls_back_or_is_refused(gpus: RankPool) -> Non
 
 def plan_for_both(plan: ExecutionPlan) -> ExecutionPlan:
     """The plan on both ranks, since a task ends with InputError only if all ranks raise it."""
-    return plan.model_copy(update={"mesh": Mesh(cfg=2), "placement": (0, 1)})
+    return plan.configured(mesh=Mesh(cfg=2), placement=(0, 1))

@@ -14,7 +14,13 @@ from ditplan.planner.space.placement import placements
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, Device
-from ditplan.profiles.device_kinds import fastest_first, kinds_of, with_kinds_named
+from ditplan.profiles.device_kinds import (
+    ON_ONE_HOST,
+    fastest_first,
+    kinds_of,
+    with_kinds_named,
+    with_rates_of_kinds,
+)
 from ditplan.profiles.mesh import Mesh, axis_orders
 from tests.unit.planner_factories import a_cluster, a_device
 
@@ -107,6 +113,12 @@ def test_ranks_of_a_cpu_differ_more_than_gpus_before_they_are_of_two_kinds() -> 
     gpus, cpus = ([rated(times, kind=kind) for times in (1, 0.7)] for kind in ("cuda", "cpu"))
     assert kinds_of(gpus) == (1, 0)
     assert kinds_of(cpus) == (0, 0)
+
+
+def test_ranks_of_one_host_s_cpu_are_one_kind_whatever_share_each_got() -> None:
+    gpus, ranks = [rated(1.0), rated(0.1)], [rated(share, kind="cpu") for share in (1.0, 0.1, 0.5)]
+    assert len(set(with_rates_of_kinds(gpus, ON_ONE_HOST))) == 2
+    assert set(with_rates_of_kinds(ranks, ON_ONE_HOST)) == {ranks[2]}
 
 
 def test_many_kinds_are_seated_in_few_ways_and_no_worse_than_as_listed() -> None:
