@@ -7,6 +7,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 INSTALLED := $(VENV)/installed$(addprefix -,$(subst /,-,$(PYTHON)))
+# Files of tests are shared out to two processes: much of what they do is waiting.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 PROMPT := a red circle left of a blue square
 
 .PHONY: demo unit test lint clean
@@ -19,10 +21,10 @@ demo: $(INSTALLED)
 
 # What needs no ranks.
 unit: $(INSTALLED)
-	$(VENV)/bin/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check
