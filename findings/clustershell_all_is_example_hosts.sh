@@ -5,7 +5,7 @@
 # Version: ClusterShell 1.10.1. Source: etc/clustershell/groups.d/local.cfg among the wheel's data files,
 # Defaults.py, config_paths (sys.prefix/etc/clustershell).
 # Matters: a launcher that accepts node sets takes "@all" for real hosts and waits for ssh to each of 131 names;
-# python-hostlist and scontrol would keep the text as a name.
+# python-hostlist keeps the text as a name.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Expected: a skipped block is as if it weren't there: text and image go through it unchanged.
-# Seen: the skipped block hands them on in swapped places, for every block that returns the text first
-# (FLUX, SD3, Qwen-Image). With 5 text and 16 image tokens FLUX returns 5 tokens for the picture's 16; with
-# as many text tokens as image tokens nothing shows but another picture.
+# Seen: the skipped block hands them on in swapped places where blocks return the text first: FLUX here; SD3 and
+# Qwen-Image are registered alike. With 5 text and 16 image tokens FLUX returns 5 tokens for the picture's 16;
+# with as many text tokens as image tokens nothing shows but another picture.
 # Version: diffusers 0.42.1. Source: hooks/layer_skip.py, TransformerBlockSkipHook.new_forward returns
 # (hidden, encoder) without asking the metadata's return_hidden_states_index, which is 1 for these.
 # Matters: whoever skips whole blocks (skip-layer guidance, pruning, early exits) gets text in place of the

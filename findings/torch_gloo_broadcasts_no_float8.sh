@@ -2,8 +2,8 @@
 # Expected: broadcast moves bytes and computes nothing, so any dtype that can be sent can be broadcast.
 # Seen: with gloo, broadcast of float8 or uint16 raises "Invalid scalar type", while send and recv carry the same
 # tensors. Viewed as uint8 they can be broadcast too.
-# Version: torch 2.13.0 (CPU). Source: torch/csrc/distributed/c10d/ProcessGroupGloo.cpp: broadcast picks a template
-# by the scalar type, send passes pointer and size.
+# Version: torch 2.13.0 (CPU). Source: torch/csrc/distributed/c10d/ProcessGroupGlooDetail.hpp: broadcast picks
+# a template by the scalar type, send passes pointer and size.
 # Matters: a plan tested with bfloat16 weights on CPU ranks fails with float8 ones (layerwise casting, quantized
 # checkpoints) in the collective, and only there.
 set -euo pipefail
