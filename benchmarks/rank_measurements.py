@@ -17,7 +17,8 @@ from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.runtime.generation import RankRun, measure_plan
+from ditplan.profiles.rank_run import RankRun
+from ditplan.runtime.generation import measure_plan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize

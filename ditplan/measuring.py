@@ -23,13 +23,13 @@ from ditplan.profiles.hosts_formats import HostsFormat
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.ranks.hosts import require_local
 from ditplan.settings import workload_in
 from ditplan.study import study_in
 
 if TYPE_CHECKING:
-    from ditplan.runtime.generation import RankRun
     from ditplan.runtime.workers import Workers
 
 SMALL_MODEL_PARAMETERS = 100_000_000
@@ -181,7 +181,7 @@ def run_plan(
     hosts: Hosts = None,
     seed: int = 0,
     say: Say,
-) -> "RankRun":
+) -> RankRun:
     """Makes the prompt's picture with the plan.
 
     Raises:

@@ -13,7 +13,8 @@ import torch
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import FrozenModel, replacing
+from ditplan.profiles.rank_run import RankRun
+from ditplan.profiles.record import replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import require_fit
 from ditplan.runtime.blocks import block_paths
@@ -28,14 +29,6 @@ from ditplan.runtime.native import parallelize, weight_group_of
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
 WARMUP_STEPS = 2
-
-
-class RankRun(FrozenModel):
-    """One run on one rank; the memory is the device's peak, on CPUs the process's."""
-
-    latency_s: float
-    end_to_end_s: float
-    memory_bytes: int
 
 
 def measure_plan(

@@ -13,12 +13,18 @@ from ditplan.profiles.errors import ClusterError
 from ditplan.profiles.host import Host
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.generation import RankRun, generate, measure_plan
 from ditplan.runtime.profiling.cluster_profiler import profile_cluster
-from ditplan.runtime.profiling.model_profiler import profile_model, slowest_of_ranks
+from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
+from ditplan.runtime.ranks.by_name import ByName
 from ditplan.runtime.ranks.devices import device_name
 from ditplan.runtime.ranks.pool import RankPool
+
+# the ranks alone import diffusers and torch's compiler for these
+GENERATE = ByName("ditplan.runtime.generation", "generate")
+MEASURE_PLAN = ByName("ditplan.runtime.generation", "measure_plan")
+PROFILE_MODEL = ByName("ditplan.runtime.profiling.model_profiler", "profile_model")
 
 NAMES_TIMEOUT_S = 60.0
 PROFILE_TIMEOUT_S = 1800.0
@@ -68,7 +74,7 @@ class Workers:
     ) -> ModelProfile:
         """Measures the model's parts on all ranks at once; the slowest rank's times count."""
         results = self.pool().run(
-            profile_model, spec, workload, tuple(requests), timeout_s=PROFILE_TIMEOUT_S
+            PROFILE_MODEL, spec, workload, tuple(requests), timeout_s=PROFILE_TIMEOUT_S
         )
         return ModelProfile(
             model=spec.name,
@@ -86,7 +92,7 @@ class Workers:
         Raises:
             ClusterError: a rank failed or is far slower than predicted; new ranks do the next run.
         """
-        runs = self.pool().run(measure_plan, spec, weights, plan, timeout_s=_patience_s(plan))
+        runs = self.pool().run(MEASURE_PLAN, spec, weights, plan, timeout_s=_patience_s(plan))
         return _slowest(runs)
 
     def generate(
@@ -104,7 +110,7 @@ class Workers:
             ClusterError: a rank failed.
         """
         runs = self.pool().run(
-            generate, spec, weights, plan, prompt, seed, out, timeout_s=_patience_s(plan)
+            GENERATE, spec, weights, plan, prompt, seed, out, timeout_s=_patience_s(plan)
         )
         return _slowest(runs)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ditplan.runtime.admission.channel import DIGEST_BYTES
+from ditplan.runtime.weights.pieces import flat_bytes
 
 ROW = 4096
 """Words that are summed to one number."""
@@ -115,7 +116,7 @@ def digest_of(digests: Mapping[str, bytes]) -> bytes:
 
 def hash_of(tensor: torch.Tensor) -> bytes:
     """A hash of a tensor's bytes, which are read in the host's memory."""
-    return hashlib.blake2b(_bytes_of(tensor).cpu().numpy().data).digest()
+    return hashlib.blake2b(flat_bytes(tensor).cpu().numpy().data).digest()
 
 
 def hashes_by_rows(tensors: Sequence[torch.Tensor]) -> list[bytes]:
@@ -135,21 +136,9 @@ def hashes_by_rows(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     return found
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bytes, one behind the other; where it has them so, no copy is made."""
-    tensor = tensor.detach()
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    flat = tensor.contiguous().reshape(-1)
-    if flat.stride(0) != 1:
-        # what has one number is contiguous by any stride
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return flat.view(torch.uint8)
-
-
 def _words_of(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's bytes as 32-bit words, the last one filled up with zeros."""
-    flat = _bytes_of(tensor)
+    flat = flat_bytes(tensor)
     if missing := -flat.numel() % 4:
         flat = torch.cat([flat, flat.new_zeros(missing)])
     if flat.storage_offset() % 4:

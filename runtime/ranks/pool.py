@@ -25,6 +25,7 @@ from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.host import Host
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.runtime.ranks.by_name import ByName
 from ditplan.runtime.ranks.conversation import TICK_S, Conversation, Failure, Rank, numbered
 from ditplan.runtime.ranks.folders import keep_folder, make_folder
 from ditplan.runtime.ranks.handshake import Reception
@@ -115,7 +116,8 @@ class RankPool:
             if conversation.is_refused_by_all:
                 refusal = conversation.raised[0].message
             elif conversation.failures:
-                raise _rank_error(function.__name__, conversation.failures, self._folder)
+                name = _path_of(function).rpartition(".")[2]
+                raise _rank_error(name, conversation.failures, self._folder)
             else:
                 results = conversation.results
                 return [pickle.loads(results[rank.number]) for rank in self._ranks]
@@ -319,11 +321,17 @@ def _loopback_interface() -> str:
     raise ClusterError(f"no network interface has {LOOPBACK}; bring up the loopback interface")
 
 
+def _path_of(function: Callable[..., object]) -> str:
+    if isinstance(function, ByName):
+        return str(function)
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def _pickled_task(
     function: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
 ) -> bytes:
-    where = f"{function.__module__}.{function.__qualname__}"
-    if function.__module__ == "__main__" or "<" in where:
+    where = _path_of(function)
+    if where.startswith("__main__.") or "<" in where:
         raise ValueError(
             f"{where} can't be run on ranks: put it at the top level of a module that is imported"
         )

@@ -95,3 +95,15 @@ class PieceParameter(nn.Parameter):
             "as in fusing adapters, saving or moving the model); close the plan before, or use one "
             "with replicated weights"
         )
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, one behind the other; where it has them so, no copy is made."""
+    tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    flat = tensor.contiguous().reshape(-1)
+    if flat.stride(0) != 1:
+        # what has one number is contiguous by any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)

@@ -22,7 +22,7 @@ from ditplan.profiles.sharded_blocks import BLOCKS_WHOLE_AT_ONCE
 from ditplan.runtime.groups import AxisGroup
 from ditplan.runtime.takeover import inner_forward, replace_forward
 from ditplan.runtime.weights.loading import Put
-from ditplan.runtime.weights.pieces import PieceParameter
+from ditplan.runtime.weights.pieces import PieceParameter, flat_bytes
 
 ALIGNMENT = 256
 """Bytes; where torch's allocator would have a tensor begin."""
@@ -143,7 +143,7 @@ class ShardedWeights:
         start = max(place.start, self._rank * length)
         end = min(place.start + place.size, (self._rank + 1) * length)
         if start < end:
-            flat = value.detach().to(place.dtype).contiguous().view(-1).view(torch.uint8)
+            flat = flat_bytes(value.to(place.dtype))
             own = flat[start - place.start : end - place.start]
             block.piece[start - self._rank * length : end - self._rank * length].copy_(own)
 

@@ -1,7 +1,7 @@
 """What several ranks measured of a model becomes one profile."""
 
 from ditplan.profiles.model import TimePoint
-from ditplan.runtime.profiling.model_profiler import slowest_of_ranks
+from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
 
 
 def point(median_s: float, **changes: object) -> TimePoint:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from ditplan.profiles.errors import InputError
-from ditplan.runtime.weights.pieces import PieceParameter
+from ditplan.runtime.weights.pieces import PieceParameter, flat_bytes
 from ditplan.runtime.weights.sharded import shard
 
 
@@ -77,3 +78,18 @@ def test_quantized_weights_are_not_spread_over_ranks() -> None:
     group: Any = None
     with pytest.raises(InputError, match="weight of a Linear is a Quantized"), ExitStack() as undo:
         shard(nn.Sequential(block), [block], group, torch.device("cpu"), undo)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t(),
+        torch.tensor(3.0).expand(1),
+        torch.arange(6.0)[::5][:1],
+        torch.tensor([1 + 2j]).conj(),
+    ],
+    ids=["turned", "expanded", "one of a row", "conjugated"],
+)
+def test_bytes_of_any_layout_are_those_of_its_values(tensor: torch.Tensor) -> None:
+    found = flat_bytes(tensor)
+    assert bytes(found.tolist()) == numpy.ascontiguousarray(tensor.resolve_conj().numpy()).tobytes()

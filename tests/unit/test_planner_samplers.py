@@ -41,7 +41,7 @@ TASK = Task(
     allowed=ApproximationPolicy(),
 )
 SMALL = replace(TASK, cluster=a_cluster(devices=2), modes=("eager",))
-OTHERS: tuple[SamplerName, ...] = tuple(set(get_args(SamplerName)) - {"planner"})
+OTHERS: tuple[SamplerName, ...] = tuple(sorted(set(get_args(SamplerName)) - {"planner"}))
 
 
 def latency(plan: ExecutionPlan) -> RunResult:
