@@ -7,8 +7,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 INSTALLED := $(VENV)/installed$(addprefix -,$(subst /,-,$(PYTHON)))
-# Files of tests are shared out to two processes: much of what they do is waiting.
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# Files of tests are shared out to two processes, long ones first: much of what they do is waiting.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PROMPT := a red circle left of a blue square
 
 .PHONY: demo unit test lint clean
