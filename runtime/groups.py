@@ -144,6 +144,8 @@ class GroupCache:
     rank: int
     world_size: int
     renewals: int = 0
+    are_broken: bool = False
+    """Whether transfers were broken off and the groups not made anew since."""
     _groups: dict[tuple[str, tuple[int, ...]], GroupHandle | None] = field(default_factory=dict)
 
     def axis_group(
@@ -188,6 +190,7 @@ class GroupCache:
 
     def break_off(self) -> None:
         """Ends the transfers of all groups made here, those of `CONTROL` apart; by any thread."""
+        self.are_broken = True
         for (purpose, _), handle in list(self._groups.items()):
             if handle is not None and purpose != CONTROL:
                 handle.break_off()
@@ -203,6 +206,7 @@ class GroupCache:
             if handle is not None and made is not None:
                 handle.process_group, handle.connections = made.process_group, made.connections
         self.renewals += 1
+        self.are_broken = False
 
     def close(self) -> None:
         """Destroys the groups made here; the world's own stays. Collective, like making them."""

@@ -94,6 +94,8 @@ def _named(value: object) -> str:
 def require_alike(plan: object, context: RankContext, check: Callable[[], object]) -> None:
     """Refuses what `check` refuses on any rank, and plans that aren't the same; all ranks call it.
 
+    Groups that were broken off on any rank are made anew: this is where all of them meet.
+
     Raises:
         InputError: the same on every rank.
     """
@@ -103,18 +105,21 @@ def require_alike(plan: object, context: RankContext, check: Callable[[], object
     except InputError as error:
         refusal = str(error)
     text = plan.model_dump_json() if isinstance(plan, ExecutionPlan) else ""
-    found: list[Any] = [(refusal, text.encode())]
+    found: list[Any] = [(refusal, text.encode(), context.groups.are_broken)]
     if context.world_size > 1:
         mine = found[0]
         found = [None] * context.world_size
         dist.all_gather_object(found, mine)
-    refused = [(rank, text) for rank, (text, _) in enumerate(found) if text]
+    if any(are_broken for *_, are_broken in found):
+        context.groups.break_off()
+        context.groups.renew()
+    refused = [(rank, text) for rank, (text, *_) in enumerate(found) if text]
     if refused:
         rank, text = refused[0]
-        of_all = len({text for text, _ in found}) == 1
+        of_all = len({text for text, *_ in found}) == 1
         raise InputError(text if of_all else f"rank {rank}: {text}")
-    if len({text for _, text in found}) > 1:
-        plans = [{"plan": text} for _, text in found]
+    if len({text for _, text, _ in found}) > 1:
+        plans = [{"plan": text} for _, text, _ in found]
         raise disagreement(range(context.world_size), plans)
 
 

@@ -19,17 +19,22 @@ from tests.distributed.agreement_tasks import (
 def beside_other_ranks(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan
 ) -> list[Found | None]:
-    """What a call gives in which a rank fails inside, and the next one, where there are ranks
-    beside the plan's.
+    """What a call gives in which a rank fails inside, the next one, and one of the plan when it was
+    put in force again, where there are ranks beside the plan's.
     """
     pipeline = lively(context, spec)
+    takes_part = context.rank in plan.configuration.placement
+    found: list[Found | None] = []
     with parallelize(pipeline, plan, context):
-        if context.rank not in plan.configuration.placement:
-            return []
-        with ExitStack() as undo:
-            out_of_memory(pipeline, context.rank == ODD, undo)
-            first = attempted(lambda: denoised(pipeline, spec, plan))
-        return [first, attempted(lambda: denoised(pipeline, spec, plan))]
+        if takes_part:
+            with ExitStack() as undo:
+                out_of_memory(pipeline, context.rank == ODD, undo)
+                found.append(attempted(lambda: denoised(pipeline, spec, plan)))
+            found.append(attempted(lambda: denoised(pipeline, spec, plan)))
+    with parallelize(pipeline, plan, context):
+        if takes_part:
+            found.append(attempted(lambda: denoised(pipeline, spec, plan)))
+    return found
 
 
 def after_another_plan_broke(
