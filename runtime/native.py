@@ -1,8 +1,8 @@
 """The native backend: in which order parallelisms and execution modes are applied to a pipeline."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -156,6 +156,7 @@ def _parallelize(
     if "graph" in mode and not prepared.route:
         graphed = GraphedForward(inner_forward(model), context.device, may_fall_back)
         replace_forward(model, graphed, undo)
+        calls.graphs.append(graphed.clear)
         undo.callback(graphed.clear)
     if plan.configuration.step_cache:
         apply_step_cache(pipeline, model, plan.configuration.step_cache, calls.around, undo)
@@ -353,17 +354,16 @@ def _apply_pipefusion(
         prepared.cache,
         plan.configuration.pipefusion,
     )
-    graphed = None
-    if "graph" in plan.configuration.mode:
-        # the whole sequence and each patch, for the two calls a step that some pipelines make
-        visits = len(plan.configuration.pipefusion.visits(prepared.route.stage))
-        graphed = partial(
-            GraphedForward,
-            device=context.device,
-            may_fall_back=plan.fallback == "eager",
-            most=2 * visits * (plan.configuration.pipefusion.patches + 1),
-        )
-    predictor.apply(undo, graphed)
+    # the whole sequence and each patch, for the two calls a step that some pipelines make
+    visits = len(plan.configuration.pipefusion.visits(prepared.route.stage))
+    most = 2 * visits * (plan.configuration.pipefusion.patches + 1)
+
+    def graphed(forward: Callable[..., Any]) -> GraphedForward:
+        made = GraphedForward(forward, context.device, plan.fallback == "eager", most)
+        calls.graphs.append(made.clear)
+        return made
+
+    predictor.apply(undo, graphed if "graph" in plan.configuration.mode else None)
     if isinstance(calls, CallGuard):
         apply_patches(pipeline, predictor, calls.admit, undo)
 

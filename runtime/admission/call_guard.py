@@ -107,6 +107,7 @@ class CallGuard(Calls):
         self._call: _Call | None = None
         self._is_inside = False
         self._are_weights_known = False
+        self._is_anew = True
         self._settled: BaseException | None = None
         self._refusal = ""
         self._renewals = groups.renewals
@@ -171,7 +172,8 @@ class CallGuard(Calls):
             self._compare_given(call, inputs)
             call.reading = self._weights.begin()
         else:
-            self._meet(Message(Point.STEP, call.calls))
+            messages = self._meet(Message(Point.STEP, call.calls, anew=self._is_anew))
+            self._capture_alike(messages)
         # patches are under way until the call ends
         self._is_inside = self._by_patches
 
@@ -187,9 +189,21 @@ class CallGuard(Calls):
             reading, self._call.reading = self._call.reading, None
             self.doubt_changed_weights(reading)
 
-    def know_weights(self) -> None:
-        """Takes the weights as they are for what was compared: the plan has changed them."""
+    def know_plan(self) -> None:
+        """Notes that the plan was put in force, and takes the weights as they are for what was
+        compared: the plan has changed them.
+        """
         self._weights.look()
+        self._is_anew = True
+
+    def _capture_alike(self, messages: Sequence[Message]) -> None:
+        """Has graphs captured anew where the plan of some ranks was put in force anew: capturing
+        makes exchanges, in which all ranks take part or none.
+        """
+        if len({message.anew for message in messages}) > 1:
+            for forget in self.graphs:
+                forget()
+        self._is_anew = False
 
     def _agree(self, point: Point, leaves: list[tuple[str, Leaf]]) -> None:
         """Compares what was given with all other ranks, and weights in doubt.
@@ -199,13 +213,15 @@ class CallGuard(Calls):
         """
         mine = digests_of(leaves, self._device)
         doubtful = not self._are_weights_known
-        messages = self._meet(Message(point, digest=digest_of(mine), flag=doubtful))
+        message = Message(point, 0, digest_of(mine), doubtful, self._is_anew)
+        messages = self._meet(message)
         if len({message.digest for message in messages}) > 1:
             found = self._channel.exchange_objects(mine)
             if not self._is_rounding(leaves, found):
                 self._refuse(disagreement(self._channel.ranks, found))
-        if any(message.flag for message in messages):
+        if any(message.doubtful for message in messages):
             self.compare_weights()
+        self._capture_alike(messages)
 
     def _is_rounding(
         self, leaves: list[tuple[str, Leaf]], found: Sequence[dict[str, bytes]]
@@ -275,7 +291,8 @@ class CallGuard(Calls):
     def _end(self, call: _Call) -> None:
         self._look_at_weights()
         doubtful = not self._are_weights_known
-        if any(one.flag for one in self._meet(Message(Point.END, call.calls, flag=doubtful))):
+        messages = self._meet(Message(Point.END, call.calls, doubtful=doubtful))
+        if any(message.doubtful for message in messages):
             self.compare_weights()
         if not call.sketches:
             return

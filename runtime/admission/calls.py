@@ -12,12 +12,13 @@ Around = Callable[[], AbstractContextManager[Any]]
 class Calls:
     """The calls of a plan's pipeline; each is made within all of `around`.
 
-    `pieces` say of which weights a rank has only a piece.
+    `pieces` say of which weights a rank has only a piece, `graphs` forget what was captured.
     """
 
     def __init__(self) -> None:
         self.around: list[Around] = []
         self.pieces: list[Callable[[torch.Tensor], bool]] = []
+        self.graphs: list[Callable[[], None]] = []
         self._is_in_call = False
 
     @property

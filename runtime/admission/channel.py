@@ -42,24 +42,26 @@ class Point(IntEnum):
 
 class Message(NamedTuple):
     """What a rank says: where it is, how many calls of the transformer it has begun, a digest of
-    what it was given, and whether its weights have changed.
+    what it was given, whether its weights may have changed, and whether its plan was put in force
+    since it last met the others before a call.
     """
 
     point: Point
     calls: int = 0
     digest: bytes = bytes(DIGEST_BYTES)
-    flag: bool = False
+    doubtful: bool = False
+    anew: bool = False
 
     def to_bytes(self) -> bytes:
         """As many for every message."""
-        head = bytes((self.point, self.flag)) + self.calls.to_bytes(6, "little")
+        head = bytes((self.point, self.doubtful + 2 * self.anew)) + self.calls.to_bytes(6, "little")
         return head + self.digest
 
     @classmethod
     def from_bytes(cls, found: bytes) -> "Message":
         """What `to_bytes` gave."""
         calls = int.from_bytes(found[2:8], "little")
-        return cls(Point(found[0]), calls, found[8:], bool(found[1]))
+        return cls(Point(found[0]), calls, found[8:], bool(found[1] & 1), bool(found[1] & 2))
 
     def to_tensor(self) -> torch.Tensor:
         """`to_bytes`, for a process group."""

@@ -65,6 +65,7 @@ def put_in_force(
 
         def put(applied: ExitStack) -> None:
             calls.around.clear()
+            calls.graphs.clear()
             held = (shards_of(model) for model in all_models)
             calls.pieces[:] = [found.holds for found in held if found is not None]
             if guard is not None:
@@ -73,7 +74,7 @@ def put_in_force(
             if guard is not None:
                 for model in all_models:
                     guard.guard(model, applied)
-                guard.know_weights()
+                guard.know_plan()
             if callable(pipeline) and (guard is not None or calls.around):
                 take_calls(pipeline, calls.run, applied)
 

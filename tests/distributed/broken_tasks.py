@@ -1,9 +1,13 @@
 """What the tests of plans beside, and after, a call that fails inside ask of ranks."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from unittest import mock
 
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.runtime.admission.call_guard import CallGuard
+from ditplan.runtime.admission.channel import Message
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.native import parallelize
 from tests.distributed.agreement_tasks import (
@@ -52,3 +56,31 @@ def after_another_plan_broke(
         of_other = attempted(lambda: denoised(other, spec, plan) - before)
     with parallelize(pipeline, plan, context):
         return broken, of_other, attempted(lambda: denoised(pipeline, spec, plan) - before)
+
+
+def graphs_forgotten(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> list[int]:
+    """How often graphs would have been captured anew after each of four calls; before the third one
+    rank alone puts a hook on a block, for which its plan is put in force anew.
+    """
+    pipeline = lively(context, spec)
+    own, forgotten, found = CallGuard._capture_alike, [0], []
+
+    def counting(self: CallGuard, messages: Sequence[Message]) -> None:
+        def forget() -> None:
+            forgotten[0] += 1
+
+        self.graphs[:] = [forget]
+        own(self, messages)
+
+    with (
+        mock.patch.object(CallGuard, "_capture_alike", counting),
+        parallelize(pipeline, plan, context),
+        ExitStack() as undo,
+    ):
+        for number in range(4):
+            if number == 2 and context.rank == ODD:
+                block = pipeline.transformer.transformer_blocks[0]
+                undo.callback(block.register_forward_hook(lambda *_: None).remove)
+            denoised(pipeline, spec, plan)
+            found.append(forgotten[0])
+    return found

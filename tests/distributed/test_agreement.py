@@ -28,7 +28,11 @@ from tests.distributed.agreement_tasks import (
     with_guidance,
     without_generator,
 )
-from tests.distributed.broken_tasks import after_another_plan_broke, beside_other_ranks
+from tests.distributed.broken_tasks import (
+    after_another_plan_broke,
+    beside_other_ranks,
+    graphs_forgotten,
+)
 from tests.distributed.family_models import small
 from tests.distributed.small_models import plan_for, small_sd3, workload
 
@@ -283,3 +287,8 @@ def test_a_plan_beside_other_ranks_says_why_it_is_over(ranks: RankPool) -> None:
     assert first[0] == "OutOfMemoryError: CUDA out of memory"
     assert "failed on rank 1 in the middle of an exchange" in str(first[1])
     assert "put it in force again" in str(first[1])
+
+
+def test_all_ranks_capture_anew_where_one_has_to(pair: RankPool) -> None:
+    spec, plan = plan_of("ulysses")
+    assert pair.run(graphs_forgotten, spec, plan, timeout_s=TIMEOUT_S) == [[0, 0, 1, 1]] * 2
