@@ -33,7 +33,10 @@ SHARED_MEMORY = Path("/dev/shm")
 EAGER_S = 2e-3
 """So long the processor is only yielded while others are waited for."""
 
-NAP_S = 1e-3
+SHORT_NAP_S, LONG_NAP_S = 1e-3, 2e-2
+NAP_SHARE = 0.02
+"""Naps grow with what was waited, so that long steps of the others cost no processor time."""
+
 LIFE_S = 0.5
 """How often it is looked whether the others still live while they are waited for."""
 
@@ -136,7 +139,9 @@ class Posted:
         while missing := self._missing():
             if now - start > seconds:
                 return False
-            time.sleep(0 if now - start < EAGER_S else NAP_S)
+            waited = now - start
+            nap = min(max(SHORT_NAP_S, NAP_SHARE * waited), LONG_NAP_S)
+            time.sleep(0 if waited < EAGER_S else nap)
             now = time.monotonic()
             if now - looked > LIFE_S:
                 # one may have shown its message and ended since
