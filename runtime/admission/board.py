@@ -19,6 +19,7 @@ import psutil
 
 from ditplan.profiles.errors import ClusterError
 from ditplan.runtime.groups import GROUP_TIMEOUT
+from ditplan.runtime.ranks.folders import is_running
 
 CAPACITY = 16 << 10
 """Bytes of the largest message."""
@@ -54,14 +55,7 @@ class Process(NamedTuple):
 
     def lives(self) -> bool:
         """Whether it runs, or is stopped."""
-        try:
-            found = psutil.Process(self.pid)
-            return found.create_time() == self.started and found.status() not in (
-                psutil.STATUS_ZOMBIE,
-                psutil.STATUS_DEAD,
-            )
-        except psutil.Error:
-            return False
+        return is_running(self.pid, self.started)
 
 
 class Board:

@@ -52,8 +52,9 @@ def is_running(pid: int, began: float) -> bool:
     """Whether the process of that number is the one that began then, and hasn't ended."""
     try:
         process = psutil.Process(pid)
-        return process.create_time() == began and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        ended = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return process.create_time() == began and process.status() not in ended
+    except psutil.Error:
         return False
 
 
