@@ -3,10 +3,12 @@
 The hosts meet (by `Channel`, not by what carries data) before a pipeline's call begins, before its
 first call of the transformer, before each further one, and when it has ended. So:
 
-- A rank that was given something else is found before anything is exchanged. Where the calls of
-  later steps drift apart (a callback on one rank, noise of its own), the end of the call finds it:
-  a sketch of each step's latents is compared. Weights that have changed are looked for while the
-  devices are at work on the first step, and compared at the end.
+- A rank that was given something else is found before anything is exchanged; where tensors differ
+  in their values alone, at the next meeting: devices hash them while they begin with the first
+  step. PipeFusion's ranks, which don't meet before each step, wait for the hashes. Where the calls
+  of later steps drift apart (a callback on one rank, noise of its own), the end of the call finds
+  it: a sketch of each step's latents is compared. Weights that have changed are looked for while
+  the devices are at work on the first step, and compared at the end.
 - Where no generator is given, all ranks draw from the first rank's state of the global generators.
   Afterwards each rank has its own again, unless they were the same.
 - What is raised on one rank is raised on all: the others hear of it where they next meet. Those
@@ -45,17 +47,18 @@ from ditplan.runtime.admission.agreement import (
 from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.admission.channel import Channel, Message, Point
 from ditplan.runtime.admission.digests import (
+    Digesting,
     Leaf,
     arguments_of,
     digest_of,
-    digests_of,
     leaves_of,
     state_of,
 )
 from ditplan.runtime.admission.failure_watch import FailureWatch
-from ditplan.runtime.admission.randomness import RandomState
-from ditplan.runtime.admission.sketches import drifted, is_rounding, sketch_of
-from ditplan.runtime.admission.weights import Reading, WeightsWatch, with_known
+from ditplan.runtime.admission.randomness import CommonNoise, RandomState
+from ditplan.runtime.admission.readback import Readback
+from ditplan.runtime.admission.sketches import drifted, is_rounding, sketch_of, steps_of
+from ditplan.runtime.admission.weights import WeightsWatch, with_known
 from ditplan.runtime.groups import GroupCache
 from ditplan.runtime.takeover import (
     call_arguments_of,
@@ -75,8 +78,9 @@ class _Call:
     arguments: dict[str, Any]
     pipeline: Any
     calls: int = 0
-    reading: Reading | None = None
-    sketches: list[torch.Tensor] = field(default_factory=list)
+    are_weights_looked_at: bool = False
+    values: Digesting | None = None
+    sketches: list[Readback] = field(default_factory=list)
 
 
 class CallGuard(Calls):
@@ -110,6 +114,7 @@ class CallGuard(Calls):
         self._is_anew = True
         self._settled: BaseException | None = None
         self._refusal = ""
+        self._noise = CommonNoise(channel)
         self._renewals = groups.renewals
         self.strays_refused = ""
         self.renew: Callable[[], None] = lambda: None
@@ -148,7 +153,7 @@ class CallGuard(Calls):
             if self._call is None:
                 return self._stray(model, own, inputs)
             self.admit(inputs)
-            self._call.sketches.append(sketch_of(inputs[first]))
+            self._call.sketches.append(Readback([sketch_of(inputs[first])]))
             self._is_inside = True
             output = own(*args, **kwargs)
             self._is_inside = False
@@ -170,24 +175,29 @@ class CallGuard(Calls):
             for check in self.checks:
                 check()
             self._compare_given(call, inputs)
-            call.reading = self._weights.begin()
+            self._weights.mark()
         else:
-            messages = self._meet(Message(Point.STEP, call.calls, anew=self._is_anew))
+            values = _digests_of(call)
+            message = Message(Point.STEP, call.calls, digest_of(values), anew=self._is_anew)
+            messages = self._meet(message)
+            if len({message.digest for message in messages}) > 1:
+                self._require_alike(self._channel.exchange_objects(values))
             self._capture_alike(messages)
         # patches are under way until the call ends
         self._is_inside = self._by_patches
 
-    def doubt_changed_weights(self, reading: Reading | None = None) -> None:
+    def doubt_changed_weights(self) -> None:
         """Has weights that have changed since they were compared be compared when ranks next meet
         for it.
         """
-        self._are_weights_known &= not self._weights.has_changed(reading)
+        self._weights.mark()
+        self._are_weights_known &= not self._weights.has_changed()
 
     def _look_at_weights(self) -> None:
         """Looks for changed weights once a call, while devices are at work on it."""
-        if self._call is not None and self._call.reading is not None:
-            reading, self._call.reading = self._call.reading, None
-            self.doubt_changed_weights(reading)
+        if self._call is not None and not self._call.are_weights_looked_at:
+            self._call.are_weights_looked_at = True
+            self._are_weights_known &= not self._weights.has_changed()
 
     def know_plan(self) -> None:
         """Notes that the plan was put in force, and takes the weights as they are for what was
@@ -211,17 +221,30 @@ class CallGuard(Calls):
         Raises:
             InputError: they differ, or the ranks are at different places.
         """
-        mine = digests_of(leaves, self._device)
+        digesting = Digesting(leaves, self._device)
+        values_later = point is Point.GIVEN and not (self._by_patches or self._devices_are_unlike)
+        mine = digesting.of_text() if values_later else digesting.digests()
         doubtful = not self._are_weights_known
         message = Message(point, 0, digest_of(mine), doubtful, self._is_anew)
         messages = self._meet(message)
         if len({message.digest for message in messages}) > 1:
-            found = self._channel.exchange_objects(mine)
+            found = self._channel.exchange_objects(digesting.digests())
             if not self._is_rounding(leaves, found):
-                self._refuse(disagreement(self._channel.ranks, found))
+                self._require_alike(found)
+        if self._call is not None and values_later:
+            self._call.values = digesting
         if any(message.doubtful for message in messages):
             self.compare_weights()
         self._capture_alike(messages)
+
+    def _require_alike(self, found: Sequence[dict[str, bytes]]) -> None:
+        """Refuses digests that aren't the same on all ranks.
+
+        Raises:
+            InputError: says what differs.
+        """
+        if any(of_rank != found[0] for of_rank in found):
+            self._refuse(disagreement(self._channel.ranks, found))
 
     def _is_rounding(
         self, leaves: list[tuple[str, Leaf]], found: Sequence[dict[str, bytes]]
@@ -247,9 +270,7 @@ class CallGuard(Calls):
         """
         self._are_weights_known = False
         found = self._channel.exchange_objects(self._weights.digests())
-        told = with_known(found)
-        if any(of_rank != told[0] for of_rank in told):
-            self._refuse(disagreement(self._channel.ranks, told))
+        self._require_alike(with_known(found))
         self._are_weights_known = True
 
     def _stray(self, model: nn.Module, own: Callable[..., Any], inputs: dict[str, Any]) -> Any:
@@ -276,28 +297,22 @@ class CallGuard(Calls):
         """Has all ranks draw from the first one's state of the generators that belong to nobody."""
         mine = RandomState.now(self._device)
         messages = self._meet(Message(Point.BEGIN, digest=mine.digest()))
-        if len({message.digest for message in messages}) == 1:
+        with self._noise.of_first_rank(mine, [message.digest for message in messages]):
             yield
-            return
-        is_first = self._channel.rank == self._channel.ranks[0]
-        first = self._channel.exchange_objects(mine if is_first else None)[0]
-        mine.with_state_of(first).restore()
-        try:
-            yield
-        finally:
-            if not is_first:
-                mine.restore()
 
     def _end(self, call: _Call) -> None:
         self._look_at_weights()
         doubtful = not self._are_weights_known
-        messages = self._meet(Message(Point.END, call.calls, doubtful=doubtful))
+        values, steps = _digests_of(call), steps_of(call.sketches)
+        digest = digest_of(values | {"steps": steps.numpy().tobytes()})
+        messages = self._meet(Message(Point.END, call.calls, digest, doubtful))
         if any(message.doubtful for message in messages):
             self.compare_weights()
-        if not call.sketches:
+        if len({message.digest for message in messages}) == 1:
             return
-        found = self._channel.exchange_objects(torch.stack(call.sketches).cpu())
-        if (drift := drifted(found)) is not None:
+        found = self._channel.exchange_objects((values, steps))
+        self._require_alike([of_rank for of_rank, _ in found])
+        if (drift := drifted([of_rank for _, of_rank in found])) is not None:
             step, others = drift
             ranks = ", ".join(str(self._channel.ranks[number]) for number in others)
             self._refuse(
@@ -340,6 +355,7 @@ class CallGuard(Calls):
             with self._watch.watching() if self._watch else nullcontext():
                 yield
         except BaseException as error:
+            self._noise.forget()
             if error is self._settled:
                 raise
             told = self._told(error)
@@ -405,6 +421,12 @@ class CallGuard(Calls):
             self.renew()
         self._renewals = self._groups.renewals
         return True
+
+
+def _digests_of(call: _Call) -> dict[str, bytes]:
+    """Of what the call was given, if its values are still to be compared."""
+    digesting, call.values = call.values, None
+    return digesting.digests() if digesting else {}
 
 
 def _leaves_of_inputs(inputs: dict[str, Any]) -> list[tuple[str, Leaf]]:

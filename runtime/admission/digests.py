@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ditplan.runtime.admission.channel import DIGEST_BYTES
+from ditplan.runtime.admission.readback import Readback
 from ditplan.runtime.weights.pieces import flat_bytes
 
 ROW = 4096
@@ -58,7 +59,9 @@ def leaves_of(name: str, value: Any) -> Iterator[tuple[str, Leaf]]:
 
 
 def _leaves_of_one(value: Any) -> Iterator[Leaf]:
-    if isinstance(value, torch.Tensor):
+    if type(value) in (str, bool, int, float, type(None)):
+        yield f"{type(value).__name__} {value!r}"
+    elif isinstance(value, torch.Tensor):
         yield f"{value.dtype} {tuple(value.shape)}"
         yield value
     elif isinstance(value, torch.Generator):
@@ -95,15 +98,44 @@ def state_of(scheduler: Any) -> Iterator[tuple[str, Leaf]]:
         yield from leaves_of(f"scheduler.{found}", value)
 
 
+class Digesting:
+    """Digests of leaves by the hash that ranks on such a device have in common; those of tensors
+    on GPUs may be on their way.
+    """
+
+    def __init__(self, leaves: Sequence[tuple[str, Leaf]], device: torch.device) -> None:
+        self._leaves = leaves
+        tensors = [leaf for _, leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self._hashing: HashesByRows | list[bytes] = (
+            list(map(hash_of, tensors)) if device.type == "cpu" else HashesByRows(tensors)
+        )
+
+    def of_text(self) -> dict[str, bytes]:
+        """A digest for each name of all but the tensors' values; their types and shapes count."""
+        return self._digests(None)
+
+    def digests(self) -> dict[str, bytes]:
+        """A digest for each name; waits for devices that are still at it."""
+        found = self._hashing
+        return self._digests(found if isinstance(found, list) else found.hashes())
+
+    def _digests(self, hashes: list[bytes] | None) -> dict[str, bytes]:
+        coming = None if hashes is None else iter(hashes)
+        found: dict[str, Any] = {}
+        for name, leaf in self._leaves:
+            kept = found.get(name)
+            if kept is None:
+                kept = found[name] = hashlib.blake2b(digest_size=DIGEST_BYTES)
+            if isinstance(leaf, str):
+                kept.update(leaf.encode() + b"\0")
+            elif coming is not None:
+                kept.update(next(coming))
+        return {name: kept.digest() for name, kept in found.items()}
+
+
 def digests_of(leaves: Sequence[tuple[str, Leaf]], device: torch.device) -> dict[str, bytes]:
     """A digest for each name, by the hash that ranks on such a device have in common."""
-    tensors = [leaf for _, leaf in leaves if isinstance(leaf, torch.Tensor)]
-    hashes = map(hash_of, tensors) if device.type == "cpu" else iter(hashes_by_rows(tensors))
-    found: dict[str, Any] = {}
-    for name, leaf in leaves:
-        kept = found.setdefault(name, hashlib.blake2b(digest_size=DIGEST_BYTES))
-        kept.update(next(hashes) if isinstance(leaf, torch.Tensor) else leaf.encode() + b"\0")
-    return {name: kept.digest() for name, kept in found.items()}
+    return Digesting(leaves, device).digests()
 
 
 def digest_of(digests: Mapping[str, bytes]) -> bytes:
@@ -119,21 +151,35 @@ def hash_of(tensor: torch.Tensor) -> bytes:
     return hashlib.blake2b(flat_bytes(tensor).cpu().numpy().data).digest()
 
 
-def hashes_by_rows(tensors: Sequence[torch.Tensor]) -> list[bytes]:
-    """A hash of each tensor's bytes, made where they lie, with one copy from each device."""
-    words = [_words_of(tensor) for tensor in tensors]
-    by_device: dict[torch.device, list[int]] = {}
-    for number, one in enumerate(words):
-        by_device.setdefault(one.device, []).append(number)
-    found = [b""] * len(words)
-    for numbers in by_device.values():
-        rows = [-(-words[number].numel() // ROW) for number in numbers]
-        sums = _sums_of_rows([words[number] for number in numbers], rows)
-        start = 0
-        for number, count in zip(numbers, rows, strict=True):
-            found[number] = hashlib.blake2b(sums[start : start + count].tobytes()).digest()
-            start += count
-    return found
+class HashesByRows:
+    """Hashes of tensors' bytes, made where they lie, with one copy from each device."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        words = [_words_of(tensor) for tensor in tensors]
+        by_device: dict[torch.device, list[int]] = {}
+        for number, one in enumerate(words):
+            by_device.setdefault(one.device, []).append(number)
+        self._rows = [-(-one.numel() // ROW) for one in words]
+        self._numbers = list(by_device.values())
+        self._coming = Readback(
+            [
+                _sums_of_rows(
+                    [words[number] for number in numbers], [self._rows[one] for one in numbers]
+                )
+                for numbers in self._numbers
+            ]
+        )
+
+    def hashes(self) -> list[bytes]:
+        """One of each tensor, in their order."""
+        found = [b""] * len(self._rows)
+        for numbers, sums in zip(self._numbers, self._coming.tensors(), strict=True):
+            start = 0
+            for number in numbers:
+                end = start + self._rows[number]
+                found[number] = hashlib.blake2b(sums[start:end].numpy().tobytes()).digest()
+                start = end
+        return found
 
 
 def _words_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -146,8 +192,8 @@ def _words_of(tensor: torch.Tensor) -> torch.Tensor:
     return flat.view(torch.int32)
 
 
-def _sums_of_rows(words: Sequence[torch.Tensor], rows: Sequence[int]) -> "np.ndarray[Any, Any]":
-    """The hash of each row of all of them, in their order: int64 on the CPU."""
+def _sums_of_rows(words: Sequence[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+    """The hash of each row of all of them, in their order: int64, where they lie."""
     device = words[0].device
     weights = _weights(device)
     pieces: list[torch.Tensor] = []
@@ -167,10 +213,7 @@ def _sums_of_rows(words: Sequence[torch.Tensor], rows: Sequence[int]) -> "np.nda
             batch, size = [], 0
     if size:
         sums += _sums(torch.cat(batch), weights)
-    if not sums:
-        return np.zeros(0, dtype=np.int64)
-    found: np.ndarray[Any, Any] = torch.cat(sums).cpu().numpy()
-    return found
+    return torch.cat(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
 def _sums(words: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:

@@ -1,10 +1,12 @@
 """The noise of calls that are given no generator: one rank's, on all ranks."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from ditplan.runtime.admission.channel import DIGEST_BYTES
+from ditplan.runtime.admission.channel import DIGEST_BYTES, Channel
 
 
 class RandomState:
@@ -35,3 +37,35 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._there is not None:
             torch.cuda.set_rng_state(self._there, self._device)
+
+
+class CommonNoise:
+    """The first rank's state on all ranks, for calls; sent again only where a state has changed."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._first: RandomState | None = None
+        self._digests: list[bytes] = []
+
+    def forget(self) -> None:
+        """Has the state be sent with the next call."""
+        self._digests = []
+
+    @contextmanager
+    def of_first_rank(self, mine: RandomState, digests: Sequence[bytes]) -> Iterator[None]:
+        """Within it this rank draws from the first one's state, whose digest is the first; then it
+        has its own again.
+        """
+        if len(set(digests)) == 1:
+            yield
+            return
+        is_first = self._channel.rank == self._channel.ranks[0]
+        if self._first is None or self._digests != digests:
+            self._first = self._channel.exchange_objects(mine if is_first else None)[0]
+            self._digests = list(digests)
+        mine.with_state_of(self._first).restore()
+        try:
+            yield
+        finally:
+            if not is_first:
+                mine.restore()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ditplan.runtime.admission.readback import Readback
+
 DIRECTIONS = 8
 ROW = 4096
 MOST_ROWS = 1 << 16
@@ -38,6 +40,12 @@ def sketch_of(value: Any) -> torch.Tensor:
     is_half = any(tensor.dtype.itemsize < 4 for tensor in tensors)
     allowed = flat.new_full((1,), LARGEST_DRIFT_OF_HALF if is_half else LARGEST_DRIFT)
     return torch.cat([signs @ (flat @ columns), flat.norm()[None], allowed])
+
+
+def steps_of(sketches: Sequence[Readback]) -> torch.Tensor:
+    """Sketches of a call's steps, one a row, in the host's memory."""
+    rows = [row for sketch in sketches for row in sketch.tensors()]
+    return torch.stack(rows) if rows else torch.zeros(0, DIRECTIONS + 2)
 
 
 def drifted(found: Sequence[torch.Tensor]) -> tuple[int, list[int]] | None:

@@ -6,6 +6,7 @@ what is written by way of `.data`, as merging LoRA does, counts nowhere.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ditplan.runtime.admission.digests import Leaf, digests_of
+from ditplan.runtime.admission.readback import Readback
 from ditplan.runtime.weights.pieces import PieceParameter
 
 LORA_SETTINGS = ("scaling", "_active_adapter", "_disable_adapters", "merged_adapters")
@@ -39,16 +41,22 @@ class WeightsWatch:
         """
         self._models, self._is_shared_out, self._device = models, is_shared_out, device
         self._seen: Hashable = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._marks: dict[torch.device, torch.cuda.Event] = {}
         self.look()
 
-    def begin(self) -> "Reading":
-        """Starts to read the sample, which devices do while other things are done."""
-        return Reading(self._samples)
+    def mark(self) -> None:
+        """Notes what devices have to do by now: `has_changed` waits for that, not for what comes
+        after.
+        """
+        self._marks = {
+            device: torch.cuda.current_stream(device).record_event() for device in self._streams
+        }
 
-    def has_changed(self, reading: "Reading | None" = None) -> bool:
-        """Whether they have since they were last looked at; `reading` is what was begun."""
+    def has_changed(self) -> bool:
+        """Whether they have since they were last looked at."""
         before = self._seen
-        if self._state(reading or self.begin()) != before:
+        if self._state() != before:
             self.look()
         return bool(self._seen != before)
 
@@ -94,7 +102,10 @@ class WeightsWatch:
         self._tracked = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._tuned = [module for module in modules if "scaling" in vars(module)]
         self._samples = _samples_of(self._tensors)
-        self._seen = self._state(self.begin())
+        devices = {views[0].device for views in self._samples if views[0].is_cuda}
+        for device in devices - self._streams.keys():
+            self._streams[device] = torch.cuda.Stream(device)
+        self._seen = self._state()
 
     def _is_in_pieces(self, tensor: torch.Tensor) -> bool:
         return isinstance(tensor, PieceParameter) or self._is_shared_out(tensor)
@@ -102,30 +113,23 @@ class WeightsWatch:
     def _identities(self) -> tuple[int, ...]:
         return tuple(map(id, chain.from_iterable(held.values() for held in self._holders)))
 
-    def _state(self, reading: "Reading") -> Hashable:
+    def _state(self) -> Hashable:
+        if not self._marks:
+            self.mark()
+        with ExitStack() as beside:
+            for device, mark in self._marks.items():
+                stream = self._streams[device]
+                stream.wait_event(mark)
+                beside.enter_context(torch.cuda.stream(stream))
+            coming = Readback([torch.cat(list(views)) for views in self._samples])
+        self._marks = {}
         return (
             self._identities(),
             tuple(map(torch.Tensor.data_ptr, self._tensors)),
             tuple(map(_version, self._tracked)),
             tuple(map(_settings_of, self._tuned)),
-            reading.numbers(),
+            *(one.view(torch.uint8).numpy().tobytes() for one in coming.tensors()),
         )
-
-
-class Reading:
-    """Numbers of some tensors on their way from where these lie."""
-
-    def __init__(self, samples: Sequence[Sequence[torch.Tensor]]) -> None:
-        """`samples` are views, those together that can be read at once."""
-        self._coming = [torch.cat(list(views)).to("cpu", non_blocking=True) for views in samples]
-        devices = {views[0].device for views in samples if views[0].is_cuda}
-        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
-
-    def numbers(self) -> bytes:
-        """All of them, when they have come."""
-        for event in self._events:
-            event.synchronize()
-        return b"".join(one.view(torch.uint8).numpy().tobytes() for one in self._coming)
 
 
 def _samples_of(tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:

@@ -249,18 +249,22 @@ def without_generator(
     seeds: tuple[int, ...],
     scheduler: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents of a call without a generator: on one device from the first rank's seed, and under
-    the plan from each rank's own; and the numbers that are drawn afterwards in both cases.
+    """Latents of the second of two calls without a generator, after two with one: on one device
+    from the first rank's seed, and under the plan from each rank's own; and the numbers that are
+    drawn afterwards in both cases.
     """
-    pipeline, more = lively(context, spec), {"generator": None}
+    pipeline = lively(context, spec)
     if scheduler is not None:
         pipeline.scheduler = scheduler
-    torch.manual_seed(seeds[0])
-    wanted = denoised(pipeline, spec, plan, **more)
-    next_wanted = torch.rand(4)
-    torch.manual_seed(seeds[context.rank])
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        given: list[dict[str, Any]] = [{}, {}, {"generator": None}, {"generator": None}]
+        return [denoised(pipeline, spec, plan, **more) for more in given][-1]
+
+    wanted, next_wanted = drawn(seeds[0]), torch.rand(4)
     with parallelize(pipeline, plan, context):
-        found = denoised(pipeline, spec, plan, **more)
+        found = drawn(seeds[context.rank])
     return wanted, found, next_wanted, torch.rand(4)
 
 

@@ -110,6 +110,21 @@ def test_ranks_that_were_not_given_the_same_are_told_what_differs(
     require_alike_and_right(results, wanted, NOT_GIVEN_THE_SAME)
 
 
+@pytest.mark.parametrize("name", ["batch", "ulysses", "pipefusion"])
+def test_values_that_differ_are_found_in_a_call_of_one_step_too(pair: RankPool, name: str) -> None:
+    spec, mesh, part = PLANS[name]
+    plan = plan_for(
+        spec,
+        mesh,
+        workload(steps=1),
+        pipefusion=part and part.model_copy(update={"warmup_steps": 1}),
+    )
+    expected = {key: NOT_GIVEN_THE_SAME[key] for key in ("another_seed", "another_prompt")}
+    wanted = pair.run(alone, spec, plan, timeout_s=TIMEOUT_S)[0]
+    results = pair.run(odd_call, spec, plan, list(expected), timeout_s=TIMEOUT_S)
+    require_alike_and_right(results, wanted, expected)
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_what_fails_on_one_rank_fails_on_all_and_the_next_call_is_right(
     pair: RankPool, name: str

@@ -329,9 +329,6 @@ def test_what_cannot_be_captured_falls_back_or_is_refused(gpus: RankPool) -> Non
     assert found is not None
     assert torch.equal(plain[0], found[0])
     with pytest.raises(InputError, match="can't be captured in a CUDA graph"):
-        gpus.run(task, spec, weights, plan_for_both(in_mode(plan, mode="graph")), timeout_s=120)
-
-
-def plan_for_both(plan: ExecutionPlan) -> ExecutionPlan:
-    """The plan on both ranks, since a task ends with InputError only if all ranks raise it."""
-    return plan.configured(mesh=Mesh(cfg=2), placement=(0, 1))
+        # on both ranks: a task ends with InputError only if all of them raise it
+        refusing = in_mode(plan_for(spec, Mesh(cfg=2), work), mode="graph")
+        gpus.run(task, spec, weights, refusing, timeout_s=120)

@@ -15,10 +15,10 @@ from ditplan.runtime.admission.agreement import Report, disagreement, is_dirty, 
 from ditplan.runtime.admission.channel import Message, Point
 from ditplan.runtime.admission.digests import (
     ROW,
+    HashesByRows,
     arguments_of,
     digests_of,
     hash_of,
-    hashes_by_rows,
     leaves_of,
     state_of,
 )
@@ -31,7 +31,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 def hashes_of(tensors: list[torch.Tensor], device: torch.device) -> list[bytes]:
     """By the hash of a plan on such devices."""
-    return list(map(hash_of, tensors)) if device == CPU else hashes_by_rows(tensors)
+    return list(map(hash_of, tensors)) if device == CPU else HashesByRows(tensors).hashes()
 
 
 def digest(value: Any, device: torch.device = CPU) -> dict[str, bytes]:
