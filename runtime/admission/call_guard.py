@@ -11,39 +11,23 @@ first call of the transformer, before each further one, and when it has ended. S
   the devices are at work on the first step, and compared at the end.
 - Where no generator is given, all ranks draw from the first rank's state of the global generators.
   Afterwards each rank has its own again, unless they were the same.
-- What is raised on one rank is raised on all: the others hear of it where they next meet. Those
-  that wait for data instead are woken: a rank that failed waits `GRACE_S` for the others and then
-  breaks all transfers off. Groups that were broken off are made anew at once, and the plan is put
-  in force anew, with new groups, links and compiled blocks, when the next call begins.
 
 PipeFusion's ranks are at different steps, so they meet at the begin, the first call and the end.
 
-On GPUs a host that waits for its device isn't woken by an exception: a thread on each rank looks
-once in `LOOK_S` whether another has failed, and aborts NCCL's communicators, which ends their
-kernels. A kernel that waits for a flag in memory that GPUs share can't be ended; a rank whose host
-waits for such a one doesn't come to the meeting, and after `LOST_S` the others raise an error that
-says so, after which the plan refuses calls. A replayed CUDA graph is like any other kernel here:
-graphs are captured anew with the plan.
+`meetings.py` says how a call fails on all of them.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
-from ditplan.profiles.errors import ClusterError, InputError
-from ditplan.runtime.admission.agreement import (
-    Report,
-    disagreement,
-    is_dirty,
-    origin,
-    out_of_step,
-    raised_again,
-)
+from ditplan.profiles.errors import InputError
+from ditplan.runtime.admission.agreement import disagreement
 from ditplan.runtime.admission.calls import Calls
 from ditplan.runtime.admission.channel import Channel, Message, Point
 from ditplan.runtime.admission.digests import (
@@ -54,7 +38,7 @@ from ditplan.runtime.admission.digests import (
     leaves_of,
     state_of,
 )
-from ditplan.runtime.admission.failure_watch import FailureWatch
+from ditplan.runtime.admission.meetings import Meetings
 from ditplan.runtime.admission.randomness import CommonNoise, RandomState
 from ditplan.runtime.admission.readback import Readback
 from ditplan.runtime.admission.sketches import drifted, is_rounding, sketch_of, steps_of
@@ -66,9 +50,6 @@ from ditplan.runtime.takeover import (
     names_arguments,
     replace_forward,
 )
-
-GRACE_S = 1.0
-LOST_S = 120.0
 
 
 @dataclass
@@ -101,29 +82,24 @@ class CallGuard(Calls):
         all there are, so that they can make groups. Devices that are unlike round differently.
         """
         super().__init__()
-        self._channel, self._groups, self._device = channel, groups, device
-        self._by_patches, self._may_renew = by_patches, may_renew
+        self._channel, self._device = channel, device
+        self._by_patches = by_patches
         self._devices_are_unlike = devices_are_unlike
         self._weights = WeightsWatch(
             models, lambda one: any(holds(one) for holds in self.pieces), device
         )
-        self._watch = FailureWatch(channel, groups) if device.type == "cuda" else None
+        self._meetings = Meetings(channel, groups, device, may_renew=may_renew)
         self._call: _Call | None = None
-        self._is_inside = False
         self._are_weights_known = False
         self._is_anew = True
-        self._settled: BaseException | None = None
-        self._refusal = ""
         self._noise = CommonNoise(channel)
-        self._renewals = groups.renewals
         self.strays_refused = ""
         self.renew: Callable[[], None] = lambda: None
         self.checks: list[Callable[[], None]] = []
 
     def close(self) -> None:
         """Ends what watches for failures."""
-        if self._watch is not None:
-            self._watch.close()
+        self._meetings.close()
 
     def run(self, pipeline: Any, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The pipeline's call, once all ranks agree on it; gives what it gives.
@@ -132,7 +108,7 @@ class CallGuard(Calls):
             InputError: the ranks weren't given the same, or the plan can't run any more.
             Whatever was raised on any rank.
         """
-        if self._was_renewed():
+        if self._meetings.was_renewed(self.renew):
             # what makes the calls now is another one than `own`
             return pipeline(*args, **kwargs)
         with self.failing_together():
@@ -142,6 +118,18 @@ class CallGuard(Calls):
                 result = super().run(pipeline, own, args, kwargs)
             self._end(call)
         return result
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What is raised in here on one rank is raised on all."""
+        try:
+            with self._meetings.failing_together():
+                yield
+        except BaseException:
+            self._noise.forget()
+            raise
+        finally:
+            self._call = None
 
     def guard(self, model: nn.Module, undo: ExitStack) -> None:
         """Has the ranks meet before each call of a transformer; closing `undo` ends that."""
@@ -154,9 +142,9 @@ class CallGuard(Calls):
                 return self._stray(model, own, inputs)
             self.admit(inputs)
             self._call.sketches.append(Readback([sketch_of(inputs[first])]))
-            self._is_inside = True
+            self._meetings.is_inside = True
             output = own(*args, **kwargs)
-            self._is_inside = False
+            self._meetings.is_inside = False
             self._look_at_weights()
             return output
 
@@ -171,6 +159,7 @@ class CallGuard(Calls):
         call = self._call
         assert call is not None
         call.calls += 1
+        self._meetings.calls = call.calls
         if call.calls == 1:
             for check in self.checks:
                 check()
@@ -179,12 +168,12 @@ class CallGuard(Calls):
         else:
             values = _digests_of(call)
             message = Message(Point.STEP, call.calls, digest_of(values), anew=self._is_anew)
-            messages = self._meet(message)
+            messages = self._meetings.meet(message)
             if len({message.digest for message in messages}) > 1:
                 self._require_alike(self._channel.exchange_objects(values))
             self._capture_alike(messages)
         # patches are under way until the call ends
-        self._is_inside = self._by_patches
+        self._meetings.is_inside = self._by_patches
 
     def doubt_changed_weights(self) -> None:
         """Has weights that have changed since they were compared be compared when ranks next meet
@@ -226,7 +215,7 @@ class CallGuard(Calls):
         mine = digesting.of_text() if values_later else digesting.digests()
         doubtful = not self._are_weights_known
         message = Message(point, 0, digest_of(mine), doubtful, self._is_anew)
-        messages = self._meet(message)
+        messages = self._meetings.meet(message)
         if len({message.digest for message in messages}) > 1:
             found = self._channel.exchange_objects(digesting.digests())
             if not self._is_rounding(leaves, found):
@@ -244,7 +233,7 @@ class CallGuard(Calls):
             InputError: says what differs.
         """
         if any(of_rank != found[0] for of_rank in found):
-            self._refuse(disagreement(self._channel.ranks, found))
+            self._meetings.refuse(disagreement(self._channel.ranks, found))
 
     def _is_rounding(
         self, leaves: list[tuple[str, Leaf]], found: Sequence[dict[str, bytes]]
@@ -277,14 +266,14 @@ class CallGuard(Calls):
         """A call of the transformer by somebody else: another pipeline around it, or its user."""
         if self.strays_refused:
             raise InputError(self.strays_refused)
-        if self._was_renewed():
+        if self._meetings.was_renewed(self.renew):
             return model.forward(**inputs)
         with self.failing_together():
             self.doubt_changed_weights()
             self._agree(Point.STRAY, _leaves_of_inputs(inputs))
-            self._is_inside = True
+            self._meetings.is_inside = True
             output = own(**inputs)
-            self._is_inside = False
+            self._meetings.is_inside = False
             return output
 
     def _compare_given(self, call: _Call, inputs: dict[str, Any]) -> None:
@@ -296,7 +285,7 @@ class CallGuard(Calls):
     def _common_noise(self) -> Iterator[None]:
         """Has all ranks draw from the first one's state of the generators that belong to nobody."""
         mine = RandomState.now(self._device)
-        messages = self._meet(Message(Point.BEGIN, digest=mine.digest()))
+        messages = self._meetings.meet(Message(Point.BEGIN, digest=mine.digest()))
         with self._noise.of_first_rank(mine, [message.digest for message in messages]):
             yield
 
@@ -305,7 +294,7 @@ class CallGuard(Calls):
         doubtful = not self._are_weights_known
         values, steps = _digests_of(call), steps_of(call.sketches)
         digest = digest_of(values | {"steps": steps.numpy().tobytes()})
-        messages = self._meet(Message(Point.END, call.calls, digest, doubtful))
+        messages = self._meetings.meet(Message(Point.END, call.calls, digest, doubtful))
         if any(message.doubtful for message in messages):
             self.compare_weights()
         if len({message.digest for message in messages}) == 1:
@@ -315,7 +304,7 @@ class CallGuard(Calls):
         if (drift := drifted([of_rank for _, of_rank in found])) is not None:
             step, others = drift
             ranks = ", ".join(str(self._channel.ranks[number]) for number in others)
-            self._refuse(
+            self._meetings.refuse(
                 InputError(
                     f"what the transformer was given for its call number {step + 1} differs on "
                     f"rank {ranks}, though the call was begun alike, so there is no picture: have "
@@ -323,104 +312,6 @@ class CallGuard(Calls):
                     "drawn between steps a generator of the same seed on every rank"
                 )
             )
-
-    def _meet(self, message: Message) -> list[Message]:
-        """Exchanges messages with all other ranks.
-
-        Raises:
-            InputError: they are at another place.
-            What was raised on any of them.
-        """
-        messages = self._channel.exchange(message)
-        if any(one.point == Point.FAILED for one in messages):
-            reports = self._channel.exchange_objects(Report())
-            self._after(reports)
-            self._refuse(raised_again(reports, self._channel.ranks, self._channel.rank, None))
-        if len({(one.point, one.calls) for one in messages}) > 1:
-            self._refuse(out_of_step(self._channel.ranks, messages))
-        return messages
-
-    def _refuse(self, error: BaseException) -> NoReturn:
-        """Raises what all ranks raise: none waits to be told."""
-        self._settled = error
-        raise error
-
-    @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """What is raised in here on one rank is raised on all."""
-        if self._refusal:
-            raise InputError(self._refusal)
-        self._is_inside, self._settled = False, None
-        try:
-            with self._watch.watching() if self._watch else nullcontext():
-                yield
-        except BaseException as error:
-            self._noise.forget()
-            if error is self._settled:
-                raise
-            told = self._told(error)
-            if told is error:
-                raise
-            raise told from error
-        finally:
-            self._call = None
-
-    def _told(self, error: BaseException) -> BaseException:
-        """What all ranks raise for what was raised here."""
-        calls = self._call.calls if self._call else 0
-        meeting = self._channel.begin(Message(Point.FAILED, calls))
-        broke = not meeting.came_within(GRACE_S)
-        if broke:
-            if self._watch:
-                self._watch.tell()
-            self._groups.break_off()
-            if not meeting.came_within(LOST_S):
-                self._refusal = (
-                    f"a call failed on rank {self._channel.rank}, and other ranks didn't end it "
-                    f"within {LOST_S:g} s: start the ranks again"
-                )
-                return error
-        try:
-            meeting.messages()
-            mine = Report.of(error, broke=broke, inside=self._is_inside, calls=calls)
-            reports = self._channel.exchange_objects(mine)
-        except ClusterError as gone:
-            self._refusal = str(gone)
-            return error
-        self._after(reports)
-        return raised_again(reports, self._channel.ranks, self._channel.rank, error)
-
-    def _after(self, reports: Sequence[Report]) -> None:
-        """Makes groups anew whose transfers were left unfinished; on all ranks."""
-        if not is_dirty(reports):
-            return
-        rank = self._channel.ranks[origin(reports)]
-        if not self._may_renew:
-            self._refusal = (
-                f"a call failed on rank {rank} in the middle of an exchange, and there are ranks "
-                "beside the plan's, which don't take part in making groups anew: close the plan "
-                "and put it in force again on every rank"
-            )
-            return
-        self._groups.break_off()
-        if self._watch:
-            self._watch.forget()
-        try:
-            self._groups.renew()
-        except RuntimeError as error:
-            self._refusal = (
-                f"a call failed on rank {rank} in the middle of an exchange, and its groups can't "
-                f"be made anew ({str(error).partition(chr(10))[0]}): start the ranks again"
-            )
-
-    def _was_renewed(self) -> bool:
-        """Puts the plan in force anew if transfers were broken off since, by a call of any plan."""
-        if self._groups.renewals == self._renewals or self._refusal:
-            return False
-        with self.failing_together():
-            self.renew()
-        self._renewals = self._groups.renewals
-        return True
 
 
 def _digests_of(call: _Call) -> dict[str, bytes]:
