@@ -18,8 +18,10 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import call_arguments, load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
 
-ROUNDS = 4
+WARM_UP = 3
 CALLS = 5
+PAIRS = 25
+"""Calls with and without agreement, in turns."""
 
 
 def meetings(context: RankContext) -> float:
@@ -53,17 +55,16 @@ def calls(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> dict[st
         _wait(context)
         return time.perf_counter() - start
 
-    for number in range(ROUNDS):
-        with parallelize(pipeline, plan, context):
+    with parallelize(pipeline, plan, context):
+        for _ in range(WARM_UP):
             timed()
-            found["with"] += [timed() for _ in range(CALLS)]
-            if number == 0:
-                with _parts(context, found):
-                    for _ in range(CALLS):
-                        timed()
-        with _without(), parallelize(pipeline, plan, context):
-            timed()
-            found["without"] += [timed() for _ in range(CALLS)]
+        with _parts(context, found):
+            for _ in range(CALLS):
+                timed()
+        for _ in range(PAIRS):
+            found["with"].append(timed())
+            with _without():
+                found["without"].append(timed())
     return found
 
 
@@ -74,12 +75,13 @@ def _wait(context: RankContext) -> None:
 
 @contextmanager
 def _without() -> Iterator[None]:
-    """Plans whose ranks agree on nothing."""
+    """Calls on which ranks agree in nothing."""
     guard = call_guard.CallGuard
-    with (
-        mock.patch.object(guard, "run", Calls.run),
-        mock.patch.object(guard, "guard", lambda *_: None),
-    ):
+
+    def unasked(_self: Any, _model: Any, own: Any, inputs: dict[str, Any]) -> Any:
+        return own(**inputs)
+
+    with mock.patch.object(guard, "run", Calls.run), mock.patch.object(guard, "_stray", unasked):
         yield
 
 

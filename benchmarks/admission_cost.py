@@ -20,7 +20,7 @@ from typing import Any, get_args
 import diffusers
 import torch
 
-from benchmarks.admission_calls import CALLS, ROUNDS, calls, meetings
+from benchmarks.admission_calls import PAIRS, calls, meetings
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec
@@ -116,7 +116,7 @@ def _show_parts(spec: ModelSpec, device: torch.device) -> None:
 
 def _median_ms(act: Callable[[], object], device: torch.device) -> float:
     found = []
-    for _ in range(3 + ROUNDS * CALLS):
+    for _ in range(3 + PAIRS):
         torch.cuda.synchronize(device)
         start = time.perf_counter()
         act()
@@ -128,15 +128,18 @@ def _median_ms(act: Callable[[], object], device: torch.device) -> float:
 def _narrow(spec: ModelSpec) -> ModelSpec:
     config = spec.config | {"num_attention_heads": 3, "caption_projection_dim": 192}
     config["_class_name"] = spec.transformer_class
-    return inspect_configs("narrow-sd3", config, spec.vae_config, spec.scheduler_config, 0)
+    vae = spec.vae_config | {"_class_name": spec.vae_class}
+    scheduler = spec.scheduler_config | {"_class_name": spec.scheduler_class}
+    return inspect_configs("narrow-sd3", config, vae, scheduler, 0)
 
 
 def _show(what: str, found: dict[str, list[float]]) -> None:
-    with_it, without = (statistics.median(found[name]) for name in ("with", "without"))
-    share = (with_it - without) / without
+    without = statistics.median(found["without"])
+    pairs = [one - other for one, other in zip(found["with"], found["without"], strict=True)]
+    low, cost, high = statistics.quantiles(pairs, n=4)
     sys.stdout.write(
-        f"{what}: {with_it * 1e3:.2f} ms, without {without * 1e3:.2f} ms: "
-        f"{(with_it - without) * 1e3:+.2f} ms, {share:+.2%}\n"
+        f"{what}: without {without * 1e3:.2f} ms, agreement {cost * 1e3:+.2f} ms "
+        f"(middle half {low * 1e3:+.2f} to {high * 1e3:+.2f}), {cost / without:+.2%}\n"
     )
     for part in ("begin", "first call", "later calls", "end"):
         if found[part]:

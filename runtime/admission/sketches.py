@@ -6,7 +6,7 @@ difference of norm d each is about d in size (Johnson and Lindenstrauss).
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,13 +33,14 @@ def sketch_of(value: Any) -> torch.Tensor:
     ]
     if not tensors:
         return torch.zeros(DIRECTIONS + 2)
-    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % ROW)).view(-1, ROW)
-    columns, rows = _signs(flat.device)
-    signs = rows[torch.arange(len(flat), device=flat.device) % MOST_ROWS]
+    flat = [tensor.reshape(-1).float() for tensor in tensors]
+    whole = flat[0] if len(flat) == 1 else torch.cat(flat)
+    if missing := -whole.numel() % ROW:
+        whole = torch.nn.functional.pad(whole, (0, missing))
+    whole = whole.view(-1, ROW)
     is_half = any(tensor.dtype.itemsize < 4 for tensor in tensors)
-    allowed = flat.new_full((1,), LARGEST_DRIFT_OF_HALF if is_half else LARGEST_DRIFT)
-    return torch.cat([signs @ (flat @ columns), flat.norm()[None], allowed])
+    columns, rows, allowed = _signs(whole.device, len(whole), is_half)
+    return torch.cat([rows @ (whole @ columns), whole.norm()[None], allowed])
 
 
 def steps_of(sketches: Sequence[Readback]) -> torch.Tensor:
@@ -80,11 +81,16 @@ def is_rounding(found: Sequence[dict[str, torch.Tensor]]) -> bool:
     return True
 
 
-@cache
-def _signs(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+@lru_cache(maxsize=16)
+def _signs(
+    device: torch.device, rows: int, is_half: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The signs of columns (ROW, DIRECTIONS) and of so many rows, and the largest drift (1)."""
     generator = torch.Generator().manual_seed(20)
-    columns, rows = (
+    columns, of_rows = (
         2.0 * torch.randint(0, 2, shape, generator=generator) - 1
         for shape in ((ROW, DIRECTIONS), (MOST_ROWS,))
     )
-    return columns.to(device), rows.to(device)
+    allowed = torch.tensor([LARGEST_DRIFT_OF_HALF if is_half else LARGEST_DRIFT])
+    signs = of_rows[torch.arange(rows) % MOST_ROWS]
+    return columns.to(device), signs.to(device), allowed.to(device)
