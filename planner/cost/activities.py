@@ -1,22 +1,24 @@
-"""What a rank does in a call of the transformer: computing, exchanges, and a ring's attention."""
+"""What a rank does in a call of the transformer: computing, exchanges, and a ring's attention.
+
+The first two are tuples, as very many are made.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ditplan.planner.cost.roofline import Timed
 from ditplan.planner.network.groups import Groups
 from ditplan.profiles.cluster import Operation
 
 
-@dataclass(frozen=True)
-class Computation:
+class Computation(NamedTuple):
     """What each rank does by itself, for which part of the price."""
 
     part: str
     timed: Timed
 
 
-@dataclass(frozen=True)
-class CollectiveCost:
+class CollectiveCost(NamedTuple):
     """An operation that all groups of ranks make at once, `rank_bytes` put in by each rank."""
 
     part: str

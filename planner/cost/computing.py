@@ -57,9 +57,10 @@ class Computing:
     def _computed_by(
         self, share: RankShard, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
     ) -> Timed:
+        times = self.times_on(device)
+        mode = times.like_mode(mode)
         key = (share, run.kind if run else None, device.name, dtype, mode)
         if key not in self._computed:
-            times = self.times_on(device)
             self._computed[key] = (
                 times.block(run, share, dtype, mode) if run else times.outside(share, dtype, mode)
             )

@@ -6,20 +6,21 @@ docs/lower_bounds.md says of each term why it is none too much.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from operator import itemgetter
+from dataclasses import replace
+from operator import itemgetter, mul
+from typing import NamedTuple
 
 from ditplan.planner.constants import minds_transfers
-from ditplan.planner.cost.least_pieces import LeastPieces, Piece
+from ditplan.planner.cost.least_pieces import LeastPieces, Piece, PlaceKey
 from ditplan.planner.cost.memory import MemoryModel
 from ditplan.planner.cost.rank_work import RankWork
-from ditplan.planner.cost.share import RankShard, calls_of
+from ditplan.planner.cost.share import RankShard, calls_of, samples_of
 from ditplan.planner.memo import Memo
-from ditplan.planner.network.groups import groups_along
+from ditplan.planner.network.groups import AxisGroups
 from ditplan.planner.space.candidate import Setting
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration, PipeFusion
-from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.mesh import Mesh, strides_of
 from ditplan.profiles.workload import Workload
 
 ROUNDING = 1 - 1e-9
@@ -28,19 +29,12 @@ ROUNDING = 1 - 1e-9
 PieceOf = Callable[[RankShard, bool], Piece]
 """What a share takes at least, its products slowed by transfers or not."""
 
-
-@dataclass(frozen=True)
-class Bound:
-    """What plans cost at least: seconds of the denoising loop, and bytes of the rank that holds
-    most.
-    """
-
-    seconds: float
-    bytes: int
+OrderKey = tuple[PlaceKey | None, bool]
+"""What of an order of axes can change bounds: where a sequence's ranks are, and whether a patch's
+products run beside transfers that they mind."""
 
 
-@dataclass(frozen=True)
-class _Patches:
+class _Patches(NamedTuple):
     """What the patches of a step take at least: all of them through all stages, the slowest of them
     through all stages, all of them in one stage, and in one of a single block; `fewest` are how
     many there are at least.
@@ -65,24 +59,23 @@ class LowerBounds:
         self._pieces = LeastPieces(work, workload)
         cluster = work.topology.cluster
         self._devices = list({device.name: device for device in work.devices}.values())
+        self._scheduler_s = [work.computing.scheduler(workload, d).seconds for d in self._devices]
+        # memory has no other say in what is held
+        self._kinds_of_devices = list({device.kind: device for device in self._devices}.values())
         self._is_measured = bool(work.profile or cluster.collectives)
-        self._kinds: Memo[tuple[RankShard, ...], Sequence[tuple[RankShard, int]]] = Memo()
-        self._slowed: Memo[tuple[tuple[int, int], ...], bool] = Memo()
+        self._kinds: Memo[tuple[int, ...], Sequence[tuple[RankShard, int]]] = Memo()
+        self._slowed: Memo[tuple[int, int], bool] = Memo()
         self._start_s = 0.0 if cluster.collectives else work.constants.collective_launch_s
 
-    def bound(self, mesh: Mesh, order: tuple[str, ...], settings: Sequence[Setting]) -> Bound:
-        """What a plan of a mesh costs at least that has any of these settings and its axes in this
-        order, on whatever ranks. Settings with the same PipeFusion stand together.
-        """
-        return Bound(self._seconds(mesh, order, settings), self._bytes(mesh, settings))
-
-    def order_key(self, mesh: Mesh, order: tuple[str, ...]) -> object:
+    def order_key(self, mesh: Mesh, order: tuple[str, ...]) -> OrderKey:
         """Orders of a mesh's axes that have it in common have the same bounds."""
-        slowed = [self._is_slowed(mesh, order, device) for device in self._devices]
-        return self._pieces.place_key(mesh, order), tuple(slowed)
+        strides = strides_of(mesh, order)
+        return self._pieces.place_key(mesh, strides), self._is_slowed(mesh, strides["pipefusion"])
 
-    def _bytes(self, mesh: Mesh, settings: Sequence[Setting]) -> int:
-        """Without graphs, and with few of them where each patch has its own, a plan needs least;
+    def least_bytes(self, mesh: Mesh, settings: Sequence[Setting]) -> int:
+        """What the rank that holds most has at least in its memory with any of some settings.
+
+        Without graphs, and with few of them where each patch has its own, a plan needs least;
         with its weights in pieces where only that can fit.
         """
         pipefusion, mode = min(settings, key=_by_memory)
@@ -94,55 +87,57 @@ class LowerBounds:
         return least
 
     def _held_bytes(self, candidate: Configuration) -> int:
-        sizes = [self._memory.of(candidate, self._workload, device) for device in self._devices]
-        least = min(memory.total_bytes for memory in sizes)
+        memory, workload, stages = self._memory, self._workload, candidate.mesh.pipefusion
         if candidate.pipefusion is None:
-            return least
-        counts = self._memory.fullest_stage(candidate, self._workload)
-        blocks = self._memory.block_bytes(candidate, self._workload)
-        held = sum(n * size for n, size in zip(counts, blocks, strict=True))
-        runs, stages = self._work.spec.blocks, candidate.mesh.pipefusion
-        in_all = sum(run.count * size for run, size in zip(runs, blocks, strict=True))
-        number = sum(run.count for run in runs)
-        fair = max(math.ceil(in_all / stages), math.ceil(number / stages) * min(blocks))
-        return least - held + fair
+            sizes = (memory.of(candidate, workload, one) for one in self._kinds_of_devices)
+            return min(one.total_bytes for one in sizes)
+        blocks = memory.block_bytes(candidate, workload)
+        counts = [run.count for run in self._work.spec.blocks]
+        in_all: int = sum(map(mul, counts, blocks))
+        fair = max(math.ceil(in_all / stages), math.ceil(sum(counts) / stages) * min(blocks))
+        beside = (memory.beside_blocks(candidate, workload, d) for d in self._kinds_of_devices)
+        return min(beside) + fair
 
-    def _seconds(self, mesh: Mesh, order: tuple[str, ...], settings: Sequence[Setting]) -> float:
+    def least_s(self, mesh: Mesh, key: OrderKey, settings: Sequence[Setting]) -> float:
+        """Seconds of the denoising loop that a plan of a mesh takes at least, on whatever ranks,
+        with any of some settings and its axes in an order with such a key. Settings with the same
+        PipeFusion stand together.
+        """
         patchings = [patching for patching, _ in itertools.groupby(settings, key=itemgetter(0))]
-        modes = tuple(dict.fromkeys(mode for _, mode in settings))
+        modes = tuple(dict.fromkeys([mode for _, mode in settings]))
         if len(patchings) > 1 and self._is_measured:
             # of patches that aren't computed only those that were asked for are known
             return 0.0
+        (place_key, is_slowed), whole = key, self._work.shares.of(mesh, self._workload)
         loops_s = []
-        for device in self._devices:
+        for device, scheduler_s in zip(self._devices, self._scheduler_s, strict=True):
 
             def piece_of(share: RankShard, is_slowed: bool, device: Device = device) -> Piece:
                 return self._pieces.of(
-                    mesh, order, modes, patchings[0], device, share, is_slowed=is_slowed
+                    mesh, place_key, modes, patchings[0], device, share, is_slowed=is_slowed
                 )
 
             patched = [patching for patching in patchings if patching is not None]
             if patched:
-                is_slowed = self._is_slowed(mesh, order, device)
-                loops_s.append(self._patched_s(mesh, patched, device, piece_of, is_slowed))
+                loops_s.append(
+                    self._patched_s(mesh, patched, whole, scheduler_s, piece_of, is_slowed)
+                )
             else:
-                loops_s.append(self._stepped_s(mesh, device, piece_of))
+                loops_s.append(self._stepped_s(mesh, piece_of(whole, False), scheduler_s))
         return ROUNDING * min(loops_s)
 
-    def _stepped_s(self, mesh: Mesh, device: Device, piece_of: PieceOf) -> float:
-        work, workload = self._work, self._workload
-        piece = piece_of(work.shares.of(mesh, workload), False)
+    def _stepped_s(self, mesh: Mesh, piece: Piece, scheduler_s: float) -> float:
         gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
         call_s = piece.through_s(1, gathers * self._start_s)
-        calls = calls_of(mesh, work.spec, workload)
-        scheduler_s = work.computing.scheduler(workload, device).seconds
-        return workload.steps * (calls * call_s + scheduler_s)
+        calls = calls_of(mesh, self._work.spec, self._workload)
+        return self._workload.steps * (calls * call_s + scheduler_s)
 
     def _patched_s(
         self,
         mesh: Mesh,
         patchings: Sequence[PipeFusion],
-        device: Device,
+        whole_share: RankShard,
+        scheduler_s: float,
         piece_of: PieceOf,
         is_slowed: bool,
     ) -> float:
@@ -150,15 +145,12 @@ class LowerBounds:
         do than the mean, nor than its blocks, and a patch's steps follow each other.
         """
         work, workload, stages = self._work, self._workload, mesh.pipefusion
-        whole_share = work.shares.of(mesh, workload)
         whole_s = piece_of(whole_share, False).through_s(stages)
         if len(patchings) == 1:
-            shares = work.shares.of_patches(mesh, workload, patchings[0].patches)
-            patches = self._known_patches(shares, stages, piece_of, is_slowed)
+            patches = self._known_patches(mesh, patchings[0].patches, piece_of, is_slowed)
         else:
             numbers = [patching.patches for patching in patchings]
             patches = self._any_patches(piece_of(whole_share, is_slowed), stages, numbers)
-        scheduler_s = work.computing.scheduler(workload, device).seconds
         scheduler_s += work.constants.patch_switch_s
         gather_s, passes_s = (
             self._start_s * (degree > 1) for degree in (mesh.sequence_parallel, mesh.batch_parallel)
@@ -182,14 +174,17 @@ class LowerBounds:
         return min(loop_s(min(warmups)), loop_s(max(warmups)))
 
     def _known_patches(
-        self, shares: tuple[RankShard, ...], stages: int, piece_of: PieceOf, is_slowed: bool
+        self, mesh: Mesh, patches: int, piece_of: PieceOf, is_slowed: bool
     ) -> _Patches:
+        stages = mesh.pipefusion
         blocks = math.ceil(self._work.spec.block_count / stages)
-        pieces = [(piece_of(share, is_slowed), count) for share, count in self._kinds_of(shares)]
+        kinds = self._kinds_of(mesh, patches)
+        pieces = [(piece_of(share, is_slowed), count) for share, count in kinds]
+        through_s = [piece.through_s(stages) for piece, _ in pieces]
         return _Patches(
-            fewest=len(shares),
-            all_s=math.fsum(count * piece.through_s(stages) for piece, count in pieces),
-            slowest_s=max(piece.through_s(stages) for piece, _ in pieces),
+            fewest=patches,
+            all_s=math.fsum(count * s for s, (_, count) in zip(through_s, pieces, strict=True)),
+            slowest_s=max(through_s),
             stage_s=math.fsum(count * piece.stage_s(blocks) for piece, count in pieces),
             first_s=math.fsum(count * piece.stage_s(1) for piece, count in pieces),
         )
@@ -207,32 +202,36 @@ class LowerBounds:
             first_s=whole.stage_s(1),
         )
 
-    def _is_slowed(self, mesh: Mesh, order: tuple[str, ...], device: Device) -> bool:
-        """Whether a patch's products run beside transfers that they mind, wherever ranks are: not
-        known where unlike devices are seated in all ways.
+    def _is_slowed(self, mesh: Mesh, stride: int) -> bool:
+        """Whether a patch's products run beside transfers that they mind, wherever ranks are, by
+        how far apart neighbours in pipelines are: not known where unlike devices are seated in all
+        ways.
         """
-        if self._work.topology.has_different_devices:
+        if self._work.topology.has_different_devices or mesh.pipefusion == 1:
             return False
-        lines = groups_along(mesh, order, ("pipefusion",))
-        if lines.runs not in self._slowed:
+        line = (mesh.pipefusion, stride)
+        if line not in self._slowed:
+            lines = AxisGroups((line,), mesh.size)
             kinds = self._work.topology.kinds_within(lines)
-            self._slowed[lines.runs] = minds_transfers(device.name, kinds)
-        return self._slowed[lines.runs]
+            self._slowed[line] = minds_transfers(self._devices[0].name, kinds)
+        return self._slowed[line]
 
-    def _kinds_of(self, shares: tuple[RankShard, ...]) -> Sequence[tuple[RankShard, int]]:
+    def _kinds_of(self, mesh: Mesh, patches: int) -> Sequence[tuple[RankShard, int]]:
         """The shares of patches that differ, with how many there are. Of those that are computed
         the smallest one stands for all with as much text, which cost no less.
         """
-        if shares not in self._kinds:
+        samples = samples_of(mesh, self._work.spec, self._workload)
+        key = (samples, mesh.ring, mesh.ulysses, patches)
+        if key not in self._kinds:
             kinds: dict[object, list[RankShard]] = {}
-            for share in shares:
+            for share in self._work.shares.of_patches(mesh, self._workload, patches):
                 kind = share if self._is_measured else share.tokens["text"]
                 kinds.setdefault(kind, []).append(share)
-            self._kinds[shares] = [
+            self._kinds[key] = [
                 (min(alike, key=lambda share: share.predicted), len(alike))
                 for alike in kinds.values()
             ]
-        return self._kinds[shares]
+        return self._kinds[key]
 
 
 def _by_memory(setting: Setting) -> tuple[bool, int]:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.cost.share import RankShard, RankShards
 from ditplan.planner.memo import Memo
 from ditplan.planner.space.stage_blocks import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.configuration import Configuration, PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import BlockRun, ModelSpec
 from ditplan.profiles.sharded_blocks import BLOCKS_WHOLE_AT_ONCE
@@ -68,8 +69,10 @@ class MemoryModel:
     ) -> None:
         self._shares, self._spec, self._constants = shares, spec, constants or MemoryConstants()
         self._found: Memo[tuple[object, ...], Memory] = Memo()
+        self._beside: Memo[tuple[object, ...], int] = Memo()
         self._fullest: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
         self._cached: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
+        self._stages: Memo[tuple[tuple[int, ...], str], tuple[tuple[int, ...], ...]] = Memo()
 
     def of(
         self, candidate: Configuration, workload: Workload, device: Device, stage: int | None = None
@@ -94,6 +97,20 @@ class MemoryModel:
             self._found[key] = self._count(candidate, workload, device, counts)
         return self._found[key]
 
+    def beside_blocks(self, candidate: Configuration, workload: Workload, device: Device) -> int:
+        """Bytes of the rank that holds most beside its stage's blocks and what these keep."""
+        if candidate.weights == "sharded":
+            counts = self.fullest_stage(candidate, workload)
+            held: int = sum(map(mul, counts, self.block_bytes(candidate, workload)))
+            return self.of(candidate, workload, device).total_bytes - held
+        # the same for all stages
+        key = (candidate.mesh.degrees, candidate.token_shares, device.kind, workload)
+        if key not in self._beside:
+            none = (0,) * len(self._spec.blocks)
+            plain = Configuration(candidate.mesh, (), token_shares=candidate.token_shares)
+            self._beside[key] = self._count(plain, workload, device, none).total_bytes
+        return self._beside[key] + _graph_bytes(_graphs(candidate), self._constants)
+
     def room_for_blocks(
         self, candidate: Configuration, workload: Workload, devices: Sequence[Device]
     ) -> float:
@@ -106,11 +123,7 @@ class MemoryModel:
         if not gpus:
             return math.inf
         device = min(gpus, key=lambda gpu: gpu.memory_bytes)
-        whole = self.of(candidate, workload, device)
-        counts = self.fullest_stage(candidate, workload)
-        sizes = self.block_bytes(candidate, workload)
-        of_blocks = sum(count * size for count, size in zip(counts, sizes, strict=True))
-        return device.memory_bytes - (whole.total_bytes - of_blocks)
+        return device.memory_bytes - self.beside_blocks(candidate, workload, device)
 
     def block_bytes(self, candidate: Configuration, workload: Workload) -> list[int]:
         """One block's weights and what it keeps on a rank from patch to patch, for each run."""
@@ -140,10 +153,17 @@ class MemoryModel:
             sizes = self.block_bytes(candidate, workload)
 
             def held(counts: tuple[int, ...]) -> int:
-                return sum(count * size for count, size in zip(counts, sizes, strict=True))
+                return sum(map(mul, counts, sizes))
 
-            self._fullest[key] = max(runs_of_stages(self._spec.blocks, part), key=held)
+            self._fullest[key] = max(self._stages_of(part), key=held)
         return self._fullest[key]
+
+    def _stages_of(self, part: PipeFusion) -> tuple[tuple[int, ...], ...]:
+        """The blocks of each run on stages, those of stages that have as many once."""
+        key = (part.blocks_per_stage, part.schedule)
+        if key not in self._stages:
+            self._stages[key] = tuple(dict.fromkeys(runs_of_stages(self._spec.blocks, part)))
+        return self._stages[key]
 
     def _count(
         self, candidate: Configuration, workload: Workload, device: Device, counts: Sequence[int]

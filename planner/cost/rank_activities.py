@@ -3,7 +3,6 @@ bounds and the timeline read.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from ditplan.planner.constants import CostConstants, counts_on_all
 from ditplan.planner.cost.activities import (
@@ -57,17 +56,18 @@ class RankActivities:
         gathered = self._over(step, "weights", "all_gather", piece_bytes, axes)
         hidden_s = block_s if step.device.kind == "cuda" else 0.0
         waited_s = max(0.0, gathered.timed.seconds - hidden_s)
-        return replace(gathered, timed=Timed(waited_s, gathered.timed.source))
+        return gathered._replace(timed=Timed(waited_s, gathered.timed.source))
 
     def _block(self, step: Step, run: BlockRun) -> Iterator[Activity]:
         share, block = step.share, self._computing.computed(step, run)
         yield Computation("blocks", Timed(block.seconds - block.attention_s, block.source))
-        pairs = sum(share.pairs(attention) for attention in run.attentions)
-        for attention in run.attentions:
+        pairs_of = [share.pairs(attention) for attention in run.attentions]
+        pairs = sum(pairs_of)
+        for attention, own in zip(run.attentions, pairs_of, strict=True):
             if attention.linear:
                 yield from self._state(step, attention)
                 continue
-            attention_s = block.attention_s * share.pairs(attention) / max(pairs, 1.0)
+            attention_s = block.attention_s * own / max(pairs, 1.0)
             for tensors in (3,) if self._constants.sends_together else (1, 1, 1):
                 yield from self._ulysses(step, attention, tensors)
             yield from self._attention(step, attention, Timed(attention_s, block.source))

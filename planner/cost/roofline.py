@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.share import (
@@ -138,9 +139,8 @@ class Roofline:
         )
 
 
-@dataclass(frozen=True)
-class Timed:
-    """Seconds of a part and where they come from.
+class Timed(NamedTuple):
+    """Seconds of a part and where they come from; a tuple, as very many are made.
 
     `attention_s` is the share of self-attention in them.
     """
@@ -241,8 +241,19 @@ class DeviceTimes:
     ) -> None:
         """`profile` must be of this model and device."""
         self.spec, self.profile, self.device, self.constants = spec, profile, device, constants
+        first_of: dict[float, Mode] = {}
+        self._like: dict[Mode, Mode] = {
+            mode: mode if profile else first_of.setdefault(of_mode.elementwise_passes, mode)
+            for mode, of_mode in constants.modes.items()
+        }
         self._known: Memo[tuple[str, Mode], list[TimePoint]] = Memo()
         self._lines: Memo[tuple[str, Mode], Lines] = Memo()
+
+    def like_mode(self, mode: Mode) -> Mode:
+        """The first mode in which all is computed just as in this one: where nothing was measured
+        modes differ in their passes alone.
+        """
+        return self._like[mode]
 
     def block(self, run: BlockRun, share: RankShard, dtype: Dtype, mode: Mode) -> Timed:
         """One block of a run, on the device's clock (without waiting for launches unless

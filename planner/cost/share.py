@@ -65,8 +65,8 @@ class RankShard:
         """
         if attention.linear:
             return 0.0
-        queries = sum(self.queries.get(segment, 0) for segment in attention.segments)
-        keys = sum(self.keys.get(segment, 0) for segment in attention.segments)
+        queries = sum([self.queries.get(segment, 0) for segment in attention.segments])
+        keys = sum([self.keys.get(segment, 0) for segment in attention.segments])
         return self.batch * queries * keys * self.heads(attention) / attention.heads
 
 
@@ -86,8 +86,7 @@ def calls_of(mesh: Mesh, spec: ModelSpec, workload: Workload) -> int:
 
 
 def _calls_apart(mesh: Mesh, spec: ModelSpec) -> bool:
-    by_calls = family_of(spec.transformer_class).guidance == "calls"
-    return by_calls and mesh.pipefusion == 1
+    return mesh.pipefusion == 1 and family_of(spec.transformer_class).guidance == "calls"
 
 
 def share_of(

@@ -7,8 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import networkx as nx
 
@@ -47,9 +46,8 @@ CROSSINGS = ("memory", "socket")
 """Kinds of link that lose bandwidth when many messages cross them at once."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A duration in seconds and where it comes from."""
+class Estimate(NamedTuple):
+    """A duration in seconds and where it comes from; a tuple, as very many are made."""
 
     seconds: float
     source: Source
@@ -121,6 +119,8 @@ class Topology:
         """Whether there is a table of an operation on just such groups: as many, of that size and
         stride.
         """
+        if not self.cluster.collectives:
+            return False
         talking = wanted(groups)
         return bool(talking) and self._matching_table(operation, talking) is not None
 
@@ -222,14 +222,14 @@ class Topology:
         return self._signatures[talking]
 
     def _matching_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
+        if not self.cluster.collectives:
+            return None
         key = (operation, groups)
         if key not in self._tables:
             self._tables[key] = self._find_table(operation, groups)
         return self._tables[key]
 
     def _find_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
-        if not self.cluster.collectives:
-            return None
         shape = (operation, len(first_of(groups)), stride_in(groups), count_of(groups))
         for table in self.cluster.collectives:
             if (table.operation, table.size, table.stride, table.groups) == shape:
@@ -242,6 +242,8 @@ class Topology:
         """The table nearest in stride and groups at once, of the same size and over the same
         kinds of link.
         """
+        if not self.cluster.collectives:
+            return None
         alike = (operation, len(first_of(groups)))
         tables = [one for one in self.cluster.collectives if (one.operation, one.size) == alike]
         if not tables:

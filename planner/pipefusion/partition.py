@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import operator
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,59 +151,78 @@ def _least_worst(
     All but the first and the last stage are alike, and both costs grow with a stage's blocks. So
     from the last stage on each begins where those before it come to cost as much as it does.
     """
-    until, least, extras = cost.until, cost.least, _extras(cost, stages)
-    other_until, other_least, other_extras = other.until, other.least, _extras(other, stages)
-
-    def cost_of(stage: int, first: int, last: int) -> float:
-        # written out, as all the time goes here
-        otherwise = other_until[last] - other_until[first]
-        if (other_least if other_least > otherwise else otherwise) + other_extras[stage] > limit:
-            return math.inf
-        blocks = until[last] - until[first]
-        return (least if least > blocks else blocks) + extras[stage]
-
+    line = _Line(cost.until, cost.least, _extras(cost, stages), _reaches(other, limit, stages))
     cuts = [len(cost.until) - 1]
     for stage in range(stages - 1, 0, -1):
-        cuts.append(_best_cut(cost_of, stage, cuts[-1]))
+        cuts.append(_best_cut(line, stage, cuts[-1]))
     ends = (0, *reversed(cuts))
     divided = list(enumerate(itertools.pairwise(ends)))
-    worst = max(cost_of(stage, first, last) for stage, (first, last) in divided)
+    worst = max(line.cost_of(stage, first, last) for stage, (first, last) in divided)
     return tuple(last - first for _, (first, last) in divided), worst
 
 
-def _best_cut(cost_of: CostOf, stage: int, last: int) -> int:
+@dataclass(frozen=True)
+class _Line:
+    """What stages cost, as in `StageCost`, with what each does beside its blocks; and by stage and
+    first block the farthest end that another cost allows.
+    """
+
+    until: list[float]
+    least: float
+    extras: list[float]
+    reaches: list[list[int]]
+
+    def cost_of(self, stage: int, first: int, last: int) -> float:
+        """Of some blocks in a stage: infinity beyond what is allowed."""
+        if last > self.reaches[stage][first]:
+            return math.inf
+        return max(self.least, self.until[last] - self.until[first]) + self.extras[stage]
+
+    def can_divide(self, blocks: int, stages: int, limit: float) -> bool:
+        """Whether the first blocks can make so many stages, of which each costs less than a limit:
+        each is filled as far as that goes.
+        """
+        until, end = self.until, 0
+        for extra, reach in zip(self.extras[:stages], self.reaches, strict=False):
+            if self.least + extra >= limit:
+                continue
+            before, farthest = until[end], min(reach[end], blocks)
+            while end < farthest and until[end + 1] - before + extra < limit:
+                end += 1
+        return end == blocks
+
+
+def _reaches(other: StageCost, limit: float, stages: int) -> list[list[int]]:
+    """How far each stage reaches from each block with a cost within a limit."""
+    until, blocks, found = other.until, len(other.until) - 1, dict[float, list[int]]()
+    extras = _extras(other, stages)
+    for extra in dict.fromkeys(extras):
+        reach, last = [], 0
+        for first in range(blocks + 1):
+            last = max(first, last)
+            if other.least + extra <= limit:
+                while last < blocks and until[last + 1] - until[first] + extra <= limit:
+                    last += 1
+            reach.append(last)
+        found[extra] = reach
+    return [found[extra] for extra in extras]
+
+
+def _best_cut(line: _Line, stage: int, last: int) -> int:
     """The block with which a stage begins that ends before the `last` one, so that the worst of it
     and of those before it is best.
     """
 
     def is_lighter(cut: int) -> bool:
-        cost = cost_of(stage, cut, last)
-        return not _can_divide(cost_of, cut, stage, operator.lt, cost)
+        return not line.can_divide(cut, stage, line.cost_of(stage, cut, last))
 
     cut = stage + bisect_left(range(stage, last - 1), True, key=is_lighter)
     if cut == stage:
         return cut
     # from there on the stages before it cost more; a block earlier it does itself
-    cost = cost_of(stage, cut - 1, last)
-    return cut if _can_divide(cost_of, cut, stage, operator.le, cost) else cut - 1
-
-
-def _can_divide(
-    cost_of: CostOf,
-    blocks: int,
-    stages: int,
-    compares: Callable[[float, float], bool],
-    limit: float,
-) -> bool:
-    """Whether the first blocks can make so many stages, of which the cost of each `compares` with a
-    limit: each is filled as far as that goes.
-    """
-    end = 0
-    for stage in range(stages):
-        first = end
-        while end < blocks and compares(cost_of(stage, first, end + 1), limit):
-            end += 1
-    return end == blocks
+    cost = line.cost_of(stage, cut - 1, last)
+    is_no_worse = math.isinf(cost) or line.can_divide(cut, stage, math.nextafter(cost, math.inf))
+    return cut if is_no_worse else cut - 1
 
 
 def _extras(cost: StageCost, stages: int) -> list[float]:

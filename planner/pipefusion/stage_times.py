@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.step import Step
@@ -37,8 +38,7 @@ class Pieces:
     kinds: tuple[tuple[Piece, int], ...]
 
 
-@dataclass(frozen=True)
-class StageBlocks:
+class StageBlocks(NamedTuple):
     """A stage's blocks of each run, each time that a patch comes by, and whether predictions end
     there.
     """

@@ -31,7 +31,7 @@ from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import require_mode
 from ditplan.profiles.cluster import Device
-from ditplan.profiles.configuration import Configuration, TaylorSeer
+from ditplan.profiles.configuration import Configuration, PipeFusion, TaylorSeer
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode, PointRequest
@@ -125,7 +125,7 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
         tried: Iterable[Choice] = (choice,)
         if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
             tried = undominated(
-                choice, front, bounds, partial(_quality_of, task), is_large=is_large
+                choice, front, bounds, partial(_quality_of_part, task), is_large=is_large
             )
         before = len(priced)
         for one in tried:
@@ -148,7 +148,10 @@ def _advised(task: Task, space: Space) -> Mesh:
 def _quality_of(task: Task, candidate: Configuration) -> Quality:
     if candidate.step_cache:
         return quality_with_cache(task.known, candidate.step_cache)
-    part = candidate.pipefusion
+    return _quality_of_part(task, candidate.pipefusion)
+
+
+def _quality_of_part(task: Task, part: PipeFusion | None) -> Quality:
     return quality_of(task.known, part.patches, part.warmup_steps) if part else EXACT
 
 

@@ -1,16 +1,16 @@
 """Which configurations of a mesh are worth a price, by what plans cost at least."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from operator import itemgetter
 
-from ditplan.planner.cost.lower_bounds import Bound, LowerBounds
+from ditplan.planner.cost.lower_bounds import LowerBounds, OrderKey
 from ditplan.planner.objectives import quality_order
 from ditplan.planner.search.pareto_front import ParetoFront
-from ditplan.planner.space.candidate import Choice, Setting
+from ditplan.planner.space.candidate import Choice, Setting, Settings
 from ditplan.planner.space.enumerate import EXHAUSTIVE_RANKS
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.plan import Quality
 
 RUNNER_UP = 1.5
@@ -28,7 +28,7 @@ def undominated(
     choice: Choice,
     front: ParetoFront,
     bounds: LowerBounds,
-    quality_of: Callable[[Configuration], Quality],
+    quality_of: Callable[[PipeFusion | None], Quality],
     *,
     is_large: bool,
 ) -> Iterator[Choice]:
@@ -39,40 +39,91 @@ def undominated(
     """
     mesh = choice.mesh
     slack = RUNNER_UP if mesh.size <= EXHAUSTIVE_RANKS and not is_large else 1.0
-    coarse = COARSE_MEMORY if is_large else 1.0
-
-    def is_beaten(least: Bound, quality: Quality) -> bool:
-        return front.beats(least.seconds / slack, coarse * least.bytes, quality)
-
-    alike: dict[object, list[tuple[str, ...]]] = {}
+    contest = _Contest(front, bounds, quality_of, slack, COARSE_MEMORY if is_large else 1.0)
+    alike: dict[OrderKey, list[tuple[str, ...]]] = {}
     for order in choice.orders:
         alike.setdefault(bounds.order_key(mesh, order), []).append(order)
-    equally_large = list(_equally_large(choice, quality_of))
-    best = min((quality for quality, _ in equally_large), key=quality_order)
-    promising: list[tuple[Bound, Quality, Choice]] = []
-    for orders in alike.values():
-        bound = partial(bounds.bound, mesh, orders[0])
-        # without stages there are few settings, whose own bounds are as quickly found
-        if mesh.pipefusion > 1 and is_beaten(bound(choice.settings), best):
-            continue
-        for quality, settings in equally_large:
-            if is_beaten(bound(settings), quality):
+    promising: list[tuple[float, int, Quality, Choice]] = []
+    for key, of_order in contest.left_of(choice, alike).items():
+        for settings in _equally_large(of_order):
+            quality, least_bytes = quality_of(settings[0][0]), bounds.least_bytes(mesh, settings)
+            if contest.is_lost(bounds.least_s(mesh, key, settings), least_bytes, quality):
                 continue
             for setting in settings:
-                narrowed = Choice(mesh, (setting,), tuple(orders))
-                promising.append((bound((setting,)), quality, narrowed))
-    for least, quality, narrowed in sorted(promising, key=lambda entry: entry[0].seconds):
-        if not is_beaten(least, quality):
+                narrowed = Choice(mesh, (setting,), tuple(alike[key]))
+                least_s = bounds.least_s(mesh, key, (setting,))
+                promising.append((least_s, least_bytes, quality, narrowed))
+    for least_s, least_bytes, quality, narrowed in sorted(promising, key=itemgetter(0)):
+        if not contest.is_lost(least_s, least_bytes, quality):
             yield narrowed
 
 
-def _equally_large(
-    choice: Choice, quality_of: Callable[[Configuration], Quality]
-) -> Iterator[tuple[Quality, tuple[Setting, ...]]]:
-    """A mesh's settings, those together that differ in their mode alone and need equally much
-    memory at least, for which of a mode only graphs count; with their quality.
+@dataclass(frozen=True)
+class _Contest:
+    """Plans by what they cost at least, against what is known."""
+
+    front: ParetoFront
+    bounds: LowerBounds
+    quality_of: Callable[[PipeFusion | None], Quality]
+    slack: float
+    coarse: float
+
+    def is_lost(self, least_s: float, least_bytes: int, quality: Quality) -> bool:
+        """Whether something is as good."""
+        return self.front.beats(least_s / self.slack, self.coarse * least_bytes, quality)
+
+    def left_of(self, choice: Choice, keys: Iterable[OrderKey]) -> dict[OrderKey, Settings]:
+        """A mesh's settings for each order of its axes, without those that lose all together: all
+        of them, those with graphs, or those without.
+        """
+        mesh, left = choice.mesh, dict.fromkeys(keys, choice.settings)
+        if mesh.pipefusion == 1:
+            # there are few settings, whose own bounds are as quickly found
+            return left
+        best = min((self.quality_of(part) for part, _ in choice.settings), key=quality_order)
+        for is_among in (_is_any, _has_graphs, _has_none):
+            together = tuple(filter(is_among, choice.settings))
+            if not (left and together):
+                continue
+            least_bytes = self.bounds.least_bytes(mesh, together)
+            lost = {
+                key
+                for key in left
+                if self.is_lost(self.bounds.least_s(mesh, key, together), least_bytes, best)
+            }
+            left = _without(left, lost, is_among)
+        return left
+
+
+def _without(
+    left: Mapping[OrderKey, Settings],
+    lost: Collection[OrderKey],
+    is_among: Callable[[Setting], bool],
+) -> dict[OrderKey, Settings]:
+    """What is left of each order's settings where some of them lose in some orders."""
+    kept = {
+        key: tuple(itertools.filterfalse(is_among, settings)) if key in lost else settings
+        for key, settings in left.items()
+    }
+    return {key: settings for key, settings in kept.items() if settings}
+
+
+def _equally_large(settings: Settings) -> Iterator[Settings]:
+    """Settings, those together that differ in their mode alone and need equally much memory at
+    least, for which of a mode only graphs count.
     """
-    for pipefusion, alike in itertools.groupby(choice.settings, key=itemgetter(0)):
-        quality = quality_of(Configuration(choice.mesh, (), pipefusion=pipefusion))
-        for _, settings in itertools.groupby(alike, key=lambda setting: "graph" in setting[1]):
-            yield quality, tuple(settings)
+    for _, alike in itertools.groupby(settings, key=itemgetter(0)):
+        for _, equal in itertools.groupby(alike, key=_has_graphs):
+            yield tuple(equal)
+
+
+def _is_any(setting: Setting) -> bool:
+    return True
+
+
+def _has_graphs(setting: Setting) -> bool:
+    return "graph" in setting[1]
+
+
+def _has_none(setting: Setting) -> bool:
+    return not _has_graphs(setting)

@@ -16,6 +16,9 @@ One patch more than stages is tried as well: it hides what is waited for between
 STEP_CACHES = tuple(TaylorSeer(interval=interval) for interval in (2, 3, 5))
 """What is tried where any quality will do."""
 
+UNKNOWN = Quality(exact=False)
+"""What is said of an approximate plan that wasn't held against one device."""
+
 PIPEFUSION_S = (Setting("patches"), " and ", Setting("warmup_steps"), " are PipeFusion's")
 """How a message begins that refuses them on a mesh without stages."""
 
@@ -71,12 +74,12 @@ def quality_with_cache(known: MeasuredQuality | None, step_cache: TaylorSeer) ->
             return Quality(
                 exact=False, relative_l2=point.relative_l2, measured_with=point.measured_with
             )
-    return Quality(exact=False)
+    return UNKNOWN
 
 
 def quality_of(known: MeasuredQuality | None, patches: int, warmup_steps: int) -> Quality:
     """What a plan with PipeFusion says of its quality."""
     distance = known.relative_l2(patches, warmup_steps) if known else None
     if known is None or distance is None:
-        return Quality(exact=False)
+        return UNKNOWN
     return Quality(exact=False, relative_l2=distance, measured_with=known.measured_with)

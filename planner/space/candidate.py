@@ -21,6 +21,7 @@ def groups_of(configuration: Configuration, axes: tuple[str, ...]) -> Groups:
 
 
 Setting = tuple[PipeFusion | None, Mode]
+Settings = tuple[Setting, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Choice:
     """
 
     mesh: Mesh
-    settings: tuple[Setting, ...]
+    settings: Settings
     orders: tuple[tuple[str, ...], ...]
 
 

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
+import numpy as np
+
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.network.traffic import is_even
 from ditplan.planner.space.approximations import ApproximationPolicy
-from ditplan.planner.space.candidate import Choice, Space
+from ditplan.planner.space.candidate import Choice, Settings, Space
 from ditplan.planner.space.legality import (
     CFG_REASON,
     Violation,
@@ -104,24 +106,24 @@ def legal_meshes(
     """Legal meshes of at most (or exactly) so many GPUs, small ones first, and the others
     counted by reason.
     """
-    legal: list[Mesh] = []
-    dropped: Counter[str] = Counter()
     axes = backend.axes if approximate else backend.exact_axes
     one_picture = {"dp": 1} if workload.batch == 1 else {}
     rules, pinned = rules_of(spec, workload, backend), one_picture | dict(pins or {})
-    for degrees in degrees_within(gpus, axes, pinned):
-        if exactly and math.prod(degrees) != gpus:
-            continue
-        if broken := first_broken(rules, degrees):
-            dropped[broken.reason] += 1
-            continue
-        mesh = Mesh(**dict(zip(AXES, degrees, strict=True)))
+    degrees = degrees_within(gpus, axes, pinned)
+    if exactly:
+        degrees = degrees[degrees.prod(axis=1) == gpus]
+    broken = first_broken(rules, degrees)
+    sizes = degrees.prod(axis=1)
+    small_first = np.lexsort((*degrees.T[::-1], sizes))
+    dropped = Counter(rules[number].reason for number in broken.tolist() if number < len(rules))
+    legal: list[Mesh] = []
+    for row in degrees[small_first[broken[small_first] == len(rules)]].tolist():
+        mesh = Mesh(**dict(zip(AXES, row, strict=True)))
         # pins can ask for what the backend doesn't have
         if pins and (found := violation(mesh, spec, workload, backend, approximate=approximate)):
             dropped[found.reason] += 1
         else:
             legal.append(mesh)
-    legal.sort(key=lambda mesh: (mesh.size, mesh.degrees))
     return tuple(legal), dict(dropped)
 
 
@@ -150,19 +152,26 @@ def enumerate_space(
         exactly=exactly,
         approximate=allowed is not None,
     )
+
+    @cache
+    def settings_of(stages: int, ranks: int) -> Settings | Violation:
+        """The same for all meshes of so many stages and ranks of a sequence."""
+        mesh = Mesh(pipefusion=stages, ulysses=ranks)
+        parts = _pipefusion_parts(mesh, spec, workload, allowed, backend)
+        return parts if isinstance(parts, Violation) else tuple(itertools.product(parts, modes))
+
     choices: list[Choice] = []
     uneven: list[tuple[str, Choice]] = []
     for mesh in meshes:
-        parts = _pipefusion_parts(mesh, spec, workload, allowed, backend)
-        if isinstance(parts, Violation):
-            dropped[parts.reason] = dropped.get(parts.reason, 0) + 1
+        settings = settings_of(mesh.pipefusion, mesh.sequence_parallel)
+        if isinstance(settings, Violation):
+            dropped[settings.reason] = dropped.get(settings.reason, 0) + 1
             continue
-        settings = tuple(itertools.product(parts, modes))
         orders = axis_orders(mesh)
         if mesh.size > max(EXHAUSTIVE_RANKS, topology.ranks_per_host):
-            even = tuple(order for order in orders if _is_even(mesh, order, topology))
+            is_part = mesh.size % topology.ranks_per_host
+            even = () if is_part else _even_orders(mesh, orders, topology.ranks_per_host)
             if not even:
-                is_part = mesh.size % topology.ranks_per_host
                 reason = "fills a host partly" if is_part else "fills hosts unevenly"
                 uneven.append((reason, Choice(mesh, settings, orders)))
                 continue
@@ -175,19 +184,22 @@ def enumerate_space(
     return Space(tuple(choices), topology, dropped)
 
 
-def _is_even(mesh: Mesh, order: tuple[str, ...], topology: Topology) -> bool:
-    """Whether the mesh fills hosts, and the groups along each axis have as many ranks on each host
-    that they reach.
-    """
-    if mesh.size % topology.ranks_per_host:
-        return False
-    stride = 1
-    for axis in reversed(order):
-        degree = getattr(mesh, axis)
-        if degree > 1 and not is_even(degree, stride, topology.ranks_per_host):
-            return False
-        stride *= degree
-    return True
+def _even_orders(
+    mesh: Mesh, orders: Sequence[tuple[str, ...]], ranks_per_host: int
+) -> tuple[tuple[str, ...], ...]:
+    """Those of which the groups along each axis have as many ranks on each host that they reach."""
+    degrees = dict(zip(AXES, mesh.degrees, strict=True))
+
+    def is_even_in(order: tuple[str, ...]) -> bool:
+        stride = 1
+        for axis in reversed(order):
+            degree = degrees[axis]
+            if degree > 1 and not is_even(degree, stride, ranks_per_host):
+                return False
+            stride *= degree
+        return True
+
+    return tuple(filter(is_even_in, orders))
 
 
 def evenly_staged(

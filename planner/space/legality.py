@@ -1,8 +1,11 @@
 """The rules that a model and a workload set for meshes."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.configuration import Schedule
@@ -13,6 +16,9 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 
 CFG_REASON = "cfg > passes"
+
+Degrees = NDArray[np.int64]
+"""Degrees of meshes: one mesh in each row, in the order of `AXES`."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,11 @@ class Rule:
     things: str = ""
     sentence: str = ""
 
-    def is_broken_by(self, degrees: Sequence[int]) -> bool:
-        """Whether the degrees, in the order of `AXES`, are too large."""
-        if self.sentence:
-            return all(degrees[place] > 1 for place in self.places)
-        return math.prod([degrees[place] for place in self.places]) > self.limit
+    def broken_by(self, degrees: Degrees) -> NDArray[np.bool_]:
+        """Which meshes' degrees are too large."""
+        split = degrees[:, self.places]
+        broken: NDArray[np.bool_] = split.prod(axis=1) > self.limit
+        return np.all(split > 1, axis=1) if self.sentence else broken
 
     def violation(self, mesh: Mesh, spec: ModelSpec) -> Violation:
         """What to say of a mesh that breaks the rule."""
@@ -64,9 +70,14 @@ def schedule_of(spec: ModelSpec, backend: Backend) -> Schedule:
     return "folded" if has_skips and backend.folds_skips else "linear"
 
 
-def first_broken(rules: Sequence[Rule], degrees: Sequence[int]) -> Rule | None:
-    """The first rule that degrees, in the order of `AXES`, break."""
-    return next((rule for rule in rules if rule.is_broken_by(degrees)), None)
+def first_broken(rules: Sequence[Rule], degrees: Degrees) -> NDArray[np.int64]:
+    """The number of the first rule that each mesh breaks, that of all rules where it breaks
+    none.
+    """
+    found = np.full(len(degrees), len(rules))
+    for number, rule in reversed(list(enumerate(rules))):
+        found[rule.broken_by(degrees)] = number
+    return found
 
 
 def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rule, ...]:
@@ -146,32 +157,26 @@ def violation(
                     f", or leave {axis} at 1",
                 ),
             )
-    rule = first_broken(rules_of(spec, workload, backend), mesh.degrees)
-    return rule.violation(mesh, spec) if rule else None
+    rules = rules_of(spec, workload, backend)
+    (number,) = first_broken(rules, np.array([mesh.degrees]))
+    return rules[number].violation(mesh, spec) if number < len(rules) else None
 
 
-def degrees_within(
-    gpus: int, axes: Sequence[str], pins: Mapping[str, int]
-) -> Iterator[tuple[int, ...]]:
-    """The degrees of all meshes of at most so many GPUs over some axes, in the order of `AXES`.
+def degrees_within(gpus: int, axes: Sequence[str], pins: Mapping[str, int]) -> Degrees:
+    """The degrees of all meshes of at most so many GPUs over some axes.
 
     Pinned axes keep their degree, all others are 1.
     """
-    free = [axis for axis in axes if axis not in pins]
-    places = [AXES.index(axis) for axis in free]
-    degrees = [pins.get(axis, 1) for axis in AXES]
-    room = gpus // math.prod(degrees)
-    for found in _products_within(room, len(free)):
-        for place, degree in zip(places, found, strict=True):
-            degrees[place] = degree
-        yield tuple(degrees)
-
-
-def _products_within(room: int, axes: int) -> Iterator[tuple[int, ...]]:
-    if axes == 0:
-        if room >= 1:
-            yield ()
-        return
-    for degree in range(1, room + 1):
-        for rest in _products_within(room // degree, axes - 1):
-            yield (degree, *rest)
+    degrees = np.array([[pins.get(axis, 1) for axis in AXES]])
+    room = gpus // degrees.prod(axis=1)
+    degrees, room = degrees[room > 0], room[room > 0]
+    for axis in axes:
+        if axis in pins:
+            continue
+        # each mesh so far once for each degree that it has room for
+        first = np.repeat(np.cumsum(room) - room, room)
+        degrees, room = np.repeat(degrees, room, axis=0), np.repeat(room, room)
+        degree = np.arange(len(room)) - first + 1
+        degrees[:, AXES.index(axis)] = degree
+        room //= degree
+    return degrees

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ditplan.planner.cost.lower_bounds import Bound, LowerBounds
+from ditplan.planner.cost.lower_bounds import LowerBounds
 from ditplan.planner.cost.mixed_devices import RankLoads, rank_kinds_of
 from ditplan.planner.cost.share import RankShard, RankShards, share_of
 from ditplan.planner.cost_model import CostModel
@@ -27,6 +27,9 @@ from ditplan.profiles.workload import Workload
 from tests.unit.planner_scenes import MODES, Draws, Pair, Scene, a_cpu, scenes
 
 SCENES = scenes()
+
+Least = tuple[float, int]
+"""Seconds and bytes."""
 
 FAMILIES = 5
 """So many families of candidates are drawn for each scene."""
@@ -92,15 +95,15 @@ class Asked:
         split = [axis for axis in AXES if getattr(candidate.mesh, axis) > 1]
         return [self.topology.signature(groups_of(candidate, (axis,))) for axis in split]
 
-    def least(self, candidate: Configuration, workload: Workload) -> Bound:
+    def least(self, candidate: Configuration, workload: Workload) -> Least:
         """In the candidate's mode."""
         return self._least(candidate, workload, [(candidate.pipefusion, candidate.mode)])
 
-    def least_of_modes(self, candidate: Configuration, workload: Workload) -> Bound:
+    def least_of_modes(self, candidate: Configuration, workload: Workload) -> Least:
         """In all modes."""
         return self._least(candidate, workload, [(candidate.pipefusion, mode) for mode in MODES])
 
-    def least_of_settings(self, candidate: Configuration, workload: Workload) -> Bound:
+    def least_of_settings(self, candidate: Configuration, workload: Workload) -> Least:
         """With some numbers of patches."""
         part = candidate.pipefusion
         parts = [part.model_copy(update={"patches": n}) for n in (2, 4)] if part else [None]
@@ -109,10 +112,12 @@ class Asked:
 
     def _least(
         self, candidate: Configuration, workload: Workload, settings: Sequence[Setting]
-    ) -> Bound:
+    ) -> Least:
         if workload not in self._bounds:
             self._bounds[workload] = self.model.lower_bounds(workload)
-        return self._bounds[workload].bound(candidate.mesh, candidate.order, settings)
+        bounds, mesh = self._bounds[workload], candidate.mesh
+        key = bounds.order_key(mesh, candidate.order)
+        return bounds.least_s(mesh, key, settings), bounds.least_bytes(mesh, settings)
 
 
 QUESTIONS = (

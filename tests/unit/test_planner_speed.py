@@ -167,11 +167,11 @@ def test_bounds_are_never_above_prices() -> None:
             for candidate in itertools.islice(space.placed(tried), 0, None, 7):
                 part, mesh = candidate.pipefusion, candidate.mesh
                 price = model.price(model.balanced(candidate, spec.defaults), spec.defaults)
+                key = bounds.order_key(mesh, candidate.order)
                 of_part = [setting for setting in settings if setting[0] == part]
                 for group in ([(part, candidate.mode)], of_part, settings):
-                    least = bounds.bound(mesh, candidate.order, group)
-                    assert least.seconds <= price.latency_s
-                    assert least.bytes <= price.memory_bytes
+                    assert bounds.least_s(mesh, key, group) <= price.latency_s
+                    assert bounds.least_bytes(mesh, group) <= price.memory_bytes
 
 
 def with_other_warmups(

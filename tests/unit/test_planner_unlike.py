@@ -255,7 +255,7 @@ def test_bounds_are_never_above_the_price() -> None:
         shared = model.balanced(model.shared_by_speed(candidate, task.workload), task.workload)
         for planned in (shared, model.balanced(candidate, task.workload)):
             price = model.price(planned, task.workload)
-            setting = (candidate.pipefusion, candidate.mode)
-            least = bounds.bound(candidate.mesh, candidate.order, [setting])
-            assert least.seconds <= price.latency_s, str(planned)
-            assert least.bytes <= price.memory_bytes, str(planned)
+            mesh, settings = candidate.mesh, [(candidate.pipefusion, candidate.mode)]
+            key = bounds.order_key(mesh, candidate.order)
+            assert bounds.least_s(mesh, key, settings) <= price.latency_s, str(planned)
+            assert bounds.least_bytes(mesh, settings) <= price.memory_bytes, str(planned)
