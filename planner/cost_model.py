@@ -61,6 +61,7 @@ class CostModel:
         self._one_kind: RankKinds = ((None, self._all_devices[0].name),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
         self._around_s: Memo[tuple[str, Workload], float] = Memo()
+        self._token_shares: Memo[tuple[object, ...], tuple[int, ...] | None] = Memo()
         self._pipefusion_costs: Memo[tuple[int, ...], tuple[object, PipeFusionCost]] = Memo()
         if profile is not None:
             _check_profile(profile, spec, self.topology.cluster)
@@ -151,6 +152,18 @@ class CostModel:
         places = candidate.mesh.sequence_parallel
         if self._are_all_alike or places == 1 or len(self.devices_of(candidate)) == 1:
             return candidate
+        # whatever the patches are
+        mode = self._work.computing.like_mode(candidate.mode)
+        key = (candidate.mesh.degrees, candidate.placement, mode, workload)
+        if key not in self._token_shares:
+            self._token_shares[key] = self._shares_by_speed(candidate, workload)
+        weights = self._token_shares[key]
+        return candidate if weights is None else replace(candidate, token_shares=weights)
+
+    def _shares_by_speed(
+        self, candidate: Configuration, workload: Workload
+    ) -> tuple[int, ...] | None:
+        places = candidate.mesh.sequence_parallel
         at_place = list(zip(*self._sequences(candidate), strict=True))
         kinds = [frozenset(device.name for device in devices) for devices in at_place]
         weights: tuple[int, ...] | None = None
@@ -163,8 +176,8 @@ class CostModel:
             known = weights or (1,) * places
             weights = whole_shares([w / taken_s[k] for w, k in zip(known, kinds, strict=True)])
             if weights is None:
-                return candidate
-        return replace(candidate, token_shares=weights)
+                return None
+        return weights
 
     def _blocks_s(
         self, candidate: Configuration, workload: Workload, place: int, device: Device

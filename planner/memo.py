@@ -1,9 +1,24 @@
 """What was found before."""
 
+from functools import cached_property
 from typing import TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+T = TypeVar("T")
+
+
+class KeyTuple(tuple[T, ...]):
+    """A tuple whose hash is found once, for what is part of many keys."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
 
 
 class Memo(dict[K, V]):

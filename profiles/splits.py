@@ -32,14 +32,18 @@ def split_sizes(total: int, parts: int, shares: Sequence[int] | None = None) -> 
         raise ValueError(f"{parts} ranks can't have the shares {tuple(shares)}")
     whole = sum(shares)
     sizes = [max(1, total * share // whole) for share in shares]
-    while (missing := total - sum(sizes)) != 0:
-        # what each has less than its share, exactly; the first ones count first
-        lacks = [total * share - size * whole for share, size in zip(shares, sizes, strict=True)]
-        if missing > 0:
-            sizes[lacks.index(max(lacks))] += 1
-        else:
-            able = [part for part in range(parts) if sizes[part] > 1]
-            sizes[min(able, key=lacks.__getitem__)] -= 1
+    # what each has less than its share, exactly; the first ones count first
+    lacks = [total * share - size * whole for share, size in zip(shares, sizes, strict=True)]
+    missing = total - sum(sizes)
+    if missing > 0:
+        # who gets one more has no less than its share, so nobody gets two
+        for part in sorted(range(parts), key=lambda part: -lacks[part])[:missing]:
+            sizes[part] += 1
+    for _ in range(-missing):
+        able = [part for part in range(parts) if sizes[part] > 1]
+        most = min(able, key=lacks.__getitem__)
+        sizes[most] -= 1
+        lacks[most] += whole
     return tuple(sizes)
 
 

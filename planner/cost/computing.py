@@ -1,5 +1,7 @@
 """What computing takes on devices, by what was measured of the model."""
 
+from collections.abc import Iterable
+
 from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.breakdown import SOURCES
 from ditplan.planner.cost.mixed_devices import Load
@@ -19,8 +21,16 @@ class Computing:
         self, spec: ModelSpec, profile: ModelProfile | None, constants: CostConstants
     ) -> None:
         self._spec, self._profile, self._constants = spec, profile, constants
+        first_of: dict[float, Mode] = {}
+        self._like: dict[Mode, Mode] = {
+            mode: mode if profile else first_of.setdefault(of_mode.elementwise_passes, mode)
+            for mode, of_mode in constants.modes.items()
+        }
+        kinds = [*(run.kind for run in spec.blocks), None]
+        self._places = {kind: place for place, kind in enumerate(kinds)}
+        self._of_loads: Memo[tuple[object, ...], tuple[Timed, ...]] = Memo()
         self._times: Memo[str, DeviceTimes] = Memo()
-        self._computed: Memo[tuple[object, ...], Timed] = Memo()
+        self._computed: Memo[tuple[object, ...], tuple[Timed, ...]] = Memo()
 
     def times_on(self, device: Device) -> DeviceTimes:
         """The durations of the model's parts on a device."""
@@ -31,12 +41,17 @@ class Computing:
             self._times[device.name] = DeviceTimes(self._spec, profile, device, self._constants)
         return self._times[device.name]
 
+    def like_mode(self, mode: Mode) -> Mode:
+        """The first mode in which devices compute just as long as in this one: where nothing was
+        measured modes differ in their passes over memory alone.
+        """
+        return self._like[mode]
+
     def blocks_s(self, load: Load, mode: Mode, dtype: Dtype) -> float:
         """Seconds that computing all blocks takes."""
-        runs = self._spec.blocks
+        *blocks, _ = self._parts(load.share, load.device, self._like[mode], dtype)
         return sum(
-            run.count * self._computed_by(load.share, load.device, run, mode, dtype).seconds
-            for run in runs
+            run.count * block.seconds for run, block in zip(self._spec.blocks, blocks, strict=True)
         )
 
     def computed(self, step: Step, run: BlockRun | None) -> Timed:
@@ -45,25 +60,25 @@ class Computing:
         Of unlike loads the slowest counts, in attention and in what is beside it, as ranks meet
         before and after each attention.
         """
-        how = (run, step.configuration.mode, step.workload.dtype)
+        mode, dtype = self._like[step.configuration.mode], step.workload.dtype
+        place = self._places[run.kind if run else None]
         if not step.loads:
-            return self._computed_by(step.share, step.device, *how)
-        blocks = [self._computed_by(load.share, load.device, *how) for load in step.loads]
-        attention_s = max(block.attention_s for block in blocks)
-        beside_s = max(block.seconds - block.attention_s for block in blocks)
-        source = max((block.source for block in blocks), key=SOURCES.index)
-        return Timed(beside_s + attention_s, source, attention_s)
+            return self._parts(step.share, step.device, mode, dtype)[place]
+        key = (step.loads, mode, dtype)
+        if key not in self._of_loads:
+            parts = [self._parts(one.share, one.device, mode, dtype) for one in step.loads]
+            self._of_loads[key] = tuple(map(_slowest, zip(*parts, strict=True)))
+        return self._of_loads[key][place]
 
-    def _computed_by(
-        self, share: RankShard, device: Device, run: BlockRun | None, mode: Mode, dtype: Dtype
-    ) -> Timed:
-        times = self.times_on(device)
-        mode = times.like_mode(mode)
-        key = (share, run.kind if run else None, device.name, dtype, mode)
+    def _parts(
+        self, share: RankShard, device: Device, mode: Mode, dtype: Dtype
+    ) -> tuple[Timed, ...]:
+        """A block of each run, and what is in none."""
+        key = (share, device.name, dtype, mode)
         if key not in self._computed:
-            self._computed[key] = (
-                times.block(run, share, dtype, mode) if run else times.outside(share, dtype, mode)
-            )
+            times = self.times_on(device)
+            blocks = (times.block(run, share, dtype, mode) for run in self._spec.blocks)
+            self._computed[key] = (*blocks, times.outside(share, dtype, mode))
         return self._computed[key]
 
     def scheduler(self, workload: Workload, device: Device) -> Timed:
@@ -71,3 +86,12 @@ class Computing:
         samples = workload.batch * self._spec.image_tokens(workload)
         guess_s = self._constants.scheduler_step_s
         return self.times_on(device).simple("scheduler_step", samples, guess_s, workload.dtype)
+
+
+def _slowest(of_loads: Iterable[Timed]) -> Timed:
+    """One part for all loads, by who takes longest."""
+    found = tuple(of_loads)
+    attention_s = max(one.attention_s for one in found)
+    beside_s = max(one.seconds - one.attention_s for one in found)
+    source = max((one.source for one in found), key=SOURCES.index)
+    return Timed(beside_s + attention_s, source, attention_s)

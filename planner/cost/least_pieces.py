@@ -14,7 +14,7 @@ from ditplan.planner.cost.roofline import Timed, overlapped_s
 from ditplan.planner.cost.share import RankShard
 from ditplan.planner.cost.step import Place, Step
 from ditplan.planner.memo import Memo
-from ditplan.planner.network.groups import AxisGroups, Groups
+from ditplan.planner.network.groups import NOBODY, AxisGroups, Groups
 from ditplan.planner.network.traffic import is_even
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration, PipeFusion
@@ -123,7 +123,7 @@ class LeastPieces:
 
             def step_in(mode: Mode) -> Step:
                 tried = Configuration(mesh, (), mode, pipefusion=pipefusion)
-                return Step(tried, self._workload, share, device, Place(lambda axes: ()))
+                return Step(tried, self._workload, share, device, Place(lambda axes: NOBODY))
 
             computed = self._computed_in(share, device, modes, step_in)
             launched = self._launched_in(mesh, device, modes, step_in)
@@ -187,8 +187,7 @@ class LeastPieces:
         self, share: RankShard, device: Device, modes: tuple[Mode, ...], step_in: StepIn
     ) -> _Computed:
         """What is computed in any of the modes, wherever ranks are."""
-        times = self._work.computing.times_on(device)
-        unlike = tuple(dict.fromkeys(map(times.like_mode, modes)))
+        unlike = tuple(dict.fromkeys(map(self._work.computing.like_mode, modes)))
         key = (share, device.name, unlike)
         if key not in self._computed:
             self._computed[key] = self._compute(list(map(step_in, unlike)))

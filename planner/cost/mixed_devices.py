@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ditplan.planner.cost.share import RankShard, RankShards
-from ditplan.planner.memo import Memo
+from ditplan.planner.memo import KeyTuple, Memo
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.workload import Workload
@@ -29,6 +29,9 @@ class Load:
         # a device's name says which it is, and is hashed sooner
         return hash((self.share, self.device.name))
 
+
+Loads = KeyTuple[Load]
+"""Those of ranks that wait for each other."""
 
 RankKind = tuple[int | None, str]
 """A rank's place in its sequence, ring first, None where all have equal parts; and the name of its
@@ -56,7 +59,7 @@ class RankLoads:
 
     def __init__(self, shares: RankShards, devices: Mapping[str, Device]) -> None:
         self._shares, self._devices = shares, devices
-        self._found: Memo[tuple[object, ...], tuple[Load, ...]] = Memo()
+        self._found: Memo[tuple[object, ...], Loads] = Memo()
 
     def of(
         self,
@@ -64,7 +67,7 @@ class RankLoads:
         workload: Workload,
         rank_kinds: RankKinds,
         patch: int | None = None,
-    ) -> tuple[Load, ...]:
+    ) -> Loads:
         """What ranks of these kinds have to do for the whole sequence, or for a patch of it; what
         several of them have alike once.
         """
@@ -79,7 +82,7 @@ class RankLoads:
                 else:
                     share = self._shares.of_patches(mesh, workload, patches, shares, place)[patch]
                 loads.append(Load(share, self._devices[name]))
-            self._found[key] = tuple(dict.fromkeys(loads))
+            self._found[key] = Loads(dict.fromkeys(loads))
         return self._found[key]
 
 

@@ -8,17 +8,18 @@ from ditplan.planner.cost.activities import Activity, CollectiveCost, RingAttent
 from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.computing import Computing
 from ditplan.planner.cost.launches import Launches
-from ditplan.planner.cost.mixed_devices import RankKinds, RankLoads
+from ditplan.planner.cost.mixed_devices import Loads, RankKinds, RankLoads
 from ditplan.planner.cost.rank_activities import RankActivities
 from ditplan.planner.cost.roofline import Timed, at_data_sheets
 from ditplan.planner.cost.share import RankShard, RankShards, calls_of
-from ditplan.planner.cost.step import Place, Step
+from ditplan.planner.cost.step import Booked, Place, Step
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.candidate import groups_of
+from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration
-from ditplan.profiles.model import BlockRun, ModelProfile, ModelSpec
-from ditplan.profiles.workload import Workload
+from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
+from ditplan.profiles.workload import Dtype, Workload
 
 
 class RankWork:
@@ -42,18 +43,15 @@ class RankWork:
         self.shares = RankShards(spec, repeat_text=constants.text_with_every_patch)
         self._named = {device.name: device for device in self.devices}
         self._loads = RankLoads(self.shares, self._named)
-        self._places: Memo[tuple[int, ...], Place] = Memo()
+        self._slowest: Memo[tuple[Loads, Mode, Dtype], Device] = Memo()
+        self._places: Memo[tuple[tuple[int, ...], ...], Place] = Memo()
 
     def place(self, candidate: Configuration) -> Place:
-        """Where the candidate's axes lie: the same one for all that differ in something else, as
-        long as no other placement of its mesh is asked for.
-        """
-        degrees = candidate.mesh.degrees
-        found = self._places.get(degrees)
-        if found is None or found.placement != candidate.placement:
-            found = Place(partial(groups_of, candidate), candidate.placement)
-            self._places[degrees] = found
-        return found
+        """Where the candidate's axes lie: the same one for all that differ in something else."""
+        key = (candidate.mesh.degrees, candidate.placement)
+        if key not in self._places:
+            self._places[key] = Place(partial(groups_of, candidate))
+        return self._places[key]
 
     def step_of(
         self,
@@ -70,9 +68,16 @@ class RankWork:
         if len(rank_kinds) == 1 and candidate.token_shares is None:
             return Step(candidate, workload, share, self._named[rank_kinds[0][1]], place)
         loads = self._loads.of(candidate, workload, rank_kinds, patch)
-        how = (candidate.mode, workload.dtype)
-        slowest = max(loads, key=lambda load: self.computing.blocks_s(load, *how))
-        return Step(candidate, workload, share, slowest.device, place, loads=loads)
+        slowest = self._slowest_of(loads, candidate.mode, workload.dtype)
+        return Step(candidate, workload, share, slowest, place, loads=loads)
+
+    def _slowest_of(self, loads: Loads, mode: Mode, dtype: Dtype) -> Device:
+        """The device that takes longest for its load."""
+        key = (loads, self.computing.like_mode(mode), dtype)
+        if key not in self._slowest:
+            found = max(loads, key=lambda load: self.computing.blocks_s(load, mode, dtype))
+            self._slowest[key] = found.device
+        return self._slowest[key]
 
     def step(self, step: Step) -> CostBreakdown:
         """One denoising step of the busiest rank, with all blocks."""
@@ -84,10 +89,11 @@ class RankWork:
 
     def _call(self, step: Step) -> CostBreakdown:
         ledger, mesh = CostBreakdown(), step.configuration.mesh
-        for run in self.spec.blocks:
-            ledger.include_all(self.of_block(step, run), run.count)
-        for what in (self.of_outside, self.of_gather, self.of_cfg):
-            ledger.include_all(what(step))
+        booked = self.booked(step)
+        for run, block in zip(self.spec.blocks, booked.blocks, strict=True):
+            ledger.include_all(block, run.count)
+        for what in (booked.outside, booked.gather, booked.passes):
+            ledger.include_all(what)
         gathers = (mesh.sequence_parallel > 1) + (mesh.batch_parallel > 1)
         host_s = self.launches.host_s(step, [run.count for run in self.spec.blocks], gathers)
         if step.device.kind != "cpu":
@@ -95,33 +101,39 @@ class RankWork:
             ledger.add("launch", Timed(waits_s, "computed"))
         return ledger
 
-    def of_block(self, step: Step, run: BlockRun) -> CostBreakdown:
-        """One block of a run with its exchanges."""
-        return self._booked(step, run.kind, self.activities.of_block(step, run))
-
-    def of_outside(self, step: Step) -> CostBreakdown:
-        """What is in no block."""
-        return self._booked(step, "outside", self.activities.outside(step))
-
-    def of_gather(self, step: Step) -> CostBreakdown:
-        """The output's tokens being put together again."""
-        return self._booked(step, "gather", self.activities.gather(step))
-
-    def of_cfg(self, step: Step) -> CostBreakdown:
-        """The exchange of the samples' outputs."""
-        return self._booked(step, "cfg", self.activities.cfg(step))
-
-    def _booked(self, step: Step, what: str, activities: Iterable[Activity]) -> CostBreakdown:
-        """What some activities take, found once for such a step at its place; not to be changed."""
+    def booked(self, step: Step) -> Booked:
+        """What a call of the transformer takes, found once for such a step at its place."""
         of, dtype = step.configuration, step.workload.dtype
-        booked = step.place.booked
-        key = (what, step.share, step.loads, step.device.name, of.mode, of.weights, dtype)
-        if key not in booked:
-            ledger = CostBreakdown()
-            for activity in activities:
-                self._book(ledger, activity)
-            booked[key] = ledger
-        return booked[key]
+        mode, found = self.computing.like_mode(of.mode), step.place.booked
+        key = (step.share, step.loads, step.device.name, mode, of.weights, dtype)
+        if key not in found:
+            activities = self.activities
+            gather, passes = self._outputs(step)
+            found[key] = Booked(
+                blocks=tuple(
+                    self._ledger(activities.of_block(step, run)) for run in self.spec.blocks
+                ),
+                outside=self._ledger(activities.outside(step)),
+                gather=gather,
+                passes=passes,
+            )
+        return found[key]
+
+    def _outputs(self, step: Step) -> tuple[CostBreakdown, CostBreakdown]:
+        """Putting the output's tokens together and exchanging the samples' outputs, which takes as
+        long whoever computes them.
+        """
+        key, found = (step.share, step.workload.dtype), step.place.outputs
+        if key not in found:
+            activities = self.activities
+            found[key] = self._ledger(activities.gather(step)), self._ledger(activities.cfg(step))
+        return found[key]
+
+    def _ledger(self, activities: Iterable[Activity]) -> CostBreakdown:
+        ledger = CostBreakdown()
+        for activity in activities:
+            self._book(ledger, activity)
+        return ledger
 
     def _book(self, ledger: CostBreakdown, activity: Activity) -> None:
         """Books what an activity takes of the rank's time."""

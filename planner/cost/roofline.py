@@ -241,19 +241,8 @@ class DeviceTimes:
     ) -> None:
         """`profile` must be of this model and device."""
         self.spec, self.profile, self.device, self.constants = spec, profile, device, constants
-        first_of: dict[float, Mode] = {}
-        self._like: dict[Mode, Mode] = {
-            mode: mode if profile else first_of.setdefault(of_mode.elementwise_passes, mode)
-            for mode, of_mode in constants.modes.items()
-        }
         self._known: Memo[tuple[str, Mode], list[TimePoint]] = Memo()
         self._lines: Memo[tuple[str, Mode], Lines] = Memo()
-
-    def like_mode(self, mode: Mode) -> Mode:
-        """The first mode in which all is computed just as in this one: where nothing was measured
-        modes differ in their passes alone.
-        """
-        return self._like[mode]
 
     def block(self, run: BlockRun, share: RankShard, dtype: Dtype, mode: Mode) -> Timed:
         """One block of a run, on the device's clock (without waiting for launches unless
@@ -262,6 +251,8 @@ class DeviceTimes:
         roofline = self._roofline(dtype, mode)
         attention_s = roofline.attention_s(run, share)
         guess_s = roofline.linear_s(run, share) + attention_s
+        if self.profile is None:
+            return Timed(guess_s, "computed", attention_s)
         size = block_size(run, share)
 
         def ratio_in(known: Mode) -> tuple[float, Source]:

@@ -3,6 +3,7 @@ heads.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,8 +56,16 @@ class RankShard:
         """Heads that the rank computes in an attention."""
         if self.heads_by is None:
             return math.ceil(attention.heads / self.ulysses)
-        heads = split_sizes(attention.heads, self.ulysses, self.heads_by)
-        return max(heads) if self.ulysses_place is None else heads[self.ulysses_place]
+        if attention.heads not in self._heads:
+            heads = split_sizes(attention.heads, self.ulysses, self.heads_by)
+            own = max(heads) if self.ulysses_place is None else heads[self.ulysses_place]
+            self._heads[attention.heads] = own
+        return self._heads[attention.heads]
+
+    @cached_property
+    def _heads(self) -> dict[int, int]:
+        """Its heads by how many there are in all."""
+        return {}
 
     def pairs(self, attention: Attention) -> float:
         """Query-key pairs of all samples, in units of all the heads: half the heads count half.
@@ -100,9 +109,7 @@ def share_of(
 
     Samples split over dp x cfg, tokens over ring x ulysses.
     """
-    whole = {"image": spec.image_tokens(workload), "text": spec.text_tokens(workload)}
-    samples = samples_of(mesh, spec, workload)
-    return _share_of_tokens(mesh, samples, whole, whole, token_shares, place)
+    return RankShards(spec).of(mesh, workload, token_shares, place)
 
 
 def patch_shares(
@@ -120,19 +127,8 @@ def patch_shares(
     All of the text goes with the first patch, or with `repeat_text` with each of patches that then
     are of about one size. Patches of one size have the very same share.
     """
-    whole = {"image": spec.image_tokens(workload), "text": spec.text_tokens(workload)}
-    samples, sizes = samples_of(mesh, spec, workload), []
-    beside_first = 0 if repeat_text else whole["text"]
-    for patch, (start, end) in enumerate(patch_bounds(whole["image"], beside_first, patches)):
-        with_text = repeat_text or patch == 0
-        sizes.append((end - start, whole["text"] if with_text else 0))
-    shares = {
-        size: _share_of_tokens(
-            mesh, samples, {"image": size[0], "text": size[1]}, whole, token_shares, place
-        )
-        for size in set(sizes)
-    }
-    return tuple(shares[size] for size in sizes)
+    shards = RankShards(spec, repeat_text=repeat_text)
+    return shards.of_patches(mesh, workload, patches, token_shares, place)
 
 
 class RankShards:
@@ -142,6 +138,7 @@ class RankShards:
 
     def __init__(self, spec: ModelSpec, *, repeat_text: bool = False) -> None:
         self._spec, self._repeat_text = spec, repeat_text
+        self._splits: Memo[tuple[object, ...], tuple[int, ...]] = Memo()
         self._whole: Memo[tuple[object, ...], RankShard] = Memo()
         self._patches: Memo[tuple[object, ...], tuple[RankShard, ...]] = Memo()
 
@@ -156,7 +153,8 @@ class RankShards:
         samples = samples_of(mesh, self._spec, workload)
         key = (samples, mesh.ring, mesh.ulysses, workload, token_shares, place)
         if key not in self._whole:
-            self._whole[key] = share_of(mesh, self._spec, workload, token_shares, place)
+            whole = self._tokens(workload)
+            self._whole[key] = self._share(mesh, samples, whole, whole, token_shares, place)
         return self._whole[key]
 
     def of_patches(
@@ -171,55 +169,77 @@ class RankShards:
         samples = samples_of(mesh, self._spec, workload)
         key = (samples, mesh.ring, mesh.ulysses, patches, workload, token_shares, place)
         if key not in self._patches:
-            self._patches[key] = patch_shares(
-                mesh,
-                self._spec,
-                workload,
-                patches,
-                token_shares,
-                place,
-                repeat_text=self._repeat_text,
-            )
+            whole = self._tokens(workload)
+            sizes = self._sizes(whole, patches)
+            shares = {
+                size: self._share(
+                    mesh, samples, {"image": size[0], "text": size[1]}, whole, token_shares, place
+                )
+                for size in set(sizes)
+            }
+            self._patches[key] = tuple(shares[size] for size in sizes)
         return self._patches[key]
 
+    def _tokens(self, workload: Workload) -> dict[str, int]:
+        spec = self._spec
+        return {"image": spec.image_tokens(workload), "text": spec.text_tokens(workload)}
 
-def _share_of_tokens(
-    mesh: Mesh,
-    samples: int,
-    tokens: dict[str, int],
-    keys: dict[str, int],
-    token_shares: tuple[int, ...] | None,
-    place: int | None,
-) -> RankShard:
-    parts, ulysses = mesh.sequence_parallel, mesh.ulysses
-    sizes = {
-        segment: split_sizes(count, parts, token_shares) if count else (0,) * parts
-        for segment, count in tokens.items()
-    }
-    if token_shares is None:
-        held = {segment: split[0] for segment, split in sizes.items()}
-        queries = {segment: sum(split[:ulysses]) for segment, split in sizes.items()}
-    elif place is None:
-        held = {segment: max(split) for segment, split in sizes.items()}
-        queries = {
-            segment: max(sum(split[i : i + ulysses]) for i in range(0, parts, ulysses))
-            for segment, split in sizes.items()
+    def _sizes(self, whole: Mapping[str, int], patches: int) -> list[tuple[int, int]]:
+        """Image and text tokens of each patch."""
+        repeats, sizes = self._repeat_text, []
+        bounds = patch_bounds(whole["image"], 0 if repeats else whole["text"], patches)
+        for patch, (start, end) in enumerate(bounds):
+            sizes.append((end - start, whole["text"] if repeats or patch == 0 else 0))
+        return sizes
+
+    def _split(self, total: int, parts: int, shares: tuple[int, ...] | None) -> tuple[int, ...]:
+        if shares is None:
+            return split_sizes(total, parts)
+        key = (total, parts, shares)
+        if key not in self._splits:
+            self._splits[key] = split_sizes(total, parts, shares)
+        return self._splits[key]
+
+    def _share(
+        self,
+        mesh: Mesh,
+        samples: int,
+        tokens: dict[str, int],
+        keys: dict[str, int],
+        token_shares: tuple[int, ...] | None,
+        place: int | None,
+    ) -> RankShard:
+        parts, ulysses = mesh.sequence_parallel, mesh.ulysses
+        sizes = {
+            segment: self._split(count, parts, token_shares) if count else (0,) * parts
+            for segment, count in tokens.items()
         }
-    else:
-        first = place // ulysses * ulysses
-        held = {segment: split[place] for segment, split in sizes.items()}
-        queries = {segment: sum(split[first : first + ulysses]) for segment, split in sizes.items()}
-    return RankShard(
-        batch=samples,
-        tokens=held,
-        queries=queries,
-        keys=keys,
-        ring=mesh.ring,
-        ulysses=ulysses,
-        predicted=tokens["image"],
-        heads_by=head_shares(token_shares, ulysses),
-        ulysses_place=None if place is None else place % ulysses,
-    )
+        if token_shares is None:
+            held = {segment: split[0] for segment, split in sizes.items()}
+            queries = {segment: sum(split[:ulysses]) for segment, split in sizes.items()}
+        elif place is None:
+            held = {segment: max(split) for segment, split in sizes.items()}
+            queries = {
+                segment: max(sum(split[i : i + ulysses]) for i in range(0, parts, ulysses))
+                for segment, split in sizes.items()
+            }
+        else:
+            first = place // ulysses * ulysses
+            held = {segment: split[place] for segment, split in sizes.items()}
+            queries = {
+                segment: sum(split[first : first + ulysses]) for segment, split in sizes.items()
+            }
+        return RankShard(
+            batch=samples,
+            tokens=held,
+            queries=queries,
+            keys=keys,
+            ring=mesh.ring,
+            ulysses=ulysses,
+            predicted=tokens["image"],
+            heads_by=head_shares(token_shares, ulysses),
+            ulysses_place=None if place is None else place % ulysses,
+        )
 
 
 def point_share(batch: int, image_tokens: int, text_tokens: int, key_tokens: int) -> RankShard:

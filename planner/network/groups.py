@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ditplan.planner.memo import KeyTuple
 from ditplan.planner.network.tables import Group, common_stride
 from ditplan.profiles.mesh import AXES, Mesh, strides_of
 
@@ -51,7 +52,10 @@ class AxisGroups:
         return tuple(tuple(start + member for member in self.first) for start in starts)
 
 
-Groups = tuple[Group, ...] | AxisGroups
+Groups = KeyTuple[Group] | AxisGroups
+
+
+NOBODY: Groups = KeyTuple()
 
 
 def groups_along(mesh: Mesh, order: Sequence[str], axes: Sequence[str]) -> AxisGroups:
@@ -71,10 +75,14 @@ def groups_along(mesh: Mesh, order: Sequence[str], axes: Sequence[str]) -> AxisG
 
 
 def wanted(groups: Sequence[Group] | AxisGroups) -> Groups:
-    """The groups in which somebody talks to somebody; () if there are none."""
+    """The groups in which somebody talks to somebody, if there are any. What was sorted out so
+    before stays as it is.
+    """
     if isinstance(groups, AxisGroups):
-        return groups if groups.runs else ()
-    return tuple(tuple(group) for group in groups if len(group) > 1)
+        return groups if groups.runs else NOBODY
+    if isinstance(groups, KeyTuple):
+        return groups
+    return KeyTuple(tuple(group) for group in groups if len(group) > 1)
 
 
 def listed(groups: Groups) -> tuple[Group, ...]:

@@ -264,7 +264,7 @@ class Topology:
 
     def _table_traffic(self, table: CollectiveTable) -> Traffic | None:
         groups = table_groups(table, self.ranks)
-        return self._traffic_of(table.operation, groups) if groups else None
+        return self._traffic_of(table.operation, wanted(groups)) if groups else None
 
     def _scaled(
         self,

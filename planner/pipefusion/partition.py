@@ -11,6 +11,9 @@ AS_FAST = 1.01
 """Divisions whose slowest stage takes up to so many times the least count as equally fast: nothing
 is known of a block's time to better than a percent."""
 
+ROUNDED_UP = 1 + 1e-9
+"""More than sums are off by rounding."""
+
 CostOf = Callable[[int, int, int], float]
 """What a stage costs, by its number, its first block and the one after its last."""
 
@@ -84,19 +87,17 @@ def balanced_unlike_stages(
     until = [list(accumulate(stage.seconds, initial=0.0)) for stage in stages]
     held = list(accumulate(sizes, initial=0.0))
 
-    def seconds_of(stage: int, first: int, last: int) -> float:
-        beside_s = (extra_s[0] if stage == 0 else 0.0) + (
-            extra_s[1] if stage == len(stages) - 1 else 0.0
-        )
-        blocks_s = until[stage][last] - until[stage][first]
-        return max(stages[stage].least_s, blocks_s) + beside_s
+    rooms, least_s = [stage.room for stage in stages], [stage.least_s for stage in stages]
+    beside_s = _extras(StageCost([], extra_s), len(stages))
 
     def excess(stage: int, first: int, last: int) -> float:
-        return held[last] - held[first] - stages[stage].room
+        return held[last] - held[first] - rooms[stage]
 
     def fitting_s(stage: int, first: int, last: int) -> float:
-        fits = excess(stage, first, last) <= 0
-        return seconds_of(stage, first, last) if fits else math.inf
+        if held[last] - held[first] - rooms[stage] > 0:
+            return math.inf
+        blocks_s = until[stage][last] - until[stage][first]
+        return max(least_s[stage], blocks_s) + beside_s[stage]
 
     _, slowest_s = _best_division(fitting_s, len(sizes), len(stages))
     if math.isinf(slowest_s):
@@ -183,6 +184,8 @@ class _Line:
         each is filled as far as that goes.
         """
         until, end = self.until, 0
+        if until[blocks] > ROUNDED_UP * stages * limit:
+            return False
         for extra, reach in zip(self.extras[:stages], self.reaches, strict=False):
             if self.least + extra >= limit:
                 continue

@@ -1,8 +1,8 @@
 """What PipeFusion costs: the loop's warm-up on the whole sequence, then patches through stages."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 
 from ditplan.planner.constants import minds_transfers
 from ditplan.planner.cost.breakdown import CostBreakdown, worst_source
@@ -11,6 +11,7 @@ from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Timed
 from ditplan.planner.cost.step import Step
 from ditplan.planner.memo import Memo
+from ditplan.planner.network.topology import Estimate
 from ditplan.planner.pipefusion.partition import StageWork, balanced_stages, balanced_unlike_stages
 from ditplan.planner.pipefusion.schedule import Durations, pipeline_s
 from ditplan.planner.pipefusion.stage_times import LoopTimes, Piece, Pieces, StageBlocks
@@ -38,8 +39,16 @@ class PipeFusionCost:
         assert candidate.pipefusion is not None
         self._work, self._candidate, self._workload = work, candidate, workload
         self._part, self._stages = candidate.pipefusion, candidate.mesh.pipefusion
-        self._tasks_s: Memo[tuple[object, ...], float] = Memo()
+        self._tasks_s: Memo[tuple[object, ...], Sequence[float]] = Memo()
         self._lines = work.place(candidate).groups(("pipefusion",))
+        mesh, uneven = candidate.mesh, candidate.token_shares
+        self._whole_share = work.shares.of(mesh, workload, uneven)
+        shares = work.shares.of_patches(mesh, workload, self._part.patches, uneven)
+        # patches of one size have equal shares
+        self._kinds_of_patches = Counter(shares)
+        self._firsts = [shares.index(share) for share in self._kinds_of_patches]
+        numbers = {share: number for number, share in enumerate(self._kinds_of_patches)}
+        self._patches = tuple(numbers[share] for share in shares)
         found = {
             rank_kinds: self._pieces(rank_kinds) for rank_kinds in dict.fromkeys(kinds_of_stages)
         }
@@ -130,38 +139,32 @@ class PipeFusionCost:
         sends_s += warmup * times.warm_sends_s + times.agreement_s
         bubbles_s = warmup * one_warm_s + times.setup_s + free_s - ledger.total
         ledger.add("bubbles", Timed(max(0.0, bubbles_s), worst_source(ledger)))
-        ledger.add("sends", Timed(max(0.0, sends_s), self._hop(self._first.whole, 0).source))
+        ledger.add("sends", Timed(max(0.0, sends_s), self._hops(self._first.whole)[0].source))
         self._book_bytes(ledger)
         return ledger
 
     def times(self, part: PipeFusion) -> LoopTimes:
         """How long everything in the loop takes with these blocks per stage."""
-        stages = list(zip(self._of_stage, self._stages_of(part), strict=True))
+        stages = self._stages_of(part)
         coming_back = stages[:-1] if self._is_folded else []
-        whole = self._first.whole
+        there = [self._tasks_of(place, stage, 0) for place, stage in enumerate(stages)]
+        back = [self._tasks_of(place, stage, 1) for place, stage in enumerate(coming_back)]
+        whole, kinds = self._first.whole, self._first.kinds
+        hops_s = list(zip(*(self._hops_s(piece) for piece, _ in kinds), strict=True))
         return LoopTimes(
             warmup_steps=part.warmup_steps,
-            warm_s=[self._task_s(pieces.whole, stage, 0) for pieces, stage in stages],
-            warm_back_s=[self._task_s(pieces.whole, stage, 1) for pieces, stage in coming_back],
-            warm_hop_s=[self._hop_s(whole, position) for position in self._hops[:-1]],
+            warm_s=[seconds[0] for seconds in there],
+            warm_back_s=[seconds[0] for seconds in back],
+            warm_hop_s=self._hops_s(whole)[:-1],
             told_s=self._told_s(whole.back_bytes),
             warm_passes_s=whole.passes.total,
             warm_scheduler_s=self._warm_between_s,
             setup_s=self._setup_s,
             steps=self._patched_steps,
             patched=Durations(
-                stage_s=[
-                    self._row(pieces, partial(self._task_s, stage=stage, visit=0))
-                    for pieces, stage in stages
-                ],
-                back_s=[
-                    self._row(pieces, partial(self._task_s, stage=stage, visit=1))
-                    for pieces, stage in coming_back
-                ],
-                hop_s=[
-                    self._row(self._first, partial(self._hop_s, position=at))
-                    for at in (self._hops[:-1] if self._is_folded else self._hops)
-                ],
+                stage_s=[self._row(seconds[1:]) for seconds in there],
+                back_s=[self._row(seconds[1:]) for seconds in back],
+                hop_s=[self._row(of_kinds) for of_kinds in hops_s[: -1 if coming_back else None]],
                 between_s=self._between_s,
             ),
             scheduler_s=self._scheduler.seconds,
@@ -179,58 +182,45 @@ class PipeFusionCost:
     def _patched_steps(self) -> int:
         return max(0, self._workload.steps - self._part.warmup_steps)
 
-    @property
-    def _hops(self) -> range:
-        return range(self._stages)
-
     def _pieces(self, rank_kinds: RankKinds) -> Pieces:
         """What a stage of such ranks runs."""
-        work, candidate, workload = self._work, self._candidate, self._workload
-        mesh, uneven = candidate.mesh, candidate.token_shares
-        shares = work.shares.of_patches(mesh, workload, self._part.patches, uneven)
-        # patches of one size have equal shares
-        counts, kinds = Counter(shares), []
-        for share, times in counts.items():
-            step = work.step_of(candidate, workload, rank_kinds, share, shares.index(share))
+        asked, kinds = (self._candidate, self._workload, rank_kinds), []
+        for first, (share, times) in zip(self._firsts, self._kinds_of_patches.items(), strict=True):
+            step = self._work.step_of(*asked, share, first)
             kinds.append((self._piece(step, is_patch=True), times))
-        numbers = {share: number for number, share in enumerate(counts)}
-        whole = work.shares.of(mesh, workload, uneven)
-        return Pieces(
-            whole=self._piece(work.step_of(candidate, workload, rank_kinds, whole), is_patch=False),
-            patches=tuple(numbers[share] for share in shares),
-            kinds=tuple(kinds),
-        )
+        whole = self._work.step_of(*asked, self._whole_share)
+        return Pieces(self._piece(whole, is_patch=False), tuple(kinds))
 
     def _piece(self, step: Step, *, is_patch: bool) -> Piece:
         work, share = self._work, step.share
-        blocks = tuple(work.of_block(step, run) for run in work.spec.blocks)
+        booked = work.booked(step)
         return Piece(
             step=step,
-            blocks=blocks,
-            total_s=tuple(block.total for block in blocks),
-            outside=work.of_outside(step),
-            gather=work.of_gather(step),
-            passes=work.of_cfg(step),
+            blocks=booked.blocks,
+            total_s=tuple(block.total for block in booked.blocks),
+            outside=booked.outside,
+            gather=booked.gather,
+            passes=booked.passes,
             onward_bytes=share.rows * work.spec.width * self._workload.dtype_bytes,
             back_bytes=work.activities.predicted_bytes(step, share.predicted),
             is_patch=is_patch,
         )
 
-    def _row(self, pieces: Pieces, seconds_of: Callable[[Piece], float]) -> list[float]:
-        """The seconds of each patch, found once for those of one size."""
-        found = [seconds_of(piece) for piece, _ in pieces.kinds]
-        return [found[kind] for kind in pieces.patches]
+    def _row(self, seconds: Sequence[float]) -> list[float]:
+        """The seconds of each patch, from those of each kind of them."""
+        return [seconds[kind] for kind in self._patches]
 
-    def _hop_s(self, piece: Piece, position: int) -> float:
-        return self._hop(piece, position).seconds
-
-    def _task_s(self, piece: Piece, stage: StageBlocks, visit: int) -> float:
-        """Seconds in which a stage computes a piece when it comes by."""
-        step = piece.step
-        key = (step.share, step.loads, step.device.name, piece.is_patch, stage, visit)
+    def _tasks_of(self, place: int, stage: StageBlocks, visit: int) -> Sequence[float]:
+        """Seconds in which a stage computes the whole sequence, and each kind of patches, when it
+        comes by.
+        """
+        key = (self._kinds[place], stage, visit)
         if key not in self._tasks_s:
-            device_s = self._device_s(piece, stage, visit)
-            self._tasks_s[key] = device_s + self._waits_s(piece, stage, visit, device_s)
+            pieces, found = self._of_stage[place], []
+            for piece in (pieces.whole, *(piece for piece, _ in pieces.kinds)):
+                device_s = self._device_s(piece, stage, visit)
+                found.append(device_s + self._waits_s(piece, stage, visit, device_s))
+            self._tasks_s[key] = found
         return self._tasks_s[key]
 
     def _device_s(self, piece: Piece, stage: StageBlocks, visit: int) -> float:
@@ -295,7 +285,9 @@ class PipeFusionCost:
 
     @cached_property
     def _between_s(self) -> list[float]:
-        return self._row(self._first, lambda piece: piece.passes.total + self._scheduler.seconds)
+        return self._row(
+            [piece.passes.total + self._scheduler.seconds for piece, _ in self._first.kinds]
+        )
 
     @property
     def _warm_between_s(self) -> float:
@@ -304,12 +296,14 @@ class PipeFusionCost:
         """
         return (self._part.patches + 1) * self._scheduler.seconds
 
-    def _hop(self, piece: Piece, position: int) -> Timed:
-        """A piece's transfer from a stage to the next, or back to the first."""
-        back = position == self._stages - 1
-        count = piece.back_bytes if back else piece.onward_bytes
-        found = self._work.topology.hops_s(count, self._lines)[position]
-        return Timed(found.seconds, found.source)
+    def _hops_s(self, piece: Piece) -> list[float]:
+        """A piece's transfers from each stage to the next, and back to the first."""
+        return [hop.seconds for hop in self._hops(piece)]
+
+    def _hops(self, piece: Piece) -> list[Estimate]:
+        onward = self._work.topology.hops_s(piece.onward_bytes, self._lines)
+        back = self._work.topology.hops_s(piece.back_bytes, self._lines)
+        return [*onward[:-1], back[-1]]
 
     @cached_property
     def _agreement_s(self) -> float:
@@ -372,7 +366,7 @@ class PipeFusionCost:
                     ledger.link_bytes[kind] += count * share
         ways = 2 if self._is_folded else 1
         onward = ways * sum(piece.onward_bytes * times for piece, times in pieces)
-        for position in self._hops[:-1]:
+        for position in range(self._stages - 1):
             self._book_hop(ledger, onward + warmup * whole.back_bytes, position)
         if not self._is_folded:
             back = sum(piece.back_bytes * times * steps for piece, times in kinds)

@@ -30,11 +30,10 @@ class Piece:
 @dataclass(frozen=True)
 class Pieces:
     """All that the ranks of a stage run: the whole sequence, and patches of each size, in `kinds`
-    with how often they come by. `patches` says which of these each patch is.
+    with how often they come by.
     """
 
     whole: Piece
-    patches: tuple[int, ...]
     kinds: tuple[tuple[Piece, int], ...]
 
 

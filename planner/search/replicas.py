@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ditplan.planner.cost_model import CostModel
+from ditplan.planner.memo import KeyTuple
 from ditplan.planner.network.groups import AxisGroups, Groups, listed, wanted
 from ditplan.planner.network.tables import Group
 from ditplan.planner.network.topology import Estimate, Topology
@@ -48,7 +49,7 @@ class SharedTopology(Topology):
             if tuple(self._starts) == back_to_back:
                 return replace(groups, ranks=groups.ranks * len(self._starts))
         alone = listed(wanted(groups))
-        return tuple(
+        return KeyTuple(
             tuple(start + rank for rank in group) for start in self._starts for group in alone
         )
 
