@@ -1,6 +1,7 @@
 """How long planning takes, and how much memory, on clusters of 8 to 1024 GPUs.
 
     python -m benchmarks.planner_speed
+    python -m benchmarks.planner_speed --against CHECKOUT    # of another revision, in turns
 
 Each search runs in a process of its own; seconds are CPU seconds of the search alone, and of the
 whole process for the command line's cold start. Searches are repeated and the fastest one counts.
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,12 +26,15 @@ from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile, Host, Link, LinkKind
 
+ROOT = Path(__file__).parents[1]
 HOSTS = 128
 CASES = (
     ("8xa100-nvlink", "sd3"),
     ("8xa100-nvlink", "flux-dev"),
     ("8xl20-pcie", "flux-dev"),
     ("2x8xl40-pcie-eth100", "sd3"),
+    ("8 GPUs of 8 names", "sd3"),
+    ("16 GPUs of 8 names", "sd3"),
     *(
         (cluster, model)
         for cluster in ("128x8 NIC a host", "128x8 NIC a GPU")
@@ -58,6 +63,26 @@ def many_hosts(hosts: int, *, nic_per_gpu: bool) -> ClusterProfile:
     )
 
 
+def of_eight_names(hosts: int) -> ClusterProfile:
+    """The same hosts, each of whose eight GPUs is slower and smaller than the one before."""
+    alike = many_hosts(hosts, nic_per_gpu=False)
+    fastest = alike.devices[0]
+    unlike = tuple(
+        fastest.model_copy(
+            update={
+                "name": f"GPU {number}",
+                "half_flops_per_s": fastest.half_flops_per_s / (1 + 0.37 * number),
+                "memory_bytes_per_s": fastest.memory_bytes_per_s / (1 + 0.2 * number),
+                "memory_bytes": fastest.memory_bytes - number * 6_000_000_000,
+            }
+        )
+        for number in range(8)
+    )
+    return alike.model_copy(
+        update={"hosts": tuple(Host(name=host.name, devices=unlike) for host in alike.hosts)}
+    )
+
+
 def _link(a: str, b: str, kind: LinkKind, bytes_per_s: float) -> Link:
     return Link(a=a, b=b, kind=kind, latency_s=4e-6, bytes_per_s=bytes_per_s, source="data sheet")
 
@@ -66,6 +91,8 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
     """One search in this process: what it found, its CPU seconds, the process' peak memory."""
     if cluster_name.startswith(f"{HOSTS}x8"):
         cluster = many_hosts(HOSTS, nic_per_gpu=cluster_name.endswith("GPU"))
+    elif cluster_name.endswith("names"):
+        cluster = of_eight_names(int(cluster_name.split()[0]) // 8)
     else:
         cluster = find_cluster(cluster_name)
     spec = find_model(model)
@@ -91,9 +118,9 @@ def search_once(cluster_name: str, model: str) -> dict[str, object]:
     }
 
 
-def cold_start() -> dict[str, float]:
+def cold_start(checkout: Path) -> dict[str, float]:
     """The command line from nothing to its plan: seconds, CPU seconds and peak memory."""
-    cli = Path(__file__).parents[1] / "cli.py"
+    cli = checkout / "cli.py"
     with tempfile.TemporaryDirectory() as folder:
         began_s, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         plan = str(Path(folder) / "plan.json")
@@ -104,13 +131,15 @@ def cold_start() -> dict[str, float]:
     return {"seconds": seconds, "cpu_s": cpu_s}
 
 
-def _fastest(runs: list[dict[str, object]]) -> dict[str, object]:
+def _fastest(runs: Iterable[dict[str, object]]) -> dict[str, object]:
     return min(runs, key=lambda run: float(str(run["cpu_s"])))
 
 
-def _in_a_process(cluster: str, model: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "benchmarks.planner_speed", "--one", cluster, model]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+def _in_a_process(checkout: Path, cluster: str, model: str) -> dict[str, object]:
+    """A search by what is in a checkout."""
+    command = [sys.executable, "-P", __file__, "--one", cluster, model]
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     found: dict[str, object] = json.loads(done.stdout)
     return found
 
@@ -128,25 +157,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--one", nargs=2, metavar=("CLUSTER", "MODEL"))
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--against", type=Path, help="a checkout of another revision")
     args = parser.parse_args()
     if args.one:
         sys.stdout.write(json.dumps(search_once(*args.one)))
         return
     say = sys.stdout.write
     say(f"{_header()}\n\nmeshes: priced / left out as large ones that fill hosts partly or ")
-    say("unevenly, or provably no better\n")
+    say("unevenly, or provably no better")
+    say(
+        f"; of two lines the first is of the other revision, {args.against.name}\n"
+        if args.against
+        else "\n"
+    )
     say(f"{'cluster':<22}{'model':<14}{'meshes':>14}{'priced':>8}{'CPU s':>8}{'s':>8}{'MB':>6}")
     say("  best\n")
+    checkouts = [*([args.against] if args.against else []), ROOT]
     for cluster, model in CASES:
-        run = _fastest([_in_a_process(cluster, model) for _ in range(args.repeats)])
-        meshes = f"{run['legal']} / {run['left_out']}"
-        say(f"{cluster:<22}{model:<14}{meshes:>14}{run['priced']:>8}{run['cpu_s']:>8.2f}")
-        say(f"{run['seconds']:>8.2f}{run['peak_mb']:>6.0f}  ")
-        say(f"{run['best']}: {run['latency_s']:.3g} s\n")
-        sys.stdout.flush()
-    start = min((cold_start() for _ in range(args.repeats)), key=lambda run: run["cpu_s"])
-    say(f"\npython cli.py {' '.join(COLD_START)}, imports and output included: ")
-    say(f"{start['cpu_s']:.2f} CPU s, {start['seconds']:.2f} s\n")
+        turns = [[_in_a_process(c, cluster, model) for c in checkouts] for _ in range(args.repeats)]
+        for runs in zip(*turns, strict=True):
+            _say(_fastest(runs), cluster, model)
+    starts = [[cold_start(checkout) for checkout in checkouts] for _ in range(args.repeats)]
+    for tried in zip(*starts, strict=True):
+        start = min(tried, key=lambda run: run["cpu_s"])
+        say(f"\npython cli.py {' '.join(COLD_START)}, imports and output included: ")
+        say(f"{start['cpu_s']:.2f} CPU s, {start['seconds']:.2f} s\n")
+
+
+def _say(run: dict[str, object], cluster: str, model: str) -> None:
+    """A line of the table."""
+    meshes = f"{run['legal']} / {run['left_out']}"
+    sys.stdout.write(
+        f"{cluster:<22}{model:<14}{meshes:>14}{run['priced']:>8}{run['cpu_s']:>8.2f}"
+        f"{run['seconds']:>8.2f}{run['peak_mb']:>6.0f}  {run['best']}: {run['latency_s']:.3g} s\n"
+    )
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
