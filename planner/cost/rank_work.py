@@ -104,7 +104,8 @@ class RankWork:
     def booked(self, step: Step) -> Booked:
         """What a call of the transformer takes, found once for such a step at its place."""
         of, dtype = step.configuration, step.workload.dtype
-        mode, found = self.computing.like_mode(of.mode), step.place.booked
+        mode = self.computing.like_mode(of.mode)
+        found = step.place.booked
         key = (step.share, step.loads, step.device.name, mode, of.weights, dtype)
         if key not in found:
             activities = self.activities
@@ -123,7 +124,8 @@ class RankWork:
         """Putting the output's tokens together and exchanging the samples' outputs, which takes as
         long whoever computes them.
         """
-        key, found = (step.share, step.workload.dtype), step.place.outputs
+        found = step.place.outputs
+        key = (step.share, step.workload.dtype)
         if key not in found:
             activities = self.activities
             found[key] = self._ledger(activities.gather(step)), self._ledger(activities.cfg(step))

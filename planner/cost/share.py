@@ -195,7 +195,8 @@ class RankShards:
     def _split(self, total: int, parts: int, shares: tuple[int, ...] | None) -> tuple[int, ...]:
         if shares is None:
             return split_sizes(total, parts)
-        key = (total, parts, shares)
+        # as many parts as shares
+        key = (total, shares)
         if key not in self._splits:
             self._splits[key] = split_sizes(total, parts, shares)
         return self._splits[key]
