@@ -47,13 +47,16 @@ class CheckResult:
         lines = list(self.notes)
         for verdict in self.failed:
             lines.append(f"FAILED {verdict.name}")
-            lines += [f"  {line}" for line in _first(verdict.faults)]
+            lines += [f"  {line}" for line in (*_first(verdict.faults), *_first(verdict.notes))]
         for verdict in self._with("changed"):
             lines.append(f"changed {verdict.name}: {verdict.old} -> {verdict.new}")
             lines += [f"  {line}" for line in _first(verdict.notes)]
         lines += _drift_lines(self._with("drifted"))
+        for verdict in self._with("same"):
+            lines += [f"note {verdict.name}: {note}" for note in verdict.notes]
         words = [f"{counts[status]} {status}" for status in ORDER if counts[status]]
-        lines.append(f"{len(self.verdicts)} cases: {', '.join(words)}")
+        number = len(self.verdicts)
+        lines.append(f"{number} case{'s' if number != 1 else ''}: {', '.join(words)}")
         return "\n".join(lines)
 
 
