@@ -11,7 +11,7 @@ from ditplan.profiles.bounds import MOST_SECONDS
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, Setting
 from ditplan.profiles.mesh import AXES, Mesh, placement_of
-from ditplan.profiles.record import FrozenModel, Record, write_atomically
+from ditplan.profiles.record import NEEDS, FrozenModel, Record, write_atomically
 
 DIGITS = 6
 """Of seconds, so many are kept: sums differ in the last ones from machine to machine."""
@@ -132,7 +132,8 @@ class Baseline(Record):
     def text(self) -> str:
         """The file's text: the same for the same answers, wherever they were found."""
         cases = ",\n".join(map(_case_text, self.cases))
-        head = {"schema_version": self.schema_version, "cluster": self.cluster, "given": self.given}
+        head = {"schema_version": self.schema_version, NEEDS: self.since}
+        head |= {"cluster": self.cluster, "given": self.given}
         return f'{_line(head)[:-1]}, "cases": [\n{cases}\n]}}\n'
 
 
@@ -209,8 +210,8 @@ class MeasuredBaseline(Record):
     def text(self) -> str:
         """The file's text."""
         records = ",\n".join(map(_record_text, self.records))
-        head = f'"schema_version": {self.schema_version}'
-        return f'{{{head}, "records": [\n{records}\n]}}\n'
+        head = _line({"schema_version": self.schema_version, NEEDS: self.since})
+        return f'{head[:-1]}, "records": [\n{records}\n]}}\n'
 
 
 def _record_text(record: RecordedForecasts) -> str:
