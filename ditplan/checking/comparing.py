@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ditplan.checking.replanning import Replanned, identity
@@ -91,10 +91,27 @@ def _recorded_cost(old: Answer, configuration: Configuration) -> float:
     """What was recorded of a configuration, or of the worst that is in order: one that wasn't
     recorded was worse than that, or not known.
     """
-    for plan in old.plans:
-        if plan.configuration == configuration:
-            return plan.weighed
+    if plan := _recorded(old, configuration):
+        return plan.weighed
     return max(plan.weighed for plan in old.plans[: old.ranked])
+
+
+def _recorded(old: Answer, configuration: Configuration) -> RecordedPlan | None:
+    """The recorded plan of a configuration: with its stages divided so, or else otherwise, which
+    the planner of then thought better.
+    """
+    settings = _without_division(configuration)
+    alike = [plan for plan in old.plans if _without_division(plan.configuration) == settings]
+    exact = [plan for plan in alike if plan.configuration == configuration]
+    return next(iter([*exact, *alike]), None)
+
+
+def _without_division(configuration: Configuration) -> Configuration:
+    part = configuration.pipefusion
+    if part is None:
+        return configuration
+    stages = (1,) * len(part.blocks_per_stage)
+    return replace(configuration, pipefusion=part.model_copy(update={"blocks_per_stage": stages}))
 
 
 def _faults(case: RecordedCase, old: Answer, found: Replanned, bounds: Bounds) -> Iterator[str]:
@@ -102,6 +119,8 @@ def _faults(case: RecordedCase, old: Answer, found: Replanned, bounds: Bounds) -
     if old.plans and new.refused:
         yield f"lost: there is no plan any more: {new.refused}"
         return
+    if old.refused and new.plans:
+        yield f"gained: there was no plan, and is {new.plans[0].configuration} now"
     yield from _lost(old, found)
     if not (old.plans and new.plans):
         return
@@ -112,14 +131,14 @@ def _faults(case: RecordedCase, old: Answer, found: Replanned, bounds: Bounds) -
 
 
 def _lost(old: Answer, found: Replanned) -> Iterator[str]:
-    """Plans that could run and can't any more, and a choice that couldn't."""
+    """Plans that could run and can't any more, and those that could not: a memory model that is
+    wrong shows in a job alone.
+    """
     for plan, now in zip(old.plans, found.recorded, strict=True):
         if plan.fits and now.why:
             yield f"lost: {plan.configuration}: {now.why}"
-    new = found.answer
-    refused = {plan.configuration for plan in old.plans if not plan.fits}
-    if new.plans and new.plans[0].configuration in refused:
-        yield f"chosen now, and didn't fit before: {new.plans[0].configuration}"
+        if not plan.fits and not now.why:
+            yield f"gained: {plan.configuration} didn't fit, and would be run now"
 
 
 def _other_number_of_gpus(
@@ -145,7 +164,7 @@ def _worse_choice(
     if case.asked.get("objective") == "gpus" and is_other_size:
         return
     cost = _recorded_cost(old, chosen.configuration)
-    known = any(plan.configuration == chosen.configuration for plan in old.plans)
+    known = _recorded(old, chosen.configuration) is not None
     if bounds.are_exceeded(cost, best.weighed):
         yield (
             f"regret: {chosen.configuration} instead of {best.configuration} costs "
@@ -224,8 +243,6 @@ def _notes(old: Answer, found: Replanned, drift: float) -> Iterator[str]:
     new = found.answer
     if old.given != new.given:
         yield "the model, or its usual workload, isn't what was recorded"
-    if old.refused and new.plans:
-        yield f"there is a plan now, {new.plans[0].configuration}"
     if old.plans and new.plans and old.plans[0].configuration != new.plans[0].configuration:
         again = found.recorded[0].plan
         gain = again.weighed / new.plans[0].weighed - 1 if again else 0.0

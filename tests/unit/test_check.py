@@ -186,11 +186,12 @@ def test_prices_that_move_together_are_told_and_pass(tmp_path: Path) -> None:
     assert verdict.drift == pytest.approx(1 / 3)
 
 
-def test_what_fits_now_and_did_not_is_not_chosen_unseen(tmp_path: Path) -> None:
-    first, second, *rest = ANSWER.plans
-    refused = first.model_copy(update={"fits": False})
-    verdict = verdict_of(tmp_path, with_plans(second, *rest, refused))
-    assert any("didn't fit before" in fault for fault in verdict.faults)
+def test_a_plan_that_did_not_fit_and_does_fails(tmp_path: Path) -> None:
+    refused = ANSWER.plans[-1].model_copy(update={"fits": False})
+    verdict = verdict_of(tmp_path, with_plans(*ANSWER.plans[:-1], refused))
+    assert [fault.split(":")[0] for fault in verdict.faults] == ["gained"]
+    none = Answer(given=ANSWER.given, refused="fits on no device")
+    assert "gained: there was no plan" in verdict_of(tmp_path, none).faults[0]
 
 
 def test_a_wrong_question_is_refused_by_name(tmp_path: Path) -> None:

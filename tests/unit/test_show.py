@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.baseline_questions import BASELINE
+from benchmarks.planner_predictions import MEASURED as RECORDS
 from ditplan import cli
 from ditplan.command.files import shown_file
 from ditplan.planner.search.journal import open_journal
@@ -66,6 +68,9 @@ def test_a_book_lists_its_plans(tmp_path: Path) -> None:
         (CLUSTERS / "8xl20-pcie.json", "8 x NVIDIA L20"),
         (MODELS / "sd3.json", "StableDiffusion3Pipeline, 24 blocks"),
         (DISTANCES / "sd3-tiny.json", "measured quality of sd3-tiny"),
+        (BASELINE / "4xa100-pcie.json", "baseline of 4xa100-pcie: 43 cases"),
+        (BASELINE / "measured.json", "baseline of measured plans: 18 records"),
+        (RECORDS / "two-h100" / "sd3-2048x1-as-is.json", "cfg2, compile+graph: 1."),
     ],
 )
 def test_what_is_shipped_is_shown(path: Path, words: str) -> None:
