@@ -42,11 +42,14 @@ def measured_task(record: MeasuredPlans) -> Task:
 
 
 def loop_bytes(task: Task, configuration: Configuration) -> int:
-    """What of the predicted memory a run without text encoders holds in the allocator."""
+    """What of the predicted memory a run without text encoders and VAE's decoding holds in the
+    allocator.
+    """
     memory = memory_of(task.spec, task.workload, configuration, task.cluster.devices[0])
     encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
-    held = memory.weights_bytes - encoders + memory.cache_bytes + memory.graph_bytes
-    return held + memory.activations_bytes + memory.buffers_bytes
+    denoising = memory.activations_bytes + memory.buffers_bytes
+    decoding = max(0, memory.vae_bytes - denoising)
+    return memory.total_bytes - memory.context_bytes - encoders - decoding
 
 
 def forecasts(record: MeasuredPlans) -> tuple[Forecast, ...]:

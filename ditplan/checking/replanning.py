@@ -101,8 +101,8 @@ def replanned(case: RecordedCase, cluster: ClusterProfile) -> Replanned:
 
 def kept_of(found: SearchResult) -> tuple[list[PricedCandidate], int]:
     """What is recorded of a search, the best first, and how many of these are the best in order:
-    then come the best of each mode, one device, the best along each axis alone, and the first that
-    doesn't fit.
+    then come the best of each mode, one device, the best along each axis alone, and the plans
+    nearest to what memory holds on either side.
     """
     objective, batch = found.objective, found.workload.batch
     fitting = [one for one in found.ranked if not one.too_big]
@@ -122,9 +122,15 @@ def kept_of(found: SearchResult) -> tuple[list[PricedCandidate], int]:
         axes = [axis for axis in AXES if getattr(one.configuration.mesh, axis) > 1]
         if len(axes) <= 1:
             kinds.setdefault(tuple(axes), one)
-    too_big = [one for one in found.ranked if one.too_big][:1]
-    kept = {id(one): one for one in [*ranked, *kinds.values(), *too_big]}
+    too_big = [one for one in found.ranked if one.too_big]
+    largest = max(fitting, key=_by_memory)
+    smallest = [min(too_big, key=_by_memory)] if too_big else []
+    kept = {id(one): one for one in [*ranked, *kinds.values(), largest, *smallest]}
     return list(kept.values()), len(ranked)
+
+
+def _by_memory(one: PricedCandidate) -> tuple[int, str]:
+    return one.prediction.memory_bytes, one.configuration.key
 
 
 def _answer(task: Task, given: str, kept: Sequence[PricedCandidate], ranked: int) -> Answer:
