@@ -30,10 +30,10 @@ BASELINE = ROOT / "benchmarks" / "baseline"
 STAGES = (
     ("measured", "2xh100-nvlink", "2xh200-nvlink"),
     ("4xa100-pcie",),
+    ("2x8xl40-pcie-eth100",),
     ("8xh100-nvlink",),
     ("8xa100-nvlink",),
     ("8xl20-pcie",),
-    ("2x8xl40-pcie-eth100",),
 )
 """Files of the baseline, quick ones first."""
 

@@ -49,7 +49,8 @@ def loop_bytes(task: Task, configuration: Configuration) -> int:
     encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
     denoising = memory.activations_bytes + memory.buffers_bytes
     decoding = max(0, memory.vae_bytes - denoising)
-    return memory.total_bytes - memory.context_bytes - encoders - decoding
+    # a memory model that forgets something may have less in all than what is taken off
+    return max(1, memory.total_bytes - memory.context_bytes - encoders - decoding)
 
 
 def forecasts(record: MeasuredPlans) -> tuple[Forecast, ...]:

@@ -90,8 +90,8 @@ def replanned(case: RecordedCase, cluster: ClusterProfile) -> Replanned:
     repriced, alone = _priced_alone(task, recorded, kept)
     by_search = {identity(one.configuration): one for one in found.ranked}
     unsteady = dict.fromkeys(
-        f"{one.configuration} costs {rounded(one.prediction.latency_s)} s alone, "
-        f"{rounded(searched.prediction.latency_s)} s in the search"
+        f"stale: {one.configuration} costs {_price_text(one)} alone, {_price_text(searched)} in "
+        "the search"
         for one in alone
         if (searched := by_search.get(identity(one.configuration)))
         and not _is_same_price(one, searched)
@@ -218,6 +218,10 @@ def why_not_legal(task: Task, topology: Topology, configuration: Configuration) 
     except InputError as error:
         return str(error)
     return ""
+
+
+def _price_text(one: PricedCandidate) -> str:
+    return f"{one.prediction.latency_s:.10g} s and {one.prediction.memory_bytes} bytes"
 
 
 def _is_same_price(one: PricedCandidate, other: PricedCandidate) -> bool:
