@@ -14,6 +14,7 @@ from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.replicas import with_replicas
 from ditplan.planner.search.search import search
 from ditplan.planner.space.enumerate import patching_violation, why_illegal
+from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
 from ditplan.planning import task_on_paper
 from ditplan.profiles.backends import require_mode
@@ -209,6 +210,8 @@ def why_not_legal(task: Task, topology: Topology, configuration: Configuration) 
     if not wrong and part:
         found = patching_violation(mesh, spec, workload, part.patches, part.warmup_steps)
         wrong = found.sentence if found else None
+    if not wrong and part and part.schedule != (usual := schedule_of(spec, task.backend)):
+        wrong = f"its schedule is {part.schedule}, that of {spec.name} is {usual}"
     if not wrong and part and sum(part.blocks_per_stage) != spec.block_count:
         wrong = f"its stages have {sum(part.blocks_per_stage)} blocks, {spec.block_count} there are"
     if wrong:

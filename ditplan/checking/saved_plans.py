@@ -99,7 +99,10 @@ def verdict_on_plan(saved: SavedPlan, bounds: Bounds) -> Verdict:
             f"beside the plan as {plan.fingerprint.cluster}.json"
         )
         return Verdict(saved.name, "same", (), (why,), text, text, old_s)
-    return _priced_verdict(saved.name, plan, saved.cluster, bounds)
+    try:
+        return _priced_verdict(saved.name, plan, saved.cluster, bounds)
+    except InputError as error:
+        return Verdict(saved.name, "failed", (f"lost: {error}",), (), text, "", old_s)
 
 
 def _wrong_model(plan: ExecutionPlan) -> str:
