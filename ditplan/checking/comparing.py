@@ -14,6 +14,10 @@ MOVED = 3e-6
 """Prices nearer than this share are the same: both were rounded."""
 
 
+LEAST_PART = 1e-4
+"""Of a latency; a smaller part may be rounded away."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What a choice may lose before a case fails: both must be exceeded."""
@@ -128,6 +132,7 @@ def _faults(case: RecordedCase, old: Answer, found: Replanned, bounds: Bounds) -
         yield from _other_number_of_gpus(case, old, new, bounds)
     yield from _worse_choice(case, old, found, bounds)
     yield from _swapped(old, found)
+    yield from _free_now(old, new)
 
 
 def _lost(old: Answer, found: Replanned) -> Iterator[str]:
@@ -196,6 +201,17 @@ def _swapped(old: Answer, found: Replanned) -> Iterator[str]:
                 f"({one.latency_s:.4g} and {other.latency_s:.4g} s), and isn't now "
                 f"({one_now.latency_s:.4g} and {other_now.latency_s:.4g} s)"
             )
+
+
+def _free_now(old: Answer, new: Answer) -> Iterator[str]:
+    """What the choice took time for, and takes none for now."""
+    best = old.plans[0]
+    if best.configuration != new.plans[0].configuration:
+        return
+    for part, seconds in old.parts.items():
+        if seconds > LEAST_PART * best.latency_s and not new.parts.get(part):
+            taken = f"{part} took {seconds:.4g} s of {best.configuration}"
+            yield f"dropped: {taken}, and takes none now"
 
 
 def _drift(old: Answer, found: Replanned) -> float:

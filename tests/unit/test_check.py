@@ -186,6 +186,12 @@ def test_prices_that_move_together_are_told_and_pass(tmp_path: Path) -> None:
     assert verdict.drift == pytest.approx(1 / 3)
 
 
+def test_a_part_of_the_time_that_is_gone_fails(tmp_path: Path) -> None:
+    parts = ANSWER.parts | {"gather": 0.01, "launch": 1e-9}
+    verdict = verdict_of(tmp_path, ANSWER.model_copy(update={"parts": parts}))
+    assert [fault.split(" of ")[0] for fault in verdict.faults] == ["dropped: gather took 0.01 s"]
+
+
 def test_a_plan_that_did_not_fit_and_does_fails(tmp_path: Path) -> None:
     refused = ANSWER.plans[-1].model_copy(update={"fits": False})
     verdict = verdict_of(tmp_path, with_plans(*ANSWER.plans[:-1], refused))
