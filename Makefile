@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/installed$(addprefix -,$(subst /,-,$(PYTHON)))
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PROMPT := a red circle left of a blue square
 
-.PHONY: demo unit test lint clean
+.PHONY: demo unit test check lint clean
 
 demo: $(INSTALLED)
 	mkdir -p out
@@ -25,6 +25,10 @@ unit: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+# Plans of recorded cases are as good as they were.
+check: $(INSTALLED)
+	$(VENV)/bin/python cli.py check --baseline benchmarks/baseline
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

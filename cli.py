@@ -16,6 +16,7 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from ditplan import __version__
+from ditplan.command.check import check_command
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.options import (
     BackendName,
@@ -32,6 +33,7 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_named, model_of_plan
 from ditplan.outputs import measured_plans, refuse_to_replace, require_folder, require_picture
@@ -330,6 +332,19 @@ def run_command(
             "peak_memory_bytes": result.memory_bytes,
         }
     )
+
+
+app.command(
+    name="check",
+    epilog="Examples: `ditplan check --baseline plans/baseline`, "
+    "`ditplan check --baseline plans/baseline --update`",
+)(check_command)
+
+
+app.command(
+    name="table",
+    epilog="Examples: `ditplan table --book book.json`, `ditplan table --book book.json --json`",
+)(table_command)
 
 
 @app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list clusters --json`")

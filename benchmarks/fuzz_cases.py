@@ -34,12 +34,14 @@ from ditplan.planner.search.pricing import price_one
 from ditplan.planner.search.search import search
 from ditplan.planner.search.workload_mix import load_mix
 from ditplan.planner.task import Task
+from ditplan.profiles.baseline import Baseline
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.catalog import CLUSTERS, DISTANCES, MODELS, find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import FAMILIES, load_family
 from ditplan.profiles.hosts import load_hosts
+from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelProfile, ModelSpec, TimePoint
 from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
@@ -48,6 +50,9 @@ from ditplan.profiles.record import Record
 from ditplan.runtime.models.inspection import inspect_folder
 from ditplan.runtime.models.loading import load_pipeline
 
+HERE = Path(__file__).parent
+BASELINE, MEASURED = HERE / "baseline", HERE / "measured"
+SAVED = HERE.parent / "tests" / "unit" / "schema_1"
 Damage = Callable[[random.Random, str], bytes]
 FOLDER_FILES = (
     "model_index.json",
@@ -116,8 +121,8 @@ def workplace(seed: int) -> Iterator[Workplace]:
         (folder / "mix.json").write_text(MIX)
         specs = tuple(ModelSpec.load(path) for path in sorted(MODELS.glob("*.json")))
         texts = {
-            "plan": tuple(plan.model_dump_json() for plan in plans),
-            "book": (book.model_dump_json(),),
+            "plan": (*(plan.model_dump_json() for plan in plans), *_texts(SAVED, "plan.json")),
+            "book": (book.model_dump_json(), *_texts(SAVED, "book.json")),
             "cluster": _texts(CLUSTERS, "*.json"),
             "model spec": tuple(spec.model_dump_json() for spec in specs),
             "model profile": (_a_profile(tiny).model_dump_json(),),
@@ -126,6 +131,8 @@ def workplace(seed: int) -> Iterator[Workplace]:
             "hosts": (HOSTS,),
             "mix": (MIX,),
             "study": (journal.read_text(),),
+            "baseline": _texts(BASELINE, "*h?00-nvlink.json"),
+            "measured plans": _texts(MEASURED / "two-h100", "sd3-2048*.json"),
         }
         # what is imported when a pipeline is first loaded takes no case's time
         load_pipeline(tiny, MODELS / tiny.name, torch.device("cpu"), "float32")
@@ -354,6 +361,8 @@ LOADERS: dict[str, tuple[Damage, Callable[[Workplace, Path], object]]] = {
     "hosts": (damaged_hosts, lambda _place, path: load_hosts(path)),
     "mix": (damaged_json, lambda place, path: load_mix(path, place.tiny, "cuda")),
     "study": (_damaged_journal, _study),
+    "baseline": (damaged_json, partial(_record, Baseline)),
+    "measured plans": (damaged_json, partial(_record, MeasuredPlans)),
 }
 WEIGHTS = {
     "plan": 18,
@@ -366,6 +375,8 @@ WEIGHTS = {
     "hosts": 8,
     "mix": 6,
     "study": 2,
+    "baseline": 3,
+    "measured plans": 3,
     "model folder": 10,
     "weights": 2,
 }

@@ -25,8 +25,9 @@ from pathlib import Path
 
 from benchmarks.planner_on_paper import CLUSTER, MODE
 from benchmarks.planner_on_paper import rows as family_rows
-from benchmarks.planner_predictions import MEASURED, Runs
+from benchmarks.planner_predictions import MEASURED
 from benchmarks.planner_published import Row, published_rows, task_of
+from ditplan.checking.measured import measured_task
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import price_all, price_one
 from ditplan.planner.space.approximations import ApproximationPolicy
@@ -34,6 +35,7 @@ from ditplan.planner.task import Task
 from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
+from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import Prediction
 
@@ -137,10 +139,10 @@ def recorded() -> Iterator[Seen]:
     as well and without.
     """
     for path in sorted(MEASURED.glob("*/*.json")):
-        runs = Runs.load(path)
+        runs = MeasuredPlans.load(path)
         for group, task in (
-            ("measured rates", replace(runs.task, profile=None)),
-            ("measured blocks", runs.task),
+            ("measured rates", replace(measured_task(runs), profile=None)),
+            ("measured blocks", measured_task(runs)),
         ):
             priced, _ = price_all(task, Topology(task.cluster))
             by_name = {str(one.configuration): one for one in priced}

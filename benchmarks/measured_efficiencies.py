@@ -7,8 +7,9 @@ Of the data sheet's rates of an H100, from the model profiles in `benchmarks/mea
 
 from collections import defaultdict
 
-from benchmarks.planner_predictions import MEASURED, Runs
+from benchmarks.planner_predictions import MEASURED
 from ditplan.profiles.catalog import find_cluster, find_model
+from ditplan.profiles.measured_plans import MeasuredPlans
 
 LARGE_TOKENS = 4000
 """Sequences of so many tokens are long enough for what attention reaches at most."""
@@ -21,7 +22,7 @@ def main() -> None:
     decoding: defaultdict[str, list[float]] = defaultdict(list)
     products, copies = [], []
     for path in sorted((MEASURED / "two-h100").glob("*.json")):
-        runs = Runs.load(path)
+        runs = MeasuredPlans.load(path)
         spec, work, device = find_model(runs.model), runs.workload, runs.cluster.devices[0]
         products.append(device.half_flops_per_s / sheet.half_flops_per_s)
         copies.append(device.memory_bytes_per_s / sheet.memory_bytes_per_s)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.ordering import in_order
+from ditplan.checking.ordering import in_order
 from ditplan.planner.search.pricing import price_one
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task

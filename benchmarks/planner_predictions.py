@@ -21,20 +21,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import get_args
 
-from benchmarks.ordering import in_order
-from ditplan.planner.cost.memory import memory_of
+from ditplan.checking.measured import loop_bytes, measured_task
+from ditplan.checking.ordering import in_order
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import points_to_measure, price_all
 from ditplan.planner.search.ranking import PricedCandidate, build_plan
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_model
-from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import DitplanError
+from ditplan.profiles.measured_plans import MeasuredPlan, MeasuredPlans
 from ditplan.profiles.model import Mode, ModelProfile
-from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.ranks.pool import count_slots
 from ditplan.runtime.workers import Workers, device_kind
@@ -50,52 +49,6 @@ LINKS = {
     "no-p2p": ("NCCL_P2P_DISABLE",),
     "no-p2p-shm": ("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE"),
 }
-
-
-class Run(FrozenModel):
-    """What each of its rounds measured of a plan; `candidate` as the planner writes it.
-
-    No `memory_bytes` where other plans had left theirs.
-    """
-
-    candidate: str
-    latency_s: tuple[float, ...]
-    memory_bytes: int | None
-
-
-class Runs(Record):
-    """A model's plans on one machine, with all that their predictions came from."""
-
-    kind: ClassVar[str] = "record of measured plans"
-    made_by: ClassVar[str] = "python -m benchmarks.planner_predictions --save"
-
-    model: str
-    links: str
-    workload: Workload
-    modes: tuple[Mode, ...] | None
-    cluster: ClusterProfile
-    profile: ModelProfile
-    runs: tuple[Run, ...]
-
-    @property
-    def file_name(self) -> str:
-        """What the record is kept as."""
-        size = f"{self.workload.height}x{self.workload.frames}"
-        return f"{self.model}-{size}-{self.links}.json"
-
-    @property
-    def task(self) -> Task:
-        """What was planned."""
-        spec = find_model(self.model)
-        allowed = ApproximationPolicy()
-        return Task(
-            spec,
-            self.workload,
-            self.cluster,
-            modes=self.modes,
-            profile=self.profile,
-            allowed=allowed,
-        )
 
 
 def workload_of(text: str, steps: int, device: str) -> tuple[str, Workload]:
@@ -135,7 +88,7 @@ def plans_to_run(task: Task, settings: int) -> list[PricedCandidate]:
 
 def measured(
     task: Task, workers: Workers, asked: argparse.Namespace, deadline: float
-) -> Iterator[tuple[Run, ...]]:
+) -> Iterator[tuple[MeasuredPlan, ...]]:
     """Each plan run once a round, in turn: all so far after each; those that fail, or come too
     late, are said.
 
@@ -167,21 +120,13 @@ def measured(
         took_s = time.monotonic() - begin
         sys.stderr.write(f"{took_s:6.1f} s: {name}, {run.latency_s:.4f} s\n")
         yield tuple(
-            Run(
-                candidate=name,
+            MeasuredPlan(
+                configuration=plans[name].configuration,
                 latency_s=tuple(seconds for seconds, _ in runs),
                 memory_bytes=max(memory for _, memory in runs),
             )
             for name, runs in found.items()
         )
-
-
-def loop_bytes(task: Task, ranked: PricedCandidate) -> int:
-    """What of the predicted memory a run without text encoders holds in the allocator."""
-    memory = memory_of(task.spec, task.workload, ranked.configuration, task.cluster.devices[0])
-    encoders = task.spec.encoder_parameters * task.workload.dtype_bytes
-    held = memory.weights_bytes - encoders + memory.cache_bytes + memory.graph_bytes
-    return held + memory.activations_bytes + memory.buffers_bytes
 
 
 @dataclass(frozen=True)
@@ -215,10 +160,10 @@ class Compared:
         return self.predicted_bytes / self.measured_bytes - 1 if self.measured_bytes else math.nan
 
 
-def compared(runs: Runs) -> list[Compared]:
+def compared(runs: MeasuredPlans) -> list[Compared]:
     """The plans that were run, by what is predicted of them now; such as aren't planned any more
     are left out."""
-    task, topology = runs.task, Topology(runs.cluster)
+    task, topology = measured_task(runs), Topology(runs.cluster)
     ranked = {str(one.configuration): one for one in price_all(task, topology)[0]}
     computed = {
         str(one.configuration): one.prediction.latency_s
@@ -230,7 +175,7 @@ def compared(runs: Runs) -> list[Compared]:
             computed.get(run.candidate, math.nan),
             statistics.median(run.latency_s),
             run.memory_bytes,
-            loop_bytes(task, ranked[run.candidate]),
+            loop_bytes(task, run.configuration),
         )
         for run in runs.runs
         if run.candidate in ranked
@@ -249,7 +194,7 @@ def order(found: Sequence[Compared]) -> tuple[int, int]:
     return in_order([(one.measured_s, one.predicted_s) for one in found], 0.03)
 
 
-def show(runs: Runs) -> list[Compared]:
+def show(runs: MeasuredPlans) -> list[Compared]:
     """A line for each plan, then errors, order and regret."""
     found = compared(runs)
     print(f"{runs.model}: {runs.workload}, links {runs.links}")
@@ -323,7 +268,7 @@ def links_set(links: str) -> Iterator[None]:
             del os.environ[name]
 
 
-def measure(asked: argparse.Namespace) -> Iterator[Runs]:
+def measure(asked: argparse.Namespace) -> Iterator[MeasuredPlans]:
     """Runs what was asked for; blocks are measured once, they don't depend on the links."""
     deadline, kind = time.monotonic() + asked.seconds, device_kind()
     profiles: dict[str, ModelProfile] = {}
@@ -348,7 +293,7 @@ def measure(asked: argparse.Namespace) -> Iterator[Runs]:
                 task = replace(task, profile=known) if known else with_profile(task, workers)
                 assert task.profile is not None
                 profiles[text] = task.profile
-                runs = Runs(
+                runs = MeasuredPlans(
                     model=name,
                     links=links,
                     workload=workload,
@@ -383,7 +328,7 @@ def main() -> None:
     parser.add_argument("--saved", type=Path, metavar="FOLDER", help="compare what was kept")
     asked = parser.parse_args()
     if asked.saved:
-        records = [Runs.load(path) for path in sorted(asked.saved.glob("*.json"))]
+        records = [MeasuredPlans.load(path) for path in sorted(asked.saved.glob("*.json"))]
         models = [show(runs) for runs in records]
         print(f"all {sum(map(len, models))} plans")
         say(models)

@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.ordering import in_order
+from ditplan.checking.ordering import in_order
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.search.pricing import price_one, space_of
 from ditplan.planner.search.ranking import PricedCandidate

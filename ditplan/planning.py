@@ -199,9 +199,7 @@ def plan(
     if sampler != "planner":
         _check_sampler(sampler, request, is_on_paper=cluster is not None)
     if cluster is not None:
-        known = _cluster(cluster)
-        workload = workload_for(named.spec, known.devices[0].kind, **wanted)
-        return PlanResult(search(request.task(workload, known), progress=say))
+        return PlanResult(search(task_on_paper(named, _cluster(cluster), asked), progress=say))
     weights = asked.get("weights")
     if weights is not None:
         check_weights(Path(weights), named.spec)
@@ -291,6 +289,18 @@ def simulate(
         for mode in modes
     ]
     return SimulateResult(task, min(found, key=worth), modes)
+
+
+def task_on_paper(named: NamedModel, cluster: ClusterProfile, settings: PlanSettings) -> Task:
+    """What planning a model on a cluster searches, nothing measured.
+
+    Raises:
+        InputError: something asked for can't be.
+    """
+    check_quality(settings.get("quality", "safe"))
+    wanted = workload_in(settings)
+    workload = workload_for(named.spec, cluster.devices[0].kind, **wanted)
+    return _request(named, settings).task(workload, cluster)
 
 
 def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:

@@ -1,6 +1,7 @@
 """Records: frozen models, saved whole or not at all, whose loading errors name the field."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,12 +31,21 @@ class FrozenModel(BaseModel):
         return super().model_copy(update=update, deep=deep)
 
 
+NEEDS = "needs_ditplan"
+"""The key of a record's file that says which ditplan reads it, for those that can't."""
+
+
 class Record(FrozenModel):
-    """A noun with a file of its own: JSON with a `schema_version`."""
+    """A noun with a file of its own: JSON with a `schema_version`.
+
+    `since` is the first version of ditplan that reads the newest schema. A file says it, so that an
+    earlier one can say what it lacks.
+    """
 
     kind: ClassVar[str]
     made_by: ClassVar[Command | str]
     newest_schema: ClassVar[int] = 1
+    since: ClassVar[str] = "0.1.0"
 
     schema_version: int = 1
 
@@ -45,7 +55,10 @@ class Record(FrozenModel):
         Raises:
             InputError: the folder doesn't exist or can't be written to.
         """
-        return write_atomically(Path(path), self.model_dump_json(indent=1) + "\n")
+        text = self.model_dump_json(indent=1) + "\n"
+        version = f'"schema_version": {self.schema_version},'
+        text = text.replace(version, f'{version}\n "{NEEDS}": "{self.since}",', 1)
+        return write_atomically(Path(path), text)
 
     @classmethod
     def load(cls, path: Path | str, *, remedy: str | None = None) -> Self:
@@ -68,14 +81,21 @@ class Record(FrozenModel):
             raise InputError(
                 f"{where}: a {cls.kind} is a JSON object, this is a {type(data).__name__}; ", remedy
             )
-        version = data.get("schema_version", 1)
+        version, needed = data.get("schema_version", 1), data.pop(NEEDS, None)
         if not isinstance(version, int) or version < 1 or version > cls.newest_schema:
+            named = isinstance(needed, str) and is_version(needed)
             raise InputError(
                 f"{where}: field schema_version: this {cls.kind} has schema {shortened(version)}, "
-                f"this ditplan reads up to {cls.newest_schema}; upgrade ditplan or ",
+                f"this ditplan reads up to {cls.newest_schema}; "
+                f"upgrade ditplan{f' to {needed} or later' if named else ''} or ",
                 remedy,
             )
         return validate(cls, data, where, correct)
+
+
+def is_version(text: str) -> bool:
+    """Whether a text is a version such as `0.10.2`."""
+    return re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}", text) is not None
 
 
 N = TypeVar("N", bound=FrozenModel)

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ditplan.profiles.backends import BACKENDS
+from ditplan.profiles.baseline import Baseline, MeasuredBaseline
 from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import load_families
 from ditplan.profiles.files import parse_json, path_text, read_text
+from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Quality
 from ditplan.profiles.quality import MeasuredQuality
@@ -23,6 +25,9 @@ KINDS: tuple[tuple[type[Record], frozenset[str]], ...] = (
     (ModelProfile, frozenset({"device", "points"})),
     (MeasuredQuality, frozenset({"points", "measured_with"})),
     (ModelSpec, frozenset({"transformer_class", "blocks"})),
+    (Baseline, frozenset({"cluster", "cases"})),
+    (MeasuredBaseline, frozenset({"records"})),
+    (MeasuredPlans, frozenset({"links", "runs"})),
 )
 """Records, and fields by which one of the kind is told from the others."""
 
@@ -108,6 +113,14 @@ def text_of(record: Record) -> str:
             f"{record.transformer_parameters / 1e9:.2f} billion parameters\n"
             f"usual: {record.defaults}"
         )
+    if isinstance(record, Baseline):
+        return f"baseline of {record.cluster}: {len(record.cases)} cases"
+    if isinstance(record, MeasuredBaseline):
+        return f"baseline of measured plans: {len(record.records)} records"
+    if isinstance(record, MeasuredPlans):
+        devices = f"{len(record.cluster.devices)} x {record.cluster.devices[0].name}"
+        runs = (f"  {run.candidate}: {run.median_s:.4g} s" for run in record.runs)
+        return "\n".join([f"{record.model} on {devices}: {record.workload}", *runs])
     assert isinstance(record, MeasuredQuality)
     return f"measured quality of {record.model} at {record.workload}: {len(record.points)} settings"
 

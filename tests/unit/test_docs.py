@@ -78,6 +78,16 @@ def test_every_command_of_a_page_has_the_options_that_it_is_given(page: str) -> 
         assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known, (name, rest)
 
 
+@pytest.mark.parametrize("job", sorted(ROOT.glob("examples/ci/*.yml")), ids=lambda path: path.stem)
+def test_a_ci_job_to_copy_calls_commands_with_options_that_there_are(job: Path) -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    called = re.findall(r"\bditplan (\w+) (--.*)$", job.read_text(), re.MULTILINE)
+    assert called
+    for name, rest in called:
+        known = {option for each in commands[name].params for option in each.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known
+
+
 def test_every_page_and_output_that_code_cites_exists() -> None:
     for folder in ("planner", "profiles", "runtime", "ditplan", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):

@@ -19,7 +19,7 @@ def test_damaged_inputs_load_or_are_refused_in_one_line() -> None:
     assert not wrong, report(wrong, "these")
     # a mutator that leaves all as it was, or breaks all, shows nothing
     assert {one.end for one in found} == {"loaded", "refused"}
-    assert len({one.kind for one in found}) == 13
+    assert len({one.kind for one in found}) == 15
 
 
 @pytest.mark.parametrize("number", range(3))

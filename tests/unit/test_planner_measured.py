@@ -9,12 +9,12 @@ from benchmarks.planner_predictions import (
     LINKS,
     MEASURED,
     Compared,
-    Runs,
     compared,
     graphs,
     order,
     regret,
 )
+from ditplan.profiles.measured_plans import MeasuredPlans
 
 RECORDED = sorted((MEASURED / "two-h100").glob("*.json"))
 
@@ -22,7 +22,7 @@ RECORDED = sorted((MEASURED / "two-h100").glob("*.json"))
 @cache
 def found_in(links: str) -> list[list[Compared]]:
     """Of each record with these links the plans that run as graphs."""
-    records = [Runs.load(path) for path in RECORDED]
+    records = [MeasuredPlans.load(path) for path in RECORDED]
     return [graphs(compared(record)) for record in records if record.links == links]
 
 

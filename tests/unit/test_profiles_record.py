@@ -88,6 +88,7 @@ def test_a_saved_record_is_readable_json_with_its_schema_version(
     assert text.endswith("}\n")
     assert len(text.splitlines()) > 10
     assert json.loads(text)["schema_version"] == type(record).newest_schema
+    assert json.loads(text)["needs_ditplan"] == type(record).since
 
 
 @each_record
@@ -225,6 +226,22 @@ def test_another_schema_is_refused_with_both_versions(version: object, tmp_path:
     message = refusal(ExecutionPlan, plan_with(tmp_path, {"schema_version": version}))
     assert f"field schema_version: this plan has schema {version!r}, this ditplan" in message
     assert "reads up to 2; upgrade ditplan or make it again with `ditplan tune`" in message
+
+
+@pytest.mark.parametrize(
+    ("needed", "words"),
+    [
+        ("0.12.0", "upgrade ditplan to 0.12.0 or later or"),
+        (None, "upgrade ditplan or"),
+        ("soon", "upgrade ditplan or"),
+        (3, "upgrade ditplan or"),
+    ],
+)
+def test_a_newer_schema_says_which_version_it_needs(
+    needed: object, words: str, tmp_path: Path
+) -> None:
+    path = plan_with(tmp_path, {"schema_version": 3, "needs_ditplan": needed})
+    assert words in refusal(ExecutionPlan, path)
 
 
 def test_a_newer_schema_is_told_before_the_fields_it_brought(tmp_path: Path) -> None:

@@ -7,14 +7,63 @@ from typing import Any
 import pytest
 
 from ditplan.profiles.book import PlanBook
+from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import placement_of
+from ditplan.profiles.model import ModelProfile
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.record import NEEDS, Record
+from ditplan.study import Study
 
-SAVED = Path(__file__).parent / "schema_1"
+HERE = Path(__file__).parent
+SAVED = HERE / "schema_1"
+KEPT: dict[str, type[Record]] = {
+    "plan.json": ExecutionPlan,
+    "book.json": PlanBook,
+    "plan.study/cluster.json": ClusterProfile,
+    "plan.study/wan2.1-1.3b-7f6002e1b8c57c34.json": ModelProfile,
+}
+"""Files of each schema that there was lie in a folder of its own."""
+
+OF_EACH_SCHEMA = [
+    (name, kind, schema)
+    for name, kind in KEPT.items()
+    for schema in range(1, kind.newest_schema + 1)
+]
 PLAN: dict[str, Any] = json.loads((SAVED / "plan.json").read_text())
 BOOK: dict[str, Any] = json.loads((SAVED / "book.json").read_text())
+
+
+@pytest.mark.parametrize(("name", "kind", "schema"), OF_EACH_SCHEMA)
+def test_a_file_of_every_schema_is_kept_and_read(
+    name: str, kind: type[Record], schema: int, tmp_path: Path
+) -> None:
+    path = HERE / f"schema_{schema}" / name
+    assert json.loads(path.read_text())["schema_version"] == schema
+    found = kind.load(path)
+    assert kind.load(found.save(tmp_path / path.name)) == found
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_newer_schema_is_refused_with_the_version_that_reads_it(
+    name: str, tmp_path: Path
+) -> None:
+    kind = KEPT[name]
+    saved = json.loads((HERE / f"schema_{kind.newest_schema}" / name).read_text())
+    newer = saved | {"schema_version": kind.newest_schema + 1, NEEDS: "0.9.0", "new": 1}
+    path = tmp_path / Path(name).name
+    path.write_text(json.dumps(newer))
+    with pytest.raises(InputError, match=r"upgrade ditplan to 0\.9\.0 or later") as refused:
+        kind.load(path)
+    assert path.name in str(refused.value)
+
+
+def test_a_study_of_schema_1_is_read() -> None:
+    found = Study(SAVED / "plan.study").contents()
+    assert found["cluster"]
+    assert found["profiles"][0]["points"] > 0
+    assert [run["state"] for run in found["runs"]].count("complete") > 0
 
 
 def says_what(configuration: Configuration, saved: dict[str, Any]) -> bool:
