@@ -293,7 +293,7 @@ class CallGuard(Calls):
         self._look_at_weights()
         doubtful = not self._are_weights_known
         values, steps = _digests_of(call), steps_of(call.sketches)
-        digest = digest_of(values | {"steps": steps.numpy().tobytes()})
+        digest = digest_of(values | {"sketches of steps": steps.numpy().tobytes()})
         messages = self._meetings.meet(Message(Point.END, call.calls, digest, doubtful))
         if any(message.doubtful for message in messages):
             self.compare_weights()

@@ -6,7 +6,7 @@ difference of norm d each is about d in size (Johnson and Lindenstrauss).
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,9 +38,12 @@ def sketch_of(value: Any) -> torch.Tensor:
     if missing := -whole.numel() % ROW:
         whole = torch.nn.functional.pad(whole, (0, missing))
     whole = whole.view(-1, ROW)
-    is_half = any(tensor.dtype.itemsize < 4 for tensor in tensors)
-    columns, rows, allowed = _signs(whole.device, len(whole), is_half)
-    return torch.cat([rows @ (whole @ columns), whole.norm()[None], allowed])
+    columns, signs, allowed, allowed_of_half = _constants(whole.device)
+    if len(whole) > MOST_ROWS:
+        signs = signs.repeat(-(-len(whole) // MOST_ROWS))
+    if any(tensor.dtype.itemsize < 4 for tensor in tensors):
+        allowed = allowed_of_half
+    return torch.cat([signs[: len(whole)] @ (whole @ columns), whole.norm()[None], allowed])
 
 
 def steps_of(sketches: Sequence[Readback]) -> torch.Tensor:
@@ -81,16 +84,13 @@ def is_rounding(found: Sequence[dict[str, torch.Tensor]]) -> bool:
     return True
 
 
-@lru_cache(maxsize=16)
-def _signs(
-    device: torch.device, rows: int, is_half: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The signs of columns (ROW, DIRECTIONS) and of so many rows, and the largest drift (1)."""
+@cache
+def _constants(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Signs of columns (ROW, DIRECTIONS) and of rows (MOST_ROWS), and the largest drifts (1)."""
     generator = torch.Generator().manual_seed(20)
-    columns, of_rows = (
+    signs = (
         2.0 * torch.randint(0, 2, shape, generator=generator) - 1
         for shape in ((ROW, DIRECTIONS), (MOST_ROWS,))
     )
-    allowed = torch.tensor([LARGEST_DRIFT_OF_HALF if is_half else LARGEST_DRIFT])
-    signs = of_rows[torch.arange(rows) % MOST_ROWS]
-    return columns.to(device), signs.to(device), allowed.to(device)
+    drifts = (torch.tensor([one]) for one in (LARGEST_DRIFT, LARGEST_DRIFT_OF_HALF))
+    return tuple(one.to(device) for one in (*signs, *drifts))
