@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, JsonValue, PositiveInt, TypeAdapter, model_validator
@@ -11,7 +10,7 @@ from ditplan.profiles.bounds import MOST_SECONDS
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, Setting
 from ditplan.profiles.mesh import AXES, Mesh, placement_of
-from ditplan.profiles.record import NEEDS, FrozenModel, Record, write_atomically
+from ditplan.profiles.record import NEEDS, FrozenModel, Record
 
 DIGITS = 6
 """Of seconds, so many are kept: sums differ in the last ones from machine to machine."""
@@ -121,16 +120,10 @@ class Baseline(Record):
             raise ValueError(f"the case {twice!r} stands twice; leave one out")
         return self
 
-    def save(self, path: Path | str) -> Path:
-        """Writes it with a line for each question and each plan, so that a change can be read.
-
-        Raises:
-            InputError: the folder doesn't exist or can't be written to.
-        """
-        return write_atomically(Path(path), self.text())
-
     def text(self) -> str:
-        """The file's text: the same for the same answers, wherever they were found."""
+        """A line for each question and each plan, so that a change can be read. The same answers
+        give the same bytes, wherever they were found.
+        """
         cases = ",\n".join(map(_case_text, self.cases))
         head = {"schema_version": self.schema_version, NEEDS: self.since}
         head |= {"cluster": self.cluster, "given": self.given}
@@ -199,16 +192,8 @@ class MeasuredBaseline(Record):
 
     records: tuple[RecordedForecasts, ...] = Field(min_length=1)
 
-    def save(self, path: Path | str) -> Path:
-        """Writes it with a line for each plan.
-
-        Raises:
-            InputError: the folder doesn't exist or can't be written to.
-        """
-        return write_atomically(Path(path), self.text())
-
     def text(self) -> str:
-        """The file's text."""
+        """A line for each plan."""
         records = ",\n".join(map(_record_text, self.records))
         head = _line({"schema_version": self.schema_version, NEEDS: self.since})
         return f'{head[:-1]}, "records": [\n{records}\n]}}\n'

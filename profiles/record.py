@@ -50,15 +50,18 @@ class Record(FrozenModel):
     schema_version: int = 1
 
     def save(self, path: Path | str) -> Path:
-        """Writes the record as indented JSON, through a temporary file and a rename.
+        """Writes the record's text, through a temporary file and a rename.
 
         Raises:
             InputError: the folder doesn't exist or can't be written to.
         """
+        return write_atomically(Path(path), self.text())
+
+    def text(self) -> str:
+        """What stands in the record's file: indented JSON."""
         text = self.model_dump_json(indent=1) + "\n"
         version = f'"schema_version": {self.schema_version},'
-        text = text.replace(version, f'{version}\n "{NEEDS}": "{self.since}",', 1)
-        return write_atomically(Path(path), text)
+        return text.replace(version, f'{version}\n "{NEEDS}": "{self.since}",', 1)
 
     @classmethod
     def load(cls, path: Path | str, *, remedy: str | None = None) -> Self:
