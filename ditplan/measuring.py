@@ -1,7 +1,7 @@
 """What is done on real hosts: measuring a cluster and a model, tuning, and running a plan."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from ditplan.models import NamedModel, model_named
 from ditplan.planner.cost.profile_points import grid_points
 from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import points_to_measure
-from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.ranking import SearchResult, fingerprint_of
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
 from ditplan.planner.task import TuneRequest, workload_for
@@ -169,7 +169,11 @@ def tuned(
         trials = MeasurementPolicy(
             run, top=top, budget_s=how.budget_s, journal=study.journal, sampler=how.sampler
         )
-        return search(task, trials, progress=say)
+        found = search(task, trials, progress=say)
+        ranks = found.best.configuration.mesh.size
+        facts, _ = workers.facts(ranks)
+        known = fingerprint_of(task.cluster, ranks)
+        return replace(found, fingerprint=known.as_found(facts, known.link_kinds))
 
 
 def run_plan(
