@@ -16,6 +16,7 @@ from ditplan.planner.task import TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.evidence import chosen_line
 from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
 from ditplan.profiles.hosts import load_hosts
@@ -25,6 +26,7 @@ from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
+from ditplan.revalidating import revalidated
 from ditplan.runtime.ranks.hosts import require_local
 from ditplan.settings import workload_in
 from ditplan.study import study_in
@@ -185,12 +187,14 @@ def run_plan(
     hosts: Hosts = None,
     seed: int = 0,
     say: Say,
-) -> RankRun:
-    """Makes the prompt's picture with the plan.
+    revalidate: Path | None = None,
+) -> tuple[RankRun, ExecutionPlan]:
+    """Makes the prompt's picture with the plan; gives the plan that ran as well: with `revalidate`,
+    its file, it is measured here first and saved there.
 
     Raises:
-        InputError: hosts or devices that the plan isn't for, or a workload that the model or the
-            devices can't do. ClusterError: a rank failed.
+        InputError: hosts, devices or software that the plan isn't for, or a workload that the model
+            or the devices can't do. ClusterError: a rank failed.
     """
     with start_workers(hosts, None, needed=plan) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
@@ -198,7 +202,11 @@ def run_plan(
         workers.pool()
         noise = "" if model.weights else f"; no weights for {model.spec.name}: it will be noise"
         say(f"{plan.mesh}, {plan.workload}: running on {workers.ranks} rank(s){noise}")
-        return workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
+        if revalidate is not None:
+            plan = revalidated(plan, revalidate, model, workers, say)
+        say(chosen_line(plan))
+        ran = workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
+        return ran, plan
 
 
 def _usual_runs(spec: ModelSpec, device: DeviceKind) -> int:

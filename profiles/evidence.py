@@ -11,6 +11,10 @@ SIGNATURE = "signature"
 """The key of a plan's file that says what the plan is for, as a digest."""
 
 
+MEASURED_SLACK = 1.1
+"""By how many times a later run may differ from those that were measured."""
+
+
 def signature_of(plan: "ExecutionPlan") -> str:
     """A digest of what a plan is for: model, workload, backend, and the devices of its ranks."""
     workload = plan.workload.model_dump(exclude_defaults=True)
@@ -22,6 +26,16 @@ def evidence_of(plan: "ExecutionPlan") -> str:
     """A digest of what speaks for a plan: predictions, measurements, and where they were made."""
     names = {"configuration", "quality", "prediction", "measurement", "runner_ups", "fingerprint"}
     return digest_of(plan.model_dump(mode="json", include=names))
+
+
+def interval_of(plan: "ExecutionPlan") -> tuple[float, float] | None:
+    """Within which seconds the denoising loop stays where the plan holds: those of its runs and a
+    tenth, which clocks and temperatures make, else what was predicted; None where nothing is known.
+    """
+    if plan.measurement is not None:
+        runs_s = plan.measurement.runs_s
+        return min(runs_s) / MEASURED_SLACK, max(runs_s) * MEASURED_SLACK
+    return plan.prediction.interval_s if plan.prediction is not None else None
 
 
 def digest_of(value: object) -> str:

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from ditplan.profiles.fingerprint import RankFacts, RankSpeed
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.ranks.devices import device_name, gpu_facts
+from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.gpu_inventory import gpu_of
 
 ROUNDS, LAUNCHES = 10, 200
 BLOCK_TIME_S = 0.2
@@ -35,8 +36,9 @@ def software_versions(context: RankContext) -> dict[str, str]:
         versions["cuda"] = str(torch.version.cuda)
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
         properties = torch.cuda.get_device_properties(context.device)
-        if (facts := gpu_facts(str(properties.uuid))) is not None:
-            versions["driver"] = facts.driver
+        gpu = gpu_of(str(properties.uuid))
+        if gpu is not None and gpu.driver is not None:
+            versions["driver"] = gpu.driver
     return versions
 
 
