@@ -89,7 +89,7 @@ def launch_on(host: Host, module: str, environment: Mapping[str, str]) -> Launch
         InputError: the list of nodes of the Slurm job that this runs in can't be understood.
     """
     launcher = launcher_of(host, environment)
-    words = (sys.executable, "-P", "-m", module)
+    words: tuple[str, ...] = (sys.executable, "-P", "-m", module)
     if launcher == "ssh":
         port = ("-p", str(host.port)) if host.port else ()
         address = f"{host.user}@{host.name}" if host.user else host.name

@@ -95,7 +95,8 @@ def test_a_wire_takes_more_than_a_pipe_holds_and_waits_for_nothing() -> None:
         arrived += there.receive()
         here.flush()
     assert arrived == sent
-    assert not here.has_unsent
+    here.flush()
+    assert here.receive() == []
     here.close()
     with pytest.raises(EOFError):
         there.receive()
