@@ -49,6 +49,9 @@ DAMAGED = (
 )
 """What diffusers, transformers and safetensors raise for files that they weren't written for."""
 
+MOST_JSON_BYTES = 2**28
+"""The largest in use are tokenizers of some 35 MB."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -123,13 +126,18 @@ def _require_regular_files(folder: Path) -> None:
     """Refuses what a library would wait for when it reads the folder, or read without end.
 
     Raises:
-        InputError: names what is neither a file nor a folder.
+        InputError: names what is neither a file nor a folder, or a text of gigabytes.
     """
     for parent, _, files in os.walk(folder):
         for name in files:
             path = Path(parent, name)
             if not path.is_file():
                 raise InputError(f"{path_text(path)}: this is no regular file; remove it")
+            if path.suffix == ".json" and (size := path.stat().st_size) > MOST_JSON_BYTES:
+                raise InputError(
+                    f"{path_text(path)}: is damaged: no model's JSON file has {size:,} bytes; "
+                    "copy the weights anew"
+                )
 
 
 def _saved_pipeline(

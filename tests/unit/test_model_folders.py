@@ -266,3 +266,12 @@ def test_a_config_of_the_wrong_kind_is_refused_in_one_line(tiny: Path) -> None:
     config.unlink()
     config.write_text(json.dumps(content | {"eos_token_id": " "}))
     assert "StrictDataclassFieldValidationError" in refused(lambda: load(tiny))
+
+
+def test_a_config_of_gigabytes_is_not_read(tiny: Path) -> None:
+    config = tiny / "text_encoder/config.json"
+    config.unlink()
+    with config.open("wb") as file:
+        file.truncate(6 * 2**30)
+    message = refused(lambda: load(tiny))
+    assert message.startswith(f"{config}: is damaged: no model's JSON file has 6,442,450,944 bytes")
