@@ -138,7 +138,7 @@ def _saved_pipeline(
     blocks: Collection[int] | None,
     weight_group: AxisGroup | None,
 ) -> Any:
-    given = _tokenizers(spec, weights)
+    given = tokenizers_in(spec, weights)
     if blocks is not None or weight_group is not None:
         folder = weights / "transformer"
         model_class = diffusers_class(spec.transformer_class)
@@ -157,7 +157,7 @@ def _saved_pipeline(
     return pipeline
 
 
-def _tokenizers(spec: ModelSpec, weights: Path) -> dict[str, Any]:
+def tokenizers_in(spec: ModelSpec, weights: Path) -> dict[str, Any]:
     """The tokenizers that a folder's index names, for `from_pretrained`.
 
     Raises:
