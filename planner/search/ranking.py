@@ -14,11 +14,11 @@ from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
+from ditplan.profiles.fingerprint import Fingerprint
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     ExecutionPlan,
     Fallback,
-    Fingerprint,
     Measurement,
     PlannedModel,
     Prediction,
@@ -129,7 +129,8 @@ class SearchResult:
 
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
     fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
-    listed first, where that is faster.
+    listed first, where that is faster. `fingerprint` is what the best plan's ranks found where they
+    ran.
     """
 
     ranked: tuple[PricedCandidate, ...]
@@ -144,6 +145,7 @@ class SearchResult:
     text_lengths: Mapping[int, float] = field(default_factory=dict)
     ended: str = ""
     better_order: PricedCandidate | None = None
+    fingerprint: Fingerprint | None = None
 
     @property
     def best(self) -> PricedCandidate:
@@ -173,9 +175,11 @@ class SearchResult:
         plan = build_plan(
             chosen, self.spec, self.workload, self.cluster, self.backend, self.text_lengths
         )
+        found = self.fingerprint if index == 0 else None
         return plan.model_copy(
             update={
                 "measurement": chosen.measurement,
+                "fingerprint": found or plan.fingerprint,
                 "runner_ups": tuple(runner_up(ranked) for ranked in others[:runner_ups]),
             }
         )

@@ -39,7 +39,7 @@ def test_sizes_are_the_fewest_that_cost_little_and_of_these_the_cheapest(
     lengths: dict[int, float], steepness: float
 ) -> None:
     def step_s(tokens: int) -> float:
-        return 1 + steepness * (tokens / 100) ** 1.5
+        return 1 + steepness * math.pow(tokens / 100, 1.5)
 
     chosen = choose_sizes(lengths, step_s)
     longest = -(-max(lengths) // GRAIN) * GRAIN
