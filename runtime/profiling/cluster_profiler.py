@@ -265,7 +265,7 @@ def _pair_speed(tables: Sequence[CollectiveTable]) -> tuple[float, float] | None
 
 def _driver(reports: Sequence[DeviceReport]) -> dict[str, str]:
     facts = reports[0].facts
-    return {} if facts is None else {"driver": facts.driver}
+    return {} if facts is None or facts.driver is None else {"driver": facts.driver}
 
 
 def _nothing() -> None:

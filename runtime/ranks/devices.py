@@ -6,22 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from ditplan.profiles.cluster import Device, Link, LinkKind
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_of
 
 MEASURE_S = 0.2
-# NVML's bits for reasons that a healthy, well cooled GPU doesn't give; a power cap alone is usual.
-THROTTLE_REASONS = {
-    0x08: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake",
-}
 NCCL_SWITCHES = {
     "NCCL_P2P_DISABLE": "GPUs talk through host memory instead of NVLink or PCIe peer access",
     "NCCL_SHM_DISABLE": "ranks of one host talk through sockets",
@@ -29,32 +22,11 @@ NCCL_SWITCHES = {
 
 
 @dataclass(frozen=True)
-class GpuFacts:
-    """What NVML says of a GPU; None where it doesn't know."""
-
-    driver: str
-    nvlinks: int
-    pcie_generation: int | None
-    pcie_generation_max: int | None
-    pcie_width: int | None
-    pcie_width_max: int | None
-    numa_node: int | None
-    throttled_by: tuple[str, ...]
-
-    def __str__(self) -> str:
-        numa = "" if self.numa_node is None else f", NUMA node {self.numa_node}"
-        return (
-            f"{self.nvlinks} NVLinks, PCIe generation {self.pcie_generation} "
-            f"(at most {self.pcie_generation_max}) x{self.pcie_width}{numa}"
-        )
-
-
-@dataclass(frozen=True)
 class DeviceReport:
     """A rank's device, and what NVML says of it when it is a GPU and nvidia-ml-py is installed."""
 
     device: Device
-    facts: GpuFacts | None
+    facts: Gpu | None
 
 
 def inspect_device(context: RankContext) -> DeviceReport:
@@ -148,7 +120,7 @@ def link_kind(context: RankContext) -> LinkKind:
     """What connects this rank's device to those of the other ranks of its host, at best."""
     if context.device.type == "cpu":
         return "memory"
-    return _link_kind(gpu_facts(str(torch.cuda.get_device_properties(context.device).uuid)), "cuda")
+    return _link_kind(gpu_of(str(torch.cuda.get_device_properties(context.device).uuid)), "cuda")
 
 
 def common_link_kind(kinds: Sequence[LinkKind], environment: Mapping[str, str]) -> LinkKind:
@@ -171,7 +143,7 @@ def _is_set(name: str, environment: Mapping[str, str]) -> bool:
     return environment.get(name, "0").strip() not in {"", "0"}
 
 
-def _link_kind(facts: GpuFacts | None, device: str) -> LinkKind:
+def _link_kind(facts: Gpu | None, device: str) -> LinkKind:
     if device == "cpu":
         return "memory"
     return "nvlink" if facts is not None and facts.nvlinks else "pcie"
@@ -183,7 +155,7 @@ def _inspect_gpu(context: RankContext) -> DeviceReport:
     copied = _copy_rate(context.device)
     half = _matmul_rate(context.device, torch.bfloat16, 8192)
     # Asked right after the load, before the GPU has gone back to idle clocks and links.
-    facts = gpu_facts(str(properties.uuid))
+    facts = gpu_of(str(properties.uuid))
     device = Device(
         name=device_name(context),
         kind="cuda",
@@ -195,58 +167,6 @@ def _inspect_gpu(context: RankContext) -> DeviceReport:
         source="measured: bf16 and fp32 matmul, copy",
     )
     return DeviceReport(device, facts)
-
-
-def gpu_facts(uuid: str) -> GpuFacts | None:
-    """Asks NVML for a GPU by its UUID; None without nvidia-ml-py or a driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return _gpu_facts(pynvml, uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _gpu_facts(nvml: Any, uuid: str) -> GpuFacts | None:
-    def ask(function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except nvml.NVMLError:
-            return None
-
-    handle = ask(nvml.nvmlDeviceGetHandleByUUID, uuid)
-    if handle is None:
-        return None
-    links = range(nvml.NVML_NVLINK_MAX_LINKS)
-    active = [i for i in links if ask(nvml.nvmlDeviceGetNvLinkState, handle, i) == 1]
-    reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
-    bus = ask(nvml.nvmlDeviceGetPciInfo, handle)
-    return GpuFacts(
-        driver=str(ask(nvml.nvmlSystemGetDriverVersion)),
-        nvlinks=len(active),
-        pcie_generation=ask(nvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
-        pcie_generation_max=ask(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-        pcie_width=ask(nvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
-        pcie_width_max=ask(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
-        numa_node=None if bus is None else _numa_node(bus.busId),
-        throttled_by=tuple(text for bit, text in THROTTLE_REASONS.items() if reasons & bit),
-    )
-
-
-def _numa_node(bus_id: str | bytes) -> int | None:
-    """The NUMA node of a PCI address such as `00000000:1B:00.0`; None where there is just one."""
-    text = bus_id.decode() if isinstance(bus_id, bytes) else bus_id
-    domain, _, rest = text.lower().partition(":")
-    with contextlib.suppress(OSError, ValueError):
-        node = int(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node").read_text())
-        return node if node >= 0 else None
-    return None
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:

@@ -72,6 +72,7 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
     "runtime/ranks/conversation.py",  # logs of ranks
     "runtime/ranks/devices.py",
+    "runtime/ranks/gpu_inventory.py",  # sysfs
     "runtime/ranks/rank_process.py",
     "runtime/transport/host_link.py",
 }

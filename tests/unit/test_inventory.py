@@ -10,15 +10,20 @@ from ditplan.profiles.cluster import Device
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.ranks.devices import (
     DeviceReport,
-    GpuFacts,
     device_links,
     device_warnings,
     environment_warnings,
-    gpu_facts,
     inspect_device,
 )
+from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_inventory, gpu_of, numa_node, pci_address
 
-FACTS = GpuFacts(
+FACTS = Gpu(
+    index=0,
+    name="NVIDIA H100",
+    uuid="GPU-0",
+    pci_address="0000:1b:00.0",
+    memory_bytes=80 << 30,
+    free_bytes=79 << 30,
     driver="580.159",
     nvlinks=18,
     pcie_generation=1,
@@ -26,11 +31,10 @@ FACTS = GpuFacts(
     pcie_width=16,
     pcie_width_max=16,
     numa_node=0,
-    throttled_by=(),
 )
 
 
-def report(facts: GpuFacts | None, kind: str = "cuda") -> DeviceReport:
+def report(facts: Gpu | None, kind: str = "cuda") -> DeviceReport:
     device = Device.model_validate(
         {"name": "H100", "kind": kind, "memory_bytes": 80 << 30, "half_flops_per_s": 8e14}
         | {"single_flops_per_s": 5e13, "memory_bytes_per_s": 3e12, "source": "test"}
@@ -81,7 +85,7 @@ def test_nvlink_is_the_link_where_all_gpus_have_it() -> None:
     [(FACTS, {"NCCL_P2P_DISABLE": "1"}), (dataclasses.replace(FACTS, nvlinks=0), {})],
 )
 def test_pcie_is_the_link_without_nvlink_or_peer_access(
-    facts: GpuFacts, environment: dict[str, str]
+    facts: Gpu, environment: dict[str, str]
 ) -> None:
     links = device_links("h", [report(FACTS), report(facts)], environment, (10e-6, 1e9))
     assert {link.kind for link in links} == {"pcie"}
@@ -100,4 +104,30 @@ def test_a_single_device_needs_no_link() -> None:
 
 
 def test_an_unknown_gpu_has_no_facts() -> None:
-    assert gpu_facts("GPU-00000000-0000-0000-0000-000000000000") is None
+    assert gpu_of("GPU-00000000-0000-0000-0000-000000000000") is None
+
+
+def test_the_inventory_has_the_gpus_that_torch_has_or_says_why_it_has_none() -> None:
+    found = gpu_inventory()
+    if found.fault:
+        assert (found.gpus, found.pairs, found.driver) == ((), (), None)
+        assert not torch.cuda.is_available()
+        return
+    assert len(found.gpus) >= torch.cuda.device_count()
+    assert len(found.pairs) == len(found.gpus) * (len(found.gpus) - 1) // 2
+    assert [gpu_of(gpu.uuid) for gpu in found.gpus] == list(found.gpus)
+
+
+def test_what_nvml_does_not_say_is_shown_as_unknown() -> None:
+    mute = dataclasses.replace(
+        FACTS, nvlinks=None, pcie_generation=None, pcie_generation_max=None, numa_node=None
+    )
+    assert str(mute) == "NVLinks unknown, PCIe generation unknown (at most unknown) x16"
+    assert str(FACTS) == "18 NVLinks, PCIe generation 1 (at most 5) x16, NUMA node 0"
+
+
+def test_pci_addresses_are_those_of_sysfs() -> None:
+    assert pci_address("00000000:1B:00.0") == "0000:1b:00.0"
+    assert pci_address("00010002:81:00.0") == "10002:81:00.0"
+    assert numa_node("0000:ff:1f.7") is None
+    assert numa_node(None) is None
