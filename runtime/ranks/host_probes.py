@@ -6,6 +6,7 @@ import importlib.metadata
 import math
 import operator
 import os
+import platform
 import shutil
 import tempfile
 import threading
@@ -47,9 +48,17 @@ def within(limit_s: float, probes: Mapping[str, Callable[[], Any]]) -> dict[str,
     return dict(found)
 
 
+def own_code() -> dict[str, str]:
+    """What the command and its ranks must have in common, since they read what the other writes."""
+    return {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "ditplan": f"{ditplan.__version__} ({sources_digest()})",
+    }
+
+
 def versions() -> dict[str, str | None]:
     """The versions of what ranks import, from what pip noted; None for what isn't installed."""
-    found: dict[str, str | None] = {"ditplan": f"{ditplan.__version__} ({sources_digest()})"}
+    found: dict[str, str | None] = {**own_code()}
     found |= {name: _version(name) for name in PACKAGES}
     found["nccl"] = next(filter(None, map(_version, NCCL_PACKAGES)), None)
     return found
@@ -89,7 +98,7 @@ def product_rate() -> float:
 
 
 def disk(folder: Path) -> dict[str, Any]:
-    """Free bytes where logs go, and why nothing can be written there; an empty `fault` if it can."""
+    """Free bytes where logs go, and why nothing can be written there: `fault`, empty if it can."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE_BYTES))

@@ -44,7 +44,7 @@ class HostFacts:
     """What a host says of itself; None, and a name in `late`, for what it couldn't say in time.
 
     `versions` are of packages, None for what isn't installed. `gpus` are those that
-    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`. `product_rate` are multiplications/s of one
+    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none. `product_rate` are multiplications/s of one
     processor. `names` are the other hosts' names, each with the addresses found.
     """
 
@@ -61,6 +61,7 @@ class HostFacts:
     gpus: tuple[Gpu, ...] | None = None
     gpus_in_all: int | None = None
     driver: str | None = None
+    gpu_fault: str = ""
     product_rate: float | None = None
     disk_folder: str | None = None
     disk_free_bytes: int | None = None
@@ -97,6 +98,7 @@ def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
         gpus=visible_gpus(inventory.gpus, environment) if inventory else None,
         gpus_in_all=len(inventory.gpus) if inventory else None,
         driver=inventory.driver if inventory else None,
+        gpu_fault=inventory.fault if inventory else "",
         product_rate=found.get("product"),
         disk_folder=room.get("folder"),
         disk_free_bytes=room.get("free_bytes"),
@@ -122,7 +124,7 @@ def answer(environment: Mapping[str, str], question: dict[str, Any]) -> Any:
             return routes(question["addresses"])
         case "listen":
             try:
-                return listen(question["address"], question["question"], question["answer"])
+                return listen(question["address"], question["greeting"], question["reply"])
             except OSError as error:
                 return error.strerror or str(error)
         case "reach":

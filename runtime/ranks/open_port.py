@@ -9,12 +9,13 @@ import errno
 import hmac
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 PROOF_BYTES = 32
 TALK_S = 3.0
-"""How long each step of a connection may take."""
+"""How long a connection may take."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Target:
     host: str
     address: str
     port: int
-    question: str
-    answer: str
+    greeting: str
+    reply: str
 
 
-def listen(address: str, question: str, answer: str) -> int:
+def listen(address: str, greeting: str, reply: str) -> int:
     """Opens a port on one address alone, until this process ends; returns its number.
 
     Raises:
@@ -36,11 +37,11 @@ def listen(address: str, question: str, answer: str) -> int:
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     server = socket.create_server((address, 0), family=family, backlog=socket.SOMAXCONN)
-    threading.Thread(target=_serve, args=(server, question, answer), daemon=True).start()
+    threading.Thread(target=_serve, args=(server, greeting, reply), daemon=True).start()
     return int(server.getsockname()[1])
 
 
-def _serve(server: socket.socket, question: str, answer: str) -> None:
+def _serve(server: socket.socket, greeting: str, reply: str) -> None:
     while True:
         try:
             connection, _ = server.accept()
@@ -48,23 +49,23 @@ def _serve(server: socket.socket, question: str, answer: str) -> None:
             if error.errno in (errno.ECONNABORTED, errno.EMFILE):
                 continue
             return
-        talk = (connection, question.encode(), answer.encode())
+        talk = (connection, greeting.encode(), reply.encode())
         threading.Thread(target=_reply, args=talk, daemon=True).start()
 
 
-def _reply(connection: socket.socket, question: bytes, answer: bytes) -> None:
+def _reply(connection: socket.socket, greeting: bytes, reply: bytes) -> None:
     with connection:
         connection.settimeout(TALK_S)
         try:
-            if hmac.compare_digest(_read(connection), question):
-                connection.sendall(answer)
+            if hmac.compare_digest(_read(connection), greeting):
+                connection.sendall(reply)
         except OSError:
             return
 
 
 def reach(targets: Sequence[Target]) -> dict[str, str]:
-    """By host, why its port isn't reached from here; empty where it is. Takes `TALK_S` or little
-    more, however many there are.
+    """By host, why its port isn't reached from here; empty where it is. Takes `TALK_S` at most,
+    however many there are.
     """
     found = {target.host: f"no answer within {TALK_S:g} s" for target in targets}
 
@@ -74,16 +75,17 @@ def reach(targets: Sequence[Target]) -> dict[str, str]:
     threads = [threading.Thread(target=try_one, args=(each,), daemon=True) for each in targets]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + TALK_S
     for thread in threads:
-        thread.join(2 * TALK_S)
+        thread.join(max(0.0, deadline - time.monotonic()))
     return dict(found)
 
 
 def _fault(target: Target) -> str:
     try:
         with socket.create_connection((target.address, target.port), TALK_S) as connection:
-            connection.sendall(target.question.encode())
-            is_right = hmac.compare_digest(_read(connection), target.answer.encode())
+            connection.sendall(target.greeting.encode())
+            is_right = hmac.compare_digest(_read(connection), target.reply.encode())
             return "" if is_right else "somebody else answers there"
     except TimeoutError:
         return f"no answer within {TALK_S:g} s"

@@ -14,7 +14,7 @@ Weight = Literal["warning", "input", "cluster"]
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with hosts: one, or several in which they differ; `host` names them."""
+    """Something wrong with hosts; `host` names them, and is empty where `what` does."""
 
     host: str
     weight: Weight
@@ -26,7 +26,7 @@ class Problem:
     @property
     def sentence(self) -> Sentence:
         """The line, which knows its settings."""
-        return Sentence(f"{self.host}: ", self.what)
+        return Sentence(f"{self.host}: ", self.what) if self.host else self.what
 
     @property
     def is_fatal(self) -> bool:
