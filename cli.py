@@ -33,6 +33,7 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.preflight import preflight_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_named, model_of_plan
@@ -332,6 +333,13 @@ def run_command(
             "peak_memory_bytes": result.memory_bytes,
         }
     )
+
+
+app.command(
+    name="preflight",
+    epilog="Examples: `ditplan preflight --hosts hosts.txt`, "
+    "`ditplan preflight --hosts n[01-04] --json`",
+)(preflight_command)
 
 
 app.command(

@@ -8,7 +8,7 @@ from ditplan.profiles.errors import Setting
 from ditplan.runtime.ranks.host_report import HostFacts
 from ditplan.runtime.ranks.host_view import HostView
 from ditplan.runtime.ranks.left_set import VISIBLE_DEVICES, slowing
-from ditplan.runtime.ranks.remedies import Problem, Weight, problem
+from ditplan.runtime.ranks.remedies import Problem, Severity, problem
 
 LEAST_DISK_BYTES = 1 << 30
 FREE_SHARE = 0.9
@@ -20,7 +20,7 @@ CLOCK_S = 1.0
 SLOW = 2.0
 """By how many times a processor is slower that stands out: more than clocks that go up and down."""
 
-SAME: tuple[tuple[str, str, Weight, str], ...] = (
+SAME: tuple[tuple[str, str, Severity, str], ...] = (
     ("python", "Python", "cluster", "what ranks send each other is read by one Python alone"),
     ("ditplan", "ditplan", "cluster", "commands and ranks must be the same code"),
     ("torch", "torch", "cluster", "process groups need one version"),
@@ -87,7 +87,7 @@ def names_of(views: Sequence[str]) -> str:
 
 
 def _of_versions(known: Known, here: Mapping[str, str]) -> Iterator[Problem]:
-    for name, called, weight, why in SAME:
+    for name, called, severity, why in SAME:
         values = {view.name: value for view, facts in known if (value := value_of(facts, name))}
         if not values:
             continue
@@ -99,7 +99,7 @@ def _of_versions(known: Known, here: Mapping[str, str]) -> Iterator[Problem]:
             hosts = [host for host, value in values.items() if value == wrong]
             yield problem(
                 names_of(hosts),
-                weight,
+                severity,
                 f"{called} is {wrong}, and {right} on {those}: {why}; install the same everywhere",
             )
 
@@ -154,7 +154,7 @@ def _of_missing_gpus(known: Known) -> Iterator[Problem]:
     for view, facts in known:
         if having and facts.gpus == ():
             why = f" ({facts.gpu_fault})" if facts.gpu_fault else ""
-            words = f"it has no GPU that can be used{why}, and {having[0]} has; leave one of them out"
+            words = f"it has no GPU that can be used{why}, and {having[0]} has; leave it out"
             yield problem(view.name, "cluster", words)
 
 
@@ -221,18 +221,21 @@ def _of_names(known: Known) -> Iterator[Problem]:
     looped: dict[str, list[str]] = {}
     for view, facts in known:
         for name, addresses in (facts.names or {}).items():
+            if namespaces.get(name) in (None, facts.namespace):
+                continue
             if not addresses:
                 lost.setdefault(name, []).append(view.name)
-            elif namespaces.get(name) not in (None, facts.namespace) and all(
-                map(_is_loopback, addresses)
-            ):
+            elif all(map(_is_loopback, addresses)):
                 looped.setdefault(name, []).append(view.name)
-    remedy = "ditplan goes by addresses, but jobs under torchrun need it: add it to /etc/hosts"
-    for name, hosts in lost.items():
-        yield problem(names_of(hosts), "warning", f"the name {name} leads nowhere there; {remedy}")
-    for name, hosts in looped.items():
-        words = f"the name {name} leads back to the host itself there; {remedy}"
-        yield problem(names_of(hosts), "warning", words)
+    for found, what in ((lost, "lead nowhere"), (looped, "lead back to where they are asked for")):
+        if found:
+            said = [f"{name} (on {names_of(hosts)})" for name, hosts in found.items()]
+            yield problem(
+                "",
+                "warning",
+                f"names of hosts that {what}: {names_of(said)}; ditplan goes by addresses, but "
+                "jobs under torchrun need them: put them into /etc/hosts everywhere",
+            )
 
 
 def _of_one_machine(known: Known) -> Iterator[Problem]:

@@ -44,8 +44,9 @@ class HostFacts:
     """What a host says of itself; None, and a name in `late`, for what it couldn't say in time.
 
     `versions` are of packages, None for what isn't installed. `gpus` are those that
-    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none. `product_rate` are multiplications/s of one
-    processor. `names` are the other hosts' names, each with the addresses found.
+    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none.
+    `product_rate` are multiplications/s of one processor. `names` are the other hosts' names, each
+    with the addresses found.
     """
 
     hostname: str

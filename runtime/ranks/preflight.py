@@ -53,10 +53,10 @@ class Preflight:
     @property
     def exit_code(self) -> int:
         """3 where the cluster can't work, 2 where what was given doesn't fit it, else 0."""
-        weights = {found.weight for found in self.problems}
-        if "cluster" in weights:
+        severities = {found.severity for found in self.problems}
+        if "cluster" in severities:
             return ClusterError.exit_code
-        return InputError.exit_code if "input" in weights else 0
+        return InputError.exit_code if "input" in severities else 0
 
     def require(self) -> None:
         """Refuses hosts that ranks can't be started on.

@@ -8,7 +8,7 @@ from typing import Literal
 from ditplan.profiles.errors import Part, Sentence, one_line
 from ditplan.profiles.host import Host
 
-Weight = Literal["warning", "input", "cluster"]
+Severity = Literal["warning", "input", "cluster"]
 """Ranks run all the same; or what was given doesn't fit the hosts; or the hosts can't do it."""
 
 
@@ -17,7 +17,7 @@ class Problem:
     """Something wrong with hosts; `host` names them, and is empty where `what` does."""
 
     host: str
-    weight: Weight
+    severity: Severity
     what: Sentence
 
     def __str__(self) -> str:
@@ -31,12 +31,12 @@ class Problem:
     @property
     def is_fatal(self) -> bool:
         """Whether ranks can't be started."""
-        return self.weight != "warning"
+        return self.severity != "warning"
 
 
-def problem(host: str, weight: Weight, *what: Part) -> Problem:
+def problem(host: str, severity: Severity, *what: Part) -> Problem:
     """A problem in the words of which it is made."""
-    return Problem(host, weight, Sentence(*what))
+    return Problem(host, severity, Sentence(*what))
 
 
 def ssh_command(host: Host) -> str:
@@ -46,15 +46,18 @@ def ssh_command(host: Host) -> str:
     return f"ssh {port}{user}{host.name}"
 
 
+FORGET = re.compile(r'ssh-keygen -f "[\w./~-]{1,300}" -R "[\w.:[\]-]{1,300}"')
+"""What ssh says of a key that changed; nothing that a shell would take for more than a word."""
+
 Reading = Callable[[re.Match[str], Host], str]
 
 
 def _key_changed(found: re.Match[str], host: Host) -> str:
-    name = host.name if host.port is None else f"[{host.name}]:{host.port}"
+    forget = FORGET.search(found.string)
+    by = f" by `{forget[0]}`" if forget else ""
     return (
         "its host key isn't the one that is known: another machine answers, or it was set up anew; "
-        f"if so, forget the old key by `ssh-keygen -R '{name}'` and check the new one by "
-        f"`{ssh_command(host)}`"
+        f"if so, forget the old key{by} and check the new one by `{ssh_command(host)}`"
     )
 
 
