@@ -45,18 +45,14 @@ def host_table(views: Sequence[HostView]) -> Table:
     for heading in ("fact", "value", "hosts"):
         table.add_column(heading)
     known = [(view, view.facts) for view in views if view.facts is not None]
-    for fact in (
-        "reached by",
-        "Python",
-        *PACKAGES,
-        "GPUs",
-        "driver",
-        "ranks listen at",
-        "left set",
-    ):
-        _add_texts(table, fact, {view.name: _text(fact, facts, view) for view, facts in known})
+    for fact in TEXTS:
+        texts = {view.name: _text(fact, facts, view) for view, facts in known}
+        _add_texts(table, fact, texts, len(views))
+    have_gpus = any(facts.gpus != () for _, facts in known)
     for fact in NUMBERS:
-        _add_numbers(table, fact, {view.name: _number(fact, facts, view) for view, facts in known})
+        if fact != OF_GPUS or have_gpus:
+            numbers = {view.name: _number(fact, facts, view) for view, facts in known}
+            _add_numbers(table, fact, numbers, len(views))
     if silent := [view.name for view in views if view.facts is None]:
         table.add_row("no answer", "", escape(names_of(silent)))
     return table

@@ -26,9 +26,9 @@ from ditplan.runtime.ranks.devices import (
     DeviceReport,
     device_links,
     device_warnings,
-    environment_warnings,
     inspect_device,
 )
+from ditplan.runtime.ranks.left_set import environment_warnings
 from ditplan.runtime.ranks.pool import RankPool
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 

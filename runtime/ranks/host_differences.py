@@ -105,19 +105,19 @@ def _of_versions(known: Known, here: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def _of_disk(view: HostView, facts: HostFacts) -> Iterator[Problem]:
-    free = facts.disk_free_bytes
+    free, folder = facts.disk_free_bytes, facts.disk_folder or "any temporary folder"
     if facts.disk_fault:
         yield problem(
             view.name,
             "cluster",
-            f"nothing can be written to {facts.disk_folder}, where logs go: {facts.disk_fault}; "
+            f"nothing can be written to {folder}, where logs go: {facts.disk_fault}; "
             "make room there, or set TMPDIR to another folder",
         )
     elif free is not None and free < LEAST_DISK_BYTES:
         yield problem(
             view.name,
             "warning",
-            f"{facts.disk_folder}, where logs and compiled kernels go, has {gib(free)} free; make "
+            f"{folder}, where logs and compiled kernels go, has {gib(free)} free; make "
             "room there, or set TMPDIR to another folder",
         )
 

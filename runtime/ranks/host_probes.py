@@ -97,18 +97,23 @@ def product_rate() -> float:
     return PRODUCT_NUMBERS / max(best, 1e-9)
 
 
-def disk(folder: Path) -> dict[str, Any]:
-    """Free bytes where logs go, and why nothing can be written there: `fault`, empty if it can."""
+def disk() -> dict[str, Any]:
+    """The folder where logs go, its free bytes, and why nothing can be written there.
+
+    `fault` is empty where it can; there is no folder where none for temporary files takes anything.
+    """
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        return {"folder": None, "free_bytes": None, "fault": error.strerror or str(error)}
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
-        fault = ""
+        free, fault = shutil.disk_usage(folder).free, ""
     except OSError as error:
-        fault = error.strerror or str(error)
-    with contextlib.suppress(OSError):
-        return {"folder": str(folder), "free_bytes": shutil.disk_usage(folder).free, "fault": fault}
-    return {"folder": str(folder), "free_bytes": None, "fault": fault}
+        free, fault = None, error.strerror or str(error)
+    return {"folder": folder, "free_bytes": free, "fault": fault}
 
 
 def namespace() -> str:

@@ -12,11 +12,9 @@ import platform
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import time
 from typing import Any
 
@@ -80,7 +78,7 @@ def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
         "versions": versions,
         "gpus": gpu_inventory,
         "product": product_rate,
-        "disk": partial(disk, Path(tempfile.gettempdir())),
+        "disk": disk,
         "names": partial(_found, names),
     }
     found = within(FACTS_S, probes)

@@ -46,6 +46,8 @@ def ssh_command(host: Host) -> str:
     return f"ssh {port}{user}{host.name}"
 
 
+LONGEST = 500
+
 FORGET = re.compile(r'ssh-keygen -f "[\w./~-]{1,300}" -R "[\w.:[\]-]{1,300}"')
 """What ssh says of a key that changed; nothing that a shell would take for more than a word."""
 
@@ -170,7 +172,7 @@ def why_not_started(host: Host, code: int | None, said: str) -> Sentence:
     """
     for pattern, reading in READINGS:
         if found := pattern.search(said):
-            return Sentence(reading(found, host))
+            return Sentence(one_line(reading(found, host), LONGEST))
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
     words = f": {one_line(last, 160)}" if last else ""
     if code is None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -45,14 +44,15 @@ class ReportLink:
         launch = launch_on(host, MODULE, environment)
         self.launcher: Launcher = launch.launcher
         self._host = host
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._errors = b""
         self._is_late = False
         try:
-            self._process = launch.start(environment, self._errors.fileno())
+            self._process = launch.start(environment, subprocess.PIPE)
         except OSError as error:
-            self._errors.close()
             words = f"{launch.words[0]} can't be started here: {error.strerror}; install it"
             raise SilentHostError(Sentence(words)) from None
+        self._reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._reader.start()
 
     def ask(self, limit_s: float, question: str, **details: Any) -> Any:
         """The host's answer to a question.
@@ -93,7 +93,7 @@ class ReportLink:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        self._errors.close()
+        self._reader.join(END_S)
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +117,13 @@ class ReportLink:
                     break
         raise self._silent()
 
+    def _read_errors(self) -> None:
+        """Keeps the end of what is said on standard error, however much that is."""
+        assert self._process.stderr is not None
+        with self._process.stderr as errors:
+            while more := errors.read1(LONGEST_ERRORS):
+                self._errors = (self._errors + more)[-LONGEST_ERRORS:]
+
     def _give_up(self) -> None:
         self._is_late = True
         self._process.kill()
@@ -129,6 +136,6 @@ class ReportLink:
             self._is_late = True
             self._process.kill()
             code = self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read(LONGEST_ERRORS).decode(errors="replace")
+        self._reader.join(END_S)
+        said = self._errors.decode(errors="replace")
         return SilentHostError(why_not_started(self._host, None if self._is_late else code, said))
