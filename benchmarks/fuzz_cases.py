@@ -67,6 +67,7 @@ HOSTS = "# two machines\nnode-1 slots=4\nuser@node-2:4 # the other one\nnode-3\n
 MIX = '[{"weight": 3, "height": 1024, "steps": 20}, {"weight": 1.5, "guidance": false}]'
 SIMULATE = ("simulate", "--model", "sd3", "--cluster", "8xa100-nvlink")
 ON_PAPER = ("tune", "--model", "sd3", "--cluster", "2xh100-nvlink", "--out", "plan.json")
+PAPER_LINKS = ("--intra", "nvlink", "--inter", "8xib400", "--out", "c.json")
 COMMANDS = (
     (*SIMULATE, "--cfg", "2", "--ulysses", "4", "--steps", "20", "--json"),
     (*SIMULATE, "--pipefusion", "4", "--patches", "8", "--warmup", "2", "--trace", "t.json"),
@@ -78,6 +79,7 @@ COMMANDS = (
     ("tune", "--model", "sd3-tiny", "--hosts", "none.txt", "--budget", "10", "--measure", "1"),
     ("run", "--plan", "plan4096.json", "--prompt", "a", "--out", "a.png", "--seed", "3"),
     ("profile", "--hosts", "none.txt", "--out", "c.json", "--gpus", "2"),
+    ("cluster", "new", *("--gpus", "2x8"), *("--device", "h100-sxm"), *PAPER_LINKS),
     ("profile", "--model", "none", "--out", "m.json", "--height", "64", "--dtype", "float32"),
 )
 

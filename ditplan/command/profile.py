@@ -1,0 +1,65 @@
+"""The command `profile`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ditplan.command.options import (
+    Format,
+    Gpus,
+    Hosts,
+    Json,
+    WorkloadOptions,
+    given,
+    with_options,
+)
+from ditplan.command.terminal import Terminal
+from ditplan.outputs import require_folder
+from ditplan.profiles.errors import InputError, Setting
+
+
+@with_options
+def profile_command(
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    workload: WorkloadOptions,
+    hosts: Hosts = None,
+    hosts_format: Format = "ditplan",
+    model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
+    gpus: Gpus = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
+    from ditplan.measuring import measured_blocks, measured_cluster, named_hosts
+
+    terminal = Terminal(as_json)
+    require_folder(out)
+    if model is not None:
+        if hosts is not None:
+            raise InputError(
+                Setting("model"),
+                " measures on this machine's devices; leave out ",
+                Setting("hosts"),
+            )
+        measured = measured_blocks(model, gpus, given(workload), terminal.say)
+        measured.save(out)
+        points, device = len(measured.points), measured.device
+        terminal.show(f"{out}: {points} points of {measured.model} on {device}")
+        terminal.finish({"out": str(out), "points": points, "device": device})
+        return
+    cluster = measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
+    cluster.save(out)
+    for warning in cluster.warnings:
+        terminal.say(f"warning: {warning}")
+    tables = len(cluster.collectives)
+    terminal.show(f"{out}: {len(cluster.devices)} x {cluster.devices[0].name}, {tables} tables")
+    terminal.finish(
+        {
+            "out": str(out),
+            "hosts": [host.name for host in cluster.hosts],
+            "gpus": len(cluster.devices),
+            "links": [link.model_dump() for link in cluster.links],
+            "collectives": tables,
+            "warnings": list(cluster.warnings),
+        }
+    )
