@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ditplan
-
+PACKAGE = Path(__file__).parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "flash-attn")
 NCCL_PACKAGES = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 SOURCES = (".py", ".toml", ".json")
@@ -52,7 +51,7 @@ def own_code() -> dict[str, str]:
     """What the command and its ranks must have in common, since they read what the other writes."""
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
-        "ditplan": f"{ditplan.__version__} ({sources_digest()})",
+        "ditplan": sources_digest(),
     }
 
 
@@ -70,18 +69,17 @@ def _version(package: str) -> str | None:
     return None
 
 
-def sources_digest(folder: Path | None = None) -> str:
+def sources_digest(folder: Path = PACKAGE) -> str:
     """The first 12 digits of a digest of our own sources and data, the same wherever they lie."""
-    top = Path(ditplan.__file__).parent if folder is None else folder
     files = sorted(
-        Path(place, name).relative_to(top)
-        for place, _, names in os.walk(top, followlinks=True)
+        Path(place, name).relative_to(folder)
+        for place, _, names in os.walk(folder, followlinks=True)
         for name in names
         if name.endswith(SOURCES)
     )
     digest = hashlib.sha256()
     for file in files:
-        content = (top / file).read_bytes()
+        content = (folder / file).read_bytes()
         digest.update(f"{file.as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 

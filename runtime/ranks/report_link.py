@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import threading
 import time
@@ -121,7 +122,7 @@ class ReportLink:
         """Keeps the end of what is said on standard error, however much that is."""
         assert self._process.stderr is not None
         with self._process.stderr as errors:
-            while more := errors.read1(LONGEST_ERRORS):
+            while more := os.read(errors.fileno(), LONGEST_ERRORS):
                 self._errors = (self._errors + more)[-LONGEST_ERRORS:]
 
     def _give_up(self) -> None:

@@ -11,14 +11,14 @@ from ditplan.runtime.ranks.interface_choice import ChosenInterface, Interface
 
 VERSIONS: dict[str, str | None] = {
     "python": "3.11",
-    "ditplan": "0.1.0 (0123456789ab)",
+    "ditplan": "0123456789ab",
     "torch": "2.13.0+cu130",
     "diffusers": "0.42.1",
     "transformers": "5.23.0",
     "flash-attn": None,
     "nccl": "2.28.9",
 }
-HERE = {"python": "3.11", "ditplan": "0.1.0 (0123456789ab)"}
+HERE = {"python": "3.11", "ditplan": "0123456789ab"}
 
 
 def a_gpu(number: int, **changes: Any) -> Gpu:
