@@ -34,6 +34,7 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
 from ditplan.command.run import run_command
 from ditplan.command.table import table_command
@@ -260,6 +261,13 @@ app.command(
     name="run",
     epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`',
 )(run_command)
+
+
+app.command(
+    name="preflight",
+    epilog="Examples: `ditplan preflight --hosts hosts.txt`, "
+    "`ditplan preflight --hosts n[01-04] --json`",
+)(preflight_command)
 
 
 app.command(

@@ -63,6 +63,8 @@ ONE_DOOR = {
     "triton": "runtime/transport/push_kernel.py",
 }
 ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
+READS_ITS_OWN_ENVIRONMENT = {"runtime/ranks/host_report.py"}
+"""Programs of ours that say of a host what is set there."""
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
 FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
@@ -73,6 +75,9 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
     "runtime/ranks/conversation.py",  # logs of ranks
     "runtime/ranks/devices.py",
+    "runtime/ranks/host_probes.py",  # our own sources
+    "runtime/ranks/host_report.py",  # what the command and hosts say to each other
+    "runtime/ranks/report_link.py",
     "runtime/ranks/gpu_inventory.py",  # sysfs
     "runtime/ranks/rank_process.py",
     "runtime/transport/host_link.py",
@@ -161,7 +166,8 @@ def room_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
 
 def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
     """Uses of the process's environment in another file than the launcher."""
-    if part_of(file) not in FOLDERS or file == ENVIRONMENT_DOOR:
+    doors = {ENVIRONMENT_DOOR, *READS_ITS_OWN_ENVIRONMENT}
+    if part_of(file) not in FOLDERS or file in doors:
         return
     os_names = {
         alias.asname or alias.name
