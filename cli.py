@@ -34,6 +34,7 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
 from ditplan.command.run import run_command
 from ditplan.command.table import table_command
@@ -134,6 +135,13 @@ def tune_command(
         ),
     ] = "planner",
     weights: Weights = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts, one a line: plan for texts of their lengths. Needs the model's "
+            "tokenizer, in --weights or the folder that --model names.",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(min=0, help="Seconds after which no new run is started."),
@@ -172,6 +180,7 @@ def tune_command(
         "max_latency_s": max_latency,
         "quality": quality,
         "weights": weights,
+        "prompt_file": prompt_file,
         **given(workload),
         **given(mesh),
     }
@@ -252,6 +261,13 @@ app.command(
     name="run",
     epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`',
 )(run_command)
+
+
+app.command(
+    name="preflight",
+    epilog="Examples: `ditplan preflight --hosts hosts.txt`, "
+    "`ditplan preflight --hosts n[01-04] --json`",
+)(preflight_command)
 
 
 app.command(
