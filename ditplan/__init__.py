@@ -70,7 +70,7 @@ def parallelize(
         undo.callback(context.groups.close)
         live = LiveSteps(pipeline, plan, context, on_drift)
         undo.enter_context(parallelize_native(pipeline, plan, context, live.watching))
-        if not plan.configuration.changes_nothing:
+        if not plan.changes_nothing:
             keep_live_steps(live, pipeline.transformer, undo)
         return undo.pop_all()
 

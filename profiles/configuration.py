@@ -215,12 +215,6 @@ class Configuration:
         """Whether its result is one device's up to rounding."""
         return self.pipefusion is None and self.step_cache is None
 
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether a pipeline does under it just what it does by itself."""
-        own = (self.mesh.size, self.mode, self.attention, self.step_cache)
-        return own == (1, "eager", "auto", None)
-
     def why_unsound(self) -> str | None:
         """Why its parts don't fit each other, in a sentence; None if they do."""
         return _why_misplaced(self) or _why_weights_stay(self) or _why_no_step_cache(self)

@@ -51,7 +51,7 @@ def parallelize(
     models = transformers_of(pipeline)
 
     check = partial(_require_possible, models, plan, context)
-    if plan.configuration.changes_nothing:
+    if plan.changes_nothing:
         check()
         return ExitStack()
     closing = ExitStack()
