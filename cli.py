@@ -17,6 +17,7 @@ except ModuleNotFoundError:
 
 from ditplan import __version__
 from ditplan.command.check import check_command
+from ditplan.command.cluster import cluster_app
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.options import (
     BackendName,
@@ -33,6 +34,7 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.profile import profile_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_named, model_of_plan
@@ -67,55 +69,11 @@ def program(
     """Finds and runs the fastest parallel plan for a diffusion transformer on your GPUs."""
 
 
-@app.command(
+app.command(
     name="profile",
     epilog="Examples: `ditplan profile --hosts hosts.txt --out cluster.json`, "
     "`ditplan profile --model sd3 --out model.json`",
-)
-@with_options
-def profile_command(
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    workload: WorkloadOptions,
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
-    model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
-    gpus: Gpus = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
-    from ditplan.measuring import measured_blocks, measured_cluster, named_hosts
-
-    terminal = Terminal(as_json)
-    require_folder(out)
-    if model is not None:
-        if hosts is not None:
-            raise InputError(
-                Setting("model"),
-                " measures on this machine's devices; leave out ",
-                Setting("hosts"),
-            )
-        measured = measured_blocks(model, gpus, given(workload), terminal.say)
-        measured.save(out)
-        points, device = len(measured.points), measured.device
-        terminal.show(f"{out}: {points} points of {measured.model} on {device}")
-        terminal.finish({"out": str(out), "points": points, "device": device})
-        return
-    cluster = measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
-    cluster.save(out)
-    for warning in cluster.warnings:
-        terminal.say(f"warning: {warning}")
-    tables = len(cluster.collectives)
-    terminal.show(f"{out}: {len(cluster.devices)} x {cluster.devices[0].name}, {tables} tables")
-    terminal.finish(
-        {
-            "out": str(out),
-            "hosts": [host.name for host in cluster.hosts],
-            "gpus": len(cluster.devices),
-            "links": [link.model_dump() for link in cluster.links],
-            "collectives": tables,
-            "warnings": list(cluster.warnings),
-        }
-    )
+)(profile_command)
 
 
 @app.command(
@@ -345,6 +303,9 @@ app.command(
     name="table",
     epilog="Examples: `ditplan table --book book.json`, `ditplan table --book book.json --json`",
 )(table_command)
+
+
+app.add_typer(cluster_app, name="cluster")
 
 
 @app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list clusters --json`")
