@@ -15,7 +15,7 @@ from tests.distributed.small_models import plan_for, workload
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
 FRONT = {"checking", "command", "cost_table", "lock", "measuring", "models", "outputs"}
-FRONT |= {"planning", "settings", "study"}
+FRONT |= {"planning", "prompts", "revalidating", "settings", "study"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
@@ -46,6 +46,7 @@ ORDER = {
         ("sequence",),
         ("pipefusion",),
         ("models",),
+        ("prepared",),
         ("native", "profiling"),
         ("generation", "family_check"),
         ("workers",),
@@ -53,7 +54,7 @@ ORDER = {
 }
 """The rooms of a folder, its subfolders and the files beside them: a room imports from rooms in
 lines above its own, and from itself."""
-MOST_ROOMS = {"planner": 12, "runtime": 20}
+MOST_ROOMS = {"planner": 12, "runtime": 21}
 OUTSIDE_PROFILES = {*sys.stdlib_module_names, "pydantic"}
 DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
 ONE_DOOR = {
@@ -78,6 +79,9 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/ranks/seat.py",
     "runtime/ranks/store_server.py",
     "runtime/ranks/devices.py",
+    "runtime/ranks/host_probes.py",  # our own sources
+    "runtime/ranks/host_report.py",  # what the command and hosts say to each other
+    "runtime/ranks/report_link.py",
     "runtime/ranks/gpu_inventory.py",  # sysfs
     "runtime/ranks/rank_process.py",
     "runtime/transport/host_link.py",
