@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ditplan.planning import BookResult, PlanResult, SimulateResult, plan, plan_book, simulate
     from ditplan.runtime.models.warm_up import Size
+    from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift
     from ditplan.serving import BookServer, Counters, PipelineUnderPlan
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "PlanResult",
     "SimulateResult",
     "counters",
+    "live_steps",
     "load",
     "parallelize",
     "plan",
@@ -50,12 +52,15 @@ def load(path: Path | str) -> ExecutionPlan:
     return ExecutionPlan.load(path)
 
 
-def parallelize(pipeline: Any, plan: ExecutionPlan) -> "PipelineUnderPlan":
+def parallelize(
+    pipeline: Any, plan: ExecutionPlan, *, on_drift: "OnDrift | None" = None
+) -> "PipelineUnderPlan":
     """Puts a plan in force on a diffusers pipeline, in a job started by torchrun.
 
     Every rank calls it with the same plan; then every rank calls the pipeline, or what this
     returns, with the same arguments and seed, which is checked. Closing the result, or the end of a
-    `with`, gives the pipeline back as it was.
+    `with`, gives the pipeline back as it was. Calls that take longer than the plan says are warned
+    of once, logged, and told to `on_drift`.
 
     Raises:
         InputError: the same on every rank: the plan doesn't fit the pipeline, the number of ranks
@@ -63,7 +68,7 @@ def parallelize(pipeline: Any, plan: ExecutionPlan) -> "PipelineUnderPlan":
     """
     from ditplan.serving import under_plan
 
-    return under_plan(pipeline, plan)
+    return under_plan(pipeline, plan, on_drift)
 
 
 def warm_up(
@@ -85,11 +90,7 @@ def warm_up(
 
 
 def counters(pipeline: Any) -> "Counters":
-    """How much was compiled and captured for the pipeline in this process so far.
-
-    Raises:
-        InputError: no plan is in force on it.
-    """
+    """How much was compiled and captured for the pipeline under a plan in this process so far."""
     from ditplan.serving import counters as counted
 
     return counted(pipeline)
@@ -108,6 +109,15 @@ def serve(pipeline: Any, book: PlanBook) -> "BookServer":
     from ditplan.serving import served
 
     return served(pipeline, book)
+
+
+def live_steps(pipeline: Any) -> "LiveSteps | None":
+    """What watches the calls of a pipeline under a plan, with its Prometheus text; None where none
+    is in force, or one of one rank that changes nothing.
+    """
+    from ditplan.runtime.profiling.live_steps import live_steps_of
+
+    return live_steps_of(pipeline)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.warm_up import Size, warm_up_calls, workloads_of
 from ditplan.runtime.native import parallelize, transformers_of
 from ditplan.runtime.prepared import BUILT, forget_graphs
+from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift, keep_live_steps
 
 
 @dataclass(frozen=True)
@@ -67,40 +68,47 @@ class PipelineUnderPlan:
         self._undo.close()
 
 
-def under_plan(pipeline: Any, plan: ExecutionPlan) -> PipelineUnderPlan:
+def under_plan(pipeline: Any, plan: ExecutionPlan, on_drift: OnDrift | None) -> PipelineUnderPlan:
     """As `ditplan.parallelize`."""
     context = admitted(pipeline, plan)
     with ExitStack() as undo:
         undo.callback(context.groups.close)
-        undo.enter_context(parallelize(pipeline, plan, context))
+        live = LiveSteps(pipeline, plan, context, on_drift)
+        _put_in_force(pipeline, plan, context, live, undo)
         return PipelineUnderPlan(pipeline, undo.pop_all())
+
+
+def _put_in_force(
+    pipeline: Any, plan: ExecutionPlan, context: RankContext, live: LiveSteps, undo: ExitStack
+) -> None:
+    """Puts a plan in force whose calls are watched; closing `undo` takes it away again."""
+    undo.enter_context(parallelize(pipeline, plan, context, live.watching))
+    if not plan.changes_nothing:
+        keep_live_steps(live, pipeline.transformer, undo)
 
 
 def counters(pipeline: Any) -> Counters:
     """As `ditplan.counters`."""
-    built = [vars(model).get(BUILT) for model in transformers_of(pipeline).values()]
-    if not built or None in built:
-        raise InputError(
-            "no plan is in force on this pipeline: put one in force with ditplan.parallelize() "
-            "before it is asked what was compiled"
-        )
-    return Counters(
-        sum(one.compilations for one in built if one), sum(one.captures for one in built if one)
-    )
+    found = (vars(model).get(BUILT) for model in transformers_of(pipeline).values())
+    built = [one for one in found if one is not None]
+    return Counters(sum(one.compilations for one in built), sum(one.captures for one in built))
 
 
 def warm_up(pipeline: Any, plan: ExecutionPlan, sizes: Sequence[Size] | None = None) -> Counters:
     """As `ditplan.warm_up`."""
-    before = counters(pipeline)
-    limits = limits_of(pipeline, plan.model.name)
-    if limits is None:
-        raise InputError(f"no family describes the transformer of {plan.model.name}")
-    work = plan.workload
+    limits, work = limits_of(pipeline, plan.model.name), plan.workload
+    if limits is None or plan.changes_nothing:
+        return Counters(0, 0)
     works = list(workloads_of(plan, sizes or [(work.height, work.width, work.frames)], limits))
-    part = plan.configuration.pipefusion
+    before, part = counters(pipeline), plan.configuration.pipefusion
     # the whole sequence and each patch, of two visits and two calls a step
     each = 4 * (part.patches + 1) if part else 1
     for model in transformers_of(pipeline).values():
+        if BUILT not in vars(model):
+            raise InputError(
+                "no plan is in force on this pipeline: put it in force with ditplan.parallelize() "
+                "before it is warmed up"
+            )
         vars(model)[BUILT].add_shapes(each * len(works))
     warm_up_calls(pipeline, works)
     return counters(pipeline) - before
@@ -117,6 +125,7 @@ class BookServer:
         self._pipeline, self._book = pipeline, book
         self._context = replace(context, keeps_graphs=True)
         self._plan: ExecutionPlan | None = None
+        self._live: dict[int, LiveSteps] = {}
         self._in_force = ExitStack()
 
     def __enter__(self) -> Self:
@@ -156,7 +165,11 @@ class BookServer:
         if self._plan is not plan:
             self._plan = None
             self._in_force.close()
-            self._in_force.enter_context(parallelize(self._pipeline, plan, self._context))
+            number = [entry.plan for entry in self._book.entries].index(plan)
+            if number not in self._live:
+                self._live[number] = LiveSteps(self._pipeline, plan, self._context)
+            live = self._live[number]
+            _put_in_force(self._pipeline, plan, self._context, live, self._in_force)
             self._plan = plan
         return self._pipeline
 

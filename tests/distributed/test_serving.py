@@ -1,4 +1,4 @@
-"""Serving: a warm-up after which no request compiles, books of plans, a pipeline given back whole."""
+"""Serving: warm-ups after which no request compiles, books, a pipeline given back as it was."""
 
 from ditplan.profiles.book import BookEntry, PlanBook
 from ditplan.profiles.mesh import Mesh
@@ -43,7 +43,7 @@ def test_after_a_warm_up_no_request_compiles_and_a_closed_plan_leaves_nothing(
 def test_a_book_serves_by_plan_after_plan_and_compiles_each_once(ranks: RankPool) -> None:
     spec, small, large = one_block(), workload(steps=2), workload(steps=2, height=36)
     plans = [
-        compiling(spec, Mesh(ulysses=2, dp=2), small, (8,)),
+        compiling(spec, Mesh(ulysses=4), small, (8,)),
         compiling(spec, Mesh(ring=2, ulysses=2), large, (8,)),
     ]
     book = PlanBook(entries=tuple(BookEntry(weight=1, plan=plan) for plan in plans))

@@ -39,7 +39,7 @@ def test_a_request_gets_its_plan_else_the_smallest_that_is_larger_in_all(
 ) -> None:
     height, width, steps, batch = asked
     for otherwise in ("refuse", "larger"):
-        book = book_of(works, otherwise)  # type: ignore[arg-type]
+        book = book_of(works, otherwise)
         larger = [work for work in works if all(map(int.__ge__, work, asked))]
         served = asked in works or (otherwise == "larger" and larger)
         if not served:
@@ -58,7 +58,8 @@ def test_a_request_gets_its_plan_else_the_smallest_that_is_larger_in_all(
 
 def test_another_batch_or_number_of_steps_doesn_t_get_a_plan_that_isn_t_for_it() -> None:
     book = book_of([(1024, 1024, 20, 1)], "refuse")
-    assert book.plan_of_request(height=1024, width=1024, steps=20)
+    own = book.plan_of_request(height=1024, width=1024, steps=20)
+    assert own is book.entries[0].plan
     for steps, batch in itertools.product((20, 19, 21), (1, 2)):
         if (steps, batch) != (20, 1):
             with pytest.raises(InputError, match='"otherwise": "refuse"'):
