@@ -11,7 +11,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
-from ditplan.serving import BookServer, PipelineUnderPlan, counters, warm_up
+from ditplan.serving import BookServer, Counters, PipelineUnderPlan, counters, warm_up
 from tests.distributed.family_tasks import small_model
 from tests.distributed.rank_tasks import ATTRIBUTES_OF_CALLS, latents_of_call
 
@@ -21,7 +21,7 @@ Size = tuple[int, int]
 def lively(context: RankContext, spec: ModelSpec) -> Any:
     """A pipeline with weights that let attention matter."""
     pipeline = load_pipeline(spec, None, context.device, "float32")
-    pipeline.transformer = small_model(spec)
+    pipeline.transformer = small_model(spec).to(context.device)
     return pipeline
 
 
@@ -93,15 +93,17 @@ def requests_after_a_warm_up(
 
 def served_by_a_book(
     context: RankContext, spec: ModelSpec, book: PlanBook, asked: list[Workload]
-) -> tuple[list[int], list[float]]:
-    """Compilations of each request to a book, and how far it is from one device's latents."""
+) -> tuple[list[Counters], list[float]]:
+    """What each request to a book compiles and captures, and how far it is from one device's
+    latents.
+    """
     pipeline = lively(context, spec)
     alone = [latents_of_call(pipeline, spec, work) for work in asked]
-    compiled, far = [], []
+    made, far = [], []
     with BookServer(pipeline, book, context) as server:
         for work, right in zip(asked, alone, strict=True):
             under = server.request(height=work.height, width=work.width, steps=work.steps)
             at = counters(under)
             far.append(far_apart(under, spec, work, right))
-            compiled.append((counters(under) - at).compilations)
-    return compiled, far
+            made.append(counters(under) - at)
+    return made, far

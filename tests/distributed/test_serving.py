@@ -47,10 +47,9 @@ def test_a_book_serves_by_plan_after_plan_and_compiles_each_once(ranks: RankPool
         compiling(spec, Mesh(ring=2, ulysses=2), large, (8,)),
     ]
     book = PlanBook(entries=tuple(BookEntry(weight=1, plan=plan) for plan in plans))
-    for compiled, far in ranks.run(
+    for made, far in ranks.run(
         served_by_a_book, spec, book, [small, large, small, large], timeout_s=600
     ):
-        assert compiled[0] > 0
-        assert compiled[1] > 0
-        assert compiled[2:] == [0, 0]
+        assert all(one.compilations for one in made[:2])
+        assert not any(one.compilations for one in made[2:])
         assert max(far) <= EXACT
