@@ -62,15 +62,21 @@ def test_nothing_is_left_on_hosts_and_no_port_stays_open(machines: Machines) -> 
 Planted = Callable[[Machines], contextlib.AbstractContextManager[None]]
 
 
+def write(machine: Machine, path: str, text: str) -> None:
+    """Writes a file, as its machine names it, in place."""
+    machine.must("mkdir", "-p", str(Path(path).parent))
+    machine.must("sh", "-c", 'printf %s "$1" >"$0"', path, text)
+
+
 @contextlib.contextmanager
 def written(machine: Machine, path: str, change: Callable[[str], str]) -> Iterator[None]:
     """A file of a machine, changed for a while."""
-    before = (machine.folder / path).read_text()
-    machine.write(path, change(before))
+    before = machine.must("cat", path)
+    write(machine, path, change(before))
     try:
         yield
     finally:
-        machine.write(path, before)
+        write(machine, path, before)
 
 
 @contextlib.contextmanager
@@ -84,7 +90,7 @@ def covered(machine: Machine, path: str, *mount: str) -> Iterator[None]:
 
 
 def known_hosts(change: Callable[[str], str]) -> Planted:
-    return lambda machines: written(machines["n1"], "tmp/home/.ssh/known_hosts", change)
+    return lambda machines: written(machines["n1"], f"{HOME}/.ssh/known_hosts", change)
 
 
 def without_n9(text: str) -> str:
@@ -150,7 +156,9 @@ def other_torch(machines: Machines) -> contextlib.AbstractContextManager[None]:
 
 def copied(machine: Machine, file: Path, text: str) -> Path:
     """Where a machine finds the changed copy of a file."""
-    return Path("/", machine.write(f"tmp/changed/{file.name}", text).relative_to(machine.folder))
+    copy = Path("/tmp/changed", file.name)
+    write(machine, str(copy), text)
+    return copy
 
 
 @contextlib.contextmanager
@@ -170,7 +178,7 @@ def no_python(machines: Machines) -> contextlib.AbstractContextManager[None]:
 
 
 def another_login(machines: Machines) -> contextlib.AbstractContextManager[None]:
-    return written(machines["n9"], "tmp/home/.ssh/authorized_keys", lambda _: "")
+    return written(machines["n9"], f"{HOME}/.ssh/authorized_keys", lambda _: "")
 
 
 # how it is planted on n9, and words of the line: one of these
@@ -234,7 +242,7 @@ def test_a_name_that_leads_nowhere_is_told(machines: Machines) -> None:
 
 
 def test_debians_address_for_the_own_name_does_no_harm(machines: Machines) -> None:
-    with written(machines["n9"], "etc/hosts", lambda text: f"127.0.1.1 n9\n{text}"):
+    with written(machines["n9"], "/etc/hosts", lambda text: f"127.0.1.1 n9\n{text}"):
         code, found = preflight(machines)
     assert (code, found["problems"]) == (0, [])
     assert found["hosts"][1]["address"]["address"] == machines["n9"].address
@@ -242,7 +250,7 @@ def test_debians_address_for_the_own_name_does_no_harm(machines: Machines) -> No
 
 def test_a_name_that_leads_back_is_warned_of(machines: Machines) -> None:
     wrong = f"127.0.0.1 n9\n{machines['n10'].address} n10\n"
-    with written(machines["n10"], "etc/hosts", lambda _: wrong):
+    with written(machines["n10"], "/etc/hosts", lambda _: wrong):
         code, found = preflight(machines)
     assert code == 0
     [(_, severity, what)] = lines_of(found)
