@@ -19,13 +19,13 @@ from ditplan import __version__
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
 from ditplan.command.files import Named, names_of, shown_file
+from ditplan.command.hosts import asked_hosts, refuse_hosts
 from ditplan.command.options import (
     BackendName,
     Cluster,
     ExactCluster,
-    Format,
     Gpus,
-    Hosts,
+    HostOptions,
     Json,
     MeshOptions,
     Model,
@@ -86,8 +86,7 @@ def tune_command(
     model: Model,
     workload: WorkloadOptions,
     mesh: MeshOptions,
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
+    hosts: HostOptions,
     cluster: Cluster = None,
     gpus: Gpus = None,
     backend: BackendName = "native",
@@ -157,7 +156,6 @@ def tune_command(
     With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
     tune that was ended goes on from there.
     """
-    from ditplan.measuring import named_hosts
     from ditplan.planning import plan, plan_book
 
     terminal = Terminal(as_json)
@@ -180,8 +178,10 @@ def tune_command(
     if not force:
         protect_measured(out, model, settings, on_paper=on_paper)
     if workloads is not None:
-        if hosts is not None or measure:
-            raise InputError(Setting("workloads"), " plans on paper; leave out ", Setting("hosts"))
+        refuse_hosts(hosts, Setting("workloads"), " plans on paper")
+        if measure:
+            wrong = Setting("measure", measure)
+            raise InputError(Setting("workloads"), " plans on paper; leave out ", wrong)
         if sampler != "planner":
             wrong = Setting("sampler", sampler)
             raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
@@ -194,7 +194,7 @@ def tune_command(
     found = plan(
         model,
         cluster,
-        hosts=named_hosts(hosts, hosts_format),
+        hosts=asked_hosts(hosts, terminal.say, is_on_paper=cluster is not None),
         measure=measure,
         sampler=sampler,
         budget_s=budget,
@@ -252,24 +252,24 @@ def simulate_command(
     name="run",
     epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`',
 )
+@with_options
 def run_command(
     plan: Annotated[Path, typer.Option(help="A plan written by `tune`.")],
     prompt: Annotated[str, typer.Option(help="What the picture shows.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
+    hosts: HostOptions,
     weights: Weights = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import named_hosts, run_plan
+    from ditplan.measuring import run_plan
 
     terminal = Terminal(as_json)
     loaded = ExecutionPlan.load(plan)
     require_picture(out, loaded.workload)
     model = model_of_plan(loaded, plan, weights)
-    entries = named_hosts(hosts, hosts_format)
+    entries = asked_hosts(hosts, terminal.say)
     result = run_plan(loaded, model, prompt, out, hosts=entries, seed=seed, say=terminal.say)
     predicted_s = loaded.prediction.latency_s if loaded.prediction else None
     measured_s = loaded.measurement.latency_s if loaded.measurement else None

@@ -18,8 +18,8 @@ from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
+from ditplan.profiles.host_choice import HostChoice
 from ditplan.profiles.hosts import load_hosts
-from ditplan.profiles.hosts_formats import HostsFormat
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 SMALL_MODEL_PARAMETERS = 100_000_000
 
-Hosts = Path | str | Sequence[Host] | None
-"""A hosts file, a list of hosts as in `n[1-4]:8,m1:4`, or what they say; None is this machine."""
+Hosts = Path | str | Sequence[Host] | HostChoice | None
+"""A hosts file, a list of hosts as in `n[1-4]:8,m1:4`, what they say, or a choice among them; None
+is this machine."""
 Say = Callable[[str], None]
 
 
@@ -52,31 +53,19 @@ class Measuring:
     sampler: SamplerName = "planner"
 
 
-def named_hosts(hosts: str | None, form: HostsFormat) -> Sequence[Host] | None:
-    """The hosts of a file of some format, or of a list; None where neither is given.
-
-    Raises:
-        InputError: a wrong line or host; or a format without a file.
-    """
-    if hosts is None:
-        if form != "ditplan":
-            raise InputError(
-                Setting("hosts_format", form), " says what a file is like; give ", Setting("hosts")
-            )
-        return None
-    return load_hosts(hosts, form)
-
-
-def usable_hosts(hosts: Hosts) -> Sequence[Host] | None:
+def usable_hosts(hosts: Hosts) -> HostChoice | None:
     """What a hosts file says, before anything is imported that takes long.
 
     Raises:
         InputError: a wrong line, or a host that ranks can't be started on.
     """
-    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
-    if entries is not None:
-        require_local(entries)
-    return entries
+    if hosts is None or isinstance(hosts, HostChoice):
+        choice = hosts
+    else:
+        choice = HostChoice.of(load_hosts(hosts) if isinstance(hosts, str | Path) else hosts)
+    if choice is not None:
+        require_local([one.host for one in choice.hosts])
+    return choice
 
 
 def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> "Workers":

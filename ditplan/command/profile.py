@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from ditplan.command.hosts import asked_hosts, refuse_hosts
 from ditplan.command.options import (
-    Format,
     Gpus,
-    Hosts,
+    HostOptions,
     Json,
     WorkloadOptions,
     given,
@@ -16,38 +16,32 @@ from ditplan.command.options import (
 )
 from ditplan.command.terminal import Terminal
 from ditplan.outputs import require_folder
-from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.errors import Setting
 
 
 @with_options
 def profile_command(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     workload: WorkloadOptions,
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
+    hosts: HostOptions,
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
-    from ditplan.measuring import measured_blocks, measured_cluster, named_hosts
+    from ditplan.measuring import measured_blocks, measured_cluster
 
     terminal = Terminal(as_json)
     require_folder(out)
     if model is not None:
-        if hosts is not None:
-            raise InputError(
-                Setting("model"),
-                " measures on this machine's devices; leave out ",
-                Setting("hosts"),
-            )
+        refuse_hosts(hosts, Setting("model"), " measures on this machine's devices")
         measured = measured_blocks(model, gpus, given(workload), terminal.say)
         measured.save(out)
         points, device = len(measured.points), measured.device
         terminal.show(f"{out}: {points} points of {measured.model} on {device}")
         terminal.finish({"out": str(out), "points": points, "device": device})
         return
-    cluster = measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
+    cluster = measured_cluster(asked_hosts(hosts, terminal.say), gpus, terminal.say)
     cluster.save(out)
     for warning in cluster.warnings:
         terminal.say(f"warning: {warning}")

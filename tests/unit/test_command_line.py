@@ -76,6 +76,38 @@ WRONG = {
         ["tune", "--model", "sd3", "--hosts", "a,b:0"],
         "hosts: host 2: slots is '0'",
     ),
+    "devices of no host": (
+        ["tune", "--model", "sd3", "--hosts", "here.txt", "--include", "there:0"],
+        "--include: there is no host 'there'; there are localhost",
+    ),
+    "two choices of hosts": (
+        ["profile", "--out", "c.json", "--hosts", "here.txt", "--include", "a", "--exclude", "b"],
+        "--include and --exclude exclude each other",
+    ),
+    "no host left": (
+        ["profile", "--hosts", "here.txt", "--exclude", "localhost", "--out", "c.json"],
+        "--exclude localhost: leaves no device of any host",
+    ),
+    "a choice without hosts": (
+        ["tune", "--model", "sd3", "--include", "localhost:0"],
+        "--include localhost:0 is a choice among hosts; give --hosts",
+    ),
+    "interface without hosts": (
+        [*TUNE, "--interface", "eth0"],
+        "--interface eth0 is a choice among hosts; give --hosts",
+    ),
+    "blocks on hosts": (
+        ["profile", "--model", "sd3", "--out", "m.json", "--interface", "eth0"],
+        "--model measures on this machine's devices; leave out --interface eth0",
+    ),
+    "a mix on hosts": (
+        [*TUNE, "--workloads", "mix.json", "--hosts", "here.txt"],
+        "--workloads plans on paper; leave out --hosts",
+    ),
+    "a mix that is measured": (
+        [*TUNE, "--workloads", "mix.json", "--measure", "2"],
+        "--workloads plans on paper; leave out --measure 2",
+    ),
     "remote list": (
         ["tune", "--model", "sd3", "--hosts", "ssh://me@[fe80::1]:22"],
         "ssh://me@[fe80::1]:22: starting ranks on other hosts",
