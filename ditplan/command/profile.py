@@ -16,7 +16,9 @@ from ditplan.command.options import (
 )
 from ditplan.command.terminal import Terminal
 from ditplan.outputs import require_folder
-from ditplan.profiles.errors import Setting
+from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.files import path_text
+from ditplan.profiles.nccl_cluster import cluster_of_tests
 
 
 @with_options
@@ -24,6 +26,17 @@ def profile_command(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     workload: WorkloadOptions,
     hosts: HostOptions,
+    from_nccl_tests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure nothing: read what nccl-tests wrote elsewhere with -J, one file or more.",
+        ),
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="More files of nccl-tests.", show_default=False),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
     as_json: Json = False,
@@ -33,6 +46,14 @@ def profile_command(
 
     terminal = Terminal(as_json)
     require_folder(out)
+    read = _files_of(from_nccl_tests, files)
+    others = {"gpus": gpus, "model": model}
+    if read:
+        refuse_hosts(hosts, Setting("from_nccl_tests"), " measures nothing")
+    if read and (wrong := next((name for name, given in others.items() if given), None)):
+        raise InputError(
+            Setting("from_nccl_tests"), " measures nothing; leave out ", Setting(wrong)
+        )
     if model is not None:
         refuse_hosts(hosts, Setting("model"), " measures on this machine's devices")
         measured = measured_blocks(model, gpus, given(workload), terminal.say)
@@ -41,7 +62,11 @@ def profile_command(
         terminal.show(f"{out}: {points} points of {measured.model} on {device}")
         terminal.finish({"out": str(out), "points": points, "device": device})
         return
-    cluster = measured_cluster(asked_hosts(hosts, terminal.say), gpus, terminal.say)
+    cluster = (
+        cluster_of_tests(read, out.stem)
+        if read
+        else measured_cluster(asked_hosts(hosts, terminal.say), gpus, terminal.say)
+    )
     cluster.save(out)
     for warning in cluster.warnings:
         terminal.say(f"warning: {warning}")
@@ -57,3 +82,17 @@ def profile_command(
             "warnings": list(cluster.warnings),
         }
     )
+
+
+def _files_of(named: list[Path] | None, more: list[Path] | None) -> list[Path]:
+    """The files of nccl-tests, those behind the option's own too, as a shell's `*.json` gives them.
+
+    Raises:
+        InputError: files without the option.
+    """
+    if more and not named:
+        raise InputError(
+            f"{path_text(more[0])}: what is this file? If nccl-tests wrote it: ",
+            Setting("from_nccl_tests", path_text(more[0])),
+        )
+    return [*(named or ()), *(more or ())]

@@ -21,6 +21,7 @@ from ditplan.profiles.cluster import (
 from ditplan.profiles.device_kinds import ON_ONE_HOST, with_rates_of_kinds
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
+from ditplan.runtime.profiling.nccl_programs import tables_of_programs
 from ditplan.runtime.profiling.timing import synchronize
 from ditplan.runtime.ranks.devices import (
     DeviceReport,
@@ -200,7 +201,9 @@ def _measure_tables(
     if not shapes:
         return []
     share_s = min(BUDGET_S[pool.device] / len(shapes), SHAPE_BUDGET_S) * (QUICK if quick else 1.0)
-    tables = []
+    factor = 4 if quick else 2
+    tables = _tables_of_programs(pool, say)
+    known = {(table.operation, table.size, table.stride, table.groups) for table in tables}
     for number, shape in enumerate(shapes, start=1):
         groups = f"{len(shape.groups)} group{'s' if len(shape.groups) > 1 else ''}"
         say(
@@ -211,13 +214,26 @@ def _measure_tables(
         by_writes = all(pool.run(can_write_within_groups, shape, timeout_s=60.0))
         operations = (*OPERATIONS, *PEER_OPERATIONS.values()) if by_writes else OPERATIONS
         for operation in operations:
-            sizes = _sizes(pool.device, operation, 4 if quick else 2)
+            if (operation, shape.size, shape.stride, len(shape.groups)) in known:
+                continue
+            sizes = _sizes(pool.device, operation, factor)
             budget_s = share_s / len(operations)
             by_rank = pool.run(
                 measure_axis, shape, operation, sizes, budget_s, timeout_s=60.0 + 20 * budget_s
             )
             tables.append(_table(shape, operation, by_rank))
     return tables
+
+
+def _tables_of_programs(pool: RankPool, say: Callable[[str], None]) -> list[CollectiveTable]:
+    """What nccl-tests measure, where its programs are on PATH."""
+    if pool.device == "cpu":
+        return []
+
+    def sizes_of(operation: Operation) -> list[int]:
+        return _sizes(pool.device, operation, 2)
+
+    return list(tables_of_programs(pool.size, sizes_of, pool.environment, say))
 
 
 def _sizes(device: str, operation: Operation, factor: int) -> list[int]:
