@@ -34,15 +34,16 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
+from ditplan.command.run import run_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
-from ditplan.models import model_named, model_of_plan
-from ditplan.outputs import measured_plans, refuse_to_replace, require_folder, require_picture
+from ditplan.models import model_named
+from ditplan.outputs import measured_plans, refuse_to_replace, require_folder
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.plan import ExecutionPlan
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
 app = typer.Typer(
@@ -248,9 +249,10 @@ def simulate_command(
     terminal.finish(result)
 
 
-@app.command(
+app.command(
     name="run",
     epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`',
+<<<<<<< HEAD
 )
 @with_options
 def run_command(
@@ -290,6 +292,16 @@ def run_command(
             "peak_memory_bytes": result.memory_bytes,
         }
     )
+=======
+)(run_command)
+
+
+app.command(
+    name="preflight",
+    epilog="Examples: `ditplan preflight --hosts hosts.txt`, "
+    "`ditplan preflight --hosts n[01-04] --json`",
+)(preflight_command)
+>>>>>>> main
 
 
 app.command(

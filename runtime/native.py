@@ -29,7 +29,7 @@ from ditplan.runtime.compilation.blocks import CompiledBlocks
 from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
-from ditplan.runtime.models.inspection import config_digest
+from ditplan.runtime.models.inspection import config_digest, plain_config, usual_config
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
 from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
@@ -398,7 +398,7 @@ def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext)
         plan.require_ranks(context.world_size)
     name = type(model).__name__
     config: Any = model.config
-    plan.require_model(name, config_digest(config))
+    plan.require_model(name, config_digest(config), plain_config(config), usual_config(type(model)))
     family = family_of(name)
     if plan.configuration.pipefusion:
         if family.guidance == "calls" and plan.mesh.cfg > 1:

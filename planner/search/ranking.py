@@ -13,11 +13,11 @@ from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
+from ditplan.profiles.fingerprint import Fingerprint
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     ExecutionPlan,
     Fallback,
-    Fingerprint,
     Measurement,
     PlannedModel,
     Prediction,
@@ -128,7 +128,8 @@ class SearchResult:
 
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
     fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
-    listed first, where that is faster.
+    listed first, where that is faster. `fingerprint` is what the best plan's ranks found where they
+    ran.
     """
 
     ranked: tuple[PricedCandidate, ...]
@@ -142,6 +143,7 @@ class SearchResult:
     objective: Objective
     ended: str = ""
     better_order: PricedCandidate | None = None
+    fingerprint: Fingerprint | None = None
 
     @property
     def best(self) -> PricedCandidate:
@@ -169,9 +171,11 @@ class SearchResult:
         chosen = self.ranked[index]
         others = [ranked for i, ranked in enumerate(self.ranked) if i != index]
         plan = build_plan(chosen, self.spec, self.workload, self.cluster, self.backend)
+        found = self.fingerprint if index == 0 else None
         return plan.model_copy(
             update={
                 "measurement": chosen.measurement,
+                "fingerprint": found or plan.fingerprint,
                 "runner_ups": tuple(runner_up(ranked) for ranked in others[:runner_ups]),
             }
         )

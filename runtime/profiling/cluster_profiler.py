@@ -1,7 +1,6 @@
 """Measures what collectives take on the groups that a mesh can form, an axis's groups at once."""
 
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,13 +23,13 @@ from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operatio
 from ditplan.runtime.profiling.nccl_programs import tables_of_programs
 from ditplan.runtime.profiling.timing import synchronize
 from ditplan.runtime.ranks.devices import (
-    DeviceReport,
     device_links,
     device_warnings,
-    environment_warnings,
     inspect_device,
 )
+from ditplan.runtime.ranks.left_set import environment_warnings
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.ranks.self_test import software_versions
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 
 OPERATIONS: tuple[Operation, ...] = ("all_to_all", "all_gather", "send_recv", "all_reduce")
@@ -120,20 +119,11 @@ def profile_cluster(
         ),
         links=tuple(links),
         collectives=tuple(tables),
-        software=pool.run(software_versions, timeout_s=60.0)[0] | _driver(reports),
+        software=pool.run(software_versions, timeout_s=60.0)[0],
         warnings=(*environment_warnings(pool.environment), *device_warnings(reports)),
         measured_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
         source="measured",
     )
-
-
-def software_versions(context: RankContext) -> dict[str, str]:
-    """The versions that timings depend on."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    if context.device.type == "cuda":
-        versions["cuda"] = str(torch.version.cuda)
-        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return versions
 
 
 def measure_axis(
@@ -277,11 +267,6 @@ def _pair_speed(tables: Sequence[CollectiveTable]) -> tuple[float, float] | None
             first, last = table.points[0], table.points[-1]
             return first.median_s, last.bytes / last.median_s
     return None
-
-
-def _driver(reports: Sequence[DeviceReport]) -> dict[str, str]:
-    facts = reports[0].facts
-    return {} if facts is None or facts.driver is None else {"driver": facts.driver}
 
 
 def _nothing() -> None:

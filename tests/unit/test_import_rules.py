@@ -15,7 +15,7 @@ from tests.distributed.small_models import plan_for, workload
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
 FRONT = {"checking", "command", "cost_table", "lock", "measuring", "models", "outputs"}
-FRONT |= {"planning", "settings", "study"}
+FRONT |= {"planning", "revalidating", "settings", "study"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
@@ -61,7 +61,13 @@ ONE_DOOR = {
     "optuna": "planner/search/",
     "triton": "runtime/transport/push_kernel.py",
 }
+<<<<<<< HEAD
 ENVIRONMENT_DOOR = "runtime/ranks/environment.py"
+=======
+ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
+READS_ITS_OWN_ENVIRONMENT = {"runtime/ranks/host_report.py"}
+"""Programs of ours that say of a host what is set there."""
+>>>>>>> main
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
 FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
@@ -78,6 +84,9 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/ranks/seat.py",
     "runtime/ranks/store_server.py",
     "runtime/ranks/devices.py",
+    "runtime/ranks/host_probes.py",  # our own sources
+    "runtime/ranks/host_report.py",  # what the command and hosts say to each other
+    "runtime/ranks/report_link.py",
     "runtime/ranks/gpu_inventory.py",  # sysfs
     "runtime/ranks/rank_process.py",
     "runtime/transport/host_link.py",
@@ -166,7 +175,8 @@ def room_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
 
 def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
     """Uses of the process's environment in another file than the launcher."""
-    if part_of(file) not in FOLDERS or file == ENVIRONMENT_DOOR:
+    doors = {ENVIRONMENT_DOOR, *READS_ITS_OWN_ENVIRONMENT}
+    if part_of(file) not in FOLDERS or file in doors:
         return
     os_names = {
         alias.asname or alias.name
