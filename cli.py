@@ -252,47 +252,6 @@ def simulate_command(
 app.command(
     name="run",
     epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`',
-<<<<<<< HEAD
-)
-@with_options
-def run_command(
-    plan: Annotated[Path, typer.Option(help="A plan written by `tune`.")],
-    prompt: Annotated[str, typer.Option(help="What the picture shows.")],
-    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    hosts: HostOptions,
-    weights: Weights = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import run_plan
-
-    terminal = Terminal(as_json)
-    loaded = ExecutionPlan.load(plan)
-    require_picture(out, loaded.workload)
-    model = model_of_plan(loaded, plan, weights)
-    entries = asked_hosts(hosts, terminal.say)
-    result = run_plan(loaded, model, prompt, out, hosts=entries, seed=seed, say=terminal.say)
-    predicted_s = loaded.prediction.latency_s if loaded.prediction else None
-    measured_s = loaded.measurement.latency_s if loaded.measurement else None
-    compared = "".join(
-        f", {how} {seconds:.4g} s ({100 * (result.latency_s / seconds - 1):+.0f}%)"
-        for how, seconds in (("predicted", predicted_s), ("measured by tune", measured_s))
-        if seconds
-    )
-    terminal.show(f"{out}: {loaded.mesh}, denoised in {result.latency_s:.4g} s{compared}")
-    terminal.finish(
-        {
-            "out": str(out),
-            "latency_s": result.latency_s,
-            "predicted_s": predicted_s,
-            "measured_s": measured_s,
-            "end_to_end_s": result.end_to_end_s,
-            "ranks": loaded.mesh.size,
-            "peak_memory_bytes": result.memory_bytes,
-        }
-    )
-=======
 )(run_command)
 
 
@@ -301,7 +260,6 @@ app.command(
     epilog="Examples: `ditplan preflight --hosts hosts.txt`, "
     "`ditplan preflight --hosts n[01-04] --json`",
 )(preflight_command)
->>>>>>> main
 
 
 app.command(

@@ -27,7 +27,7 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.revalidating import revalidated
-from ditplan.runtime.ranks.hosts import require_local
+from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
 from ditplan.settings import workload_in
 from ditplan.study import study_in
 
@@ -55,42 +55,60 @@ class Measuring:
     sampler: SamplerName = "planner"
 
 
-def usable_hosts(hosts: Hosts) -> HostChoice | None:
-    """What a hosts file says, before anything is imported that takes long.
+def choice_of(hosts: Hosts) -> HostChoice | None:
+    """The hosts that a file, a list or what they say names; None is this machine.
 
     Raises:
-        InputError: a wrong line, or a host that ranks can't be started on.
+        InputError: a wrong line or host.
     """
     if hosts is None or isinstance(hosts, HostChoice):
-        choice = hosts
-    else:
-        choice = HostChoice.of(load_hosts(hosts) if isinstance(hosts, str | Path) else hosts)
-    if choice is not None:
-        require_local([one.host for one in choice.hosts])
-    return choice
+        return hosts
+    return HostChoice.of(load_hosts(hosts) if isinstance(hosts, str | Path) else hosts)
 
 
-def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> "Workers":
+def start_workers(
+    hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None, say: Say | None = None
+) -> "Workers":
     """Ranks on the hosts: as many as a plan needs, else `gpus`, else all there is room for.
 
     Raises:
-        InputError: hosts that can't be used, or too few slots.
+        InputError: hosts that can't be used, or too few slots. ClusterError: a host that can't be
+            reached.
     """
-    entries = usable_hosts(hosts)
-    from ditplan.runtime.ranks.pool import count_slots
-    from ditplan.runtime.workers import Workers, device_kind
+    choice = choice_of(hosts)
+    room = None if choice is None else room_on(choice)
+    from ditplan.runtime.workers import Workers, room_here
 
-    kind = device_kind()
-    room = count_slots(entries, kind)
+    room = room or room_here()
+    return Workers(choice, ranks_in(room.ranks, gpus, needed), room.device, say)
+
+
+def ranks_in(room: int, gpus: int | None, needed: ExecutionPlan | None) -> int:
+    """How many ranks are started where there is room for so many.
+
+    Raises:
+        InputError: more are asked for.
+    """
     if needed is not None:
         if room < needed.mesh.size:
             needed.require_ranks(room)
-        return Workers(entries, needed.mesh.size, kind)
+        return needed.mesh.size
     if gpus is not None and gpus > room:
         raise InputError(
             Setting("gpus", gpus), f": there is room for {room} rank(s); use at most {room}"
         )
-    return Workers(entries, gpus or room, kind)
+    return gpus or room
+
+
+def what_would_run(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> DryRun:
+    """What `start_workers` would start where, without any rank.
+
+    Raises:
+        InputError: as `start_workers`, or an interface that can't be used. ClusterError: hosts that
+            can't be reached, or don't reach each other.
+    """
+    choice = choice_of(hosts) or HostChoice.of([Host("localhost")])
+    return dry_run(choice, lambda room: ranks_in(room, gpus, needed))
 
 
 def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:

@@ -95,7 +95,6 @@ class HostOptions:
     include: Include = None
     exclude: Exclude = None
     interface: Interface = None
-    dry_run: DryRun = False
 
 
 @dataclass(frozen=True, kw_only=True)

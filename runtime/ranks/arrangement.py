@@ -43,6 +43,15 @@ class Arrangement:
     shares: tuple[HostShare, ...]
     warnings: tuple[str, ...]
 
+    def __str__(self) -> str:
+        texts = [
+            f"{one.link.name} ({len(one.devices)} ranks, {one.interface.name} "
+            f"{one.interface.address})"
+            for one in self.shares
+        ]
+        more = f" and {len(texts) - 8} more" if len(texts) > 8 else ""
+        return ", ".join(texts[:8]) + more
+
 
 def name_of(host: Host) -> str:
     """What messages call a host."""

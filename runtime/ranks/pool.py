@@ -54,7 +54,8 @@ class RankPool:
 
     Any failure ends all ranks on all hosts and closes the pool; start a new one then. The ranks'
     standard output and error go to log files on their hosts, which `close()` deletes and a failure
-    leaves. `environment` is what ranks of this machine are started with.
+    leaves. `environment` is what ranks of this machine are started with, `arrangement` says which
+    ranks each host has.
     """
 
     def __init__(
@@ -213,11 +214,12 @@ class RankPool:
 
     def _send_setups(self) -> None:
         """Has each host start its ranks."""
-        arrangement = arranged(self._fleet, self._devices(), self.size, self._hosts or THIS_MACHINE)
-        for warning in arrangement.warnings:
+        hosts = self._hosts or THIS_MACHINE
+        self.arrangement = arranged(self._fleet, self._devices(), self.size, hosts)
+        for warning in self.arrangement.warnings:
             warnings.warn(warning, PlanWarning, stacklevel=2)
         self._fleet.processes |= {number: Process() for number in range(self.size)}
-        for share in arrangement.shares:
+        for share in self.arrangement.shares:
             self._send_setup(share)
 
     def _send_setup(self, share: HostShare) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +97,8 @@ def room_on(hosts: HostChoice) -> Room:
         return Room(kind, sum(map(len, devices_on(fleet, hosts, kind).values())))
 
 
-def dry_run(hosts: HostChoice, ranks: int | None) -> DryRun:
-    """What would run where with so many ranks, or with as many as there is room for.
+def dry_run(hosts: HostChoice, ranks_in: Callable[[int], int]) -> DryRun:
+    """What would run where; `ranks_in` says how many ranks there are in a room.
 
     Raises:
         InputError: as `room_on`; more ranks than room, or an interface that can't be used.
@@ -107,8 +107,8 @@ def dry_run(hosts: HostChoice, ranks: int | None) -> DryRun:
     with _agents_on(hosts) as fleet:
         kind = kind_of_devices(equipment_of(fleet))
         devices = devices_on(fleet, hosts, kind)
-        count = sum(map(len, devices.values())) if ranks is None else ranks
-        found = arranged(fleet, devices, count, hosts)
+        ranks = ranks_in(sum(map(len, devices.values())))
+        found = arranged(fleet, devices, ranks, hosts)
     return DryRun(tuple(map(_start_of, found.shares)), found.warnings)
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.host import Host
+from ditplan.profiles.host_choice import HostChoice
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks import pool as launch
 from ditplan.runtime.ranks.conversation import STOPPED_SILENCE_S
@@ -282,7 +283,7 @@ def test_hosts_that_cannot_be_used_are_refused(
     hosts: tuple[Host, ...] | None, ranks: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        RankPool(hosts, ranks, "cpu")
+        RankPool(hosts and HostChoice.of(hosts), ranks, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")

@@ -10,8 +10,8 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import ChosenHost, HostChoice
 
-VARIABLES = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "PBS_NODEFILE", "LSB_MCPU_HOSTS")
-VARIABLES += ("LSB_DJOB_HOSTFILE",)
+VARIABLES = {"SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "PBS_NODEFILE", "LSB_MCPU_HOSTS"}
+VARIABLES |= {"LSB_DJOB_HOSTFILE"}
 
 
 @pytest.fixture(autouse=True)

@@ -61,13 +61,9 @@ ONE_DOOR = {
     "optuna": "planner/search/",
     "triton": "runtime/transport/push_kernel.py",
 }
-<<<<<<< HEAD
 ENVIRONMENT_DOOR = "runtime/ranks/environment.py"
-=======
-ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
 READS_ITS_OWN_ENVIRONMENT = {"runtime/ranks/host_report.py"}
 """Programs of ours that say of a host what is set there."""
->>>>>>> main
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
 FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
