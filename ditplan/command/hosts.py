@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 from ditplan.command.options import HostOptions
+from ditplan.command.terminal import Terminal
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.host_choice import HostChoice, choose_hosts
 from ditplan.profiles.hosts import load_hosts
 from ditplan.profiles.hosts_of_job import hosts_of_job
+from ditplan.profiles.plan import ExecutionPlan
 
 
 def asked_hosts(
@@ -34,6 +36,25 @@ def asked_hosts(
         hosts = found
         say(f"hosts of the job that this runs in: {HostChoice.of(hosts)}")
     return HostChoice(choose_hosts(hosts, options.include, options.exclude), options.interface)
+
+
+def show_what_would_run(
+    terminal: Terminal,
+    hosts: HostChoice | None,
+    gpus: int | None = None,
+    needed: ExecutionPlan | None = None,
+) -> None:
+    """Shows what would run where, and starts no rank.
+
+    Raises:
+        InputError: too few slots, or an interface that can't be used. ClusterError: hosts that
+            can't be reached.
+    """
+    from ditplan.measuring import what_would_run
+
+    found = what_would_run(hosts, gpus, needed)
+    terminal.show(str(found))
+    terminal.finish(found.to_json())
 
 
 def refuse_hosts(options: HostOptions, setting: Setting, why: str) -> None:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ditplan.command.hosts import asked_hosts, refuse_hosts
+from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
 from ditplan.command.options import (
+    DryRun,
     Gpus,
     HostOptions,
     Json,
@@ -39,6 +40,7 @@ def profile_command(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
@@ -47,7 +49,7 @@ def profile_command(
     terminal = Terminal(as_json)
     require_folder(out)
     read = _files_of(from_nccl_tests, files)
-    others = {"gpus": gpus, "model": model}
+    others = {"gpus": gpus, "model": model, "dry_run": dry_run}
     if read:
         refuse_hosts(hosts, Setting("from_nccl_tests"), " measures nothing")
     if read and (wrong := next((name for name, given in others.items() if given), None)):
@@ -56,16 +58,21 @@ def profile_command(
         )
     if model is not None:
         refuse_hosts(hosts, Setting("model"), " measures on this machine's devices")
+        if dry_run:
+            show_what_would_run(terminal, None, gpus or 1)
+            return
         measured = measured_blocks(model, gpus, given(workload), terminal.say)
         measured.save(out)
         points, device = len(measured.points), measured.device
         terminal.show(f"{out}: {points} points of {measured.model} on {device}")
         terminal.finish({"out": str(out), "points": points, "device": device})
         return
+    chosen = None if read else asked_hosts(hosts, terminal.say)
+    if dry_run:
+        show_what_would_run(terminal, chosen, gpus)
+        return
     cluster = (
-        cluster_of_tests(read, out.stem)
-        if read
-        else measured_cluster(asked_hosts(hosts, terminal.say), gpus, terminal.say)
+        cluster_of_tests(read, out.stem) if read else measured_cluster(chosen, gpus, terminal.say)
     )
     cluster.save(out)
     for warning in cluster.warnings:

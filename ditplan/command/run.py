@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ditplan.command.hosts import asked_hosts
-from ditplan.command.options import HostOptions, Json, Weights, with_options
+from ditplan.command.hosts import asked_hosts, show_what_would_run
+from ditplan.command.options import DryRun, HostOptions, Json, Weights, with_options
 from ditplan.command.terminal import Terminal
 from ditplan.models import model_of_plan
 from ditplan.outputs import require_picture
@@ -29,6 +29,7 @@ def run_command(
             "says from then on that it holds here.",
         ),
     ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
@@ -39,6 +40,9 @@ def run_command(
     require_picture(out, loaded.workload)
     model = model_of_plan(loaded, plan, weights)
     entries = asked_hosts(hosts, terminal.say)
+    if dry_run:
+        show_what_would_run(terminal, entries, needed=loaded)
+        return
     result, ran = run_plan(
         loaded,
         model,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -143,10 +144,13 @@ def _start_of(share: HostShare) -> HostStart:
     )
 
 
+def _typed(environment: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+
+
 def _paragraph(one: HostStart) -> str:
     ranks = ", ".join(f"{rank} on {device}" for rank, device in one.devices.items())
-    settings = " ".join(f"{name}={value}" for name, value in one.settings.items())
-    fallbacks = " ".join(f"{name}={value}" for name, value in one.fallbacks.items())
+    settings, fallbacks = _typed(one.settings), _typed(one.fallbacks)
     return "\n".join(
         [
             f"{one.host}, by {one.launcher}: {one.words}",
