@@ -128,7 +128,7 @@ def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile
     Raises:
         InputError: as `start_workers`. ClusterError: a rank failed.
     """
-    with start_workers(hosts, gpus) as workers:
+    with start_workers(hosts, gpus, say=say) as workers:
         return workers.profile_cluster(say)
 
 
@@ -158,7 +158,7 @@ def tuned(
     """
     require_runtime(request.backend)
     study = study_in(how.study)
-    with study.held(), start_workers(hosts, request.gpus) as workers:
+    with study.held(), start_workers(hosts, request.gpus, say=say) as workers:
         workload = workload_for(request.spec, workers.device, **asked)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)

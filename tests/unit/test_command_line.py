@@ -108,11 +108,11 @@ WRONG = {
         [*TUNE, "--workloads", "mix.json", "--measure", "2"],
         "--workloads plans on paper; leave out --measure 2",
     ),
-    "remote list": (
-        ["tune", "--model", "sd3", "--hosts", "ssh://me@[fe80::1]:22"],
-        "ssh://me@[fe80::1]:22: starting ranks on other hosts",
+    "no such interface": (
+        ["tune", "--model", "sd3", "--hosts", "here.txt", "--interface", "no0"],
+        "--interface no0: localhost has no such interface; it has lo",
     ),
-    "remote host": (["tune", "--model", "sd3", "--hosts", "remote.txt"], "other hosts"),
+    "a dry run on paper": ([*TUNE, "--dry-run"], "--cluster: nothing runs on paper; leave out --dry"),
     "unknown model": (["tune", "--model", "sd33", "--cluster", "8xa100-nvlink"], "mean sd3?"),
     "unknown cluster": (["tune", "--model", "sd3", "--cluster", "8xa100"], "mean 8xa100-nvlink?"),
     "unknown backend": ([*TUNE, "--backend", "fast"], "there is native"),
@@ -216,7 +216,6 @@ def files(tmp_path: Path) -> None:
         "twice": "a\na",
         "key": "localhost gpus=2",
         "empty": "# nobody",
-        "remote": "elsewhere.example slots=2",
         "here": "localhost slots=2",
     }
     for name, text in hosts.items():
