@@ -137,6 +137,13 @@ def tune_command(
         ),
     ] = "planner",
     weights: Weights = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts, one a line: plan for texts of their lengths. Needs the model's "
+            "tokenizer, in --weights or the folder that --model names.",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(min=0, help="Seconds after which no new run is started."),
@@ -175,6 +182,7 @@ def tune_command(
         "max_latency_s": max_latency,
         "quality": quality,
         "weights": weights,
+        "prompt_file": prompt_file,
         **given(workload),
         **given(mesh),
     }

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, model_validator
 
+from ditplan.profiles.bounds import TextSize
 from ditplan.profiles.catalog import shipped_config
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.configuration import Configuration
@@ -142,9 +143,10 @@ class ExecutionPlan(Record):
     """One plan: the configuration to run, for which model and workload, why, and where it holds.
 
     What can't be compiled or captured falls back to eager with a warning, or with `fallback`
-    "refuse" ends the run with the reason. A plan with a step cache isn't exact. `on_mismatch` says
-    what is done where its fingerprint isn't what is there. Its file has a `signature` of what it is
-    for, and is refused where that was changed by hand.
+    "refuse" ends the run with the reason. A plan with a step cache isn't exact. `text_sizes`, which
+    ascend, are those that texts are rounded up to; without any a text keeps its length.
+    `on_mismatch` says what is done where its fingerprint isn't what is there. Its file has a
+    `signature` of what it is for, and is refused where that was changed by hand.
     """
 
     kind: ClassVar[str] = "plan"
@@ -156,6 +158,7 @@ class ExecutionPlan(Record):
     workload: Workload
     backend: str
     configuration: Configuration
+    text_sizes: tuple[TextSize, ...] = ()
     fallback: Fallback = "eager"
     quality: Quality
     prediction: Prediction | None
@@ -163,6 +166,13 @@ class ExecutionPlan(Record):
     runner_ups: tuple[RunnerUp, ...]
     fingerprint: Fingerprint
     on_mismatch: Policy = "refuse"
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether a pipeline does under it just what it does by itself."""
+        own = self.configuration
+        settings = (own.mesh.size, own.mode, own.attention, own.step_cache, self.text_sizes)
+        return settings == (1, "eager", "auto", None, ())
 
     @property
     def mesh(self) -> Mesh:
@@ -220,6 +230,8 @@ class ExecutionPlan(Record):
             limits = ModelLimits.of_family(self.model.name, family)
             if why := workload_fault(limits, self.workload):
                 return why
+        if list(self.text_sizes) != sorted(set(self.text_sizes)):
+            return f"text_sizes {', '.join(map(str, self.text_sizes))} don't ascend; sort them"
         if (named := len(self.fingerprint.devices)) != self.mesh.size:
             return (
                 f"the fingerprint names the devices of {named} ranks, mesh {self.mesh} has "

@@ -3,11 +3,12 @@ the best.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, quality_order
+from ditplan.planner.search.text_sizes import text_sizes_of
 from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
@@ -141,6 +142,7 @@ class SearchResult:
     cluster: ClusterProfile
     backend: Backend
     objective: Objective
+    text_lengths: Mapping[int, float] = field(default_factory=dict)
     ended: str = ""
     better_order: PricedCandidate | None = None
     fingerprint: Fingerprint | None = None
@@ -170,7 +172,9 @@ class SearchResult:
         """
         chosen = self.ranked[index]
         others = [ranked for i, ranked in enumerate(self.ranked) if i != index]
-        plan = build_plan(chosen, self.spec, self.workload, self.cluster, self.backend)
+        plan = build_plan(
+            chosen, self.spec, self.workload, self.cluster, self.backend, self.text_lengths
+        )
         found = self.fingerprint if index == 0 else None
         return plan.model_copy(
             update={
@@ -187,19 +191,23 @@ def build_plan(
     workload: Workload,
     cluster: ClusterProfile,
     backend: Backend,
+    text_lengths: Mapping[int, float],
 ) -> ExecutionPlan:
-    """The plan that runs a candidate, with nothing said of others."""
+    """The plan that runs a candidate, with nothing said of others; `text_lengths` as in `Task`."""
+    configuration = ranked.configuration
+    sizes = text_sizes_of(configuration, spec, workload, cluster, backend, text_lengths)
     return ExecutionPlan(
         model=PlannedModel.of_spec(spec),
         workload=workload,
         backend=backend.name,
-        configuration=ranked.configuration,
+        configuration=configuration,
+        text_sizes=sizes,
         fallback=ranked.fallback,
         quality=ranked.quality,
         prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
-        fingerprint=fingerprint_of(cluster, ranked.configuration.mesh.size),
+        fingerprint=fingerprint_of(cluster, configuration.mesh.size),
     )
 
 

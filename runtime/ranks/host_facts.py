@@ -6,16 +6,14 @@ import platform
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Self
 
 from ditplan.runtime.ranks.environment import cores
 from ditplan.runtime.ranks.gpu_inventory import gpu_inventory
+from ditplan.runtime.ranks.host_probes import namespace
 from ditplan.runtime.ranks.interface_choice import HostNetwork, Interface
+from ditplan.runtime.ranks.left_set import visible_gpus
 from ditplan.runtime.ranks.reachability import interfaces
-
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-NETWORK = Path("/proc/self/ns/net")
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,11 @@ def host_facts(environment: Mapping[str, str]) -> HostFacts:
     way = environment.get("SSH_CONNECTION", "").split()
     return HostFacts(
         hostname=socket.gethostname(),
-        namespace=f"{_boot()} {_network()}",
+        namespace=namespace(),
         interfaces=interfaces(),
         reached_at=way[2] if len(way) == 4 else None,
         cores=cores(),
-        gpus=_visible(len(gpu_inventory().gpus), environment.get("CUDA_VISIBLE_DEVICES")),
+        gpus=len(visible_gpus(gpu_inventory().gpus, environment)),
         python=platform.python_version(),
         ditplan=_version(),
     )
@@ -76,24 +74,3 @@ def _version() -> str:
         return importlib.metadata.version("ditplan")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _visible(gpus: int, chosen: str | None) -> int:
-    """How many GPUs CUDA sees: those that are named, up to the first one that there can't be."""
-    if chosen is None:
-        return gpus
-    names = [name.strip() for name in chosen.split(",")]
-    wrong = (
-        place
-        for place, name in enumerate(names)
-        if not name or name.startswith("-") or (name.isdigit() and int(name) >= gpus)
-    )
-    return min(next(wrong, len(names)), gpus)
-
-
-def _boot() -> str:
-    return BOOT.read_text().strip() if BOOT.exists() else socket.gethostname()
-
-
-def _network() -> str:
-    return str(NETWORK.stat().st_ino) if NETWORK.exists() else ""
