@@ -32,7 +32,7 @@ def test_a_dry_run_says_what_runs_and_starts_no_rank() -> None:
         assert agent.cmdline() == shlex.split(planned.words)
         own = agent.environ()
         for rank in ranks:
-            given = planned.fallbacks | own | planned.settings
+            given = {**planned.fallbacks, **own, **planned.settings}
             assert rank.environ() | given == rank.environ()
             listening = {
                 one.laddr.ip

@@ -112,7 +112,10 @@ WRONG = {
         ["tune", "--model", "sd3", "--hosts", "here.txt", "--interface", "no0"],
         "--interface no0: localhost has no such interface; it has lo",
     ),
-    "a dry run on paper": ([*TUNE, "--dry-run"], "--cluster: nothing runs on paper; leave out --dry"),
+    "a dry run on paper": (
+        [*TUNE, "--dry-run"],
+        "--cluster: nothing runs on paper; leave out",
+    ),
     "unknown model": (["tune", "--model", "sd33", "--cluster", "8xa100-nvlink"], "mean sd3?"),
     "unknown cluster": (["tune", "--model", "sd3", "--cluster", "8xa100"], "mean 8xa100-nvlink?"),
     "unknown backend": ([*TUNE, "--backend", "fast"], "there is native"),
