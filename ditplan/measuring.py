@@ -27,6 +27,8 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.revalidating import revalidated
+from ditplan.runtime.ranks.environment import environment
+from ditplan.runtime.ranks.preflight import require_usable
 from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
 from ditplan.settings import workload_in
 from ditplan.study import study_in
@@ -74,9 +76,11 @@ def start_workers(
 
     Raises:
         InputError: hosts that can't be used, or too few slots. ClusterError: a host that can't be
-            reached.
+            reached, or that differs from the others in what must be the same.
     """
     choice = choice_of(hosts)
+    if choice is not None:
+        require_usable(choice, environment(), say or (lambda _: None))
     room = None if choice is None else room_on(choice)
     from ditplan.runtime.workers import Workers, room_here
 
@@ -211,7 +215,7 @@ def run_plan(
         InputError: hosts, devices or software that the plan isn't for, or a workload that the model
             or the devices can't do. ClusterError: a rank failed.
     """
-    with start_workers(hosts, None, needed=plan) as workers:
+    with start_workers(hosts, None, needed=plan, say=say) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
         plan.require_workload(limits, workers.device)
         workers.pool()
