@@ -1,5 +1,5 @@
-"""What faults of hosts and processes come to: seconds until nothing is left of the command, the line
-on screen, the exit code, what survives.
+"""What faults of hosts and processes come to: seconds until nothing is left of the command, the
+line on screen, the exit code, what survives.
 
     python -m benchmarks.cluster_faults
 

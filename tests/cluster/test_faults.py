@@ -1,4 +1,4 @@
-"""What goes wrong with a host or a process is named, ends the command, and leaves nothing behind."""
+"""What goes wrong with a host or a process is named, ends the command, and leaves nothing."""
 
 import pytest
 
