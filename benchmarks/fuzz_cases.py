@@ -41,6 +41,7 @@ from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import FAMILIES, load_family
 from ditplan.profiles.hosts import load_hosts
+from ditplan.profiles.hosts_formats import FORMATS
 from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelProfile, ModelSpec, TimePoint
@@ -63,7 +64,15 @@ FOLDER_FILES = (
     "scheduler/scheduler_config.json",
     "text_encoder/model.safetensors",
 )
-HOSTS = "# two machines\nnode-1 slots=4\nuser@node-2:4 # the other one\nnode-3\n"
+HOSTS = (
+    "# two machines\nnode-1 slots=4\nuser@node-2:4 # the other one\nnode-3\n",
+    "r[1-2]n[01-04,7]-ib slots=8\nssh://me@[fe80::1%eth0]:22 slots=2\n",
+    # Open MPI's, DeepSpeed's, MPICH's and a scheduler's
+    "node-1 slots=2 max_slots = 4\nme@node-2\nnode-2\n",
+    "node-1 slots=2\nnode-2 slots=2 # fast\n",
+    "# MPICH\nnode-1:2\nnode-2\n",
+    "node-1\nnode-1\nnode-2\n",
+)
 MIX = '[{"weight": 3, "height": 1024, "steps": 20}, {"weight": 1.5, "guidance": false}]'
 SIMULATE = ("simulate", "--model", "sd3", "--cluster", "8xa100-nvlink")
 ON_PAPER = ("tune", "--model", "sd3", "--cluster", "2xh100-nvlink", "--out", "plan.json")
@@ -130,7 +139,7 @@ def workplace(seed: int) -> Iterator[Workplace]:
             "model profile": (_a_profile(tiny).model_dump_json(),),
             "quality": _texts(DISTANCES, "*.json"),
             "family": _texts(FAMILIES, "*.toml"),
-            "hosts": (HOSTS,),
+            "hosts": HOSTS,
             "mix": (MIX,),
             "study": (journal.read_text(),),
             "baseline": _texts(BASELINE, "*h?00-nvlink.json"),
@@ -338,6 +347,17 @@ def _price(task: Task, mesh: Mesh) -> None:
             raise AssertionError(fault) from None
 
 
+def _hosts(_place: Workplace, path: Path) -> object:
+    """As ditplan's own file, after all that other tools could make of it."""
+    for form in FORMATS:
+        try:
+            load_hosts(path, form)
+        except InputError as error:
+            if fault := fault_of(str(error)):
+                raise AssertionError(f"{form}: {fault}") from None
+    return load_hosts(path)
+
+
 def _study(place: Workplace, path: Path) -> None:
     search(Task(place.tiny, place.tiny.defaults, place.cluster), _one_run(path))
 
@@ -360,7 +380,7 @@ LOADERS: dict[str, tuple[Damage, Callable[[Workplace, Path], object]]] = {
     "model profile": (damaged_json, _profile),
     "quality": (damaged_json, partial(_record, MeasuredQuality)),
     "family": (damaged_toml, lambda _place, path: load_family(path)),
-    "hosts": (damaged_hosts, lambda _place, path: load_hosts(path)),
+    "hosts": (damaged_hosts, _hosts),
     "mix": (damaged_json, lambda place, path: load_mix(path, place.tiny, "cuda")),
     "study": (_damaged_journal, _study),
     "baseline": (damaged_json, partial(_record, Baseline)),

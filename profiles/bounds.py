@@ -35,6 +35,7 @@ MOST_PARAMETERS = 10**14
 MOST_FLOPS = 1e18
 """For one token, or one sample without its tokens."""
 
+LEAST_SECONDS = 1e-9
 MOST_SECONDS = 1e6
 """Of what is measured."""
 
@@ -54,7 +55,7 @@ Width = Annotated[int, Field(gt=0, le=65_536)]
 
 Parameters = Annotated[int, Field(ge=0, le=MOST_PARAMETERS)]
 Flops = Annotated[float, Field(ge=0, le=MOST_FLOPS)]
-MeasuredSeconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+MeasuredSeconds = Annotated[float, Field(ge=LEAST_SECONDS, le=MOST_SECONDS)]
 Weight = Annotated[float, Field(gt=0, le=1e9)]
 """Of a workload in a mix."""
 
