@@ -18,6 +18,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.ranks.devices import device_name
+from tests.cluster import slurm
 from tests.cluster.machines import HOSTS, INTERFACE, ROOT, Command, Machine, Machines
 
 PROMPT = "a red circle left of a blue square"
@@ -25,6 +26,7 @@ FOLDER = "/tmp/job"
 HOSTS_FILE = "".join(f"{name} slots=2\n" for name in HOSTS)
 AGENT = "ditplan.runtime.ranks.agent"
 STARTER = "ditplan.runtime.ranks.rank_starter"
+ON_ALL_RANKS = Mesh(cfg=2, ulysses=2)
 STARTING_S = 180.0
 DENOISING_BYTES = 200_000
 """More than starting ranks and agents says over the network, less than a second of denoising."""
@@ -97,7 +99,7 @@ def ditplan(machines: Machines, *arguments: str, on: str = "n1", before: str = "
     errors = machine.write(f"{FOLDER}/errors.txt", "")
     words = [*shlex.split(before), sys.executable, str(ROOT / "cli.py"), *arguments]
     shell = ["sh", "-c", 'exec "$0" "$@" 2>errors.txt', *words]
-    return Job(machines, machine.start(shell, folder=FOLDER), errors)
+    return Job(machines, machine.start(shell, environment=slurm.ENVIRONMENT, folder=FOLDER), errors)
 
 
 def write_hosts(machines: Machines, text: str = HOSTS_FILE) -> None:
@@ -105,11 +107,11 @@ def write_hosts(machines: Machines, text: str = HOSTS_FILE) -> None:
     machines["n1"].write(f"{FOLDER}/hosts.txt", text)
 
 
-def write_plan(machines: Machines, name: str, steps: int) -> None:
-    """A plan of `sd3-tiny` for four ranks that nobody searched, on n1."""
+def write_plan(machines: Machines, name: str, steps: int, mesh: Mesh = ON_ALL_RANKS) -> None:
+    """A plan of `sd3-tiny` that nobody searched, on n1."""
     spec = find_model("sd3-tiny")
     workload = workload_for(spec, "cpu", steps=steps)
-    plan = bare_plan(PlannedModel.of_spec(spec), workload, Mesh(cfg=2, ulysses=2))
+    plan = bare_plan(PlannedModel.of_spec(spec), workload, mesh)
     here = device_name(RankContext(0, 1, torch.device("cpu"), GroupCache(0, 1)))
     devices = plan.fingerprint.model_copy(update={"devices": (here,) * plan.mesh.size})
     plan.model_copy(update={"fingerprint": devices}).save(
