@@ -12,6 +12,7 @@ import torch
 
 from tests.cluster import jobs
 from tests.cluster.jobs import Job, ditplan
+from tests.cluster.machine_init import DISK
 from tests.cluster.machines import HOME, Machines
 from tests.cluster.secure_shell import start_server
 
@@ -37,6 +38,9 @@ class Fault:
     before: Callable[[Machines], None] | None = None
     during: Callable[[Job], None] | None = None
     after: Callable[[Machines], None] | None = None
+
+    def __str__(self) -> str:
+        return self.name
 
     def differences(self, seen: "Observed") -> list[str]:
         """How what was observed differs from what is to be seen."""
@@ -123,11 +127,13 @@ def _plug_in(machines: Machines) -> None:
 
 
 def _fill_disk(machines: Machines) -> None:
+    machines["n9"].must("mount", "-o", "remount,size=64m", "/tmp")
     machines["n9"].run("sh", "-c", "cat /dev/zero > /tmp/full")
 
 
 def _empty_disk(machines: Machines) -> None:
     machines["n9"].path("/tmp/full").unlink()
+    machines["n9"].must("mount", "-o", f"remount,{DISK}", "/tmp")
 
 
 def _replace_torch(machines: Machines) -> None:

@@ -49,7 +49,8 @@ class Result:
     @property
     def line(self) -> str:
         """The last line that says what went wrong; empty where nothing did."""
-        said = [line for line in self.errors.splitlines() if line.startswith("error: ")]
+        lines = (self.output + self.errors).splitlines()
+        said = [line for line in lines if line.startswith("error: ")]
         return said[-1] if said else ""
 
 

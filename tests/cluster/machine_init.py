@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 FILES = ("hosts", "hostname", "passwd", "shadow", "resolv.conf")
-DISK = "size=256m"
-"""Of /tmp."""
+DISK = "size=8g"
+"""Of /tmp and /var/tmp, which are one; it is memory, of which only what is written counts."""
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     held = [(path, os.open(path, os.O_PATH)) for path in kept if Path(path).is_relative_to("/tmp")]
     mount("-t", "sysfs", "sysfs", "/sys")
     mount("-t", "tmpfs", "-o", DISK, "tmpfs", "/tmp")
+    mount("--bind", "/tmp", "/var/tmp")
     for place in ("/run", "/dev/shm"):
         mount("-t", "tmpfs", "tmpfs", place)
     for file in FILES:
