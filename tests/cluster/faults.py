@@ -11,13 +11,11 @@ from pathlib import Path
 import torch
 
 from tests.cluster import jobs
-from tests.cluster.jobs import Job, ditplan
+from tests.cluster.jobs import ENDS_WITHIN_S, Job, ditplan
 from tests.cluster.machine_init import DISK
 from tests.cluster.machines import HOME, Machines
 from tests.cluster.secure_shell import start_server
 
-ENDS_WITHIN_S = 30.0
-"""Of a fault: by then the command has ended, and everything of it on every host."""
 SHORT, ENDLESS = "short.json", "endless.json"
 USUAL_PORT = 29500
 """Of torch's rendezvous."""

@@ -27,6 +27,8 @@ HOSTS_FILE = "".join(f"{name} slots=2\n" for name in HOSTS)
 AGENT = "ditplan.runtime.ranks.agent"
 STARTER = "ditplan.runtime.ranks.rank_starter"
 ON_ALL_RANKS = Mesh(cfg=2, ulysses=2)
+ENDS_WITHIN_S = 30.0
+"""Of a fault: by then a command has ended, and everything of it on every host."""
 STARTING_S = 180.0
 DENOISING_BYTES = 200_000
 """More than starting ranks and agents says over the network, less than a second of denoising."""
@@ -161,6 +163,18 @@ def leftovers(machines: Machines) -> list[str]:
         for machine in machines
         for process in machine.processes(containing="ditplan")
     ]
+
+
+def wait_for_no_leftovers(machines: Machines) -> None:
+    """Waits until nothing of ours runs anywhere.
+
+    Raises:
+        AssertionError: something still does after 30 s.
+    """
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while left := leftovers(machines):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def kept_folders(machines: Machines) -> list[str]:

@@ -1,5 +1,6 @@
 """Tuning and running over two hosts with two ranks each, linked at a known rate."""
 
+import signal
 import sys
 from dataclasses import dataclass, replace
 
@@ -107,6 +108,19 @@ def test_the_picture_is_that_of_one_device(
     import checker
 
     assert checker.shows(Image.fromarray(on_both.astype(np.uint8)), PROMPT)
+
+
+def test_a_killed_tune_goes_on_from_what_it_had_measured(at_1_gbit: Tuned) -> None:
+    machines, arguments = at_1_gbit.machines, jobs.tune("again.json", *MESH, "--measure", "1")
+    job = ditplan(machines, *arguments)
+    job.said(", run 1")
+    job.command.process.kill()
+    assert job.result().exit_code == 128 + signal.SIGKILL
+    jobs.wait_for_no_leftovers(machines)
+    done = ditplan(machines, *arguments).result(1200)
+    assert done.exit_code == 0, done.errors
+    assert "measured before" in done.errors
+    assert "collectives" not in done.errors
 
 
 def test_a_slow_link_is_not_crossed_by_a_sequence(machines: Machines) -> None:
