@@ -4,6 +4,7 @@ cores. Nothing of them outlives this process, or is seen outside of them.
 """
 
 import contextlib
+import ipaddress
 import shutil
 import subprocess
 import sys
@@ -178,14 +179,14 @@ class Machine:
         ]
 
     def listening(self) -> set[tuple[str, int]]:
-        """Where programs of the machine listen by TCP: the address as /proc/net says, and port."""
+        """Where programs of the machine listen by TCP: address and port."""
         found = set()
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{self.pid}/net/{table}").read_text().splitlines()[1:]:
                 _, local, _, state, *_ = line.split()
                 address, _, port = local.partition(":")
                 if state == LISTENING:
-                    found.add((address, int(port, 16)))
+                    found.add((_address(address), int(port, 16)))
         return found
 
     def limit(self, rate: str) -> None:
@@ -266,6 +267,12 @@ def _plug(machine: Machine, switch: Machine) -> None:
     switch.must("ip", "link", "set", plug, "master", "bridge", "up")
     machine.must("ip", "address", "add", f"{machine.address}/24", "dev", INTERFACE)
     machine.set_link("up")
+
+
+def _address(words: str) -> str:
+    """An address of /proc/net/tcp: words of 32 bits, the last byte of each first."""
+    turned = (bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8))
+    return str(ipaddress.ip_address(b"".join(turned)))
 
 
 def _namespace(pid: int) -> str | None:

@@ -43,6 +43,7 @@ def test_what_is_wrong_before_a_command_starts_is_told(machines: Machines, fault
     assert [word for word in fault.words if word not in result.line] == []
 
 
+@pytest.mark.thorough
 def test_a_host_without_a_link_is_named(machines: Machines) -> None:
     machines["n9"].set_link("down")
     try:
