@@ -33,7 +33,8 @@ def main() -> None:
         mount("--bind", f"/run/{file}", f"/etc/{file}")
     for path, handle in held:
         Path(path).mkdir(parents=True, exist_ok=True)
-        mount("--bind", f"/proc/self/fd/{handle}", path, handle)
+        # spelled out, the descriptor's path would be that of what covers the folder
+        mount("--no-canonicalize", "--bind", f"/proc/self/fd/{handle}", path, handle)
         os.close(handle)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGCHLD, collect)
