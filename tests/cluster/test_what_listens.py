@@ -8,7 +8,7 @@ from tests.cluster import jobs, secure_shell
 from tests.cluster.jobs import ditplan
 from tests.cluster.machines import HOSTS, Machine, Machines
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.thorough]
 
 
 def test_ranks_listen_on_the_cluster_s_interface_alone(machines: Machines) -> None:
