@@ -30,11 +30,14 @@ ROUTES_S = 5.0
 
 @dataclass
 class Process:
-    """A rank's process as its agent last said: how it ended, if it has, and the end of its log."""
+    """A rank's process as its agent last said: how it ended, if it has, the end of its log, and
+    whether its host ended processes for lack of memory meanwhile.
+    """
 
     code: int | None = None
     log_tail: str = ""
     is_stopped: bool = False
+    host_lacked_memory: bool = False
 
 
 class Event(NamedTuple):
@@ -188,6 +191,7 @@ class Fleet:
         # until it has said hello, it is the program that starts it who may take its time
         if link.facts is not None and now - link.wire.heard_at > SILENCE_S:
             self._exchange.drop(link.wire)
+            link.is_silent = True
             self._tell_lost(
                 link, f"its agent gave no sign of life for {now - link.wire.heard_at:.0f} s"
             )
@@ -219,6 +223,7 @@ class Fleet:
             process = self.processes[frame.rank]
             process.is_stopped = told.get("is_stopped", process.is_stopped)
             process.log_tail = told.get("tail", "")
+            process.host_lacked_memory = told.get("host_lacked_memory", False)
             process.code = told.get("code")
 
     def _lose(self, link: AgentLink, seen: str) -> None:
