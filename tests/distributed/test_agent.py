@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed as dist
 
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.folders import PREFIX
@@ -24,6 +25,35 @@ END_S = 30.0
 def wait_for_ever(context: RankContext) -> None:
     while True:
         time.sleep(0.1)
+
+
+def use_up_memory(context: RankContext, group: str) -> None:
+    """Fills a group of processes that has little memory, on the last rank."""
+    if context.rank == context.world_size - 1:
+        (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
+        bytearray(1 << 30)[:: 1 << 12] = b"x" * (1 << 18)
+    dist.barrier()
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A group of processes that may have 64 MB of memory; its maker must be root."""
+    root = Path("/sys/fs/cgroup/memory")
+    name, limit = f"ditplan-test-{os.getpid()}", "memory.limit_in_bytes"
+    if not root.is_dir():
+        root, limit = Path("/sys/fs/cgroup"), "memory.max"
+    group = root / name
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no group of processes can be made: {error}")
+    try:
+        if not (group / limit).exists():
+            pytest.skip("groups of processes have no limit of memory")
+        (group / limit).write_text(str(64 << 20))
+        yield group
+    finally:
+        group.rmdir()
 
 
 class LoneAgent:
@@ -109,6 +139,14 @@ def test_an_agent_ends_with_all_it_started_when_its_command_is_no_more(
 def test_an_interface_that_is_down_is_said(agent: LoneAgent) -> None:
     agent.set_up("none0", ends_by_silence=True)
     assert agent.hear(Kind.REFUSED).payload == b"its interface none0 is down"
+
+
+def test_a_rank_that_the_kernel_ends_for_lack_of_memory_is_told_so(small_group: Path) -> None:
+    with RankPool(None, 2, "cpu", start_timeout_s=600) as pool, pytest.raises(RankError) as caught:
+        pool.run(use_up_memory, str(small_group), timeout_s=600)
+    assert "rank 1 died of SIGKILL (its host has ended a process for lack of memory)" in str(
+        caught.value
+    )
 
 
 def agent_of(pool: RankPool) -> psutil.Process:
