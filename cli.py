@@ -46,6 +46,7 @@ from ditplan.models import model_named
 from ditplan.outputs import measured_plans, refuse_to_replace, require_folder
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.planner.search.sampler_names import SamplerName
+from ditplan.profiles.book import Otherwise
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.host_choice import HostChoice
 from ditplan.runtime.ranks.launchers import launcher_of
@@ -114,6 +115,13 @@ def tune_command(
             "for each workload, and what one mesh for all would cost.",
         ),
     ] = None,
+    otherwise: Annotated[
+        Otherwise,
+        typer.Option(
+            help="What a book (--workloads) does with a request that is for none of its workloads: "
+            "refuse it, or serve it by the plan for the nearest larger one.",
+        ),
+    ] = "refuse",
     quality: Annotated[
         str,
         typer.Option(
@@ -224,7 +232,9 @@ def tune_command(
         if sampler != "planner":
             wrong = Setting("sampler", sampler)
             raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
-        book = plan_book(model, cluster, workloads, progress=terminal.say, **settings)
+        book = plan_book(
+            model, cluster, workloads, otherwise=otherwise, progress=terminal.say, **settings
+        )
         book.plan.save(out)
         terminal.show(book.table())
         terminal.show(f"{out}: {book}")

@@ -107,7 +107,9 @@ class Fleet:
         return [found.get(link, {}) for link in self.links]
 
     def send(self, link: AgentLink, frame: Frame) -> None:
-        """Sends an agent a frame, in the order of these calls."""
+        """Sends an agent a frame, in the order of these calls; none when all have ended."""
+        if self._is_over:
+            return
         self._orders.put(partial(link.wire.send, frame))
         os.write(self._wake, b"!")
 
@@ -122,7 +124,7 @@ class Fleet:
         asked = []
         for rank in ranks:
             link = self.link_of(rank)
-            if link.lost is None:
+            if link.lost is None and self.is_open:
                 asked.append(link)
                 self.send(link, Frame(Kind.LOOK, rank, json.dumps(what).encode()))
         return {
