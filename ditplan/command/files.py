@@ -10,7 +10,7 @@ from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.evidence import evidence_of, signature_of
+from ditplan.profiles.evidence import SIGNATURE, evidence_of, signature_of
 from ditplan.profiles.family import load_families
 from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.measured_plans import MeasuredPlans
@@ -73,7 +73,10 @@ def shown_file(path: Path) -> Shown:
     text = read_text(path, "a plan, book, cluster or other file of ditplan")
     kind = kind_of(text, path)
     record = kind.from_json(text, path_text(path))
-    return Shown(text_of(record), record.model_dump(mode="json"))
+    fields = record.model_dump(mode="json")
+    if isinstance(record, ExecutionPlan):
+        fields[SIGNATURE] = signature_of(record)
+    return Shown(text_of(record), fields)
 
 
 def kind_of(text: str, path: Path) -> type[Record]:
