@@ -19,13 +19,14 @@ from ditplan import __version__
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
 from ditplan.command.files import Named, names_of, shown_file
+from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
 from ditplan.command.options import (
     BackendName,
     Cluster,
+    DryRun,
     ExactCluster,
-    Format,
     Gpus,
-    Hosts,
+    HostOptions,
     Json,
     MeshOptions,
     Model,
@@ -47,6 +48,8 @@ from ditplan.planner.objectives import ObjectiveName
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.profiles.book import Otherwise
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.host_choice import HostChoice
+from ditplan.runtime.ranks.launchers import launcher_of
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
 app = typer.Typer(
@@ -89,9 +92,8 @@ app.command(
 def tune_command(
     workload: WorkloadOptions,
     mesh: MeshOptions,
+    hosts: HostOptions,
     model: OptionalModel = None,
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
     cluster: Cluster = None,
     gpus: Gpus = None,
     backend: BackendName = "native",
@@ -179,6 +181,7 @@ def tune_command(
             "workload.",
         ),
     ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
@@ -186,7 +189,6 @@ def tune_command(
     With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
     tune that was ended goes on from there.
     """
-    from ditplan.measuring import named_hosts
     from ditplan.planning import plan as plan_model
     from ditplan.planning import plan_book
 
@@ -210,12 +212,23 @@ def tune_command(
         **given(mesh),
     }
     settings = checked(PlanSettings, asked)
-    on_paper = cluster is not None or workloads is not None or measure == 0
-    if not force and resumed is None:
-        protect_measured(out, model, settings, on_paper=on_paper)
+    paper = "workloads" if workloads is not None else "cluster" if cluster is not None else None
     if workloads is not None:
-        if hosts is not None or measure:
-            raise InputError(Setting("workloads"), " plans on paper; leave out ", Setting("hosts"))
+        refuse_hosts(hosts, Setting("workloads"), " plans on paper")
+    chosen = asked_hosts(hosts, terminal.say, is_on_paper=paper is not None)
+    if dry_run:
+        if paper is not None:
+            wrong = Setting("dry_run")
+            raise InputError(Setting(paper), ": nothing runs on paper; leave out ", wrong)
+        show_what_would_run(terminal, chosen, gpus)
+        return
+    if not force and resumed is None:
+        on_paper = paper is not None or measure == 0
+        protect_measured(out, model, settings, chosen, on_paper=on_paper)
+    if workloads is not None:
+        if measure:
+            wrong = Setting("measure", measure)
+            raise InputError(Setting("workloads"), " plans on paper; leave out ", wrong)
         if sampler != "planner":
             wrong = Setting("sampler", sampler)
             raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
@@ -230,7 +243,7 @@ def tune_command(
     found = plan_model(
         model,
         cluster,
-        hosts=named_hosts(hosts, hosts_format),
+        hosts=chosen,
         measure=measure,
         sampler=sampler,
         budget_s=budget,
@@ -342,7 +355,9 @@ def show_command(
     terminal.finish(shown.fields)
 
 
-def protect_measured(out: Path, model: str, settings: PlanSettings, *, on_paper: bool) -> None:
+def protect_measured(
+    out: Path, model: str, settings: PlanSettings, hosts: HostChoice | None, *, on_paper: bool
+) -> None:
     """Refuses to tune for what may not replace a measured plan, before it takes long.
 
     Raises:
@@ -352,7 +367,9 @@ def protect_measured(out: Path, model: str, settings: PlanSettings, *, on_paper:
         from ditplan.measuring import local_workload
 
         spec = model_named(model).spec
-        workload = None if on_paper else local_workload(spec, settings)
+        # what other machines have for devices isn't known yet
+        is_here = hosts is None or all(launcher_of(one.host, {}) == "direct" for one in hosts.hosts)
+        workload = local_workload(spec, settings) if is_here and not on_paper else None
         refuse_to_replace(out, spec, workload, is_measured=not on_paper)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditplan.models import NamedModel, model_named
+from ditplan.outputs import save_files
 from ditplan.planner.cost.profile_points import grid_points
 from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import points_to_measure
@@ -19,15 +20,15 @@ from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.evidence import chosen_line
 from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
+from ditplan.profiles.host_choice import HostChoice
 from ditplan.profiles.hosts import load_hosts
-from ditplan.profiles.hosts_formats import HostsFormat
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.revalidating import revalidated
-from ditplan.runtime.ranks.hosts import require_local
+from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
 from ditplan.settings import workload_in
 from ditplan.study import study_in
 
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 
 SMALL_MODEL_PARAMETERS = 100_000_000
 
-Hosts = Path | str | Sequence[Host] | None
-"""A hosts file, a list of hosts as in `n[1-4]:8,m1:4`, or what they say; None is this machine."""
+Hosts = Path | str | Sequence[Host] | HostChoice | None
+"""A hosts file, a list of hosts as in `n[1-4]:8,m1:4`, what they say, or a choice among them; None
+is this machine."""
 Say = Callable[[str], None]
 
 
@@ -55,54 +57,60 @@ class Measuring:
     resume: ExecutionPlan | None = None
 
 
-def named_hosts(hosts: str | None, form: HostsFormat) -> Sequence[Host] | None:
-    """The hosts of a file of some format, or of a list; None where neither is given.
+def choice_of(hosts: Hosts) -> HostChoice | None:
+    """The hosts that a file, a list or what they say names; None is this machine.
 
     Raises:
-        InputError: a wrong line or host; or a format without a file.
+        InputError: a wrong line or host.
     """
-    if hosts is None:
-        if form != "ditplan":
-            raise InputError(
-                Setting("hosts_format", form), " says what a file is like; give ", Setting("hosts")
-            )
-        return None
-    return load_hosts(hosts, form)
+    if hosts is None or isinstance(hosts, HostChoice):
+        return hosts
+    return HostChoice.of(load_hosts(hosts) if isinstance(hosts, str | Path) else hosts)
 
 
-def usable_hosts(hosts: Hosts) -> Sequence[Host] | None:
-    """What a hosts file says, before anything is imported that takes long.
-
-    Raises:
-        InputError: a wrong line, or a host that ranks can't be started on.
-    """
-    entries = load_hosts(hosts) if isinstance(hosts, str | Path) else hosts
-    if entries is not None:
-        require_local(entries)
-    return entries
-
-
-def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> "Workers":
+def start_workers(
+    hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None, say: Say | None = None
+) -> "Workers":
     """Ranks on the hosts: as many as a plan needs, else `gpus`, else all there is room for.
 
     Raises:
-        InputError: hosts that can't be used, or too few slots.
+        InputError: hosts that can't be used, or too few slots. ClusterError: a host that can't be
+            reached.
     """
-    entries = usable_hosts(hosts)
-    from ditplan.runtime.ranks.pool import count_slots
-    from ditplan.runtime.workers import Workers, device_kind
+    choice = choice_of(hosts)
+    room = None if choice is None else room_on(choice)
+    from ditplan.runtime.workers import Workers, room_here
 
-    kind = device_kind()
-    room = count_slots(entries, kind)
+    room = room or room_here()
+    return Workers(choice, ranks_in(room.ranks, gpus, needed), room.device, say)
+
+
+def ranks_in(room: int, gpus: int | None, needed: ExecutionPlan | None) -> int:
+    """How many ranks are started where there is room for so many.
+
+    Raises:
+        InputError: more are asked for.
+    """
     if needed is not None:
         if room < needed.mesh.size:
             needed.require_ranks(room)
-        return Workers(entries, needed.mesh.size, kind)
+        return needed.mesh.size
     if gpus is not None and gpus > room:
         raise InputError(
             Setting("gpus", gpus), f": there is room for {room} rank(s); use at most {room}"
         )
-    return Workers(entries, gpus or room, kind)
+    return gpus or room
+
+
+def what_would_run(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None) -> DryRun:
+    """What `start_workers` would start where, without any rank.
+
+    Raises:
+        InputError: as `start_workers`, or an interface that can't be used. ClusterError: hosts that
+            can't be reached, or don't reach each other.
+    """
+    choice = choice_of(hosts) or HostChoice.of([Host("localhost")])
+    return dry_run(choice, lambda room: ranks_in(room, gpus, needed))
 
 
 def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
@@ -122,7 +130,7 @@ def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile
     Raises:
         InputError: as `start_workers`. ClusterError: a rank failed.
     """
-    with start_workers(hosts, gpus) as workers:
+    with start_workers(hosts, gpus, say=say) as workers:
         return workers.profile_cluster(say)
 
 
@@ -152,7 +160,7 @@ def tuned(
     """
     require_runtime(request.backend)
     study = study_in(how.study)
-    with study.held(), start_workers(hosts, request.gpus) as workers:
+    with study.held(), start_workers(hosts, request.gpus, say=say) as workers:
         workload = _workload(request.spec, workers.device, asked, how.resume)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)
@@ -202,7 +210,7 @@ def run_plan(
 
     Raises:
         InputError: hosts, devices or software that the plan isn't for, or a workload that the model
-            or the devices can't do. ClusterError: a rank failed.
+            or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
     """
     with start_workers(hosts, None, needed=plan) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
@@ -213,7 +221,8 @@ def run_plan(
         if revalidate is not None:
             plan = revalidated(plan, revalidate, model, workers, say)
         say(chosen_line(plan))
-        ran = workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
+        ran, files = workers.generate(model.spec, model.weights, plan, prompt, seed, out.suffix)
+        save_files(files, out)
         return ran, plan
 
 

@@ -8,7 +8,7 @@ from typing import Any, Unpack, get_args
 
 from rich.table import Table
 
-from ditplan.measuring import Hosts, Measuring, Say, tuned, usable_hosts
+from ditplan.measuring import Hosts, Measuring, Say, choice_of, tuned
 from ditplan.models import NamedModel, check_weights, model_named
 from ditplan.planner.objectives import FASTEST, objective_for
 from ditplan.planner.report import (
@@ -196,7 +196,7 @@ def plan(
             " alone",
         )
     # before anything that takes long to import
-    entries = usable_hosts(hosts)
+    entries = choice_of(hosts)
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
     request = _request(named, asked)
