@@ -62,21 +62,15 @@ def test_nothing_is_left_on_hosts_and_no_port_stays_open(machines: Machines) -> 
 Planted = Callable[[Machines], contextlib.AbstractContextManager[None]]
 
 
-def write(machine: Machine, path: str, text: str) -> None:
-    """Writes a file, as its machine names it, in place."""
-    machine.must("mkdir", "-p", str(Path(path).parent))
-    machine.must("sh", "-c", 'printf %s "$1" >"$0"', path, text)
-
-
 @contextlib.contextmanager
 def written(machine: Machine, path: str, change: Callable[[str], str]) -> Iterator[None]:
     """A file of a machine, changed for a while."""
-    before = machine.must("cat", path)
-    write(machine, path, change(before))
+    before = machine.path(path).read_text()
+    machine.write(path, change(before))
     try:
         yield
     finally:
-        write(machine, path, before)
+        machine.write(path, before)
 
 
 @contextlib.contextmanager
@@ -156,20 +150,21 @@ def other_torch(machines: Machines) -> contextlib.AbstractContextManager[None]:
 
 def copied(machine: Machine, file: Path, text: str) -> Path:
     """Where a machine finds the changed copy of a file."""
-    copy = Path("/tmp/changed", file.name)
-    write(machine, str(copy), text)
-    return copy
+    place = f"/tmp/changed/{file.name}"
+    machine.write(place, text)
+    return Path(place)
 
 
 @contextlib.contextmanager
 def full_disk(machines: Machines) -> Iterator[None]:
-    """A small /tmp, with what sshd needs in it."""
+    """A small /tmp and /var/tmp, with what sshd needs in it."""
     machine = machines["n9"]
     with covered(machine, "/mnt", "-t", "tmpfs", "-o", "size=512k", "tmpfs"):
         machine.must("mkdir", "-p", f"/mnt{HOME}")
         machine.must("cp", "-a", "/tmp/sshd", "/mnt/tmp")
         machine.must("cp", "-a", f"{HOME}/.ssh", f"/mnt{HOME}")
-        with covered(machine, "/tmp", "--bind", "/mnt/tmp"):
+        small = ("--bind", "/mnt/tmp")
+        with covered(machine, "/var/tmp", *small), covered(machine, "/tmp", *small):
             yield
 
 
