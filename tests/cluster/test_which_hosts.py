@@ -54,7 +54,7 @@ def test_hosts_follow_the_file_and_listen_where_the_others_reach_them(machines: 
 def test_neither_debian_s_own_name_nor_a_bridge_of_each_host_s_own_is_taken(
     machines: Machines,
 ) -> None:
-    n1, before = machines["n1"], (machines["n1"].folder / "etc/hosts").read_text()
+    n1, before = machines["n1"], machines["n1"].path("etc/hosts").read_text()
     both = (n1, machines["n10"])
     try:
         for machine in both:
