@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from ditplan.profiles.bounds import (
     MOST_RANKS,
     Degree,
+    DeviceNumber,
     FlopsPerSecond,
     LinkBytesPerSecond,
     LinkSeconds,
@@ -52,10 +53,29 @@ class Device(FrozenModel):
 
 
 class Host(FrozenModel):
-    """One machine and its devices; ranks number the devices of all hosts in order."""
+    """One machine and its devices; ranks number the devices of all hosts in order.
+
+    `numbers` are those that the machine has for the devices, where these aren't all of them from 0
+    on.
+    """
 
     name: str
     devices: tuple[Device, ...] = Field(min_length=1)
+    numbers: tuple[DeviceNumber, ...] | None = None
+
+    @model_validator(mode="after")
+    def _numbers_its_devices(self) -> Self:
+        if self.numbers is not None and len(set(self.numbers)) != len(self.devices):
+            raise ValueError(
+                f"{len(self.devices)} devices need as many different numbers, there are "
+                f"{shortened(list(self.numbers))}"
+            )
+        return self
+
+    @property
+    def device_numbers(self) -> tuple[int, ...]:
+        """What the machine calls each device."""
+        return self.numbers or tuple(range(len(self.devices)))
 
 
 class Link(FrozenModel):

@@ -1,6 +1,7 @@
 """The execution plan: what is needed to run, why it was chosen, and what it should cost."""
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -15,10 +16,11 @@ from ditplan.profiles.limits import (
     dtype_fault,
     workload_fault,
 )
+from ditplan.profiles.locations import Location, why_no_locations
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import ModelSpec, Source
 from ditplan.profiles.plan_schema_1 import plan_of_schema_1
-from ditplan.profiles.record import FrozenModel, Record
+from ditplan.profiles.record import FrozenModel, Record, shortened
 from ditplan.profiles.workload import Workload
 
 Fallback = Literal["eager", "refuse"]
@@ -108,7 +110,9 @@ class RunnerUp(FrozenModel):
 
 
 class Fingerprint(FrozenModel):
-    """Where the plan holds: cluster, device names by rank, kinds of link, software versions."""
+    """Where the plan holds: cluster, device names by ascending rank, kinds of link, software
+    versions.
+    """
 
     cluster: str
     devices: tuple[str, ...] = Field(min_length=1)
@@ -120,7 +124,8 @@ class ExecutionPlan(Record):
     """One plan: the configuration to run, for which model and workload, why, and where it holds.
 
     What can't be compiled or captured falls back to eager with a warning, or with `fallback`
-    "refuse" ends the run with the reason. A plan with a step cache isn't exact.
+    "refuse" ends the run with the reason. A plan with a step cache isn't exact. `locations` say
+    where the placement's ranks sit; a plan without any uses all the ranks of a job, in its order.
     """
 
     kind: ClassVar[str] = "plan"
@@ -138,6 +143,7 @@ class ExecutionPlan(Record):
     measurement: Measurement | None
     runner_ups: tuple[RunnerUp, ...]
     fingerprint: Fingerprint
+    locations: tuple[Location, ...] = ()
 
     @property
     def mesh(self) -> Mesh:
@@ -174,7 +180,7 @@ class ExecutionPlan(Record):
         for one in (self.configuration, *(other.configuration for other in self.runner_ups)):
             if why := one.why_unsound():
                 return why
-        if why := configuration_fault(self.configuration, self.workload):
+        if why := self._why_nowhere() or configuration_fault(self.configuration, self.workload):
             return why
         transformer_class = self.model.transformers[0].transformer_class
         if family := load_families().get(transformer_class):
@@ -192,6 +198,36 @@ class ExecutionPlan(Record):
                 "says exact; set `exact` to false"
             )
         return None
+
+    def _why_nowhere(self) -> str | None:
+        """Why nobody can tell where its ranks are; None if it is said."""
+        placement = self.configuration.placement
+        if self.locations:
+            return why_no_locations(self.locations, placement)
+        if max(placement) >= self.mesh.size:
+            return (
+                f"the placement must name the ranks 0 to {self.mesh.size - 1} of mesh {self.mesh} "
+                f"once each, it is {shortened(list(placement))}; other ranks need `locations`"
+            )
+        return None
+
+    def seated(self, seats: Mapping[int, int]) -> Self:
+        """The plan for other numbers of its ranks: `seats` has the new one of each of its own.
+        Runner-ups keep theirs.
+        """
+        old = self.configuration
+        placement = tuple(seats[rank] for rank in old.placement)
+        order = sorted(old.ranks, key=lambda rank: seats[rank])
+        names = dict(zip(old.ranks, self.fingerprint.devices, strict=True))
+        devices = tuple(names[rank] for rank in order)
+        locations = (one.model_copy(update={"rank": seats[one.rank]}) for one in self.locations)
+        return self.model_copy(
+            update={
+                "configuration": replace(old, placement=placement),
+                "fingerprint": self.fingerprint.model_copy(update={"devices": devices}),
+                "locations": tuple(sorted(locations, key=lambda one: one.rank)),
+            }
+        )
 
     def configured(self, **changes: Any) -> Self:
         """The plan with other parts of its configuration, checked as when it is loaded."""

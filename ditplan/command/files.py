@@ -12,6 +12,7 @@ from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import load_families
 from ditplan.profiles.files import parse_json, path_text, read_text
+from ditplan.profiles.locations import places_of
 from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Quality
@@ -138,6 +139,7 @@ def plan_text(plan: ExecutionPlan) -> str:
         ", ".join([str(plan.mesh), configuration.mode, *settings]),
         quality_text(plan.quality),
         f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}",
+        *(f"on {place}" for place in places_of(plan.locations)),
     ]
     if (predicted := plan.prediction) is not None:
         low_s, high_s = predicted.interval_s
