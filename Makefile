@@ -9,9 +9,10 @@ VENV := .venv
 INSTALLED := $(VENV)/installed$(addprefix -,$(subst /,-,$(PYTHON)))
 # Files of tests are shared out to two processes, long ones first: much of what they do is waiting.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+CLUSTER_TESTS ?= cluster
 PROMPT := a red circle left of a blue square
 
-.PHONY: demo unit test check lint clean
+.PHONY: demo unit test cluster-test check lint clean
 
 demo: $(INSTALLED)
 	mkdir -p out
@@ -25,6 +26,11 @@ unit: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+# What needs several machines: network namespaces, as root, with iproute2 and sshd; with slurm-wlm and munge a Slurm too. Where that isn't
+# there, the tests say so and are skipped. Without those that take minutes: `make cluster-test CLUSTER_TESTS="cluster and not thorough"`.
+cluster-test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m "$(CLUSTER_TESTS)" tests/cluster
 
 # Plans of recorded cases are as good as they were.
 check: $(INSTALLED)

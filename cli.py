@@ -17,6 +17,7 @@ except ModuleNotFoundError:
 
 from ditplan import __version__
 from ditplan.command.check import check_command
+from ditplan.command.cluster import cluster_app
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.options import (
     BackendName,
@@ -33,14 +34,16 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.preflight import preflight_command
+from ditplan.command.profile import profile_command
+from ditplan.command.run import run_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
-from ditplan.models import model_named, model_of_plan
-from ditplan.outputs import measured_plans, refuse_to_replace, require_folder, require_picture
+from ditplan.models import model_named
+from ditplan.outputs import measured_plans, refuse_to_replace, require_folder
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.plan import ExecutionPlan
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
 app = typer.Typer(
@@ -67,55 +70,11 @@ def program(
     """Finds and runs the fastest parallel plan for a diffusion transformer on your GPUs."""
 
 
-@app.command(
+app.command(
     name="profile",
     epilog="Examples: `ditplan profile --hosts hosts.txt --out cluster.json`, "
     "`ditplan profile --model sd3 --out model.json`",
-)
-@with_options
-def profile_command(
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    workload: WorkloadOptions,
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
-    model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
-    gpus: Gpus = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
-    from ditplan.measuring import measured_blocks, measured_cluster, named_hosts
-
-    terminal = Terminal(as_json)
-    require_folder(out)
-    if model is not None:
-        if hosts is not None:
-            raise InputError(
-                Setting("model"),
-                " measures on this machine's devices; leave out ",
-                Setting("hosts"),
-            )
-        measured = measured_blocks(model, gpus, given(workload), terminal.say)
-        measured.save(out)
-        points, device = len(measured.points), measured.device
-        terminal.show(f"{out}: {points} points of {measured.model} on {device}")
-        terminal.finish({"out": str(out), "points": points, "device": device})
-        return
-    cluster = measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
-    cluster.save(out)
-    for warning in cluster.warnings:
-        terminal.say(f"warning: {warning}")
-    tables = len(cluster.collectives)
-    terminal.show(f"{out}: {len(cluster.devices)} x {cluster.devices[0].name}, {tables} tables")
-    terminal.finish(
-        {
-            "out": str(out),
-            "hosts": [host.name for host in cluster.hosts],
-            "gpus": len(cluster.devices),
-            "links": [link.model_dump() for link in cluster.links],
-            "collectives": tables,
-            "warnings": list(cluster.warnings),
-        }
-    )
+)(profile_command)
 
 
 @app.command(
@@ -176,6 +135,13 @@ def tune_command(
         ),
     ] = "planner",
     weights: Weights = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts, one a line: plan for texts of their lengths. Needs the model's "
+            "tokenizer, in --weights or the folder that --model names.",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(min=0, help="Seconds after which no new run is started."),
@@ -214,6 +180,7 @@ def tune_command(
         "max_latency_s": max_latency,
         "quality": quality,
         "weights": weights,
+        "prompt_file": prompt_file,
         **given(workload),
         **given(mesh),
     }
@@ -290,48 +257,17 @@ def simulate_command(
     terminal.finish(result)
 
 
-@app.command(
+app.command(
     name="run",
     epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`',
-)
-def run_command(
-    plan: Annotated[Path, typer.Option(help="A plan written by `tune`.")],
-    prompt: Annotated[str, typer.Option(help="What the picture shows.")],
-    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
-    weights: Weights = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import named_hosts, run_plan
+)(run_command)
 
-    terminal = Terminal(as_json)
-    loaded = ExecutionPlan.load(plan)
-    require_picture(out, loaded.workload)
-    model = model_of_plan(loaded, plan, weights)
-    entries = named_hosts(hosts, hosts_format)
-    result = run_plan(loaded, model, prompt, out, hosts=entries, seed=seed, say=terminal.say)
-    predicted_s = loaded.prediction.latency_s if loaded.prediction else None
-    measured_s = loaded.measurement.latency_s if loaded.measurement else None
-    compared = "".join(
-        f", {how} {seconds:.4g} s ({100 * (result.latency_s / seconds - 1):+.0f}%)"
-        for how, seconds in (("predicted", predicted_s), ("measured by tune", measured_s))
-        if seconds
-    )
-    terminal.show(f"{out}: {loaded.mesh}, denoised in {result.latency_s:.4g} s{compared}")
-    terminal.finish(
-        {
-            "out": str(out),
-            "latency_s": result.latency_s,
-            "predicted_s": predicted_s,
-            "measured_s": measured_s,
-            "end_to_end_s": result.end_to_end_s,
-            "ranks": loaded.mesh.size,
-            "peak_memory_bytes": result.memory_bytes,
-        }
-    )
+
+app.command(
+    name="preflight",
+    epilog="Examples: `ditplan preflight --hosts hosts.txt`, "
+    "`ditplan preflight --hosts n[01-04] --json`",
+)(preflight_command)
 
 
 app.command(
@@ -345,6 +281,9 @@ app.command(
     name="table",
     epilog="Examples: `ditplan table --book book.json`, `ditplan table --book book.json --json`",
 )(table_command)
+
+
+app.add_typer(cluster_app, name="cluster")
 
 
 @app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list clusters --json`")

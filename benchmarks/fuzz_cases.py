@@ -41,14 +41,17 @@ from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import FAMILIES, load_family
 from ditplan.profiles.hosts import load_hosts
+from ditplan.profiles.hosts_formats import FORMATS
 from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelProfile, ModelSpec, TimePoint
+from ditplan.profiles.nccl_cluster import cluster_of_tests
 from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.record import Record
 from ditplan.runtime.models.inspection import inspect_folder
 from ditplan.runtime.models.loading import load_pipeline
+from tests.unit.nccl_files import nccl_text
 
 HERE = Path(__file__).parent
 BASELINE, MEASURED = HERE / "baseline", HERE / "measured"
@@ -63,10 +66,19 @@ FOLDER_FILES = (
     "scheduler/scheduler_config.json",
     "text_encoder/model.safetensors",
 )
-HOSTS = "# two machines\nnode-1 slots=4\nuser@node-2:4 # the other one\nnode-3\n"
+HOSTS = (
+    "# two machines\nnode-1 slots=4\nuser@node-2:4 # the other one\nnode-3\n",
+    "r[1-2]n[01-04,7]-ib slots=8\nssh://me@[fe80::1%eth0]:22 slots=2\n",
+    # Open MPI's, DeepSpeed's, MPICH's and a scheduler's
+    "node-1 slots=2 max_slots = 4\nme@node-2\nnode-2\n",
+    "node-1 slots=2\nnode-2 slots=2 # fast\n",
+    "# MPICH\nnode-1:2\nnode-2\n",
+    "node-1\nnode-1\nnode-2\n",
+)
 MIX = '[{"weight": 3, "height": 1024, "steps": 20}, {"weight": 1.5, "guidance": false}]'
 SIMULATE = ("simulate", "--model", "sd3", "--cluster", "8xa100-nvlink")
 ON_PAPER = ("tune", "--model", "sd3", "--cluster", "2xh100-nvlink", "--out", "plan.json")
+PAPER_LINKS = ("--intra", "nvlink", "--inter", "8xib400", "--out", "c.json")
 COMMANDS = (
     (*SIMULATE, "--cfg", "2", "--ulysses", "4", "--steps", "20", "--json"),
     (*SIMULATE, "--pipefusion", "4", "--patches", "8", "--warmup", "2", "--trace", "t.json"),
@@ -78,6 +90,8 @@ COMMANDS = (
     ("tune", "--model", "sd3-tiny", "--hosts", "none.txt", "--budget", "10", "--measure", "1"),
     ("run", "--plan", "plan4096.json", "--prompt", "a", "--out", "a.png", "--seed", "3"),
     ("profile", "--hosts", "none.txt", "--out", "c.json", "--gpus", "2"),
+    ("cluster", "new", *("--gpus", "2x8"), *("--device", "h100-sxm"), *PAPER_LINKS),
+    ("profile", "--out", "c.json", "--from-nccl-tests", "mix.json", "none.json"),
     ("profile", "--model", "none", "--out", "m.json", "--height", "64", "--dtype", "float32"),
 )
 
@@ -121,17 +135,22 @@ def workplace(seed: int) -> Iterator[Workplace]:
         (folder / "mix.json").write_text(MIX)
         specs = tuple(ModelSpec.load(path) for path in sorted(MODELS.glob("*.json")))
         texts = {
-            "plan": (*(plan.model_dump_json() for plan in plans), *_texts(SAVED, "plan.json")),
+            "plan": (
+                *(plan.model_dump_json() for plan in plans),
+                *(plan.text() for plan in plans),
+                *_texts(SAVED, "plan.json"),
+            ),
             "book": (book.model_dump_json(), *_texts(SAVED, "book.json")),
             "cluster": _texts(CLUSTERS, "*.json"),
             "model spec": tuple(spec.model_dump_json() for spec in specs),
             "model profile": (_a_profile(tiny).model_dump_json(),),
             "quality": _texts(DISTANCES, "*.json"),
             "family": _texts(FAMILIES, "*.toml"),
-            "hosts": (HOSTS,),
+            "hosts": HOSTS,
             "mix": (MIX,),
             "study": (journal.read_text(),),
             "baseline": _texts(BASELINE, "*h?00-nvlink.json"),
+            "nccl-tests": (nccl_text(), nccl_text("sendrecv_perf", version=3, hosts=("a", "b"))),
             "measured plans": _texts(MEASURED / "two-h100", "sd3-2048*.json"),
         }
         # what is imported when a pipeline is first loaded takes no case's time
@@ -315,6 +334,12 @@ def _cluster(place: Workplace, path: Path) -> None:
     _price(Task(place.spec, place.spec.defaults, cluster), Mesh(ulysses=2))
 
 
+def _nccl_tests(place: Workplace, path: Path) -> None:
+    cluster = cluster_of_tests([path], "fuzzed")
+    _survives(cluster, path.parent)
+    _price(Task(place.spec, place.spec.defaults, cluster), Mesh(ulysses=2))
+
+
 def _spec(place: Workplace, path: Path) -> None:
     spec = ModelSpec.load(path)
     _survives(spec, path.parent)
@@ -334,6 +359,17 @@ def _price(task: Task, mesh: Mesh) -> None:
     except InputError as error:
         if fault := fault_of(str(error)):
             raise AssertionError(fault) from None
+
+
+def _hosts(_place: Workplace, path: Path) -> object:
+    """As ditplan's own file, after all that other tools could make of it."""
+    for form in FORMATS:
+        try:
+            load_hosts(path, form)
+        except InputError as error:
+            if fault := fault_of(str(error)):
+                raise AssertionError(f"{form}: {fault}") from None
+    return load_hosts(path)
 
 
 def _study(place: Workplace, path: Path) -> None:
@@ -358,10 +394,11 @@ LOADERS: dict[str, tuple[Damage, Callable[[Workplace, Path], object]]] = {
     "model profile": (damaged_json, _profile),
     "quality": (damaged_json, partial(_record, MeasuredQuality)),
     "family": (damaged_toml, lambda _place, path: load_family(path)),
-    "hosts": (damaged_hosts, lambda _place, path: load_hosts(path)),
+    "hosts": (damaged_hosts, _hosts),
     "mix": (damaged_json, lambda place, path: load_mix(path, place.tiny, "cuda")),
     "study": (_damaged_journal, _study),
     "baseline": (damaged_json, partial(_record, Baseline)),
+    "nccl-tests": (damaged_json, _nccl_tests),
     "measured plans": (damaged_json, partial(_record, MeasuredPlans)),
 }
 WEIGHTS = {
@@ -377,6 +414,7 @@ WEIGHTS = {
     "study": 2,
     "baseline": 3,
     "measured plans": 3,
+    "nccl-tests": 6,
     "model folder": 10,
     "weights": 2,
 }

@@ -35,6 +35,7 @@ MOST_PARAMETERS = 10**14
 MOST_FLOPS = 1e18
 """For one token, or one sample without its tokens."""
 
+LEAST_SECONDS = 1e-9
 MOST_SECONDS = 1e6
 """Of what is measured."""
 
@@ -45,6 +46,7 @@ Passes = Annotated[int, Field(gt=0, le=MOST_PASSES)]
 Batch = Annotated[int, Field(gt=0, le=MOST_BATCH)]
 Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 TextTokens = Annotated[int, Field(ge=0, le=MOST_TEXT_TOKENS)]
+TextSize = Annotated[int, Field(gt=0, le=MOST_TEXT_TOKENS)]
 Degree = Annotated[int, Field(gt=0, le=MOST_RANKS)]
 Slots = Annotated[int, Field(gt=0, le=MOST_SLOTS)]
 DeviceNumber = Annotated[int, Field(ge=0, lt=MOST_SLOTS)]
@@ -56,7 +58,7 @@ Width = Annotated[int, Field(gt=0, le=65_536)]
 
 Parameters = Annotated[int, Field(ge=0, le=MOST_PARAMETERS)]
 Flops = Annotated[float, Field(ge=0, le=MOST_FLOPS)]
-MeasuredSeconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+MeasuredSeconds = Annotated[float, Field(ge=LEAST_SECONDS, le=MOST_SECONDS)]
 Weight = Annotated[float, Field(gt=0, le=1e9)]
 """Of a workload in a mix."""
 

@@ -1,8 +1,13 @@
 """A cluster: hosts, devices, the links between them, and what collectives were measured to take."""
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ditplan.profiles.bounds import (
     MOST_RANKS,
@@ -71,6 +76,11 @@ class Host(FrozenModel):
                 f"{shortened(list(self.numbers))}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _says_unusual_numbers_alone(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = fields(self)
+        return {name: value for name, value in said.items() if name != "numbers" or value}
 
     @property
     def device_numbers(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ditplan.profiles.bounds import MOST_SLOTS
@@ -20,6 +20,25 @@ class ChosenHost:
 
     host: Host
     devices: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class HostChoice:
+    """The hosts that take part, in the order of their ranks, and the network interface by which
+    they talk; None leaves it to their routes.
+    """
+
+    hosts: tuple[ChosenHost, ...]
+    interface: str | None = None
+
+    @classmethod
+    def of(cls, hosts: Iterable[Host]) -> "HostChoice":
+        """All devices of all of them."""
+        return cls(tuple(map(ChosenHost, hosts)))
+
+    def __str__(self) -> str:
+        texts = [str(one.host) for one in self.hosts]
+        return ", ".join(texts[:8]) + (f" and {len(texts) - 8} more" if len(texts) > 8 else "")
 
 
 def choose_hosts(

@@ -29,9 +29,9 @@ class _Entry(NamedTuple):
 
 
 def load_hosts(hosts: Path | str, form: HostsFormat = "ditplan") -> tuple[Host, ...]:
-    """Reads a hosts file, or a list of hosts in place of its name, such as `n[1-4]:8,m1:4`.
+    """Reads a hosts file, or a list of hosts in place of its name, such as `n[1-4]:8,m1 slots=4`.
 
-    A file goes first; a list is recognized by a comma, bracket, @ or colon in it.
+    A file goes first; a list is recognized by a comma, bracket, @, colon or = in it.
 
     Raises:
         InputError: no such file, or a line or host that can't be understood, with its number.
@@ -84,7 +84,7 @@ def parse_hosts(text: str, where: str, form: HostsFormat = "ditplan") -> tuple[H
 
 
 def parse_host_list(text: str, where: str) -> tuple[Host, ...]:
-    """Parses hosts between commas, each as the first word of a line of a hosts file.
+    """Parses hosts between commas, each written as a line of a hosts file.
 
     Raises:
         InputError: as `parse_hosts`; names the host by its place in the list.
@@ -96,7 +96,7 @@ def parse_host_list(text: str, where: str) -> tuple[Host, ...]:
         raise InputError(f"{where}: {error}") from None
     for number, word in enumerate(words, start=1):
         try:
-            found = _parse_line([word.strip(" ")])
+            found = _parse_line(re.split(r"[ \t]+", word.strip(" \t")))
         except InputError as error:
             raise InputError(f"{where}: host {number}: {error}") from None
         for host in found:
@@ -105,7 +105,9 @@ def parse_host_list(text: str, where: str) -> tuple[Host, ...]:
 
 
 def _looks_like_list(text: str) -> bool:
-    return any(sign in text for sign in ",[@:") and ("/" not in text or text.startswith("ssh://"))
+    if not any(sign in text for sign in ",[@:="):
+        return False
+    return text.startswith("ssh://") or "/" not in text.replace("ssh://", "")
 
 
 def _words(line: str) -> list[str]:

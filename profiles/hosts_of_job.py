@@ -13,6 +13,9 @@ from ditplan.profiles.hosts_formats import FORMATS, HostsFormat
 from ditplan.profiles.node_list import expand, split_list
 
 Environment = Mapping[str, str]
+INTERACTIVE_STEP = "4294967290"
+"""The number of the step in which Slurm runs the shell of `salloc`, where it is set up so
+(`use_interactive_step`; slurm.h's SLURM_INTERACTIVE_STEP)."""
 TASKS = re.compile(r"([0-9]{1,5})(?:\(x([0-9]{1,5})\))?")
 
 
@@ -28,7 +31,8 @@ def hosts_of_job(environment: Environment) -> tuple[Host, ...] | None:
     """The hosts of the job that this runs in, in the scheduler's order; None outside of jobs.
 
     Inside a step of Slurm's they are the step's: SLURM_NODELIST and SLURM_JOB_NODELIST still name
-    all of the job's there.
+    all of the job's there. Slots are those that were asked for; of Slurm's nodes they aren't known
+    where only nodes were.
 
     Raises:
         InputError: two schedulers claim the job, or what one says can't be understood; names the
@@ -65,10 +69,14 @@ def nodes_of(text: str, where: str) -> tuple[Host, ...]:
 
 
 def _of_slurm(variable: str, environment: Environment) -> tuple[Host, ...]:
+    job = "SLURM_JOB_NODELIST"
+    if environment.get("SLURM_STEP_ID") == INTERACTIVE_STEP and environment.get(job):
+        # that step is on the first node, and what is typed there is for all of the job's
+        variable = job
     hosts = nodes_of(environment[variable], variable)
-    names = ["SLURM_TASKS_PER_NODE"]
-    if variable == "SLURM_STEP_NODELIST":
-        names.insert(0, "SLURM_STEP_TASKS_PER_NODE")
+    names = [] if variable == job else ["SLURM_STEP_TASKS_PER_NODE"]
+    # where nodes alone were asked for, Slurm says one task on each: nobody's wish
+    names += ["SLURM_TASKS_PER_NODE"] if environment.get("SLURM_NTASKS") else []
     name = next((name for name in names if environment.get(name)), None)
     if name is None:
         return hosts

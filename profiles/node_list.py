@@ -1,8 +1,11 @@
 """Lists of nodes as schedulers write them: `n[01-04,7]-ib,m3` stands for n01-ib and so on.
 
-What tools for such lists differ in is refused: numbers of unlike lengths where one has leading
-zeros (`[9-010]`, `[01,1]`), ranges that descend, and a node that is named twice. Of several pairs
-of brackets the last one counts fastest.
+What tools for such lists differ in is refused: a range between numbers of unlike lengths of which
+one has leading zeros (`[9-010]`), a range that descends, and a node that is named twice. Numbers
+stand as they are written, `[01,7]` for 01 and 7. Of several pairs of brackets the last one counts
+fastest.
+
+Seen with scontrol of Slurm 22.05, ClusterShell 1.10 (which sorts) and python-hostlist 2.3.
 """
 
 import itertools
@@ -80,14 +83,14 @@ def _ranges(group: str, word: str) -> list[tuple[range, int]]:
             f"{quoted(f'[{group}]')} in {quoted(word)} is no list of numbers; {EXAMPLE}"
         )
     ends = [(match[1], match[2] or match[1]) for match in found if match]
-    texts = [text for pair in ends for text in pair]
-    lengths = {len(text) for text in texts}
-    if len(lengths) > 1 and any(len(text) > 1 and text[0] == "0" for text in texts):
-        raise InputError(
-            f"{quoted(f'[{group}]')} in {quoted(word)} mixes numbers with leading zeros and others "
-            "of another length, which tools read differently; write all with as many digits"
-        )
     for first, last in ends:
+        has_zeros = any(len(text) > 1 and text[0] == "0" for text in (first, last))
+        if has_zeros and len(first) != len(last):
+            raise InputError(
+                f"{quoted(f'[{group}]')} in {quoted(word)}: {first}-{last} goes from leading zeros "
+                "to a number of another length, which tools read differently; write both with as "
+                "many digits"
+            )
         if int(first) > int(last):
             raise InputError(
                 f"{quoted(f'[{group}]')} in {quoted(word)}: {first}-{last} descends; "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ditplan.planner.cost.lower_bounds import LowerBounds
 from ditplan.planner.network.subsets import Subsets
 from ditplan.planner.search.pareto_front import ParetoFront
-from ditplan.planner.search.ranking import LINKED_PARTS, PricedCandidate
+from ditplan.planner.search.ranking import LINKED_PARTS, SAME_SPEED, PricedCandidate
 from ditplan.planner.search.seating import worth
 from ditplan.planner.space.candidate import Choice, Setting
 from ditplan.planner.space.placement import placements_on
@@ -37,7 +37,8 @@ class Elsewhere:
     def priced(
         self, choices: Iterable[Choice], on_first: Iterable[PricedCandidate]
     ) -> Iterator[PricedCandidate]:
-        """Those of meshes of one size that are better than on the first ranks.
+        """Those of meshes of one size that are better than on the first ranks, by more than
+        `SAME_SPEED`.
 
         A mesh is priced on all of the ranks in question with the setting that is fastest on the
         first ones; on the best of them also with its others.
@@ -71,7 +72,7 @@ class Elsewhere:
         if known:
             setting = _setting_of(known, settings) or setting
         best = min((self._price(mesh, seat, setting) for seat in placed), key=worth)
-        if known and worth(known) <= worth(best):
+        if known and best.prediction.latency_s * SAME_SPEED > known.prediction.latency_s:
             return
         yield best
         seat = (best.configuration.order, best.configuration.placement)

@@ -4,11 +4,12 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -19,9 +20,9 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import AxisGroup
-from ditplan.runtime.models.folder import read_json
 from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.models.inspection import diffusers_class
+from ditplan.runtime.models.saved_parts import load_parts
 from ditplan.runtime.weights.loading import (
     Put,
     Wanted,
@@ -42,10 +43,14 @@ DAMAGED = (
     OSError,
     RuntimeError,
     SafetensorError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
 """What diffusers, transformers and safetensors raise for files that they weren't written for."""
+
+MOST_JSON_BYTES = 2**28
+"""The largest in use are tokenizers of some 35 MB."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -121,13 +126,18 @@ def _require_regular_files(folder: Path) -> None:
     """Refuses what a library would wait for when it reads the folder, or read without end.
 
     Raises:
-        InputError: names what is neither a file nor a folder.
+        InputError: names what is neither a file nor a folder, or a text of gigabytes.
     """
     for parent, _, files in os.walk(folder):
         for name in files:
             path = Path(parent, name)
             if not path.is_file():
                 raise InputError(f"{path_text(path)}: this is no regular file; remove it")
+            if path.suffix == ".json" and (size := path.stat().st_size) > MOST_JSON_BYTES:
+                raise InputError(
+                    f"{path_text(path)}: is damaged: no model's JSON file has {size:,} bytes; "
+                    "copy the weights anew"
+                )
 
 
 def _saved_pipeline(
@@ -138,46 +148,28 @@ def _saved_pipeline(
     blocks: Collection[int] | None,
     weight_group: AxisGroup | None,
 ) -> Any:
-    given = _tokenizers(spec, weights)
+    refusing = partial(refusing_damage, spec, weights)
+    given = load_parts(weights, dtype, refusing, DAMAGED)
     if blocks is not None or weight_group is not None:
         folder = weights / "transformer"
         model_class = diffusers_class(spec.transformer_class)
-        with _refusing(spec, weights, *DAMAGED):
+        with refusing(*DAMAGED):
             model = empty_model(model_class, model_class.load_config(str(folder)), dtype)
         put = _put(spec, model, blocks, weight_group, device, dtypes_of(model, dtype))
         fill_from_folder(model, folder, device, dtype, _wanted(spec, model, blocks), put)
         given["transformer"] = model
-    with _refusing(spec, weights, *DAMAGED):
+    with refusing(*DAMAGED):
         pipeline: Any = diffusers_class(spec.pipeline_class).from_pretrained(
             str(weights), torch_dtype=dtype, local_files_only=True, **given
         )
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module) and component is not given.get("transformer"):
-            component.to(device)
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module) and component is not given.get("transformer"):
+                component.to(device)
     return pipeline
 
 
-def _tokenizers(spec: ModelSpec, weights: Path) -> dict[str, Any]:
-    """The tokenizers that a folder's index names, for `from_pretrained`.
-
-    Raises:
-        InputError: one can't be loaded.
-    """
-    index = read_json(weights / "model_index.json")
-    found: dict[str, Any] = {}
-    for name, component in index.items():
-        if not (isinstance(component, list) and component[:1] == ["transformers"]):
-            continue
-        kind = getattr(transformers, str(component[-1]), None)
-        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase):
-            # the library tokenizers raises plain Exceptions
-            with _refusing(spec, weights, Exception):
-                found[name] = kind.from_pretrained(str(weights / name), local_files_only=True)
-    return found
-
-
 @contextmanager
-def _refusing(spec: ModelSpec, weights: Path, *kinds: type[Exception]) -> Iterator[None]:
+def refusing_damage(spec: ModelSpec, weights: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Turns what libraries raise for damaged files into an InputError that names the folder.
 
     Raises:

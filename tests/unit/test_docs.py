@@ -73,8 +73,11 @@ def test_every_command_of_a_page_has_the_options_that_it_is_given(page: str) -> 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     for name, rest in COMMAND.findall(text_of(page)):
         assert name in commands, name
-        known = {option for each in commands[name].params for option in each.opts}
-        known |= {option for each in commands[name].params for option in each.secondary_opts}
+        command = commands[name]
+        if below := getattr(command, "commands", None):
+            command = below[rest.split()[0]]
+        known = {option for each in command.params for option in each.opts}
+        known |= {option for each in command.params for option in each.secondary_opts}
         assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known, (name, rest)
 
 

@@ -9,7 +9,20 @@ from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import ChosenHost, choose_hosts
 from ditplan.profiles.hosts_of_job import hosts_of_job
 
+BARE = (Host("n1"), Host("n2"))
 TWO, ONE = (Host("n1", slots=2), Host("n2", slots=2)), (Host("n2", slots=1),)
+
+SHELL = {
+    "SLURM_JOB_NODELIST": "n[1-2]",
+    "SLURM_STEP_NODELIST": "n1",
+    "SLURM_STEP_ID": "4294967290",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+}
+
+
+def tasks(per_node: str) -> dict[str, str]:
+    """What Slurm 22.05 sets where a number of tasks was asked for."""
+    return {"SLURM_TASKS_PER_NODE": per_node, "SLURM_NTASKS": "4"}
 
 
 @pytest.mark.parametrize(
@@ -17,10 +30,11 @@ TWO, ONE = (Host("n1", slots=2), Host("n2", slots=2)), (Host("n2", slots=1),)
     [
         ({}, None),
         ({"SLURM_JOB_NODELIST": "", "PBS_NODEFILE": ""}, None),
-        ({"SLURM_JOB_NODELIST": "n[1-2]"}, (Host("n1"), Host("n2"))),
-        ({"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "2(x2)"}, TWO),
+        ({"SLURM_JOB_NODELIST": "n[1-2]"}, BARE),
+        ({"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)"}, BARE),
+        ({"SLURM_JOB_NODELIST": "n[1-2]", **tasks("2(x2)")}, TWO),
         (
-            {"SLURM_JOB_NODELIST": "n[01-03],login", "SLURM_TASKS_PER_NODE": "2(x3),1"},
+            {"SLURM_JOB_NODELIST": "n[01-03],login", **tasks("2(x3),1")},
             (*(Host(f"n0{i}", slots=2) for i in (1, 2, 3)), Host("login", slots=1)),
         ),
         # inside a step the job's own list is still there
@@ -34,7 +48,10 @@ TWO, ONE = (Host("n1", slots=2), Host("n2", slots=2)), (Host("n2", slots=1),)
             },
             ONE,
         ),
-        ({"SLURM_STEP_NODELIST": "n2", "SLURM_TASKS_PER_NODE": "1"}, ONE),
+        ({"SLURM_STEP_NODELIST": "n2", **tasks("1")}, ONE),
+        # the shell of salloc, as a Slurm with use_interactive_step starts it on the first node
+        ({**SHELL, "SLURM_TASKS_PER_NODE": "1(x2)"}, BARE),
+        ({**SHELL, **tasks("2(x2)")}, TWO),
         ({"LSB_MCPU_HOSTS": "n1 2 n2 2"}, TWO),
         ({"LSB_MCPU_HOSTS": "n1 2 n2 2", "LSB_DJOB_HOSTFILE": "/nowhere"}, TWO),
     ],
@@ -61,7 +78,7 @@ def test_a_scheduler_s_file_has_a_line_for_each_slot(variable: str, tmp_path: Pa
     ("environment", "message"),
     [
         (
-            {"SLURM_JOB_NODELIST": "n[1-3]", "SLURM_TASKS_PER_NODE": "2(x2)"},
+            {"SLURM_JOB_NODELIST": "n[1-3]", **tasks("2(x2)")},
             r"SLURM_TASKS_PER_NODE is '2\(x2\)', for 2 nodes, and SLURM_JOB_NODELIST names 3",
         ),
         ({"SLURM_JOB_NODELIST": "n[1-2"}, "SLURM_JOB_NODELIST: the brackets of"),
@@ -69,11 +86,11 @@ def test_a_scheduler_s_file_has_a_line_for_each_slot(variable: str, tmp_path: Pa
         ({"SLURM_JOB_NODELIST": "-n"}, "SLURM_JOB_NODELIST: '-n' is not a host's name"),
         ({"SLURM_JOB_NODELIST": "me@n"}, "SLURM_JOB_NODELIST: 'me@n' is not a host's name"),
         (
-            {"SLURM_JOB_NODELIST": "n", "SLURM_TASKS_PER_NODE": "2x3"},
+            {"SLURM_JOB_NODELIST": "n", **tasks("2x3")},
             "SLURM_TASKS_PER_NODE: '2x3' is no number of tasks",
         ),
         (
-            {"SLURM_JOB_NODELIST": "n", "SLURM_TASKS_PER_NODE": "1(x99999)"},
+            {"SLURM_JOB_NODELIST": "n", **tasks("1(x99999)")},
             "SLURM_TASKS_PER_NODE: the repetition is '99999'",
         ),
         ({"LSB_MCPU_HOSTS": "a 4 b"}, "LSB_MCPU_HOSTS is 'a 4 b'; it is as in `a 4 b 2`"),

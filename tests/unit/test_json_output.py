@@ -78,6 +78,14 @@ def test_what_tune_writes_agrees_with_what_it_prints(
     assert shown["workload"] == found["workload"]
 
 
+def test_a_new_cluster_prints_what_is_documented(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--gpus", "1x2", "--device", "l4", "--intra", "pcie", "--out", "c.json"]
+    found = printed(monkeypatch, capsys, "cluster", "new", *asked)
+    assert found.keys() == documented("cluster new")
+
+
 @pytest.mark.parametrize("what", ["models", "clusters", "families", "backends"])
 def test_list_prints_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str

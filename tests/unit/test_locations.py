@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from ditplan.profiles.cluster import Host
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.locations import Location, locations_of, seats_in_job
+from ditplan.profiles.job_seats import seated, seats_in_job
+from ditplan.profiles.locations import Location, locations_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
 from tests.unit.factories import a_plan
@@ -106,6 +107,14 @@ def test_a_clusters_ranks_have_the_numbers_of_its_devices() -> None:
     assert found == [(0, "a", 5), (1, "a", 2), (3, "b", 1)]
 
 
+def test_numbers_are_kept_in_a_clusters_file_where_there_are_some() -> None:
+    cluster = a_cluster(hosts=2, devices=2)
+    assert '"numbers"' not in cluster.text()
+    host = Host(name="h0", devices=(a_device(),) * 2, numbers=(5, 2))
+    numbered = cluster.model_copy(update={"hosts": (host, cluster.hosts[1])})
+    assert type(cluster).from_json(numbered.text(), "c.json") == numbered
+
+
 @pytest.mark.parametrize("numbers", [(0,), (1, 1), (0, 1, 2)])
 def test_a_hosts_numbers_are_one_for_each_device(numbers: tuple[int, ...]) -> None:
     with pytest.raises(ValidationError, match="2 devices need as many different numbers"):
@@ -137,14 +146,14 @@ def test_a_seated_plan_has_each_coordinate_on_the_same_device() -> None:
     names = tuple(f"GPU {rank}" for rank in plan.configuration.ranks)
     fingerprint = plan.fingerprint.model_copy(update={"devices": names})
     plan = plan.model_copy(update={"fingerprint": fingerprint})
-    seated = plan.seated({0: 2, 3: 0, 5: 3, 6: 1})
-    assert seated.configuration.placement == (2, 1, 0, 3)
-    assert seated.fingerprint.devices == ("GPU 3", "GPU 6", "GPU 0", "GPU 5")
+    found = seated(plan, {0: 2, 3: 0, 5: 3, 6: 1})
+    assert found.configuration.placement == (2, 1, 0, 3)
+    assert found.fingerprint.devices == ("GPU 3", "GPU 6", "GPU 0", "GPU 5")
     before = {one.rank: (one.host, one.device) for one in plan.locations}
-    after = {one.rank: (one.host, one.device) for one in seated.locations}
-    for old, new in zip(plan.configuration.placement, seated.configuration.placement, strict=True):
+    after = {one.rank: (one.host, one.device) for one in found.locations}
+    for old, new in zip(plan.configuration.placement, found.configuration.placement, strict=True):
         assert before[old] == after[new]
-    assert seated.why_unsound() is None
+    assert found.why_unsound() is None
 
 
 def test_a_configuration_names_each_rank_once() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ditplan.profiles.catalog import find_model, shipped_weights
 from ditplan.profiles.errors import InputError
@@ -228,3 +229,49 @@ def test_a_pipe_among_weights_is_not_waited_for(tiny: Path) -> None:
     os.mkfifo(tiny / "tokenizer/added_tokens.json")
     message = refused(lambda: load(tiny))
     assert message == f"{tiny}/tokenizer/added_tokens.json: this is no regular file; remove it"
+
+
+def rewrite(path: Path, tensors: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Puts other tensors in place of those that a file of weights holds."""
+    held = load_file(path)
+    path.unlink()
+    save_file(tensors(held), path, metadata={"format": "pt"})
+
+
+def test_an_encoder_whose_file_lacks_a_tensor_gets_no_random_one(tiny: Path) -> None:
+    name = "text_model.final_layer_norm.bias"
+    rewrite(
+        tiny / "text_encoder/model.safetensors",
+        lambda held: {key: tensor for key, tensor in held.items() if key != name},
+    )
+    message = refused(lambda: load(tiny))
+    assert message.startswith(f"{tiny}/text_encoder: its files hold no {name} as its config.json")
+
+
+def test_an_encoder_whose_config_asks_for_more_is_refused_before_memory_is_taken(
+    tiny: Path,
+) -> None:
+    config = tiny / "text_encoder_3/config.json"
+    content = json.loads(config.read_text())
+    config.unlink()
+    config.write_text(json.dumps(content | {"vocab_size": 10**9}))
+    message = refused(lambda: load(tiny))
+    assert message.startswith(f"{tiny}/text_encoder_3: its config.json asks for ")
+    assert "parameters, its files hold " in message
+
+
+def test_a_config_of_the_wrong_kind_is_refused_in_one_line(tiny: Path) -> None:
+    config = tiny / "text_encoder/config.json"
+    content = json.loads(config.read_text())
+    config.unlink()
+    config.write_text(json.dumps(content | {"eos_token_id": " "}))
+    assert "StrictDataclassFieldValidationError" in refused(lambda: load(tiny))
+
+
+def test_a_config_of_gigabytes_is_not_read(tiny: Path) -> None:
+    config = tiny / "text_encoder/config.json"
+    config.unlink()
+    with config.open("wb") as file:
+        file.truncate(6 * 2**30)
+    message = refused(lambda: load(tiny))
+    assert message.startswith(f"{config}: is damaged: no model's JSON file has 6,442,450,944 bytes")

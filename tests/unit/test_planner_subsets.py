@@ -10,6 +10,7 @@ from ditplan.planner.network.subsets import Subsets
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import Objective
 from ditplan.planner.search.pricing import price_all
+from ditplan.planner.search.ranking import SAME_SPEED
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
@@ -111,7 +112,9 @@ def test_the_best_of_so_many_gpus_is_that_of_all_their_subsets(
         ranks: best_of(cut(cluster, ranks), size)
         for ranks in itertools.combinations(range(len(cluster.devices)), size)
     }
-    assert best_of(cluster, size) == pytest.approx(min(everywhere.values()), rel=1e-6)
+    least_s = min(everywhere.values())
+    # what is no better than the first ranks by this isn't taken for better
+    assert least_s * (1 - 1e-6) <= best_of(cluster, size) <= least_s * SAME_SPEED
 
 
 def test_some_of_these_are_better_than_the_first_ranks() -> None:

@@ -1,0 +1,65 @@
+"""The command `cluster new`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ditplan.command.options import Json
+from ditplan.command.terminal import Terminal
+from ditplan.outputs import require_folder
+from ditplan.profiles.data_sheets import data_sheets
+
+cluster_app = typer.Typer(
+    help="Make a file of a cluster without measuring it.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+
+def _networks() -> list[str]:
+    return list(data_sheets().inter)
+
+
+@cluster_app.command(
+    name="new",
+    epilog="Example: `ditplan cluster new --gpus 2x8 --device h100-sxm --intra nvlink "
+    "--inter ib400 --out c.json`",
+)
+def new_command(
+    gpus: Annotated[str, typer.Option(metavar="HxG", help="Hosts and the GPUs of each: 2x8.")],
+    device: Annotated[
+        str,
+        typer.Option(
+            help="The GPUs, such as h100-sxm or rtx-4090.",
+            autocompletion=lambda: list(data_sheets().devices),
+        ),
+    ],
+    intra: Annotated[str, typer.Option(help="What joins GPUs of a host: nvlink or pcie.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    inter: Annotated[
+        str | None,
+        typer.Option(
+            help="What joins hosts, such as eth100 or ib400: one adapter a host, 8xib400 is 8.",
+            autocompletion=_networks,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a cluster file from data sheets, to plan on paper for a cluster of one's own."""
+    from ditplan.profiles.new_cluster import new_cluster
+
+    terminal = Terminal(as_json)
+    require_folder(out)
+    cluster = new_cluster(gpus, device, intra, inter)
+    cluster.save(out)
+    kinds = ", ".join(cluster.link_kinds)
+    terminal.show(f"{out}: {len(cluster.devices)} x {cluster.devices[0].name}; {kinds}")
+    terminal.finish(
+        {
+            "out": str(out),
+            "hosts": [host.name for host in cluster.hosts],
+            "gpus": len(cluster.devices),
+            "links": [link.model_dump() for link in cluster.links],
+        }
+    )
