@@ -1,6 +1,7 @@
 """Finds the fastest parallel plan for a diffusion transformer, and runs it.
 
-A production job loads a plan and puts it in force: `load`, `parallelize`. A notebook makes one:
+A production job loads a plan, finds its place and puts the plan in force: `load`, `attach`,
+`parallelize`. A notebook makes one:
 `plan`, `plan_book`, `simulate`. Whoever only runs plans imports nothing of the planner.
 """
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from ditplan.planning import BookResult, PlanResult, SimulateResult, plan, plan_book, simulate
+    from ditplan.runtime.admission.fit import Attached
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,7 @@ __all__ = [
     "PlanBook",
     "PlanResult",
     "SimulateResult",
+    "attach",
     "load",
     "parallelize",
     "plan",
@@ -44,11 +47,28 @@ def load(path: Path | str) -> ExecutionPlan:
     return ExecutionPlan.load(path)
 
 
-def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
-    """Puts a plan in force on a diffusers pipeline, in a job started by torchrun.
+def attach(plan: ExecutionPlan) -> "Attached":
+    """Finds this process' place in a job started by torchrun, srun, Open MPI's mpirun or MPICH's
+    mpiexec: its rank, its device, and the plan for the job's ranks.
 
-    Every rank calls it with the same plan; then every rank calls the pipeline with the same
-    arguments and seed, which is checked. Closing the result gives the pipeline back as it was.
+    Every rank calls it with the same plan. Ranks tell each other host and GPU, and each coordinate
+    of the mesh goes to the rank that sits where the plan says, in whatever order ranks were
+    started. But for torchrun, MASTER_ADDR and MASTER_PORT say where ranks meet.
+
+    Raises:
+        InputError: the same on every rank: the job has other ranks or devices than the plan.
+    """
+    from ditplan.runtime.admission.fit import attached
+
+    return attached(plan)
+
+
+def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
+    """Puts a plan in force on a diffusers pipeline, in a job that a launcher started.
+
+    Every rank calls it with the same plan, which is placed as `attach` says; then every rank calls
+    the pipeline with the same arguments and seed, which is checked. Closing the result gives the
+    pipeline back as it was.
 
     Raises:
         InputError: the same on every rank: the plan doesn't fit the pipeline, the number of ranks
@@ -59,7 +79,7 @@ def parallelize(pipeline: Any, plan: ExecutionPlan) -> "ExitStack":
     from ditplan.runtime.admission.fit import admitted
     from ditplan.runtime.native import parallelize as parallelize_native
 
-    context = admitted(pipeline, plan)
+    context, plan = admitted(pipeline, plan)
     with ExitStack() as undo:
         undo.callback(context.groups.close)
         undo.enter_context(parallelize_native(pipeline, plan, context))

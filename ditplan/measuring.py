@@ -21,6 +21,7 @@ from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
 from ditplan.profiles.hosts import load_hosts
 from ditplan.profiles.hosts_formats import HostsFormat
+from ditplan.profiles.job_seats import on_its_own
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -89,14 +90,15 @@ def start_workers(hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None =
     """
     entries = usable_hosts(hosts)
     from ditplan.runtime.ranks.pool import count_slots
-    from ditplan.runtime.workers import Workers, device_kind
+    from ditplan.runtime.workers import Workers, device_kind, gpus_of
 
     kind = device_kind()
     room = count_slots(entries, kind)
     if needed is not None:
         if room < needed.mesh.size:
             needed.require_ranks(room)
-        return Workers(entries, needed.mesh.size, kind)
+        own = gpus_of(needed) if kind == "cuda" else None
+        return Workers(entries, needed.mesh.size, kind, own)
     if gpus is not None and gpus > room:
         raise InputError(
             Setting("gpus", gpus), f": there is room for {room} rank(s); use at most {room}"
@@ -196,6 +198,7 @@ def run_plan(
         InputError: hosts, devices or software that the plan isn't for, or a workload that the model
             or the devices can't do. ClusterError: a rank failed.
     """
+    plan = on_its_own(plan)
     with start_workers(hosts, None, needed=plan) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
         plan.require_workload(limits, workers.device)

@@ -27,6 +27,11 @@ def seated(plan: ExecutionPlan, seats: Mapping[int, int]) -> ExecutionPlan:
     )
 
 
+def on_its_own(plan: ExecutionPlan) -> ExecutionPlan:
+    """The plan for a job of its ranks alone, which are numbered as they ascend."""
+    return seated(plan, {rank: number for number, rank in enumerate(plan.configuration.ranks)})
+
+
 def seats_in_job(
     planned: Sequence[Location], job: Sequence[Location], *, by_number: bool
 ) -> dict[int, int]:

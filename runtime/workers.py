@@ -9,9 +9,10 @@ from typing import Self
 import torch
 
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind, LinkKind
-from ditplan.profiles.errors import ClusterError
+from ditplan.profiles.errors import ClusterError, Command, InputError
 from ditplan.profiles.fingerprint import RankFacts
 from ditplan.profiles.host import Host
+from ditplan.profiles.locations import by_host, numbers
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
@@ -19,8 +20,9 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.profiling.cluster_profiler import profile_cluster
 from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
 from ditplan.runtime.ranks.by_name import ByName
+from ditplan.runtime.ranks.device_numbers import visible_numbers
 from ditplan.runtime.ranks.devices import device_name
-from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.ranks.pool import RankPool, environment
 
 # the ranks alone import diffusers and torch's compiler for these
 GENERATE = ByName("ditplan.runtime.generation", "generate")
@@ -39,14 +41,45 @@ def device_kind() -> DeviceKind:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class Workers:
-    """`ranks` ranks on the given hosts (this machine if None); a context manager."""
+def gpus_of(plan: ExecutionPlan) -> tuple[int, ...] | None:
+    """Which of the GPUs that CUDA may see here a plan of one host is for, by its rank; None where
+    it doesn't say, or names several hosts.
 
-    def __init__(self, hosts: Sequence[Host] | None, ranks: int, device: DeviceKind) -> None:
+    Raises:
+        InputError: there is no such GPU here.
+    """
+    if len(by_host(plan.locations)) != 1:
+        return None
+    here = visible_numbers(environment(), torch.cuda.device_count())
+    missing = [one.device for one in plan.locations if one.device not in here]
+    if missing:
+        seen = numbers(number for number in here if number is not None)
+        raise InputError(
+            f"the plan is for GPU {missing[0]}, CUDA may see {seen or 'none'} here; let it see "
+            "the others (CUDA_VISIBLE_DEVICES), or tune here: `",
+            Command("tune"),
+            "`",
+        )
+    return tuple(here.index(one.device) for one in plan.locations)
+
+
+class Workers:
+    """`ranks` ranks on the given hosts (this machine if None), on certain `gpus` or the first ones;
+    a context manager.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[Host] | None,
+        ranks: int,
+        device: DeviceKind,
+        gpus: Sequence[int] | None = None,
+    ) -> None:
         self._hosts = hosts
         self.device: DeviceKind = device
         self._pool: RankPool | None = None
         self.ranks = ranks
+        self._gpus = gpus
 
     def pool(self) -> RankPool:
         """Ranks that work.
@@ -56,7 +89,7 @@ class Workers:
             ClusterError: they can't be started.
         """
         if self._pool is None or not self._pool.is_open:
-            self._pool = RankPool(self._hosts, self.ranks, self.device)
+            self._pool = RankPool(self._hosts, self.ranks, self.device, gpus=self._gpus)
         return self._pool
 
     def device_names(self) -> tuple[str, ...]:

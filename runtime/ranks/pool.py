@@ -19,12 +19,10 @@ from typing import Self, TypeVar
 
 import psutil
 import torch
-import torch.distributed as dist
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.host import Host
-from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 from ditplan.runtime.ranks.by_name import ByName
 from ditplan.runtime.ranks.conversation import TICK_S, Conversation, Failure, Rank, numbered
 from ditplan.runtime.ranks.folders import keep_folder, make_folder
@@ -62,6 +60,7 @@ class RankPool:
         ranks: int,
         device: DeviceKind,
         *,
+        gpus: Sequence[int] | None = None,
         start_timeout_s: float = 180.0,
         silence_s: float = 30.0,
     ) -> None:
@@ -71,6 +70,7 @@ class RankPool:
             hosts: where; None is this machine. Ranks follow their order.
             ranks: how many.
             device: "cuda" gives each rank a GPU of its own, "cpu" uses gloo.
+            gpus: which GPU each rank has, of those that CUDA may see; the first ones if None.
             start_timeout_s: how long starting may take.
             silence_s: a rank that shows no sign of life for so long during a task has failed; one
                 whose process is stopped sooner. What gives other threads no turn is silence, too:
@@ -83,6 +83,7 @@ class RankPool:
         _require_room(hosts, ranks, device)
         self.device: DeviceKind = device
         self.size = ranks
+        self._gpus = range(ranks) if gpus is None else gpus
         self.environment: Mapping[str, str] = _rank_environment(ranks)
         self._silence_s = silence_s
         self._is_open = True
@@ -187,7 +188,7 @@ class RankPool:
         with Reception(LOOPBACK, key, backlog=max(128, self.size)) as reception:
             folder = str(self._folder)
             for number in range(self.size):
-                device = f"cuda:{number}" if self.device == "cuda" else "cpu"
+                device = f"cuda:{self._gpus[number]}" if self.device == "cuda" else "cpu"
                 self._start_rank(
                     Ticket(number, self.size, device, LOOPBACK, reception.port, key.hex(), folder)
                 )
@@ -231,32 +232,9 @@ class RankPool:
                 raise _rank_error("starting the ranks", failures, self._folder)
 
 
-def attach_from_torchrun() -> RankContext:
-    """The context of a rank that torchrun started: on its own GPU if there is one, else on the CPU.
-
-    Initializes the default process group if nobody has.
-
-    Raises:
-        InputError: the process wasn't started by torchrun.
-    """
-    try:
-        rank, local_rank, world_size = (
-            int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        )
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{error} in the environment: this process wasn't started by torchrun; "
-            "start it as `torchrun --nproc-per-node N script.py`"
-        ) from None
+def without_multicast() -> None:
+    """Has this process, which others have started, set up no multicast unless they say so."""
     os.environ.setdefault(*NO_MULTICAST)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        bound = device if device.type == "cuda" else None
-        dist.init_process_group("nccl" if bound else "gloo", timeout=GROUP_TIMEOUT, device_id=bound)
-    return RankContext(rank, world_size, device, GroupCache(rank, world_size))
 
 
 def environment() -> Mapping[str, str]:
