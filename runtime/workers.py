@@ -22,7 +22,8 @@ from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
 from ditplan.runtime.ranks.by_name import ByName
 from ditplan.runtime.ranks.device_numbers import visible_numbers
 from ditplan.runtime.ranks.devices import device_name
-from ditplan.runtime.ranks.pool import RankPool, environment
+from ditplan.runtime.ranks.environment import environment
+from ditplan.runtime.ranks.pool import RankPool
 
 # the ranks alone import diffusers and torch's compiler for these
 GENERATE = ByName("ditplan.runtime.generation", "generate")

@@ -22,7 +22,7 @@ from ditplan.runtime.admission.agreement import disagreement
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.attach import attach_to_job, seated_in_job
 from ditplan.runtime.ranks.devices import common_link_kind, link_kind
-from ditplan.runtime.ranks.pool import environment
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.self_test import facts_of_rank
 
 LOG = logging.getLogger("ditplan")

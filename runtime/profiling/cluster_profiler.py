@@ -28,8 +28,9 @@ from ditplan.runtime.ranks.devices import (
     device_warnings,
     inspect_device,
 )
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.left_set import environment_warnings
-from ditplan.runtime.ranks.pool import RankPool, environment
+from ditplan.runtime.ranks.pool import RankPool
 from ditplan.runtime.ranks.self_test import software_versions
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 

@@ -15,9 +15,9 @@ from ditplan.profiles.locations import Location
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 from ditplan.runtime.ranks.device_numbers import number_of_gpu
+from ditplan.runtime.ranks.environment import NO_MULTICAST, environment, set_where_unset
 from ditplan.runtime.ranks.gpu_inventory import gpu_of
 from ditplan.runtime.ranks.job_rank import JobRank, job_rank, meeting_place
-from ditplan.runtime.ranks.pool import environment, without_multicast
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def attach_to_job() -> RankContext:
             ranks meet.
     """
     job = job_rank(environment())
-    without_multicast()
+    set_where_unset(*NO_MULTICAST)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = _gpu_of(job, torch.cuda.device_count())
