@@ -23,6 +23,9 @@ MOST_SUBSETS = 16
 """Where there are more of a size only even ones are tried: each domain that gives ranks gives as
 many as the others of its kind."""
 
+MOST_TAKEN = 16
+"""Of a host's devices, or of so many, subsets are sought; larger meshes fill hosts."""
+
 MOST_RANKS = 64
 """Of more ranks on hosts that aren't alike only the first ones are used."""
 
@@ -56,7 +59,8 @@ class Subsets:
 
     def _differing(self, size: int) -> Iterator[Ranks]:
         topology = self.topology
-        if not 1 < size < topology.ranks or topology.has_different_devices:
+        most = min(topology.ranks - 1, max(MOST_TAKEN, topology.ranks_per_host))
+        if not 1 < size <= most or topology.has_different_devices:
             return
         if self._whole is None:
             self._whole = _cluster_domain(topology)
@@ -151,20 +155,30 @@ def _ways(domain: Domain, count: int) -> Iterator[Ranks]:
     if not domain.parts:
         yield domain.ranks[:count]
     else:
-        yield from _shared_out(domain.parts, count, count)
+        yield from _shared_out(domain.parts, count, (count, 0))
 
 
-def _shared_out(parts: Sequence[Domain], count: int, most: int) -> Iterator[Ranks]:
-    """Ways to take so many ranks of parts, of the first one at most so many."""
+def _shared_out(parts: Sequence[Domain], count: int, before: tuple[int, int]) -> Iterator[Ranks]:
+    """Ways to take so many ranks of parts: of the first one no more than were taken `before` of one
+    like it, and of as many no way of taking them that stands before that one's.
+    """
     if not parts:
         yield ()
         return
     first, rest = parts[0], parts[1:]
-    left = sum(len(part.ranks) for part in rest)
-    for own in range(min(len(first.ranks), count, most), max(0, count - left) - 1, -1):
-        is_alike = bool(rest) and rest[0].kind == first.kind
-        for here in _ways(first, own):
-            for there in _shared_out(rest, count - own, own if is_alike else count):
+    is_alike = bool(rest) and rest[0].kind == first.kind
+    for own in range(min(len(first.ranks), count, before[0]), -1, -1):
+        left = sum(
+            min(len(part.ranks), own) if part.kind == first.kind else len(part.ranks)
+            for part in rest
+        )
+        if own + left < count:
+            return
+        for number, here in enumerate(_ways(first, own)):
+            if own == before[0] and number < before[1]:
+                continue
+            limit = (own, number) if is_alike else (count, 0)
+            for there in _shared_out(rest, count - own, limit):
                 yield here + there
 
 
