@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ditplan.profiles.errors import Command, InputError, Setting, one_line
+from ditplan.profiles.host_choice import ChosenHost, HostChoice
 from ditplan.profiles.locations import Location, by_host, device_numbers, numbers
 from ditplan.profiles.plan import ExecutionPlan
 
@@ -30,6 +31,36 @@ def seated(plan: ExecutionPlan, seats: Mapping[int, int]) -> ExecutionPlan:
 def on_its_own(plan: ExecutionPlan) -> ExecutionPlan:
     """The plan for a job of its ranks alone, which are numbered as they ascend."""
     return seated(plan, {rank: number for number, rank in enumerate(plan.configuration.ranks)})
+
+
+def on_hosts(plan: ExecutionPlan, hosts: HostChoice) -> tuple[ExecutionPlan, HostChoice]:
+    """The plan for a job of its ranks alone, as they are started on hosts one after the other, and
+    the hosts with the devices that it names. A plan that names other numbers of hosts, or more
+    devices than they give, takes what they have in order.
+    """
+    theirs = by_host(plan.locations)
+    ours = {one.host.name.lower(): one for one in hosts.hosts}
+    pairs = _hosts_by_name(theirs, ours)
+    free = [name for name in ours if name not in pairs.values()]
+    absent = [name for name in theirs if name not in pairs]
+    if not theirs or len(absent) > len(free):
+        return on_its_own(plan), hosts
+    pairs |= dict(zip(absent, free, strict=False))
+    chosen, seats = list[ChosenHost](), dict[int, int]()
+    for name, own in theirs.items():
+        one, devices = ours[pairs[name]], tuple(location.device for location in own)
+        if not _has(one, devices):
+            return on_its_own(plan), hosts
+        chosen.append(ChosenHost(replace(one.host, slots=len(devices)), devices))
+        seats |= {location.rank: len(seats) + i for i, location in enumerate(own)}
+    return seated(plan, seats), replace(hosts, hosts=tuple(chosen))
+
+
+def _has(host: ChosenHost, devices: Sequence[int]) -> bool:
+    """Whether a host gives these devices, as far as is said."""
+    if host.devices is not None:
+        return set(devices) <= set(host.devices)
+    return host.host.slots is None or max(devices) < host.host.slots
 
 
 def seats_in_job(

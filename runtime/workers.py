@@ -9,10 +9,9 @@ from typing import Self
 import torch
 
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind, LinkKind
-from ditplan.profiles.errors import ClusterError, Command, InputError
+from ditplan.profiles.errors import ClusterError
 from ditplan.profiles.fingerprint import RankFacts
-from ditplan.profiles.host import Host
-from ditplan.profiles.locations import by_host, numbers
+from ditplan.profiles.host_choice import HostChoice
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
@@ -20,10 +19,9 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.profiling.cluster_profiler import profile_cluster
 from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
 from ditplan.runtime.ranks.by_name import ByName
-from ditplan.runtime.ranks.device_numbers import visible_numbers
-from ditplan.runtime.ranks.devices import device_name
-from ditplan.runtime.ranks.environment import environment
+from ditplan.runtime.ranks.environment import cores
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.ranks.survey import Room
 
 # the ranks alone import diffusers and torch's compiler for these
 GENERATE = ByName("ditplan.runtime.generation", "generate")
@@ -31,10 +29,16 @@ MEASURE_PLAN = ByName("ditplan.runtime.generation", "measure_plan")
 GATHER_FACTS = ByName("ditplan.runtime.admission.fit", "gathered_facts")
 PROFILE_MODEL = ByName("ditplan.runtime.profiling.model_profiler", "profile_model")
 
-NAMES_TIMEOUT_S = 60.0
+FACTS_TIMEOUT_S = 60.0
 PROFILE_TIMEOUT_S = 1800.0
 SLOWER_THAN_PREDICTED = 50
 LOADING_TIMEOUT_S = 900.0
+
+
+def room_here() -> Room:
+    """What ranks of this machine run on, and how many it has room for: one a GPU, or a core."""
+    kind = device_kind()
+    return Room(kind, torch.cuda.device_count() if kind == "cuda" else cores())
 
 
 def device_kind() -> DeviceKind:
@@ -42,45 +46,24 @@ def device_kind() -> DeviceKind:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def gpus_of(plan: ExecutionPlan) -> tuple[int, ...] | None:
-    """Which of the GPUs that CUDA may see here a plan of one host is for, by its rank; None where
-    it doesn't say, or names several hosts.
-
-    Raises:
-        InputError: there is no such GPU here.
-    """
-    if len(by_host(plan.locations)) != 1:
-        return None
-    here = visible_numbers(environment(), torch.cuda.device_count())
-    missing = [one.device for one in plan.locations if one.device not in here]
-    if missing:
-        seen = numbers(number for number in here if number is not None)
-        raise InputError(
-            f"the plan is for GPU {missing[0]}, CUDA may see {seen or 'none'} here; let it see "
-            "the others (CUDA_VISIBLE_DEVICES), or tune here: `",
-            Command("tune"),
-            "`",
-        )
-    return tuple(here.index(one.device) for one in plan.locations)
-
-
 class Workers:
-    """`ranks` ranks on the given hosts (this machine if None), on certain `gpus` or the first ones;
-    a context manager.
+    """`ranks` ranks on the given hosts (this machine if None); a context manager.
+
+    `say` is told which ranks each host has, and over which interface they talk.
     """
 
     def __init__(
         self,
-        hosts: Sequence[Host] | None,
+        hosts: HostChoice | None,
         ranks: int,
         device: DeviceKind,
-        gpus: Sequence[int] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._hosts = hosts
+        self._say = say
         self.device: DeviceKind = device
         self._pool: RankPool | None = None
         self.ranks = ranks
-        self._gpus = gpus
 
     def pool(self) -> RankPool:
         """Ranks that work.
@@ -90,19 +73,17 @@ class Workers:
             ClusterError: they can't be started.
         """
         if self._pool is None or not self._pool.is_open:
-            self._pool = RankPool(self._hosts, self.ranks, self.device, gpus=self._gpus)
+            self._pool = RankPool(self._hosts, self.ranks, self.device)
+            if self._say is not None and len(self._pool.arrangement.shares) > 1:
+                self._say(f"hosts: {self._pool.arrangement}")
         return self._pool
 
-    def device_names(self) -> tuple[str, ...]:
-        """What each rank's device is called."""
-        return tuple(self.pool().run(device_name, timeout_s=NAMES_TIMEOUT_S))
-
-    def facts(self, ranks: Sequence[int]) -> tuple[Sequence[RankFacts], LinkKind]:
-        """What some ranks find, and what connects their devices; on GPUs with a
-        self-test: CPU ranks share their cores with whatever else runs.
+    def facts(self, ranks: Sequence[int], *, timed: bool) -> tuple[Sequence[RankFacts], LinkKind]:
+        """What some ranks find, and what connects their devices; `timed` with a
+        self-test, on GPUs: CPU ranks share their cores with whatever else runs.
         """
-        timed = self.device == "cuda"
-        found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=NAMES_TIMEOUT_S)
+        timed = timed and self.device == "cuda"
+        found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=FACTS_TIMEOUT_S)
         facts: tuple[Sequence[RankFacts], LinkKind] = found[0]
         return facts
 

@@ -140,8 +140,9 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
                     _note(front, ranked)
             unpriced += len(on_first) == before
         priced += on_first
-        # copies that run at once fill the cluster from its first rank on
-        if task.objective.name != "throughput":
+        # copies that run at once fill the cluster from its first rank on; where all of many GPUs
+        # may be used, few are hardly the best
+        if task.objective.name != "throughput" and not is_large:
             for ranked in elsewhere.priced(choices, on_first):
                 priced.append(ranked)
                 _note(front, ranked)

@@ -1,6 +1,7 @@
 """The environment of this process, and that of ranks. No other file reads the environment."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
@@ -32,25 +33,37 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def rank_environment(
-    environment: Mapping[str, str], path: Sequence[str], ranks: int, interface: str
-) -> dict[str, str]:
-    """What `ranks` ranks of a host are started with, whose own environment is given.
+def search_path() -> list[str]:
+    """This process's own, so that a task is found by ranks if it was found here."""
+    return [path or os.getcwd() for path in sys.path]
+
+
+def rank_settings(path: Sequence[str], interface: str) -> dict[str, str]:
+    """What ranks of a host are given, whatever its own environment says.
 
     They find modules by `path`, and take connections on `interface` alone. Left to itself, NCCL
     takes another one, and gloo that of the host's name, which often leads to no usable address.
     """
-    threads = str(max(1, cores() // ranks))
-    fallbacks = {
-        "OMP_NUM_THREADS": threads,
-        "TORCHINDUCTOR_COMPILE_THREADS": threads,
-        NO_MULTICAST[0]: NO_MULTICAST[1],
-    }
     return {
-        **fallbacks,
-        **environment,
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
         "GLOO_SOCKET_IFNAME": interface,
         "NCCL_SOCKET_IFNAME": f"={interface}",
     }
+
+
+def rank_fallbacks(ranks: int, cores: int) -> dict[str, str]:
+    """What `ranks` ranks of a host with so many cores are given where nobody has set it."""
+    threads = str(max(1, cores // ranks))
+    return {
+        "OMP_NUM_THREADS": threads,
+        "TORCHINDUCTOR_COMPILE_THREADS": threads,
+        NO_MULTICAST[0]: NO_MULTICAST[1],
+    }
+
+
+def rank_environment(
+    environment: Mapping[str, str], path: Sequence[str], ranks: int, interface: str
+) -> dict[str, str]:
+    """What `ranks` ranks of this host are started with, whose own environment is given."""
+    return rank_fallbacks(ranks, cores()) | dict(environment) | rank_settings(path, interface)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ditplan.profiles.errors import Setting
 from ditplan.runtime.ranks.host_report import HostFacts
 from ditplan.runtime.ranks.host_view import HostView
-from ditplan.runtime.ranks.left_set import VISIBLE_DEVICES, slowing
+from ditplan.runtime.ranks.left_set import OWN, VISIBLE_DEVICES, slowing
 from ditplan.runtime.ranks.remedies import Problem, Severity, problem
 
 LEAST_DISK_BYTES = 1 << 30
@@ -19,6 +19,9 @@ CLOCK_S = 1.0
 
 SLOW = 2.0
 """By how many times a processor is slower that stands out: more than clocks that go up and down."""
+
+SLOW_GPU = 1.2
+"""As `SLOW`, between GPUs of one name while they do the same."""
 
 SAME: tuple[tuple[str, str, Severity, str], ...] = (
     ("python", "Python", "cluster", "what ranks send each other is read by one Python alone"),
@@ -37,7 +40,6 @@ they differ, and why."""
 LATE = {
     "versions": "its packages aren't known",
     "gpus": "NVML doesn't answer, so its GPUs aren't known; try `nvidia-smi` there",
-    "product": "how fast its processor is isn't known",
     "disk": "its folder for temporary files doesn't answer; a network folder may hang",
     "names": "its name servers don't answer; look at /etc/resolv.conf there",
 }
@@ -53,11 +55,12 @@ def problems_of(views: Sequence[HostView], here: Mapping[str, str]) -> list[Prob
         found += _of_disk(view, facts)
         found += _of_gpus(view, facts)
         found += _of_clock(view)
-        late = (LATE[name] for name in facts.late)
+        late = (LATE[name] for name in facts.late if name in LATE)
         found += [problem(view.name, "warning", f"{what}: no answer in time") for what in late]
     found += _of_versions(known, here)
     found += _of_missing_gpus(known)
     found += _of_product(known)
+    found += _of_gpu_products(known)
     found += _of_environment(known)
     found += _of_names(known)
     found += _of_one_machine(known)
@@ -191,6 +194,33 @@ def _of_product(known: Known) -> Iterator[Problem]:
             )
 
 
+def _of_gpu_products(known: Known) -> Iterator[Problem]:
+    """GPUs that multiply slower than others of their name."""
+    fastest: dict[str | None, tuple[float, str]] = {}
+    found = []
+    for view, facts in known:
+        names = {gpu.uuid: gpu.name for gpu in facts.gpus or ()}
+        for number, one in enumerate(facts.gpu_products or ()):
+            name = names.get(one.uuid)
+            found.append((view.name, number, name, one))
+            best = fastest.get(name, (0.0, ""))
+            fastest[name] = max(best, (one.flops_per_s, f"GPU {number} of {view.name}"))
+    for host, number, name, one in found:
+        rate, other = fastest[name]
+        if one.flops_per_s * SLOW_GPU < rate:
+            clock = f"{_shown(one.clock_mhz)} of {_shown(one.clock_max_mhz)} MHz"
+            yield problem(
+                host,
+                "warning",
+                f"GPU {number} multiplies at {tera(one.flops_per_s)}, its clock at {clock}, and "
+                f"{other} at {tera(rate)}; check what else uses it, power and cooling",
+            )
+
+
+def _shown(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
 def _of_environment(known: Known) -> Iterator[Problem]:
     effects: dict[tuple[str, str], list[str]] = {}
     for view, facts in known:
@@ -200,6 +230,11 @@ def _of_environment(known: Known) -> Iterator[Problem]:
         yield problem(names_of(hosts), "warning", f"{setting} is left set: {effect}; unset it")
     names = dict.fromkeys(name for _, facts in known for name in facts.environment)
     for name in names:
+        if name in OWN:
+            hosts = [view.name for view, facts in known if name in facts.environment]
+            words = f"{name} is set and not used; the interface is chosen by routes, or by "
+            yield problem(names_of(hosts), "warning", words, Setting("interface", "NAME"))
+            continue
         values = {view.name: facts.environment.get(name) for view, facts in known}
         if name == VISIBLE_DEVICES or len({*values.values()}) < 2:
             continue
@@ -281,3 +316,8 @@ def _is_loopback(address: str) -> bool:
 def gib(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 2**30:.3g} GiB"
+
+
+def tera(rate: float) -> str:
+    """FLOP/s for people."""
+    return f"{rate / 1e12:.3g} TFLOP/s"

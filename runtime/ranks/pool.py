@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pickle
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,25 +15,23 @@ import torch
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.host import Host
+from ditplan.profiles.host_choice import HostChoice
 from ditplan.runtime.ranks.agent_link import AgentLink
+from ditplan.runtime.ranks.arrangement import HostShare, arranged, devices_on, launches_on
 from ditplan.runtime.ranks.by_name import ByName
 from ditplan.runtime.ranks.conversation import Conversation, Failure, placed
 from ditplan.runtime.ranks.environment import (
     carried,
-    cores,
     environment,
     rank_environment,
+    search_path,
 )
 from ditplan.runtime.ranks.fleet import Fleet, Process
 from ditplan.runtime.ranks.frames import NOBODY, Frame, Kind
-from ditplan.runtime.ranks.hosts import require_local
-from ditplan.runtime.ranks.interface_choice import choose_interfaces
-from ditplan.runtime.ranks.launchers import launch_on
 from ditplan.runtime.ranks.rank_process import GOODBYE, LEAVE_S
 
-AGENT = "ditplan.runtime.ranks.agent"
 LOG_S = 10.0
-THIS_MACHINE = Host("localhost")
+THIS_MACHINE = HostChoice.of([Host("localhost")])
 
 T = TypeVar("T")
 
@@ -53,27 +50,26 @@ class RankPool:
 
     Any failure ends all ranks on all hosts and closes the pool; start a new one then. The ranks'
     standard output and error go to log files on their hosts, which `close()` deletes and a failure
-    leaves. `environment` is what ranks of this machine are started with.
+    leaves. `environment` is what ranks of this machine are started with, `arrangement` says which
+    ranks each host has.
     """
 
     def __init__(
         self,
-        hosts: Sequence[Host] | None,
+        hosts: HostChoice | None,
         ranks: int,
         device: DeviceKind,
         *,
-        gpus: Sequence[int] | None = None,
         start_timeout_s: float = 180.0,
         silence_s: float = 30.0,
     ) -> None:
         """Starts `ranks` ranks and has them join one process group.
 
         Args:
-            hosts: where; None is this machine. Ranks follow their order.
+            hosts: where, and over which interface they talk; None is this machine. Ranks follow
+                their order.
             ranks: how many.
             device: "cuda" gives each rank a GPU of its own, "cpu" uses gloo.
-            gpus: which GPU of its host each rank has, of those that CUDA may see; the first ones if
-                None.
             start_timeout_s: how long starting may take.
             silence_s: a rank that shows no sign of life for so long during a task has failed; one
                 whose process is stopped sooner. What gives other threads no turn is silence, too:
@@ -84,16 +80,16 @@ class RankPool:
             RankError: a rank failed while starting.
             ClusterError: the hosts don't fit each other, or don't reach each other.
         """
-        _require_room(hosts, ranks, device)
+        if hosts is None:
+            _require_room(ranks, device)
         self.device: DeviceKind = device
         self.size = ranks
-        self._gpus = gpus
         own = environment()
         self.environment: Mapping[str, str] = own
         self._silence_s = silence_s
-        self._hosts = tuple(hosts or (THIS_MACHINE,))
-        launches = {_name(host): launch_on(host, AGENT, own) for host in self._hosts}
-        self._fleet = Fleet(launches, {**own, "PYTHONPATH": os.pathsep.join(_search_path())})
+        self._hosts = hosts
+        launches = launches_on(hosts or THIS_MACHINE, own)
+        self._fleet = Fleet(launches, {**own, "PYTHONPATH": os.pathsep.join(search_path())})
         with self._ending_ranks_on_error():
             self._start(time.monotonic() + start_timeout_s)
 
@@ -179,7 +175,6 @@ class RankPool:
     def _start(self, deadline: float) -> None:
         self._fleet.wait_for(self._know_hosts, deadline)
         self._require_hosts("said nothing in time")
-        self._give_seats()
         self._send_setups()
         self._fleet.wait_for(self._were_started, deadline)
         self._require_hosts("didn't start its ranks in time")
@@ -205,86 +200,50 @@ class RankPool:
             ranks = tuple(rank for link in lost for rank in link.ranks)
             raise RankError(f"starting the ranks: {named}", ranks, were_lost=True)
 
-    def _give_seats(self) -> None:
-        """Gives ranks to hosts, as many as each has room for, in their order."""
-        left = list(range(self.size))
-        for link, host in zip(self._fleet.links, self._hosts, strict=True):
-            assert link.facts is not None
-            room = host.slots or (link.facts.gpus if self.device == "cuda" else link.facts.cores)
-            if self._hosts == (THIS_MACHINE,):
-                room = self.size
-            link.ranks, left = left[:room], left[room:]
-        self._fleet.processes |= {number: Process() for number in range(self.size)}
+    def _devices(self) -> Mapping[str, Sequence[str]]:
+        """The devices that ranks may have, by host."""
+        if self._hosts is not None:
+            return devices_on(self._fleet, self._hosts, self.device)
+        on_gpus = self.device == "cuda"
+        devices = [f"cuda:{rank}" if on_gpus else "cpu" for rank in range(self.size)]
+        return {self._fleet.links[0].name: devices}
 
     def _send_setups(self) -> None:
-        links = [link for link in self._fleet.links if link.ranks]
-        for link, interface in zip(links, self._interfaces(links), strict=True):
-            setup = {
-                "devices": {
-                    rank: self._device_of(rank, slot) for slot, rank in enumerate(link.ranks)
-                },
-                "world_size": self.size,
-                "are_forked": self.device == "cpu",
-                "path": _search_path(),
-                "interface": interface,
-                "environment": carried(self.environment),
-                "ends_by_silence": link.launch.launcher != "direct",
-            }
-            self._fleet.send(link, Frame(Kind.SETUP, NOBODY, json.dumps(setup).encode()))
-            if link.launch.launcher == "direct":
-                self.environment = rank_environment(
-                    self.environment, _search_path(), len(link.ranks), interface
-                )
+        """Has each host start its ranks."""
+        hosts = self._hosts or THIS_MACHINE
+        self.arrangement = arranged(self._fleet, self._devices(), self.size, hosts)
+        for warning in self.arrangement.warnings:
+            warnings.warn(warning, PlanWarning, stacklevel=2)
+        self._fleet.processes |= {number: Process() for number in range(self.size)}
+        for share in self.arrangement.shares:
+            self._send_setup(share)
 
-    def _device_of(self, rank: int, slot: int) -> str:
-        if self.device == "cpu":
-            return "cpu"
-        return f"cuda:{slot if self._gpus is None else self._gpus[rank]}"
-
-    def _interfaces(self, links: Sequence[AgentLink]) -> list[str]:
-        """The interface on which each host's ranks take connections."""
-        networks = [link.facts.network(link.name, {}) for link in links if link.facts]
-        choice = choose_interfaces(networks)
-        return [one.name for one in choice.interfaces]
+    def _send_setup(self, share: HostShare) -> None:
+        link, path, interface = share.link, search_path(), share.interface.name
+        link.ranks = list(share.devices)
+        is_here = link.launch.launcher == "direct"
+        setup = {
+            "devices": share.devices,
+            "world_size": self.size,
+            "are_forked": self.device == "cpu",
+            "path": path,
+            "interface": interface,
+            "environment": carried(self.environment),
+            "ends_by_silence": not is_here,
+        }
+        self._fleet.send(link, Frame(Kind.SETUP, NOBODY, json.dumps(setup).encode()))
+        if is_here:
+            self.environment = rank_environment(self.environment, path, len(link.ranks), interface)
 
 
-def count_slots(hosts: Sequence[Host] | None, device: DeviceKind) -> int:
-    """How many ranks there is room for: the slots given, else one for each GPU or CPU core.
-
-    Raises:
-        InputError: a host that ranks can't be started on.
-    """
-    found = torch.cuda.device_count() if device == "cuda" else cores()
-    if hosts is None:
-        return found
-    require_local(hosts)
-    return sum(found if host.slots is None else host.slots for host in hosts)
-
-
-def _require_room(hosts: Sequence[Host] | None, ranks: int, device: DeviceKind) -> None:
+def _require_room(ranks: int, device: DeviceKind) -> None:
     if ranks < 1:
         raise InputError(f"{ranks} ranks can't be started; at least 1 is needed")
-    slots = count_slots(hosts, device)
     gpus = torch.cuda.device_count() if device == "cuda" else ranks
     if ranks > gpus:
         raise InputError(
             f"{ranks} ranks need a GPU each, this machine has {gpus}; use fewer, or CPU ranks"
         )
-    if hosts is not None and all(host.slots for host in hosts) and ranks > slots:
-        names = ", ".join(f"{host.name} slots={host.slots}" for host in hosts)
-        raise InputError(
-            f"{ranks} ranks don't fit the {slots} slots of the hosts ({names}); give more slots"
-        )
-
-
-def _name(host: Host) -> str:
-    """What messages call a host."""
-    return host.name if host.port is None else f"{host.name}:{host.port}"
-
-
-def _search_path() -> list[str]:
-    """This process's own, so that a task is found by ranks if it was found here."""
-    return [path or os.getcwd() for path in sys.path]
 
 
 def _path_of(function: Callable[..., object]) -> str:

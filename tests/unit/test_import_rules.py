@@ -15,7 +15,7 @@ from tests.distributed.small_models import plan_for, workload
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
 FRONT = {"checking", "command", "cost_table", "lock", "measuring", "models", "outputs"}
-FRONT |= {"planning", "prompts", "revalidating", "settings", "study"}
+FRONT |= {"planning", "prompts", "revalidating", "serving", "settings", "study"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
@@ -79,7 +79,7 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/ranks/seat.py",
     "runtime/ranks/store_server.py",
     "runtime/ranks/devices.py",
-    "runtime/ranks/host_probes.py",  # our own sources
+    "runtime/ranks/host_probes.py",  # our own sources, and what a program of ours says
     "runtime/ranks/host_report.py",  # what the command and hosts say to each other
     "runtime/ranks/report_link.py",
     "runtime/ranks/gpu_inventory.py",  # sysfs

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from ditplan.profiles.cluster import Host
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.job_seats import seated, seats_in_job
+from ditplan.profiles.host import Host as Machine
+from ditplan.profiles.host_choice import HostChoice
+from ditplan.profiles.job_seats import on_hosts, seated, seats_in_job
 from ditplan.profiles.locations import Location, locations_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
@@ -160,3 +162,28 @@ def test_a_configuration_names_each_rank_once() -> None:
     wrong = Configuration(Mesh(ulysses=3), (4, 9, 4))
     assert "3 ranks for mesh ulysses3 once each" in str(wrong.why_unsound())
     assert Configuration(Mesh(ulysses=3), (4, 9, 2)).why_unsound() is None
+
+
+def test_a_plan_is_started_on_its_own_devices_of_the_hosts_that_are_given() -> None:
+    plan = on_four_of_eight()
+    hosts = HostChoice.of([Machine("h1", user="me"), Machine("h0", slots=4), Machine("other")])
+    found, chosen = on_hosts(plan, hosts)
+    assert [(str(one.host), one.devices) for one in chosen.hosts] == [
+        ("h0 slots=2", (0, 3)),
+        ("me@h1 slots=2", (1, 2)),
+    ]
+    # ranks 0, 3, 5, 6 of the cluster are started as 0, 1, 2, 3
+    assert plan.configuration.placement == (0, 6, 3, 5)
+    assert found.configuration.placement == (0, 3, 1, 2)
+    assert found.why_unsound() is None
+
+
+def test_a_plan_for_more_than_hosts_give_takes_their_devices_in_order() -> None:
+    plan = on_four_of_eight()
+    for hosts in (
+        HostChoice.of([Machine("localhost")]),
+        HostChoice.of([Machine("h0", slots=2), Machine("h1", slots=2)]),
+    ):
+        found, chosen = on_hosts(plan, hosts)
+        assert chosen == hosts
+        assert found.configuration.placement == (0, 3, 1, 2)
