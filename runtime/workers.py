@@ -128,17 +128,19 @@ class Workers:
         plan: ExecutionPlan,
         prompt: str,
         seed: int,
-        out: Path,
-    ) -> RankRun:
-        """Makes a picture; the slowest rank's times and the largest memory count.
+        suffix: str,
+    ) -> tuple[RankRun, list[bytes]]:
+        """Makes a picture, or as many as the plan's batch, and gives what files of such a suffix
+        hold; the slowest rank's times and the largest memory count.
 
         Raises:
             ClusterError: a rank failed.
         """
-        runs = self.pool().run(
-            GENERATE, spec, weights, plan, prompt, seed, out, timeout_s=_patience_s(plan)
+        made = self.pool().run(
+            GENERATE, spec, weights, plan, prompt, seed, suffix, timeout_s=_patience_s(plan)
         )
-        return _slowest(runs)
+        files = [file for of_rank in made if of_rank for file in of_rank[1]]
+        return _slowest([of_rank and of_rank[0] for of_rank in made]), files
 
     def __enter__(self) -> Self:
         return self

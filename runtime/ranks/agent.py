@@ -20,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ditplan.runtime.ranks.environment import environment, rank_environment
 from ditplan.runtime.ranks.exchange import BEAT_S, SILENCE_S, Exchange
 from ditplan.runtime.ranks.folders import keep_folder, make_folder
@@ -27,11 +29,14 @@ from ditplan.runtime.ranks.frames import GREETING, NOBODY, Frame, Kind, Wire
 from ditplan.runtime.ranks.host_facts import host_facts
 from ditplan.runtime.ranks.rank_starter import Order
 from ditplan.runtime.ranks.reachability import routes
-from ditplan.runtime.ranks.seat import Seat
+from ditplan.runtime.ranks.seat import Seat, out_of_memory_kills
 
 TICK_S = 0.2
 ENDING_S = 3.0
 """How long killed processes may take to be gone."""
+
+DOWN_S = 5.0
+"""So long an interface may be down, as when a switch is renegotiated."""
 
 LOG_BYTES = 1 << 20
 """Without so much room for logs no rank is started: what went wrong couldn't be told."""
@@ -54,6 +59,9 @@ class Agent:
         self._is_over = False
         self._ends_by_silence = False
         self._beat_at = 0.0
+        self._interface: str | None = None
+        self._down_since: float | None = None
+        self._memory_kills = out_of_memory_kills()
         command.send_bytes(GREETING)
         self._say(Kind.HELLO, host_facts(own).to_json())
 
@@ -106,6 +114,7 @@ class Agent:
             OSError: no room for logs, or no process can be started.
         """
         self._ends_by_silence = told["ends_by_silence"]
+        self._interface = told["interface"]
         self._folder = make_folder()
         if (room := shutil.disk_usage(self._folder).free) < LOG_BYTES:
             raise OSError(f"{self._folder.parent} has {room} bytes left for their logs; free some")
@@ -160,7 +169,8 @@ class Agent:
         elif frame.kind == Kind.STATE:
             seat = self._seats[frame.rank]
             seat.code = json.loads(frame.payload)["code"]
-            ended = {"code": seat.code, "tail": seat.log_tail()}
+            lacked = out_of_memory_kills() > self._memory_kills
+            ended = {"code": seat.code, "tail": seat.log_tail(), "host_lacked_memory": lacked}
             self._say(Kind.STATE, json.dumps(ended).encode(), seat.number)
         elif frame.kind == Kind.REFUSED:
             self._say(Kind.REFUSED, b"can't start ranks: " + frame.payload)
@@ -188,8 +198,22 @@ class Agent:
             if seat.has_changed():
                 state = {"is_stopped": seat.is_stopped}
                 self._say(Kind.STATE, json.dumps(state).encode(), seat.number)
+        self._look_at_interface(now)
         if self._ends_by_silence and now - self._command.heard_at > SILENCE_S:
             self._finish()
+
+    def _look_at_interface(self, now: float) -> None:
+        """Says that the ranks' interface is down: their own connections notice it after minutes."""
+        if self._interface is None:
+            return
+        state = psutil.net_if_stats().get(self._interface)
+        if state is not None and state.isup:
+            self._down_since = None
+        elif self._down_since is None:
+            self._down_since = now
+        elif now - self._down_since > DOWN_S:
+            self._say(Kind.REFUSED, f"its interface {self._interface} is down".encode())
+            self._interface = None
 
     def _end(self) -> None:
         """Ends all that this agent has started, and leaves its logs where they are wanted."""

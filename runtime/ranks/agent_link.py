@@ -14,6 +14,9 @@ from ditplan.runtime.ranks.host_facts import HostFacts
 from ditplan.runtime.ranks.launchers import Launch
 
 ERROR_BYTES = 1 << 14
+SSH_FAILED = 255
+"""What ssh ends with when it fails itself, or when what it ran was killed."""
+
 ENDED_S = 2.0
 """How long a program takes from closing its output to having ended."""
 
@@ -23,7 +26,7 @@ class AgentLink:
     """The wire to an agent. `name` is what messages call its host.
 
     `facts` are there once it has said hello, `folder` once its ranks have been started; `lost` says
-    why nothing more comes from it.
+    why nothing more comes from it, `is_silent` that nothing came for too long.
     """
 
     name: str
@@ -34,6 +37,7 @@ class AgentLink:
     facts: HostFacts | None = None
     folder: str | None = None
     lost: str | None = None
+    is_silent: bool = False
     ranks: list[int] = field(default_factory=list)
 
     @classmethod
@@ -61,8 +65,11 @@ class AgentLink:
         except subprocess.TimeoutExpired:
             return f"{program} said nothing that could be understood ({seen})"
         ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        last = self.last_errors()
-        return f"{program} {ended}" + (f": {last}" if last else "")
+        if last := self.last_errors():
+            return f"{program} {ended}: {last}"
+        if self.facts is not None and code == SSH_FAILED and self.launch.launcher == "ssh":
+            return "its agent was killed, or the connection to it broke (ssh ended with code 255)"
+        return f"{program} {ended}"
 
     def last_errors(self) -> str:
         """The end of what the program wrote to standard error, and what came in place of frames."""
@@ -74,9 +81,9 @@ class AgentLink:
         return one_line("; ".join(text.splitlines()[-4:]))
 
     def end(self, patience_s: float) -> None:
-        """Waits so long for the program to end by itself, and ends it then."""
+        """Waits so long for the program to end by itself, unless it is silent, and ends it then."""
         try:
-            self.process.wait(max(0.0, patience_s))
+            self.process.wait(0.0 if self.is_silent else max(0.0, patience_s))
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

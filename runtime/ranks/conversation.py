@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ditplan.runtime.ranks.agent_link import AgentLink
-from ditplan.runtime.ranks.fleet import Event, Fleet
+from ditplan.runtime.ranks.fleet import Event, Fleet, Process
 from ditplan.runtime.ranks.rank_process import Raised
 from ditplan.runtime.ranks.seat import STACK_S
 
@@ -58,6 +58,7 @@ class Conversation:
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _pending: set[int] = field(default_factory=set)
+    _lost: set[int] = field(default_factory=set)
     _heard: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -115,16 +116,19 @@ class Conversation:
             self.failures.append(Failure(number, summary, raised.traceback, time.time(), follows))
 
     def _note_the_lost(self) -> None:
-        """Finds ranks whose process has ended or whose host is lost."""
+        """Finds ranks whose process has ended or whose host is lost, answered or not: no task comes
+        to its end without them.
+        """
         for link in self.fleet.links:
-            for number in [rank for rank in link.ranks if rank in self._pending]:
+            for number in [rank for rank in link.ranks if rank not in self._lost]:
                 process = self.fleet.processes[number]
                 if process.code is not None:
-                    self._lose(number, _ending(process.code), process.log_tail)
+                    self._lose(number, _ending(process), process.log_tail)
                 elif link.lost is not None:
                     self._lose(number, f"lost: {link.lost}", "")
 
     def _lose(self, number: int, summary: str, details: str) -> None:
+        self._lost.add(number)
         self._pending.discard(number)
         self.failures.append(Failure(number, summary, details, time.time(), is_loss=True))
 
@@ -176,5 +180,12 @@ def numbered(ranks: Iterable[int]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _ending(code: int) -> str:
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+def _ending(process: Process) -> str:
+    """How a process that has ended did so."""
+    code = process.code or 0
+    if code >= 0:
+        return f"exited with code {code}"
+    ended = f"died of {signal.Signals(-code).name}"
+    if code == -signal.SIGKILL and process.host_lacked_memory:
+        ended += " (its host has ended a process for lack of memory)"
+    return ended

@@ -14,6 +14,9 @@ BEAT_S = 1.0
 SILENCE_S = 15.0
 """Who has said nothing for so long is taken for gone."""
 
+GRACE_S = 2.0
+"""So much longer a rank starter waits for its agent: the command shall see first who is silent."""
+
 OWN_STOP_S = 1.0
 """A turn that took so much longer than it should: this process was stopped itself."""
 

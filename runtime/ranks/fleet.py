@@ -30,11 +30,14 @@ ROUTES_S = 5.0
 
 @dataclass
 class Process:
-    """A rank's process as its agent last said: how it ended, if it has, and the end of its log."""
+    """A rank's process as its agent last said: how it ended, if it has, the end of its log, and
+    whether its host ended processes for lack of memory meanwhile.
+    """
 
     code: int | None = None
     log_tail: str = ""
     is_stopped: bool = False
+    host_lacked_memory: bool = False
 
 
 class Event(NamedTuple):
@@ -104,7 +107,9 @@ class Fleet:
         return [found.get(link, {}) for link in self.links]
 
     def send(self, link: AgentLink, frame: Frame) -> None:
-        """Sends an agent a frame, in the order of these calls."""
+        """Sends an agent a frame, in the order of these calls; none when all have ended."""
+        if self._is_over:
+            return
         self._orders.put(partial(link.wire.send, frame))
         os.write(self._wake, b"!")
 
@@ -119,7 +124,7 @@ class Fleet:
         asked = []
         for rank in ranks:
             link = self.link_of(rank)
-            if link.lost is None:
+            if link.lost is None and self.is_open:
                 asked.append(link)
                 self.send(link, Frame(Kind.LOOK, rank, json.dumps(what).encode()))
         return {
@@ -188,6 +193,7 @@ class Fleet:
         # until it has said hello, it is the program that starts it who may take its time
         if link.facts is not None and now - link.wire.heard_at > SILENCE_S:
             self._exchange.drop(link.wire)
+            link.is_silent = True
             self._tell_lost(
                 link, f"its agent gave no sign of life for {now - link.wire.heard_at:.0f} s"
             )
@@ -219,6 +225,7 @@ class Fleet:
             process = self.processes[frame.rank]
             process.is_stopped = told.get("is_stopped", process.is_stopped)
             process.log_tail = told.get("tail", "")
+            process.host_lacked_memory = told.get("host_lacked_memory", False)
             process.code = told.get("code")
 
     def _lose(self, link: AgentLink, seen: str) -> None:

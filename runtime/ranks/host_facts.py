@@ -1,9 +1,6 @@
 """What an agent says of its host in its hello: enough to start ranks there. Imports no torch."""
 
-import importlib.metadata
 import json
-import platform
-import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Self
@@ -25,14 +22,11 @@ class HostFacts:
     leaves.
     """
 
-    hostname: str
     namespace: str
     interfaces: tuple[Interface, ...]
     reached_at: str | None
     cores: int
     gpus: int
-    python: str
-    ditplan: str
 
     def to_json(self) -> bytes:
         """As an agent says it."""
@@ -58,19 +52,9 @@ def host_facts(environment: Mapping[str, str]) -> HostFacts:
     """The facts of this host, in whose environment this process runs."""
     way = environment.get("SSH_CONNECTION", "").split()
     return HostFacts(
-        hostname=socket.gethostname(),
         namespace=namespace(),
         interfaces=interfaces(),
         reached_at=way[2] if len(way) == 4 else None,
         cores=cores(),
         gpus=len(visible_gpus(gpu_inventory().gpus, environment)),
-        python=platform.python_version(),
-        ditplan=_version(),
     )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("ditplan")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

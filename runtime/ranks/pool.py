@@ -281,7 +281,8 @@ def _rank_error(what: str, failures: Sequence[Failure], links: Sequence[AgentLin
         if failure not in causes:
             where = placed(links, [failure.rank])
             parts.append(f"--- in consequence {where} {failure.summary}")
-    parts.append(f"All ranks were ended. Their logs: {_folders(links)}")
+    logs = _folders(links)
+    parts.append("All ranks were ended." + (f" Their logs: {logs}" if logs else ""))
     return RankError(
         "\n".join(part for part in parts if part),
         tuple(failure.rank for failure in causes),
@@ -292,5 +293,8 @@ def _rank_error(what: str, failures: Sequence[Failure], links: Sequence[AgentLin
 def _folders(links: Sequence[AgentLink]) -> str:
     """Where the logs of ranks lie, with their hosts where those aren't this machine alone."""
     if [link.launch.launcher for link in links] == ["direct"]:
-        return str(links[0].folder)
-    return ", ".join(f"{link.name}:{link.folder}" for link in links if link.folder)
+        return "" if links[0].lost else str(links[0].folder)
+    # of a lost host nobody knows what is left
+    return ", ".join(
+        f"{link.name}:{link.folder}" for link in links if link.folder and not link.lost
+    )

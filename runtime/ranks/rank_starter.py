@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ditplan.runtime.ranks.exchange import SILENCE_S, Exchange
+from ditplan.runtime.ranks.exchange import GRACE_S, SILENCE_S, Exchange
 from ditplan.runtime.ranks.frames import NOBODY, Frame, Kind, Wire
 
 TICK_S = 0.1
@@ -54,7 +54,7 @@ class Starter:
         while not self._is_over:
             self._exchange.turn(TICK_S)
             self._look_for_ended()
-            if time.monotonic() - self._agent.heard_at > SILENCE_S:
+            if time.monotonic() - self._agent.heard_at > SILENCE_S + GRACE_S:
                 # a stopped process ends on this signal only
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._parent, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ STACK_S = 2.0
 LOG_TAIL_LINES = 40
 LOG_TAIL_BYTES = 1 << 16
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+
+
+OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
+VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass
@@ -91,3 +96,13 @@ class StackAsked:
 
     log_from: int
     until: float = field(default_factory=lambda: time.monotonic() + STACK_S)
+
+
+def out_of_memory_kills(counters: Path = VMSTAT) -> int:
+    """How many processes the kernel of this host has ended for lack of memory since it booted; 0
+    where it doesn't say.
+    """
+    with contextlib.suppress(OSError):
+        found = OOM_KILLS.search(counters.read_text())
+        return int(found[1]) if found else 0
+    return 0
