@@ -4,7 +4,7 @@ import datetime
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +21,12 @@ from ditplan.profiles.cluster import (
 from ditplan.profiles.device_kinds import ON_ONE_HOST, with_rates_of_kinds
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
+from ditplan.runtime.profiling.link_sweep import measured_links
 from ditplan.runtime.profiling.nccl_programs import tables_of_programs
+from ditplan.runtime.profiling.pair_rounds import HostRanks, hosts_in_order
 from ditplan.runtime.profiling.timing import synchronize
 from ditplan.runtime.ranks.devices import (
     DeviceReport,
-    device_links,
     device_warnings,
     environment_warnings,
     inspect_device,
@@ -43,6 +44,8 @@ PEER_BYTES = (64 << 10, 64 << 20)
 BUDGET_S = {"cuda": 60.0, "cpu": 15.0}
 SHAPE_BUDGET_S = 5.0
 QUICK = 0.3
+# Of so many ranks all shapes are measured; of a part of the ranks no more than so many.
+FEW_RANKS, MOST_USED = 16, 32
 FEWEST_TIMINGS, MOST_TIMINGS = 3, 30
 # Calls in one timing: so many that the synchronization around them doesn't count.
 MOST_CALLS, TIMING_S = 10, 2e-3
@@ -85,20 +88,44 @@ def axis_shapes(world_size: int) -> list[AxisShape]:
     ]
 
 
+def representative_shapes(world_size: int, per_host: int) -> list[AxisShape]:
+    """The shapes that are measured: all of up to 16 ranks, and of more those that use all ranks, or
+    no more than two hosts have: others are like one of these.
+
+    Beyond 16 ranks their number grows with the square of the logarithm of the ranks.
+    """
+    most = max(FEW_RANKS, 2 * per_host)
+    return [
+        shape
+        for shape in axis_shapes(world_size)
+        if shape.used == world_size or shape.used <= min(most, MOST_USED)
+    ]
+
+
 def profile_cluster(
-    pool: RankPool, name: str, *, quick: bool = False, say: Callable[[str], None] = lambda _: None
+    pool: RankPool,
+    name: str,
+    *,
+    hosts: Mapping[str, int] | None = None,
+    quick: bool = False,
+    budget_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> ClusterProfile:
     """Measures devices, links and collectives of the ranks in a pool.
 
     Args:
         pool: ranks, one for each device.
         name: what the profile calls the cluster.
+        hosts: how many ranks each host has, in their order; this machine has all if left out.
         quick: a third of the time, every other size.
+        budget_s: how long links and collectives may take together, about; what it has no room for
+            is inferred, and the profile says so.
         say: is told what is being measured.
 
     Raises:
         RankError: a rank failed; the pool is closed then.
     """
+    ranks_of = hosts_in_order(hosts or {"localhost": pool.size})
     say(f"inspecting {pool.size} {pool.device} devices")
     reports = pool.run(inspect_device, timeout_s=120.0)
     for rank, report in enumerate(reports):
@@ -108,20 +135,31 @@ def profile_cluster(
             f"{report.device.half_flops_per_s / 1e12:.3g} TFLOP/s, "
             f"{report.device.memory_bytes_per_s / 1e9:.3g} GB/s{facts}"
         )
-    tables = _measure_tables(pool, quick, say)
-    links = device_links("localhost", reports, pool.environment, _pair_speed(tables))
+    began = time.perf_counter()
+    budget_s = BUDGET_S[pool.device] * (QUICK if quick else 1.0) if budget_s is None else budget_s
+    found = measured_links(pool, ranks_of, reports, budget_s / 4, say)
+    left_s = budget_s - (time.perf_counter() - began)
+    tables, left_out = _measure_tables(pool, ranks_of, quick, left_s, say)
     return ClusterProfile(
         name=name,
-        hosts=(
+        hosts=tuple(
             Host(
-                name="localhost",
-                devices=with_rates_of_kinds([report.device for report in reports], ON_ONE_HOST),
-            ),
+                name=host.name,
+                devices=with_rates_of_kinds(
+                    [reports[rank].device for rank in host.ranks], ON_ONE_HOST
+                ),
+            )
+            for host in ranks_of
         ),
-        links=tuple(links),
+        links=tuple(found.links),
         collectives=tuple(tables),
         software=pool.run(software_versions, timeout_s=60.0)[0] | _driver(reports),
-        warnings=(*environment_warnings(pool.environment), *device_warnings(reports)),
+        warnings=(
+            *environment_warnings(pool.environment),
+            *device_warnings(reports),
+            *found.warnings,
+            *left_out,
+        ),
         measured_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
         source="measured",
     )
@@ -195,16 +233,28 @@ def _group_of(context: RankContext, shape: AxisShape) -> AxisGroup | None:
 
 
 def _measure_tables(
-    pool: RankPool, quick: bool, say: Callable[[str], None]
-) -> list[CollectiveTable]:
-    shapes = axis_shapes(pool.size)
+    pool: RankPool,
+    hosts: Sequence[HostRanks],
+    quick: bool,
+    budget_s: float,
+    say: Callable[[str], None],
+) -> tuple[list[CollectiveTable], list[str]]:
+    """The tables that the budget has room for, and a warning where it hasn't for all."""
+    shapes = representative_shapes(pool.size, min(host.size for host in hosts))
     if not shapes:
-        return []
-    share_s = min(BUDGET_S[pool.device] / len(shapes), SHAPE_BUDGET_S) * (QUICK if quick else 1.0)
+        return [], []
+    began = time.perf_counter()
+    share_s = min(budget_s / len(shapes), SHAPE_BUDGET_S)
     factor = 4 if quick else 2
-    tables = _tables_of_programs(pool, say)
+    tables = _tables_of_programs(pool, say) if len(hosts) == 1 else []
     known = {(table.operation, table.size, table.stride, table.groups) for table in tables}
     for number, shape in enumerate(shapes, start=1):
+        if number > 1 and time.perf_counter() - began > budget_s:
+            left = len(shapes) - number + 1
+            return tables, [
+                f"{left} of {len(shapes)} kinds of group weren't measured, for want of time: what "
+                "they take is inferred from links and from groups like them; give more --budget"
+            ]
         groups = f"{len(shape.groups)} group{'s' if len(shape.groups) > 1 else ''}"
         say(
             f"collectives {number}/{len(shapes)}: {groups} of {shape.size} ranks, "
@@ -217,12 +267,16 @@ def _measure_tables(
             if (operation, shape.size, shape.stride, len(shape.groups)) in known:
                 continue
             sizes = _sizes(pool.device, operation, factor)
-            budget_s = share_s / len(operations)
             by_rank = pool.run(
-                measure_axis, shape, operation, sizes, budget_s, timeout_s=60.0 + 20 * budget_s
+                measure_axis,
+                shape,
+                operation,
+                sizes,
+                share_s / len(operations),
+                timeout_s=60.0 + 20 * share_s / len(operations),
             )
             tables.append(_table(shape, operation, by_rank))
-    return tables
+    return tables, []
 
 
 def _tables_of_programs(pool: RankPool, say: Callable[[str], None]) -> list[CollectiveTable]:
@@ -268,15 +322,6 @@ def _table(
         points=tuple(points),
         source="measured",
     )
-
-
-def _pair_speed(tables: Sequence[CollectiveTable]) -> tuple[float, float] | None:
-    """Seconds of the smallest message between a pair of neighbours, and bytes/s of the largest."""
-    for table in tables:
-        if table.operation == "send_recv" and (table.size, table.groups) == (2, 1):
-            first, last = table.points[0], table.points[-1]
-            return first.median_s, last.bytes / last.median_s
-    return None
 
 
 def _driver(reports: Sequence[DeviceReport]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ditplan.profiles.cluster import Device, Link, LinkKind
+from ditplan.profiles.cluster import Device, LinkKind
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_of
 
@@ -84,36 +84,6 @@ def device_warnings(reports: Sequence[DeviceReport]) -> list[str]:
                 f"GPU {rank} throttles ({', '.join(facts.throttled_by)}); check power and cooling"
             )
     return warnings
-
-
-def device_links(
-    host: str,
-    reports: Sequence[DeviceReport],
-    environment: Mapping[str, str],
-    measured: tuple[float, float] | None,
-) -> list[Link]:
-    """One link from each device to what they share: NVLink's switches, the PCIe root or memory.
-
-    `measured` are the seconds of the smallest message between two ranks and the bytes/s of the
-    largest. Data sheets promise up to three times as much, so they aren't asked.
-    """
-    if measured is None:
-        return []
-    latency_s, rate = measured
-    kinds = [_link_kind(report.facts, report.device.kind) for report in reports]
-    kind = common_link_kind(kinds, environment)
-    return [
-        Link(
-            a=f"{host}/{index}",
-            b=f"{host}/{kind}",
-            kind=kind,
-            # Two links are crossed from one device to another.
-            latency_s=latency_s / 2,
-            bytes_per_s=rate,
-            source="measured: send_recv" + (f"; NVML: {report.facts}" if report.facts else ""),
-        )
-        for index, report in enumerate(reports)
-    ]
 
 
 def link_kind(context: RankContext) -> LinkKind:
