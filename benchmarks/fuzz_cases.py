@@ -135,7 +135,11 @@ def workplace(seed: int) -> Iterator[Workplace]:
         (folder / "mix.json").write_text(MIX)
         specs = tuple(ModelSpec.load(path) for path in sorted(MODELS.glob("*.json")))
         texts = {
-            "plan": (*(plan.model_dump_json() for plan in plans), *_texts(SAVED, "plan.json")),
+            "plan": (
+                *(plan.model_dump_json() for plan in plans),
+                *(plan.text() for plan in plans),
+                *_texts(SAVED, "plan.json"),
+            ),
             "book": (book.model_dump_json(), *_texts(SAVED, "book.json")),
             "cluster": _texts(CLUSTERS, "*.json"),
             "model spec": tuple(spec.model_dump_json() for spec in specs),

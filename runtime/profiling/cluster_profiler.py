@@ -1,7 +1,6 @@
 """Measures what collectives take on the groups that a mesh can form, an axis's groups at once."""
 
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +25,12 @@ from ditplan.runtime.profiling.nccl_programs import tables_of_programs
 from ditplan.runtime.profiling.pair_rounds import HostRanks, hosts_in_order
 from ditplan.runtime.profiling.timing import synchronize
 from ditplan.runtime.ranks.devices import (
-    DeviceReport,
     device_warnings,
-    environment_warnings,
     inspect_device,
 )
+from ditplan.runtime.ranks.left_set import environment_warnings
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.ranks.self_test import software_versions
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 
 OPERATIONS: tuple[Operation, ...] = ("all_to_all", "all_gather", "send_recv", "all_reduce")
@@ -43,6 +42,7 @@ LARGEST_REDUCED_BYTES = 1 << 20
 PEER_BYTES = (64 << 10, 64 << 20)
 BUDGET_S = {"cuda": 60.0, "cpu": 15.0}
 SHAPE_BUDGET_S = 5.0
+MOST_USUAL = 10
 QUICK = 0.3
 # Of so many ranks all shapes are measured; of a part of the ranks no more than so many.
 FEW_RANKS, MOST_USED = 16, 32
@@ -119,7 +119,8 @@ def profile_cluster(
         hosts: how many ranks each host has, in their order; this machine has all if left out.
         quick: a third of the time, every other size.
         budget_s: how long links and collectives may take together, about; what it has no room for
-            is inferred, and the profile says so.
+            is inferred, and the profile says so. Left out, what is usual, and on slow links up to
+            ten times as long.
         say: is told what is being measured.
 
     Raises:
@@ -136,10 +137,11 @@ def profile_cluster(
             f"{report.device.memory_bytes_per_s / 1e9:.3g} GB/s{facts}"
         )
     began = time.perf_counter()
-    budget_s = BUDGET_S[pool.device] * (QUICK if quick else 1.0) if budget_s is None else budget_s
-    found = measured_links(pool, ranks_of, reports, budget_s / 4, say)
-    left_s = budget_s - (time.perf_counter() - began)
-    tables, left_out = _measure_tables(pool, ranks_of, quick, left_s, say)
+    usual_s = BUDGET_S[pool.device] * (QUICK if quick else 1.0)
+    wanted_s, most_s = (usual_s, MOST_USUAL * usual_s) if budget_s is None else (budget_s, budget_s)
+    found = measured_links(pool, ranks_of, reports, most_s / 4, say)
+    left_s = most_s - (time.perf_counter() - began)
+    tables, left_out = _measure_tables(pool, ranks_of, quick, (wanted_s, left_s), say)
     return ClusterProfile(
         name=name,
         hosts=tuple(
@@ -153,7 +155,7 @@ def profile_cluster(
         ),
         links=tuple(found.links),
         collectives=tuple(tables),
-        software=pool.run(software_versions, timeout_s=60.0)[0] | _driver(reports),
+        software=pool.run(software_versions, timeout_s=60.0)[0],
         warnings=(
             *environment_warnings(pool.environment),
             *device_warnings(reports),
@@ -163,15 +165,6 @@ def profile_cluster(
         measured_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
         source="measured",
     )
-
-
-def software_versions(context: RankContext) -> dict[str, str]:
-    """The versions that timings depend on."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    if context.device.type == "cuda":
-        versions["cuda"] = str(torch.version.cuda)
-        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return versions
 
 
 def measure_axis(
@@ -236,20 +229,23 @@ def _measure_tables(
     pool: RankPool,
     hosts: Sequence[HostRanks],
     quick: bool,
-    budget_s: float,
+    times_s: tuple[float, float],
     say: Callable[[str], None],
 ) -> tuple[list[CollectiveTable], list[str]]:
-    """The tables that the budget has room for, and a warning where it hasn't for all."""
+    """The tables that there is time for, and a warning where there isn't for all; `times_s` are
+    the seconds in which it is to be done, and those after which no other table is begun.
+    """
+    wanted_s, most_s = times_s
     shapes = representative_shapes(pool.size, min(host.size for host in hosts))
     if not shapes:
         return [], []
     began = time.perf_counter()
-    share_s = min(budget_s / len(shapes), SHAPE_BUDGET_S)
+    share_s = min(wanted_s / len(shapes), SHAPE_BUDGET_S)
     factor = 4 if quick else 2
     tables = _tables_of_programs(pool, say) if len(hosts) == 1 else []
     known = {(table.operation, table.size, table.stride, table.groups) for table in tables}
     for number, shape in enumerate(shapes, start=1):
-        if number > 1 and time.perf_counter() - began > budget_s:
+        if number > 1 and time.perf_counter() - began > most_s:
             left = len(shapes) - number + 1
             return tables, [
                 f"{left} of {len(shapes)} kinds of group weren't measured, for want of time: what "
@@ -322,11 +318,6 @@ def _table(
         points=tuple(points),
         source="measured",
     )
-
-
-def _driver(reports: Sequence[DeviceReport]) -> dict[str, str]:
-    facts = reports[0].facts
-    return {} if facts is None or facts.driver is None else {"driver": facts.driver}
 
 
 def _nothing() -> None:

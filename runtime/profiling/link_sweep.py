@@ -56,7 +56,7 @@ def measured_links(
     sizes = {host.name: host.size for host in hosts}
 
     def common_kind(host: str, kind: LinkKind) -> LinkKind:
-        return common_link_kind([kind] * sizes[host], pool.environment)
+        return common_link_kind([kind] * sizes[host], pool.environment) or kind
 
     links = links_of(hosts, claims, speeds, common_kind)
     left = len(rounds) - len(measured)

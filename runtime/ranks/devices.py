@@ -13,12 +13,9 @@ import torch
 from ditplan.profiles.cluster import Device, LinkKind
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_of
+from ditplan.runtime.ranks.left_set import is_set
 
 MEASURE_S = 0.2
-NCCL_SWITCHES = {
-    "NCCL_P2P_DISABLE": "GPUs talk through host memory instead of NVLink or PCIe peer access",
-    "NCCL_SHM_DISABLE": "ranks of one host talk through sockets",
-}
 
 
 @dataclass(frozen=True)
@@ -59,15 +56,6 @@ def device_name(context: RankContext) -> str:
     return platform.processor() or platform.machine()
 
 
-def environment_warnings(environment: Mapping[str, str]) -> list[str]:
-    """Settings that slow NCCL down and are easily left behind."""
-    return [
-        f"{name}={environment[name]} is set in the environment: {effect}; unset it"
-        for name, effect in NCCL_SWITCHES.items()
-        if _is_set(name, environment)
-    ]
-
-
 def device_warnings(reports: Sequence[DeviceReport]) -> list[str]:
     """PCIe links that run at half their width or less, and GPUs that throttle, by rank."""
     warnings = []
@@ -86,37 +74,37 @@ def device_warnings(reports: Sequence[DeviceReport]) -> list[str]:
     return warnings
 
 
-def link_kind(context: RankContext) -> LinkKind:
-    """What connects this rank's device to those of the other ranks of its host, at best."""
+def link_kind(context: RankContext) -> LinkKind | None:
+    """What connects this rank's device to those of the other ranks of its host, at best, as NVML
+    claims; None where it doesn't say.
+    """
     if context.device.type == "cpu":
         return "memory"
-    return _link_kind(gpu_of(str(torch.cuda.get_device_properties(context.device).uuid)), "cuda")
+    gpu = gpu_of(str(torch.cuda.get_device_properties(context.device).uuid))
+    if gpu is None or gpu.nvlinks is None:
+        return None
+    return "nvlink" if gpu.nvlinks else "pcie"
 
 
-def common_link_kind(kinds: Sequence[LinkKind], environment: Mapping[str, str]) -> LinkKind:
-    """The kind that holds for all: NVLink only where every device has it and NCCL may use it.
+def common_link_kind(
+    kinds: Sequence[LinkKind | None], environment: Mapping[str, str]
+) -> LinkKind | None:
+    """The kind that holds for all: NVLink only where every device has it and NCCL may use it; None
+    where one that isn't known decides.
 
     GPUs that may use neither it nor memory of the host talk as over a network.
     """
-    kind: LinkKind = next((kind for kind in kinds if kind != "nvlink"), "nvlink")
-    if kind == "memory" or not _is_set("NCCL_P2P_DISABLE", environment):
+    kind = next((kind for kind in kinds if kind not in ("nvlink", None)), None)
+    if kind is None and None not in kinds:
+        kind = "nvlink"
+    if kind == "memory" or not is_set("NCCL_P2P_DISABLE", environment):
         return kind
     return "pcie" if may_share_memory(environment) else "ethernet"
 
 
 def may_share_memory(environment: Mapping[str, str]) -> bool:
     """Whether ranks of a host may share its memory."""
-    return not _is_set("NCCL_SHM_DISABLE", environment)
-
-
-def _is_set(name: str, environment: Mapping[str, str]) -> bool:
-    return environment.get(name, "0").strip() not in {"", "0"}
-
-
-def _link_kind(facts: Gpu | None, device: str) -> LinkKind:
-    if device == "cpu":
-        return "memory"
-    return "nvlink" if facts is not None and facts.nvlinks else "pcie"
+    return not is_set("NCCL_SHM_DISABLE", environment)
 
 
 def _inspect_gpu(context: RankContext) -> DeviceReport:
