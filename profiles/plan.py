@@ -168,6 +168,13 @@ class ExecutionPlan(Record):
     on_mismatch: Policy = "refuse"
 
     @property
+    def changes_nothing(self) -> bool:
+        """Whether a pipeline does under it just what it does by itself."""
+        own = self.configuration
+        settings = (own.mesh.size, own.mode, own.attention, own.step_cache, self.text_sizes)
+        return settings == (1, "eager", "auto", None, ())
+
+    @property
     def mesh(self) -> Mesh:
         """The configuration's."""
         return self.configuration.mesh

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.call_guard import CallGuard
-from ditplan.runtime.admission.calls import Calls
+from ditplan.runtime.admission.calls import Around, Calls
 from ditplan.runtime.admission.fit import require_alike
 from ditplan.runtime.admission.guarding import put_in_force, require_no_other
 from ditplan.runtime.admission.neighbours import require_neighbours, require_unwrapped
@@ -34,30 +35,25 @@ from ditplan.runtime.takeover import inner_forward, replace_forward
 from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
-def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> ExitStack:
+def parallelize(
+    pipeline: Any, plan: ExecutionPlan, context: RankContext, around: Around | None = None
+) -> ExitStack:
     """Puts a plan in force on a diffusers pipeline; closing the result takes it away again.
 
     Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take
     part in making the groups and are left alone. A plan that was in force before on the same
-    transformer finds its compiled code again; graphs are captured anew.
+    transformer finds its compiled code again; graphs are captured anew. A plan of one rank that
+    changes nothing is checked, and the pipeline left as it is. Each call is made within `around`.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
     models = transformers_of(pipeline)
 
-    def check() -> None:
-        require_no_other(models.values())
-        for model in models.values():
-            require_unwrapped(model)
-        if plan.configuration.pipefusion and len(models) > 1:
-            raise InputError(
-                f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are "
-                f"made of one; {REMEDY}"
-            )
-        for model in models.values():
-            require_neighbours(model, plan, _checked_family(model, plan, context))
-
+    check = partial(_require_possible, models, plan, context)
+    if plan.changes_nothing:
+        check()
+        return ExitStack()
     closing = ExitStack()
 
     def apply(calls: Calls, undo: ExitStack) -> None:
@@ -65,12 +61,34 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
             _refuse_what_cannot_be(pipeline, plan, calls)
         for model in models.values():
             _parallelize(pipeline, model, plan, context, calls, undo, closing)
+        if around is not None:
+            calls.around.append(around)
 
     if plan.mesh.size > 1:
         require_alike(plan, context, check)
     else:
         check()
     return put_in_force(pipeline, models, plan, context, apply, closing)
+
+
+def _require_possible(
+    models: dict[str, nn.Module], plan: ExecutionPlan, context: RankContext
+) -> None:
+    """Refuses transformers that can't have the plan.
+
+    Raises:
+        InputError: says why.
+    """
+    require_no_other(models.values())
+    for model in models.values():
+        require_unwrapped(model)
+    if plan.configuration.pipefusion and len(models) > 1:
+        raise InputError(
+            f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
+            f"of one; {REMEDY}"
+        )
+    for model in models.values():
+        require_neighbours(model, plan, _checked_family(model, plan, context))
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:

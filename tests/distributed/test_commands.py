@@ -32,10 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hosts.txt").write_text("localhost slots=2\n")
     tuned = finished(start(folder, *tune("plan.json", "--measure", "2")))
     assert tuned.returncode == 0, tuned.stderr
-    plan = (folder / "plan.json").read_text()
+    plan = ExecutionPlan.load(folder / "plan.json")
     for name, steps in (("longer", 100), ("endless", 1000)):
         # so that what a test does to a rank comes before the run's end
-        (folder / f"{name}.json").write_text(plan.replace('"steps": 20', f'"steps": {steps}'))
+        work = plan.workload.model_copy(update={"steps": steps})
+        plan.model_copy(update={"workload": work}).save(folder / f"{name}.json")
     return folder
 
 
@@ -94,6 +95,7 @@ def rank_at_work(process: subprocess.Popen[str]) -> psutil.Process:
     """A rank of the program that has loaded what it works with and computes."""
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
+        assert process.poll() is None, "the program ended before a rank worked"
         for child in psutil.Process(process.pid).children():
             if child.memory_info().rss > 400e6 and child.cpu_times().user > 5:
                 return child
