@@ -19,7 +19,8 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.agreement import disagreement
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.devices import common_link_kind, link_kind
-from ditplan.runtime.ranks.pool import attach_from_torchrun, environment
+from ditplan.runtime.ranks.environment import environment
+from ditplan.runtime.ranks.pool import attach_from_torchrun
 from ditplan.runtime.ranks.self_test import facts_of_rank
 
 LOG = logging.getLogger("ditplan")

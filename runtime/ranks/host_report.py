@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 from pydantic import TypeAdapter
 
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_inventory
 from ditplan.runtime.ranks.host_probes import disk, namespace, product_rate, versions, within
 from ditplan.runtime.ranks.interface_choice import Interface
@@ -135,9 +136,9 @@ def main() -> None:
     """Answers questions until there are no more."""
     # nobody waits for this process for longer, whatever holds it
     signal.alarm(LIFE_S)
-    environment = dict(os.environ)
+    own = environment()
     for line in sys.stdin:
-        sys.stdout.write(f"\n{MARK}{json.dumps(answer(environment, json.loads(line)))}\n")
+        sys.stdout.write(f"\n{MARK}{json.dumps(answer(own, json.loads(line)))}\n")
         sys.stdout.flush()
     # threads that wait for a name server are waited for by nobody
     os._exit(0)

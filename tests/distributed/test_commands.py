@@ -1,5 +1,6 @@
 """The commands as a user runs them on two CPU ranks, and what happens when a rank fails."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -91,14 +92,24 @@ def finished(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks of the program, which an agent's rank starter has started."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for agent in psutil.Process(process.pid).children():
+            for starter in agent.children():
+                found += starter.children()
+    return found
+
+
 def rank_at_work(process: subprocess.Popen[str]) -> psutil.Process:
     """A rank of the program that has loaded what it works with and computes."""
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         assert process.poll() is None, "the program ended before a rank worked"
-        for child in psutil.Process(process.pid).children():
-            if child.memory_info().rss > 400e6 and child.cpu_times().user > 5:
-                return child
+        for rank in ranks_of(process):
+            if rank.memory_info().rss > 400e6 and rank.cpu_times().user > 3:
+                return rank
         time.sleep(0.1)
     raise AssertionError("no rank began to work")
 
@@ -185,12 +196,11 @@ def kill_a_rank_after(process: subprocess.Popen[str], words: str, *, wait: bool 
     """Kills a rank of a tune as soon as that says some words, or then has ranks to kill."""
     assert process.stderr is not None
     assert any(words in line for line in process.stderr), "it ended without saying so"
-    command = psutil.Process(process.pid)
     deadline = time.monotonic() + 600
-    while wait and not command.children():
+    while wait and not ranks_of(process):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    command.children()[0].kill()
+    ranks_of(process)[0].kill()
 
 
 FEWER = ("--measure", "2", "--ring", "1", "--pipefusion", "1")
