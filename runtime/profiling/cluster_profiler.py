@@ -262,7 +262,7 @@ def _measure_tables(
         for operation in operations:
             if (operation, shape.size, shape.stride, len(shape.groups)) in known:
                 continue
-            sizes = _sizes(pool.device, operation, factor)
+            sizes = sizes_of(pool.device, operation, factor)
             by_rank = pool.run(
                 measure_axis,
                 shape,
@@ -280,13 +280,12 @@ def _tables_of_programs(pool: RankPool, say: Callable[[str], None]) -> list[Coll
     if pool.device == "cpu":
         return []
 
-    def sizes_of(operation: Operation) -> list[int]:
-        return _sizes(pool.device, operation, 2)
-
-    return list(tables_of_programs(pool.size, sizes_of, pool.environment, say))
+    sizes = {operation: sizes_of(pool.device, operation, 2) for operation in OPERATIONS}
+    return list(tables_of_programs(pool.size, sizes.__getitem__, pool.environment, say))
 
 
-def _sizes(device: str, operation: Operation, factor: int) -> list[int]:
+def sizes_of(device: str, operation: Operation, factor: int) -> list[int]:
+    """The sizes at which an operation is timed, each `factor` times the one before."""
     smallest, largest = SMALLEST_BYTES, LARGEST_BYTES[device]
     if operation == "all_reduce":
         largest = LARGEST_REDUCED_BYTES

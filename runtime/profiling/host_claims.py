@@ -13,9 +13,9 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.profiling.measured_links import HostClaims
 from ditplan.runtime.profiling.pair_rounds import HostRanks, Pair
 from ditplan.runtime.ranks.devices import DeviceReport
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.gpu_inventory import Ancestor, Gpu, GpuInventory, gpu_inventory
 from ditplan.runtime.ranks.pci_tree import common_ancestor, is_virtual, pci_path
-from ditplan.runtime.ranks.pool import environment
 
 RDMA = Path("/sys/class/infiniband")
 BYTES_PER_MBIT = 125_000
