@@ -29,6 +29,7 @@ from ditplan.command.options import (
     Json,
     MeshOptions,
     Model,
+    OptionalModel,
     Weights,
     WorkloadOptions,
     given,
@@ -36,6 +37,7 @@ from ditplan.command.options import (
 )
 from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
+from ditplan.command.resume import named_model, plan_to_resume
 from ditplan.command.run import run_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
@@ -84,9 +86,9 @@ app.command(
 )
 @with_options
 def tune_command(
-    model: Model,
     workload: WorkloadOptions,
     mesh: MeshOptions,
+    model: OptionalModel = None,
     hosts: Hosts = None,
     hosts_format: Format = "ditplan",
     cluster: Cluster = None,
@@ -150,6 +152,17 @@ def tune_command(
         Path | None,
         typer.Option(help="The file to write: plan.json, or book.json with --workloads."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Run the plan of --plan again, and beside it only what could now be faster.",
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="The plan to go on from, with --resume; replaced unless --out is given."),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -166,10 +179,14 @@ def tune_command(
     tune that was ended goes on from there.
     """
     from ditplan.measuring import named_hosts
-    from ditplan.planning import plan, plan_book
+    from ditplan.planning import plan as plan_model
+    from ditplan.planning import plan_book
 
     terminal = Terminal(as_json)
-    out = out or Path("plan.json" if workloads is None else "book.json")
+    others = {"cluster": cluster, "workloads": workloads, "prompt_file": prompt_file}
+    resumed = plan_to_resume(resume, plan, workload, others)
+    model = named_model(model, resumed)
+    out = out or plan or Path("plan.json" if workloads is None else "book.json")
     require_folder(out)
     if out.suffix == ".study":
         raise InputError(f"{out}: measurements go to a folder of this name; name another file")
@@ -186,7 +203,7 @@ def tune_command(
     }
     settings = checked(PlanSettings, asked)
     on_paper = cluster is not None or workloads is not None or measure == 0
-    if not force:
+    if not force and resumed is None:
         protect_measured(out, model, settings, on_paper=on_paper)
     if workloads is not None:
         if hosts is not None or measure:
@@ -200,7 +217,7 @@ def tune_command(
         terminal.show(f"{out}: {book}")
         terminal.finish({"plan": str(out)} | book.to_json())
         return
-    found = plan(
+    found = plan_model(
         model,
         cluster,
         hosts=named_hosts(hosts, hosts_format),
@@ -208,6 +225,7 @@ def tune_command(
         sampler=sampler,
         budget_s=budget,
         study=out.with_suffix(".study"),
+        resume=resumed,
         progress=terminal.say,
         **settings,
     )

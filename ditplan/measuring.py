@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Measuring:
     """How to measure plans: with which weights, how many of them, for how long, who chooses them,
-    and where what was measured is kept.
+    where what was measured is kept, and which plan it goes on from.
     """
 
     study: Path
@@ -52,6 +52,7 @@ class Measuring:
     measure: int | None = None
     budget_s: float | None = None
     sampler: SamplerName = "planner"
+    resume: ExecutionPlan | None = None
 
 
 def named_hosts(hosts: str | None, form: HostsFormat) -> Sequence[Host] | None:
@@ -152,7 +153,7 @@ def tuned(
     require_runtime(request.backend)
     study = study_in(how.study)
     with study.held(), start_workers(hosts, request.gpus) as workers:
-        workload = workload_for(request.spec, workers.device, **asked)
+        workload = _workload(request.spec, workers.device, asked, how.resume)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)
         if request.mode is not None:
@@ -163,17 +164,24 @@ def tuned(
         study.keep_cluster(cluster)
         task = study.with_blocks_measured(task, requests, workers, say)
         top = _usual_runs(task.spec, workers.device) if how.measure is None else how.measure
+        if how.resume is not None:
+            top = max(1, top)
 
         def run(plan: ExecutionPlan) -> RunResult:
             result = workers.measure(task.spec, how.weights, plan)
             return RunResult(result.latency_s, result.memory_bytes)
 
         trials = MeasurementPolicy(
-            run, top=top, budget_s=how.budget_s, journal=study.journal, sampler=how.sampler
+            run,
+            top=top,
+            budget_s=how.budget_s,
+            journal=study.journal,
+            sampler=how.sampler,
+            resume=how.resume,
         )
         found = search(task, trials, progress=say)
         ranks = found.best.configuration.mesh.size
-        facts, _ = workers.facts(ranks)
+        facts, _ = workers.facts(ranks, timed=True)
         known = fingerprint_of(task.cluster, ranks)
         return replace(found, fingerprint=known.as_found(facts, known.link_kinds))
 
@@ -207,6 +215,16 @@ def run_plan(
         say(chosen_line(plan))
         ran = workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
         return ran, plan
+
+
+def _workload(
+    spec: ModelSpec, device: DeviceKind, asked: Mapping[str, Any], resume: ExecutionPlan | None
+) -> Workload:
+    if resume is None:
+        return workload_for(spec, device, **asked)
+    limits = ModelLimits.of_spec(spec, family_of(spec.transformer_class))
+    resume.require_workload(limits, device)
+    return resume.workload
 
 
 def _usual_runs(spec: ModelSpec, device: DeviceKind) -> int:

@@ -164,6 +164,7 @@ def plan(
     sampler: SamplerName = "planner",
     budget_s: float | None = None,
     study: Path | str = "plan.study",
+    resume: ExecutionPlan | None = None,
     progress: Say | None = None,
     **settings: Unpack[PlanSettings],
 ) -> PlanResult:
@@ -179,6 +180,8 @@ def plan(
             what was run and make latency best.
         budget_s: seconds after which no new run is started.
         study: the folder that keeps what is measured; a search of the same goes on from there.
+        resume: a plan to go on from: it is run again for its own workload, and beside it only what
+            could now be faster.
         progress: is told what is being done.
 
     Raises:
@@ -200,13 +203,15 @@ def plan(
     wanted = workload_in(asked) | longest_text(request.text_lengths)
     if sampler != "planner":
         _check_sampler(sampler, request, is_on_paper=cluster is not None)
+    if resume is not None:
+        _check_resumed(resume, named, sampler, measure, asked)
     if cluster is not None:
         return PlanResult(search(task_on_paper(named, _cluster(cluster), asked), progress=say))
     weights = asked.get("weights")
     if weights is not None:
         check_weights(Path(weights), named.spec)
     own = named.weights if weights is None else Path(weights)
-    how = Measuring(Path(study), own, measure, budget_s, sampler)
+    how = Measuring(Path(study), own, measure, budget_s, sampler, resume)
     return PlanResult(tuned(request, wanted, entries, how, say))
 
 
@@ -348,6 +353,28 @@ def _check_sampler(sampler: SamplerName, request: TuneRequest, *, is_on_paper: b
             " and ",
             Setting("max_latency_s"),
         )
+
+
+def _check_resumed(
+    resume: ExecutionPlan,
+    named: NamedModel,
+    sampler: SamplerName,
+    measure: int | None,
+    asked: PlanSettings,
+) -> None:
+    """Refuses what has no meaning where a plan is run again.
+
+    Raises:
+        InputError: says what, or that the plan is for another model.
+    """
+    resume.require_model(named.spec.transformer_class, named.spec.config_hash, named.spec.config)
+    for name, value in workload_in(asked).items():
+        raise InputError(Setting(name, value), ": the plan to go on from says it; leave it out")
+    if sampler != "planner":
+        asked_for = Setting("sampler", sampler)
+        raise InputError(asked_for, " knows no plan to go on from; leave it out")
+    if measure == 0:
+        raise InputError(Setting("measure", 0), ": the plan to go on from is run; leave it out")
 
 
 def _cluster(cluster: Cluster) -> ClusterProfile:

@@ -43,7 +43,7 @@ def revalidated(
             Command("tune", (Setting("hosts", "FILE"),)),
             "`",
         )
-    facts, link = workers.facts(plan.mesh.size)
+    facts, link = workers.facts(plan.mesh.size, timed=True)
     planned = plan.fingerprint.link_kinds
     kinds = planned if link is None or link in planned else (link,)
     names = [one.device for one in facts]

@@ -13,6 +13,7 @@ from ditplan.planner.search.storage import task_name
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.fingerprint import is_same_code
 from ditplan.profiles.model import ModelProfile, PointRequest
 from ditplan.profiles.record import Record
 
@@ -77,11 +78,13 @@ class Study:
         }
 
     def cluster(self, workers: "Workers", say: Callable[[str], None]) -> ClusterProfile:
-        """The cluster as measured before for the same devices, or measured now."""
+        """The cluster as measured before for the same devices and software, or measured now."""
         path = self.cluster_file
         if path.exists():
             saved = _loaded(ClusterProfile, path)
-            if tuple(device.name for device in saved.devices) == workers.device_names():
+            facts, _ = workers.facts(workers.ranks, timed=False)
+            is_alike = [device.name for device in saved.devices] == [one.device for one in facts]
+            if is_alike and is_same_code(saved.software, facts[0].software):
                 say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
                 return saved
         cluster = workers.profile_cluster(say)

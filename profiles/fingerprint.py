@@ -196,6 +196,11 @@ def _if_slower(name: str, what: str, times: float, meaning: str) -> list[Mismatc
     return [Mismatch("speed", name, text)]
 
 
+def is_same_code(software: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    """Whether what was measured with some software would be measured alike now."""
+    return all(found.get(name) == version for name, version in software.items() if name in CODE)
+
+
 def config_changes(
     recorded: Mapping[str, Any], found: Mapping[str, Any], usual: Mapping[str, Any]
 ) -> tuple[str, ...]:

@@ -175,6 +175,11 @@ class ExecutionPlan(Record):
         return settings == (1, "eager", "auto", None, ())
 
     @property
+    def kept_when_resumed(self) -> dict[str, Any]:
+        """What of it isn't chosen anew when it is tuned again."""
+        return {"text_sizes": self.text_sizes, "on_mismatch": self.on_mismatch}
+
+    @property
     def mesh(self) -> Mesh:
         """The configuration's."""
         return self.configuration.mesh

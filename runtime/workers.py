@@ -19,7 +19,6 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.profiling.cluster_profiler import profile_cluster
 from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
 from ditplan.runtime.ranks.by_name import ByName
-from ditplan.runtime.ranks.devices import device_name
 from ditplan.runtime.ranks.pool import RankPool
 
 # the ranks alone import diffusers and torch's compiler for these
@@ -28,7 +27,7 @@ MEASURE_PLAN = ByName("ditplan.runtime.generation", "measure_plan")
 GATHER_FACTS = ByName("ditplan.runtime.admission.fit", "gathered_facts")
 PROFILE_MODEL = ByName("ditplan.runtime.profiling.model_profiler", "profile_model")
 
-NAMES_TIMEOUT_S = 60.0
+FACTS_TIMEOUT_S = 60.0
 PROFILE_TIMEOUT_S = 1800.0
 SLOWER_THAN_PREDICTED = 50
 LOADING_TIMEOUT_S = 900.0
@@ -59,16 +58,12 @@ class Workers:
             self._pool = RankPool(self._hosts, self.ranks, self.device)
         return self._pool
 
-    def device_names(self) -> tuple[str, ...]:
-        """What each rank's device is called."""
-        return tuple(self.pool().run(device_name, timeout_s=NAMES_TIMEOUT_S))
-
-    def facts(self, ranks: int) -> tuple[Sequence[RankFacts], LinkKind | None]:
-        """What the first `ranks` ranks find, and what connects their devices, if that is known; on
-        GPUs with a self-test: CPU ranks share their cores with whatever else runs.
+    def facts(self, ranks: int, *, timed: bool) -> tuple[Sequence[RankFacts], LinkKind | None]:
+        """What the first `ranks` ranks find, and what connects their devices; `timed` with a
+        self-test, on GPUs: CPU ranks share their cores with whatever else runs.
         """
-        timed = self.device == "cuda"
-        found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=NAMES_TIMEOUT_S)
+        timed = timed and self.device == "cuda"
+        found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=FACTS_TIMEOUT_S)
         facts: tuple[Sequence[RankFacts], LinkKind | None] = found[0]
         return facts
 

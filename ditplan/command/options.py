@@ -26,6 +26,12 @@ Model = Annotated[
         help="A shipped model's name, or a folder saved by diffusers.", autocompletion=model_names
     ),
 ]
+OptionalModel = Annotated[
+    str | None,
+    typer.Option(
+        help="A shipped model's name, or a folder saved by diffusers.", autocompletion=model_names
+    ),
+]
 Cluster = Annotated[
     str | None,
     typer.Option(

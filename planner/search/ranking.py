@@ -67,7 +67,8 @@ class PricedCandidate:
     `reason` says why it lost, and is empty for the best. `too_big` says why GPUs can't hold it,
     `warning` by how much it exceeds the memory of CPUs, which hold it by swapping. Where throughput
     is asked for, `replicas` copies run at once, each `slowdown` times as slow as alone.
-    `must_lead` says that exact plans are preferred unless this one is clearly faster.
+    `must_lead` says that exact plans are preferred unless this one is clearly faster. `before_s` is
+    what it took when a plan was made that is now resumed.
     """
 
     configuration: Configuration
@@ -83,6 +84,7 @@ class PricedCandidate:
     replicas: int = 1
     slowdown: float = 1.0
     must_lead: bool = False
+    before_s: float | None = None
     reason: str = ""
 
     @property
@@ -130,7 +132,7 @@ class SearchResult:
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
     fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
     listed first, where that is faster. `fingerprint` is what the best plan's ranks found where they
-    ran.
+    ran, `resumed` the plan that it goes on from.
     """
 
     ranked: tuple[PricedCandidate, ...]
@@ -146,6 +148,7 @@ class SearchResult:
     ended: str = ""
     better_order: PricedCandidate | None = None
     fingerprint: Fingerprint | None = None
+    resumed: ExecutionPlan | None = None
 
     @property
     def best(self) -> PricedCandidate:
@@ -176,11 +179,13 @@ class SearchResult:
             chosen, self.spec, self.workload, self.cluster, self.backend, self.text_lengths
         )
         found = self.fingerprint if index == 0 else None
+        kept = self.resumed.kept_when_resumed if self.resumed else {}
         return plan.model_copy(
             update={
                 "measurement": chosen.measurement,
                 "fingerprint": found or plan.fingerprint,
                 "runner_ups": tuple(runner_up(ranked) for ranked in others[:runner_ups]),
+                **kept,
             }
         )
 
@@ -224,13 +229,18 @@ def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
 
 
 def runner_up(ranked: PricedCandidate) -> RunnerUp:
-    """A loser as plans record it."""
+    """A loser as plans record it, with what it took before where it wasn't run now."""
+    measured_s, reason = ranked.before_s, ranked.reason
+    if ranked.measurement:
+        measured_s = ranked.measurement.latency_s
+    elif measured_s is not None:
+        reason = f"{reason} (took {measured_s:.4g} s when it was last run)"
     return RunnerUp(
         configuration=ranked.configuration,
         predicted_s=ranked.prediction.latency_s,
-        measured_s=ranked.measurement.latency_s if ranked.measurement else None,
+        measured_s=measured_s,
         memory_bytes=ranked.prediction.memory_bytes,
-        reason=ranked.reason,
+        reason=reason,
     )
 
 

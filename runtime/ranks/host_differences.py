@@ -20,6 +20,9 @@ CLOCK_S = 1.0
 SLOW = 2.0
 """By how many times a processor is slower that stands out: more than clocks that go up and down."""
 
+SLOW_GPU = 1.2
+"""As `SLOW`, between GPUs of one name while they do the same."""
+
 SAME: tuple[tuple[str, str, Severity, str], ...] = (
     ("python", "Python", "cluster", "what ranks send each other is read by one Python alone"),
     ("ditplan", "ditplan", "cluster", "commands and ranks must be the same code"),
@@ -53,11 +56,12 @@ def problems_of(views: Sequence[HostView], here: Mapping[str, str]) -> list[Prob
         found += _of_disk(view, facts)
         found += _of_gpus(view, facts)
         found += _of_clock(view)
-        late = (LATE[name] for name in facts.late)
+        late = (LATE[name] for name in facts.late if name in LATE)
         found += [problem(view.name, "warning", f"{what}: no answer in time") for what in late]
     found += _of_versions(known, here)
     found += _of_missing_gpus(known)
     found += _of_product(known)
+    found += _of_gpu_products(known)
     found += _of_environment(known)
     found += _of_names(known)
     found += _of_one_machine(known)
@@ -191,6 +195,33 @@ def _of_product(known: Known) -> Iterator[Problem]:
             )
 
 
+def _of_gpu_products(known: Known) -> Iterator[Problem]:
+    """GPUs that multiply slower than others of their name."""
+    fastest: dict[str | None, tuple[float, str]] = {}
+    found = []
+    for view, facts in known:
+        names = {gpu.uuid: gpu.name for gpu in facts.gpus or ()}
+        for number, one in enumerate(facts.gpu_products or ()):
+            name = names.get(one.uuid)
+            found.append((view.name, number, name, one))
+            best = fastest.get(name, (0.0, ""))
+            fastest[name] = max(best, (one.flops_per_s, f"GPU {number} of {view.name}"))
+    for host, number, name, one in found:
+        rate, other = fastest[name]
+        if one.flops_per_s * SLOW_GPU < rate:
+            clock = f"{_shown(one.clock_mhz)} of {_shown(one.clock_max_mhz)} MHz"
+            yield problem(
+                host,
+                "warning",
+                f"GPU {number} multiplies at {tera(one.flops_per_s)}, its clock at {clock}, and "
+                f"{other} at {tera(rate)}; check what else uses it, power and cooling",
+            )
+
+
+def _shown(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
 def _of_environment(known: Known) -> Iterator[Problem]:
     effects: dict[tuple[str, str], list[str]] = {}
     for view, facts in known:
@@ -281,3 +312,8 @@ def _is_loopback(address: str) -> bool:
 def gib(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 2**30:.3g} GiB"
+
+
+def tera(rate: float) -> str:
+    """FLOP/s for people."""
+    return f"{rate / 1e12:.3g} TFLOP/s"

@@ -23,7 +23,15 @@ from pydantic import TypeAdapter
 
 from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_inventory
-from ditplan.runtime.ranks.host_probes import disk, namespace, product_rate, versions, within
+from ditplan.runtime.ranks.host_probes import (
+    GpuProduct,
+    disk,
+    gpu_products,
+    namespace,
+    product_rate,
+    versions,
+    within,
+)
 from ditplan.runtime.ranks.interface_choice import Interface
 from ditplan.runtime.ranks.left_set import left_set, visible_gpus
 from ditplan.runtime.ranks.open_port import Target, listen, reach
@@ -32,7 +40,7 @@ from ditplan.runtime.ranks.reachability import addresses_of, interfaces, routes
 MARK = "ditplan-host-report "
 LIFE_S = 30
 
-FACTS_S = 5.0
+FACTS_S = 7.0
 """How long a host waits for what it asks itself; what isn't known by then is unknown."""
 
 NAMES_S = 4.0
@@ -43,7 +51,8 @@ class HostFacts:
     """What a host says of itself; None, and a name in `late`, for what it couldn't say in time.
 
     `versions` are of packages, None for what isn't installed. `gpus` are those that
-    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none.
+    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none;
+    `gpu_products` is how fast they multiply.
     `product_rate` are multiplications/s of one processor. `names` are the other hosts' names, each
     with the addresses found.
     """
@@ -61,6 +70,7 @@ class HostFacts:
     gpus: tuple[Gpu, ...] | None = None
     gpus_in_all: int | None = None
     driver: str | None = None
+    gpu_products: tuple[GpuProduct, ...] | None = None
     gpu_fault: str = ""
     product_rate: float | None = None
     disk_folder: str | None = None
@@ -78,6 +88,7 @@ def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
     probes: dict[str, Callable[[], Any]] = {
         "versions": versions,
         "gpus": gpu_inventory,
+        "gpu products": gpu_products,
         "product": product_rate,
         "disk": disk,
         "names": partial(_found, names),
@@ -98,6 +109,7 @@ def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
         gpus=visible_gpus(inventory.gpus, environment) if inventory else None,
         gpus_in_all=len(inventory.gpus) if inventory else None,
         driver=inventory.driver if inventory else None,
+        gpu_products=found.get("gpu products"),
         gpu_fault=inventory.fault if inventory else "",
         product_rate=found.get("product"),
         disk_folder=room.get("folder"),

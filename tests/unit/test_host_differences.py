@@ -10,7 +10,7 @@ from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import ChosenHost
 from ditplan.runtime.ranks.host_differences import problems_of
 from ditplan.runtime.ranks.host_view import Clock, HostView
-from tests.unit.host_factories import HERE, VERSIONS, a_gpu, a_view
+from tests.unit.host_factories import HERE, VERSIONS, a_gpu, a_product, a_view
 
 
 def lines_of(*views: HostView, here: dict[str, str] = HERE) -> list[tuple[str, str]]:
@@ -74,6 +74,12 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"gpus": (a_gpu(0, throttled_by=("power brake",)), a_gpu(1))},
         "warning",
         "n2: GPU 0: it throttles (power brake)",
+    ),
+    "slow GPU": (
+        {"gpu_products": (a_product(0), a_product(1, 4e14, 990))},
+        "warning",
+        "n2: GPU 1 multiplies at 400 TFLOP/s, its clock at 990 of 1980 MHz, and GPU 1 of n3 at "
+        "700 TFLOP/s",
     ),
     "slow processor": (
         {"product_rate": 2e7},
@@ -159,6 +165,12 @@ def test_more_than_a_host_has_is_refused(chosen: ChosenHost, words: str) -> None
     [(severity, line)] = lines_of(view)
     assert severity == "input"
     assert words in line
+
+
+def test_gpus_of_another_name_are_not_compared() -> None:
+    small = a_gpu(0, name="NVIDIA L4")
+    other = a_view("n2", gpus=(small,), gpus_in_all=1, gpu_products=(a_product(0, 6e13),))
+    assert lines_of(a_view("n1"), other) == []
 
 
 def test_ranks_on_cpus_may_be_more_than_gpus() -> None:

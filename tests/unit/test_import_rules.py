@@ -79,7 +79,7 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/ranks/seat.py",
     "runtime/ranks/store_server.py",
     "runtime/ranks/devices.py",
-    "runtime/ranks/host_probes.py",  # our own sources
+    "runtime/ranks/host_probes.py",  # our own sources, and what a program of ours says
     "runtime/ranks/host_report.py",  # what the command and hosts say to each other
     "runtime/ranks/report_link.py",
     "runtime/ranks/gpu_inventory.py",  # sysfs
