@@ -249,7 +249,7 @@ def _measure_tables(
             left = len(shapes) - number + 1
             return tables, [
                 f"{left} of {len(shapes)} kinds of group weren't measured, for want of time: what "
-                "they take is inferred from links and from groups like them; give more --budget"
+                "they take is inferred from links and from groups like them; give it more time"
             ]
         groups = f"{len(shape.groups)} group{'s' if len(shape.groups) > 1 else ''}"
         say(

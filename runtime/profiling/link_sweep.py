@@ -62,7 +62,7 @@ def measured_links(
     left = len(rounds) - len(measured)
     late = [
         f"{left} of {len(rounds)} rounds of links had no room in the time: what they would have "
-        "told is inferred from hosts like them; give more --budget"
+        "told is inferred from hosts like them; give it more time"
     ]
     return FoundLinks(tuple(links), (*link_warnings(claims, speeds), *(late if left else ())))
 

@@ -63,7 +63,7 @@ def _network_warnings(host: str, claim: HostClaims, speed: HostSpeeds) -> Iterat
         name, other = claim.faster
         yield (
             f"{host}: ranks talk over {claim.interface} ({_gbit(rate)} measured), {name} claims "
-            f"{_gbit(other)}; if all hosts have it: --interface {name}"
+            f"{_gbit(other)}; if all hosts have it, choose that interface"
         )
 
 
@@ -97,7 +97,7 @@ def _outliers(what: str, rates: Mapping[str, float]) -> Iterator[str]:
         if rate < SLOW * middle:
             yield (
                 f"{name} is slow: {_gbit(rate)} {what}, {_gbit(middle)} is usual here; "
-                "leave it out with --exclude, or mend it"
+                "exclude it, or mend it"
             )
 
 

@@ -244,7 +244,7 @@ def test_interfaces_are_held_against_what_they_claim() -> None:
     warnings = list(link_warnings({"a": claim, "b": HostClaims("cpu", {})}, speeds))
     assert warnings == [
         "a: ranks talk over eth0 (0.88 Gbit/s measured), ib0 claims 200 Gbit/s; if all hosts have "
-        "it: --interface ib0"
+        "it, choose that interface"
     ]
     veth = HostClaims("cpu", {}, interface="veth0", interface_bytes_per_s=1.25e9)
     (warning,) = link_warnings({"a": veth, "b": HostClaims("cpu", {})}, speeds)
