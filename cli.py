@@ -45,6 +45,7 @@ from ditplan.models import model_named
 from ditplan.outputs import measured_plans, refuse_to_replace, require_folder
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.planner.search.sampler_names import SamplerName
+from ditplan.profiles.book import Otherwise
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
@@ -112,6 +113,13 @@ def tune_command(
             "for each workload, and what one mesh for all would cost.",
         ),
     ] = None,
+    otherwise: Annotated[
+        Otherwise,
+        typer.Option(
+            help="What a book (--workloads) does with a request that is for none of its workloads: "
+            "refuse it, or serve it by the plan for the nearest larger one.",
+        ),
+    ] = "refuse",
     quality: Annotated[
         str,
         typer.Option(
@@ -211,7 +219,9 @@ def tune_command(
         if sampler != "planner":
             wrong = Setting("sampler", sampler)
             raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
-        book = plan_book(model, cluster, workloads, progress=terminal.say, **settings)
+        book = plan_book(
+            model, cluster, workloads, otherwise=otherwise, progress=terminal.say, **settings
+        )
         book.plan.save(out)
         terminal.show(book.table())
         terminal.show(f"{out}: {book}")

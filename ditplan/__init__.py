@@ -1,6 +1,7 @@
 """Finds the fastest parallel plan for a diffusion transformer, and runs it.
 
-A production job loads a plan and puts it in force: `load`, `parallelize`. A notebook makes one:
+A production job loads a plan and puts it in force: `load`, `parallelize`, `warm_up`, `counters`; or
+a book of them: `serve`. A notebook makes one:
 `plan`, `plan_book`, `simulate`. Whoever only runs plans imports nothing of the planner.
 """
 
@@ -12,10 +13,12 @@ from ditplan.profiles.book import PlanBook
 from ditplan.profiles.plan import ExecutionPlan
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
+    from collections.abc import Sequence
 
     from ditplan.planning import BookResult, PlanResult, SimulateResult, plan, plan_book, simulate
+    from ditplan.runtime.models.warm_up import Size
     from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift
+    from ditplan.serving import BookServer, Counters, PipelineUnderPlan
 
 __version__ = "0.1.0"
 
@@ -25,12 +28,15 @@ __all__ = [
     "PlanBook",
     "PlanResult",
     "SimulateResult",
+    "counters",
     "live_steps",
     "load",
     "parallelize",
     "plan",
     "plan_book",
+    "serve",
     "simulate",
+    "warm_up",
 ]
 
 PLANNING = {"BookResult", "PlanResult", "SimulateResult", "plan", "plan_book", "simulate"}
@@ -48,31 +54,61 @@ def load(path: Path | str) -> ExecutionPlan:
 
 def parallelize(
     pipeline: Any, plan: ExecutionPlan, *, on_drift: "OnDrift | None" = None
-) -> "ExitStack":
+) -> "PipelineUnderPlan":
     """Puts a plan in force on a diffusers pipeline, in a job started by torchrun.
 
-    Every rank calls it with the same plan; then every rank calls the pipeline with the same
-    arguments and seed, which is checked. Closing the result gives the pipeline back as it was.
-    Calls that take longer than the plan says are warned of once, logged, and told to `on_drift`.
+    Every rank calls it with the same plan; then every rank calls the pipeline, or what this
+    returns, with the same arguments and seed, which is checked. Closing the result, or the end of a
+    `with`, gives the pipeline back as it was. Calls that take longer than the plan says are warned
+    of once, logged, and told to `on_drift`.
 
     Raises:
         InputError: the same on every rank: the plan doesn't fit the pipeline, the number of ranks
             or the devices, or the ranks don't have the same plan or weights.
     """
-    from contextlib import ExitStack
+    from ditplan.serving import under_plan
 
-    from ditplan.runtime.admission.fit import admitted
-    from ditplan.runtime.native import parallelize as parallelize_native
-    from ditplan.runtime.profiling.live_steps import LiveSteps, keep_live_steps
+    return under_plan(pipeline, plan, on_drift)
 
-    context = admitted(pipeline, plan)
-    with ExitStack() as undo:
-        undo.callback(context.groups.close)
-        live = LiveSteps(pipeline, plan, context, on_drift)
-        undo.enter_context(parallelize_native(pipeline, plan, context, live.watching))
-        if not plan.changes_nothing:
-            keep_live_steps(live, pipeline.transformer, undo)
-        return undo.pop_all()
+
+def warm_up(
+    pipeline: Any, plan: ExecutionPlan, sizes: "Sequence[Size] | None" = None
+) -> "Counters":
+    """Has all compiled and captured that requests will ask for; gives how much that was.
+
+    `plan` is in force on the pipeline. `sizes` are those of pictures, (height, width), or of
+    videos, (height, width, frames), each with every size of text that the plan serves; the plan's
+    own size alone if None. Every rank calls it. Afterwards nothing is compiled in a request of
+    these sizes with the plan's batch and guidance: `counters` stays as it is.
+
+    Raises:
+        InputError: a size that the model can't do, or no plan in force.
+    """
+    from ditplan.serving import warm_up as warmed_up
+
+    return warmed_up(pipeline, plan, sizes)
+
+
+def counters(pipeline: Any) -> "Counters":
+    """How much was compiled and captured for the pipeline under a plan in this process so far."""
+    from ditplan.serving import counters as counted
+
+    return counted(pipeline)
+
+
+def serve(pipeline: Any, book: PlanBook) -> "BookServer":
+    """A pipeline that serves requests by the plans of a book, in a job started by torchrun.
+
+    Every rank calls it with the same book, and asks it for the same: `server.request(height=...,
+    width=..., steps=...)` gives the pipeline under the plan for a request. All plans are for as
+    many ranks as there are.
+
+    Raises:
+        InputError: as `parallelize`, for any plan of the book.
+    """
+    from ditplan.serving import served
+
+    return served(pipeline, book)
 
 
 def live_steps(pipeline: Any) -> "LiveSteps | None":

@@ -34,7 +34,7 @@ from ditplan.planner.simulation.chrome_trace import chrome_trace
 from ditplan.planner.simulation.timeline import Timeline
 from ditplan.planner.task import Task, TuneRequest, check_quality, workload_for
 from ditplan.profiles.backends import find_backend
-from ditplan.profiles.book import PlanBook
+from ditplan.profiles.book import Otherwise, PlanBook
 from ditplan.profiles.catalog import find_cluster
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import Command, InputError, Setting
@@ -220,12 +220,14 @@ def plan_book(
     cluster: Cluster | None,
     workloads: Path | str,
     *,
+    otherwise: Otherwise = "refuse",
     progress: Say | None = None,
     **settings: Unpack[PlanSettings],
 ) -> BookResult:
     """Finds a plan for each workload of a mix on paper, and what one mesh for all would cost.
 
     `workloads` is the file of a mix, such as `[{"weight": 3, "height": 1024}, {"weight": 1}]`.
+    `otherwise` says what becomes of requests that are for none of them (`PlanBook`).
 
     Raises:
         InputError: something asked for can't be, or has no meaning beside a mix.
@@ -260,7 +262,7 @@ def plan_book(
         )
     known = _cluster(cluster)
     mix = load_mix(Path(workloads), named.spec, known.devices[0].kind)
-    return BookResult(plan_mix(request, mix, known, progress or _say_nothing))
+    return BookResult(plan_mix(request, mix, known, progress or _say_nothing, otherwise))
 
 
 def simulate(

@@ -23,10 +23,11 @@ from ditplan.runtime.batch.call_split import apply_calls
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.compilation.cuda_graphs import MOST_GRAPHS, GraphedForward
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.in_force import held_by_graphs
 from ditplan.runtime.models.inspection import config_digest, plain_config, usual_config
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
-from ditplan.runtime.prepared import Prepared, built_of, prepared_for, rounds_texts
+from ditplan.runtime.prepared import BUILT, Prepared, built_of, prepared_for, sizes_of_texts
 from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence.linear_attention import apply_rows
 from ditplan.runtime.sequence.text_rounding import round_texts
@@ -42,8 +43,10 @@ def parallelize(
 
     Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take
     part in making the groups and are left alone. A plan that was in force before on the same
-    transformer finds its compiled code again; graphs are captured anew. A plan of one rank that
-    changes nothing is checked, and the pipeline left as it is. Each call is made within `around`.
+    transformer finds its compiled code again. Graphs are captured anew, as they hold memory; where
+    the context `keeps_graphs` those of plans without PipeFusion are found again too, until
+    `forget_graphs`. A plan of one rank that changes nothing is checked, and the pipeline left as it
+    is. Each call is made within `around`.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
@@ -116,9 +119,12 @@ def _parallelize(
     family = _checked_family(model, plan, context)
     prepared = prepared_for(model, family, plan, context)
     built_of(model, context).at_least(MOST_GRAPHS + len(plan.text_sizes))
+    vars(model)[BUILT] = built_of(model, context)
+    undo.callback(vars(model).pop, BUILT)
     require_neighbours(model, plan, family)
     may_fall_back = plan.fallback == "eager"
-    undo.callback(prepared.ring_buffers.clear)
+    if not context.keeps_graphs:
+        undo.callback(prepared.ring_buffers.clear)
     _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, closing)
     if shards:
@@ -132,9 +138,8 @@ def _parallelize(
     elif prepared.batch_group:
         apply_cfg(model, prepared.family, prepared.batch_group, undo)
     if "graph" in mode and not prepared.route:
-        _apply_graphs(model, may_fall_back, context, calls, undo)
-    if rounds_texts(family, plan):
-        round_texts(model, family, plan.text_sizes, undo)
+        _apply_graphs(model, prepared, may_fall_back, context, calls, undo)
+    round_texts(model, family, sizes_of_texts(family, plan), undo)
     if plan.configuration.step_cache:
         apply_step_cache(pipeline, model, plan.configuration.step_cache, calls.around, undo)
     if prepared.cfg_group:
@@ -163,13 +168,25 @@ def _refuse_what_cannot_be(pipeline: Any, plan: ExecutionPlan, guard: CallGuard)
 
 
 def _apply_graphs(
-    model: nn.Module, may_fall_back: bool, context: RankContext, calls: Calls, undo: ExitStack
+    model: nn.Module,
+    prepared: Prepared,
+    may_fall_back: bool,
+    context: RankContext,
+    calls: Calls,
+    undo: ExitStack,
 ) -> None:
-    built = built_of(model, context)
-    graphed = GraphedForward(inner_forward(model), context.device, may_fall_back, built=built)
+    inner, built = inner_forward(model), built_of(model, context)
+    if context.keeps_graphs and prepared.graphs:
+        graphed = prepared.graphs[0]
+    else:
+        graphed = GraphedForward(inner, context.device, may_fall_back, built=built)
+    if context.keeps_graphs:
+        prepared.graphs[:] = [graphed]
+        graphed.resume(inner, partial(held_by_graphs, model))
+    else:
+        undo.callback(graphed.clear)
     replace_forward(model, graphed, undo)
     calls.graphs.append(graphed.clear)
-    undo.callback(graphed.clear)
 
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:

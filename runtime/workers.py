@@ -67,9 +67,12 @@ class Workers:
         facts: tuple[Sequence[RankFacts], LinkKind | None] = found[0]
         return facts
 
-    def profile_cluster(self, say: Callable[[str], None]) -> ClusterProfile:
-        """Measures devices, links and collectives."""
-        return profile_cluster(self.pool(), f"{self.ranks}x{self.device}", say=say)
+    def profile_cluster(
+        self, say: Callable[[str], None], budget_s: float | None = None
+    ) -> ClusterProfile:
+        """Measures devices, links and collectives, for about so long if that is given."""
+        name = f"{self.ranks}x{self.device}"
+        return profile_cluster(self.pool(), name, budget_s=budget_s, say=say)
 
     def profile_model(
         self,

@@ -24,7 +24,8 @@ PACKAGES = {
     "transformers": "transformers",
     "flash-attn": "flash-attn",
 }
-TEXTS = ("reached by", "Python", *PACKAGES, "GPUs", "driver", "ranks listen at", "left set")
+OF_SEVERAL = "ranks listen at"
+TEXTS = ("reached by", "Python", *PACKAGES, "GPUs", "driver", OF_SEVERAL, "left set")
 OF_GPUS = ("GPU memory free", "GPU product", "GPU clock")
 NUMBERS: Mapping[str, Callable[[float], str]] = {
     "GPU memory free": lambda number: gib(int(number)),
@@ -48,6 +49,8 @@ def host_table(views: Sequence[HostView]) -> Table:
         table.add_column(heading)
     known = [(view, view.facts) for view in views if view.facts is not None]
     for fact in TEXTS:
+        if fact == OF_SEVERAL and len(views) == 1:
+            continue
         texts = {view.name: _text(fact, facts, view) for view, facts in known}
         _add_texts(table, fact, texts, len(views))
     have_gpus = any(facts.gpus != () for _, facts in known)

@@ -53,6 +53,12 @@ Hosts = Annotated[
 ]
 Format = Annotated[HostsFormat, typer.Option("--hosts-format", help="Whose file of hosts it is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Refresh = Annotated[
+    bool,
+    typer.Option(
+        "--refresh", help="Measure the cluster anew, even if devices and software are the same."
+    ),
+]
 Gpus = Annotated[int | None, typer.Option(min=1, help="How many GPUs (or CPU ranks).")]
 Weights = Annotated[
     Path | None, typer.Option(help="Folder of a diffusers pipeline with real weights.")

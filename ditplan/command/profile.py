@@ -10,6 +10,7 @@ from ditplan.command.options import (
     Gpus,
     Hosts,
     Json,
+    Refresh,
     WorkloadOptions,
     given,
     with_options,
@@ -40,6 +41,15 @@ def profile_command(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds for links and collectives of a cluster, about; what there is no time for "
+            "is inferred from what is like it, and marked.",
+        ),
+    ] = None,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
@@ -69,7 +79,13 @@ def profile_command(
     cluster = (
         cluster_of_tests(read, out.stem)
         if read
-        else measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
+        else measured_cluster(
+            named_hosts(hosts, hosts_format),
+            gpus,
+            terminal.say,
+            budget_s=budget,
+            kept=None if refresh else out,
+        )
     )
     cluster.save(out)
     for warning in cluster.warnings:

@@ -60,16 +60,24 @@ def require_possible(pipeline: Any, plan: ExecutionPlan, context: RankContext) -
         InputError: says what was given and what would be right.
     """
     device: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
+    limits = limits_of(pipeline, plan.model.name)
+    if limits is not None:
+        plan.require_workload(limits, device)
+
+
+def limits_of(pipeline: Any, name: str) -> ModelLimits | None:
+    """What bounds the workloads of a pipeline's model; None where no family describes it, as is
+    said with what there is as soon as a plan is put in force.
+    """
     model, vae = pipeline.transformer, getattr(pipeline, "vae", None)
     family = load_families().get(type(model).__name__)
     if family is None:
-        # it is refused with what there is, as soon as the plan is put in force
-        return
+        return None
     unit = None
     if vae is not None:
         latents = number_of(family.latents_per_token, model.config)
         unit = pixels_per_latent(vae.config) * latents
-    plan.require_workload(ModelLimits.of_family(plan.model.name, family, unit), device)
+    return ModelLimits.of_family(name, family, unit)
 
 
 def _require_pipeline_and_plan(pipeline: Any, plan: Any) -> None:

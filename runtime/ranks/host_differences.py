@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ditplan.profiles.errors import Setting
 from ditplan.runtime.ranks.host_report import HostFacts
 from ditplan.runtime.ranks.host_view import HostView
-from ditplan.runtime.ranks.left_set import VISIBLE_DEVICES, slowing
+from ditplan.runtime.ranks.left_set import OWN, VISIBLE_DEVICES, slowing
 from ditplan.runtime.ranks.remedies import Problem, Severity, problem
 
 LEAST_DISK_BYTES = 1 << 30
@@ -40,7 +40,6 @@ they differ, and why."""
 LATE = {
     "versions": "its packages aren't known",
     "gpus": "NVML doesn't answer, so its GPUs aren't known; try `nvidia-smi` there",
-    "product": "how fast its processor is isn't known",
     "disk": "its folder for temporary files doesn't answer; a network folder may hang",
     "names": "its name servers don't answer; look at /etc/resolv.conf there",
 }
@@ -231,6 +230,11 @@ def _of_environment(known: Known) -> Iterator[Problem]:
         yield problem(names_of(hosts), "warning", f"{setting} is left set: {effect}; unset it")
     names = dict.fromkeys(name for _, facts in known for name in facts.environment)
     for name in names:
+        if name in OWN:
+            hosts = [view.name for view, facts in known if name in facts.environment]
+            words = f"{name} is set and not used; the interface is chosen by routes, or by "
+            yield problem(names_of(hosts), "warning", words, Setting("interface", "NAME"))
+            continue
         values = {view.name: facts.environment.get(name) for view, facts in known}
         if name == VISIBLE_DEVICES or len({*values.values()}) < 2:
             continue

@@ -29,9 +29,6 @@ SOURCES = (".py", ".toml", ".json")
 PRODUCT_NUMBERS = 10_000
 PRODUCT_S = 0.05
 
-GPU_PRODUCTS_S = 6.5
-"""torch is imported first, and a GPU's context made."""
-
 PROBE_BYTES = 1 << 20
 
 
@@ -106,7 +103,10 @@ def sources_digest(folder: Path = PACKAGE) -> str:
 
 
 def product_rate() -> float:
-    """Multiplications/s of a processor, by its own time: other processes beside it don't count."""
+    """Multiplications/s of a processor, by its own time: other processes beside it don't count.
+
+    What else this process does at once disturbs it.
+    """
     a = [math.sqrt(number) for number in range(PRODUCT_NUMBERS)]
     best, end = math.inf, time.monotonic() + PRODUCT_S
     while best == math.inf or time.monotonic() < end:
@@ -116,14 +116,16 @@ def product_rate() -> float:
     return PRODUCT_NUMBERS / max(best, 1e-9)
 
 
-def gpu_products() -> tuple[GpuProduct, ...] | None:
-    """How fast the GPUs that CUDA sees multiply; None where that can't be known, or not in time."""
+def gpu_products(limit_s: float) -> tuple[GpuProduct, ...] | None:
+    """How fast the GPUs that CUDA sees multiply; None where that can't be known, or not in time:
+    torch is imported first, which alone may take some seconds.
+    """
     if not gpu_inventory().gpus:
         return ()
     words = [sys.executable, "-P", "-m", "ditplan.runtime.ranks.gpu_product"]
     try:
         done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=GPU_PRODUCTS_S, check=True
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

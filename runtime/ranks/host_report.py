@@ -40,8 +40,8 @@ from ditplan.runtime.ranks.reachability import addresses_of, interfaces, routes
 MARK = "ditplan-host-report "
 LIFE_S = 30
 
-FACTS_S = 7.0
-"""How long a host waits for what it asks itself; what isn't known by then is unknown."""
+ENDING_S = 0.3
+"""What a program of a host's has less than the host itself."""
 
 NAMES_S = 4.0
 
@@ -52,9 +52,8 @@ class HostFacts:
 
     `versions` are of packages, None for what isn't installed. `gpus` are those that
     CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none;
-    `gpu_products` is how fast they multiply.
-    `product_rate` are multiplications/s of one processor. `names` are the other hosts' names, each
-    with the addresses found.
+    `gpu_products` is how fast they multiply, `product_rate` are multiplications/s of one processor.
+    `names` are the other hosts' names, each with the addresses found.
     """
 
     hostname: str
@@ -83,17 +82,17 @@ class HostFacts:
 FACTS: TypeAdapter[HostFacts] = TypeAdapter(HostFacts)
 
 
-def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
-    """What this host says of itself, in `FACTS_S` or little more."""
+def facts(environment: Mapping[str, str], names: Sequence[str], limit_s: float) -> HostFacts:
+    """What this host says of itself, in so many seconds or little more."""
+    rate = product_rate()
     probes: dict[str, Callable[[], Any]] = {
         "versions": versions,
         "gpus": gpu_inventory,
-        "gpu products": gpu_products,
-        "product": product_rate,
+        "gpu products": partial(gpu_products, limit_s - ENDING_S),
         "disk": disk,
         "names": partial(_found, names),
     }
-    found = within(FACTS_S, probes)
+    found = within(limit_s, probes)
     inventory, room = found.get("gpus"), found.get("disk", {})
     return HostFacts(
         hostname=socket.gethostname(),
@@ -111,7 +110,7 @@ def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
         driver=inventory.driver if inventory else None,
         gpu_products=found.get("gpu products"),
         gpu_fault=inventory.fault if inventory else "",
-        product_rate=found.get("product"),
+        product_rate=rate,
         disk_folder=room.get("folder"),
         disk_free_bytes=room.get("free_bytes"),
         disk_fault=room.get("fault", ""),
@@ -131,7 +130,8 @@ def answer(environment: Mapping[str, str], question: dict[str, Any]) -> Any:
         case "clock":
             return time()
         case "facts":
-            return FACTS.dump_python(facts(environment, question["names"]), mode="json")
+            found = facts(environment, question["names"], question["within_s"])
+            return FACTS.dump_python(found, mode="json")
         case "routes":
             return routes(question["addresses"])
         case "listen":

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -43,12 +44,14 @@ class ReportLink:
             SilentHostError: there is no program here by which to start it.
         """
         launch = launch_on(host, MODULE, environment)
+        # where ditplan isn't installed, its path here is that on this machine
+        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
         self.launcher: Launcher = launch.launcher
         self._host = host
         self._errors = b""
         self._is_late = False
         try:
-            self._process = launch.start(environment, subprocess.PIPE)
+            self._process = launch.start({**environment, "PYTHONPATH": path}, subprocess.PIPE)
         except OSError as error:
             words = f"{launch.words[0]} can't be started here: {error.strerror}; install it"
             raise SilentHostError(Sentence(words)) from None

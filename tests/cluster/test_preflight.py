@@ -191,7 +191,13 @@ FAULTS: dict[str, tuple[Planted, *tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+QUICK = ("unknown host key", "another torch", "full disk")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[] if fault in QUICK else pytest.mark.thorough) for fault in FAULTS],
+)
 def test_a_fault_is_told_with_its_host(machines: Machines, fault: str) -> None:
     planted, *words = FAULTS[fault]
     with planted(machines):

@@ -91,6 +91,12 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
         "warning",
         "n2: NCCL_P2P_DISABLE=1 is left set: GPUs talk through host memory",
     ),
+    "interface left set": (
+        {"environment": {"NCCL_SOCKET_IFNAME": "eth1"}},
+        "warning",
+        "n2: NCCL_SOCKET_IFNAME is set and not used; the interface is chosen by routes, or by "
+        "interface=NAME",
+    ),
     "unlike settings": (
         {"environment": {"NCCL_ALGO": "Tree"}},
         "warning",
