@@ -31,7 +31,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.revalidating import revalidated
 from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
 from ditplan.settings import workload_in
-from ditplan.study import study_in
+from ditplan.study import kept_cluster, study_in
 
 if TYPE_CHECKING:
     from ditplan.runtime.workers import Workers
@@ -125,14 +125,27 @@ def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
     return workload_for(spec, device_kind(), **workload_in(settings))
 
 
-def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile:
-    """Measures devices, links and collectives.
+def measured_cluster(
+    hosts: Hosts,
+    gpus: int | None,
+    say: Say,
+    *,
+    budget_s: float | None = None,
+    kept: Path | None = None,
+) -> ClusterProfile:
+    """Measures devices, links and collectives, for about `budget_s` if that is given; or takes what
+    a file says that was `kept` of the same hosts, devices and software.
 
     Raises:
-        InputError: as `start_workers`. ClusterError: a rank failed.
+        InputError: as `start_workers`; a kept file that is no cluster's. ClusterError: a rank
+            failed.
     """
     with start_workers(hosts, gpus, say=say) as workers:
-        return workers.profile_cluster(say)
+        found = None if kept is None else kept_cluster(kept, workers)
+        if kept is not None and found is not None:
+            say(f"{kept}: as measured on {found.measured_on}; devices and software are the same")
+            return found
+        return workers.profile_cluster(say, budget_s)
 
 
 def measured_blocks(
