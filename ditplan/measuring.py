@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditplan.models import NamedModel, model_named
+from ditplan.outputs import save_pictures
 from ditplan.planner.cost.profile_points import grid_points
 from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import points_to_measure
@@ -220,7 +221,8 @@ def run_plan(
         if revalidate is not None:
             plan = revalidated(plan, revalidate, model, workers, say)
         say(chosen_line(plan))
-        ran = workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
+        ran, pictures = workers.generate(model.spec, model.weights, plan, prompt, seed, out.suffix)
+        save_pictures(pictures, out)
         return ran, plan
 
 

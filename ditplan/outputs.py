@@ -1,6 +1,7 @@
-"""What a command writes, checked before any work is done for it."""
+"""What a command writes: checked before any work is done for it, and pictures that were made."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ditplan.profiles.book import PlanBook
@@ -8,7 +9,7 @@ from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.files import path_text
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Record
+from ditplan.profiles.record import Record, replacing
 from ditplan.profiles.workload import Workload
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -99,3 +100,15 @@ def refuse_to_replace(
                 "name another file, or replace it with ",
                 Setting("force"),
             )
+
+
+def save_pictures(files: Sequence[bytes], out: Path) -> None:
+    """Saves pictures as `out`, `out-1`, ...: each whole or not at all.
+
+    Raises:
+        InputError: the folder doesn't exist any more or can't be written to.
+    """
+    for number, file in enumerate(files):
+        path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
+        with replacing(path) as temporary:
+            temporary.write_bytes(file)

@@ -128,17 +128,19 @@ class Workers:
         plan: ExecutionPlan,
         prompt: str,
         seed: int,
-        out: Path,
-    ) -> RankRun:
-        """Makes a picture; the slowest rank's times and the largest memory count.
+        suffix: str,
+    ) -> tuple[RankRun, list[bytes]]:
+        """Makes pictures, as files of a suffix; the slowest rank's times and the largest memory
+        count.
 
         Raises:
             ClusterError: a rank failed.
         """
-        runs = self.pool().run(
-            GENERATE, spec, weights, plan, prompt, seed, out, timeout_s=_patience_s(plan)
+        found = self.pool().run(
+            GENERATE, spec, weights, plan, prompt, seed, suffix, timeout_s=_patience_s(plan)
         )
-        return _slowest(runs)
+        ran = [one for one in found if one is not None]
+        return _slowest([run for run, _ in ran]), [file for _, files in ran for file in files]
 
     def __enter__(self) -> Self:
         return self

@@ -130,6 +130,8 @@ class Agent:
                 env=rank_environment(
                     self._own | told["environment"], told["path"], len(orders), told["interface"]
                 ),
+                # names of files lead where they do for the command, if there is such a folder here
+                cwd=told["folder"] if os.path.isdir(told["folder"]) else None,
                 start_new_session=True,
             )
         for order in orders:

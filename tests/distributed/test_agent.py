@@ -95,6 +95,7 @@ class LoneAgent:
             "world_size": 2,
             "are_forked": False,
             "path": sys.path,
+            "folder": os.getcwd(),
             "interface": interface,
             "environment": {},
             "ends_by_silence": ends_by_silence,

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from ditplan import cli
-from ditplan.outputs import require_picture
+from ditplan.outputs import require_picture, save_pictures
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import load_families
 from ditplan.profiles.plan import ExecutionPlan, Measurement
-from ditplan.runtime.generation import frame_rate, frame_times_ms, save_pictures
+from ditplan.runtime.generation import frame_rate, frame_times_ms, picture_files
 
 MEASURED = Measurement(latency_s=2.0, runs_s=(2.0,), measured_on="2026-11-29", devices="8 x A100")
 TUNE = ["tune", "--model", "sd3", "--cluster", "4xa100-pcie", "--mode", "eager"]
@@ -128,7 +128,9 @@ def test_every_family_of_videos_says_its_rate() -> None:
 @pytest.mark.parametrize("rate", [8, 16, 24])
 def test_a_video_s_file_carries_the_frame_rate(tmp_path: Path, name: str, rate: int) -> None:
     frames = [Image.new("RGB", (8, 8), (25 * number, 0, 255 - 25 * number)) for number in range(10)]
-    save_pictures([frames], tmp_path / name, rate)
+    save_pictures(picture_files([frames, frames], Path(name).suffix, rate), tmp_path / name)
+    second = (tmp_path / name).with_stem(f"{Path(name).stem}-1")
+    assert second.read_bytes() == (tmp_path / name).read_bytes()
     shown_ms = []
     with Image.open(tmp_path / name) as saved:
         assert getattr(saved, "n_frames", 1) == 10
