@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditplan.models import NamedModel, model_named
-from ditplan.outputs import save_pictures
+from ditplan.outputs import save_files
 from ditplan.planner.cost.profile_points import grid_points
 from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import points_to_measure
@@ -210,7 +210,7 @@ def run_plan(
 
     Raises:
         InputError: hosts, devices or software that the plan isn't for, or a workload that the model
-            or the devices can't do. ClusterError: a rank failed.
+            or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
     """
     with start_workers(hosts, None, needed=plan) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
@@ -221,8 +221,8 @@ def run_plan(
         if revalidate is not None:
             plan = revalidated(plan, revalidate, model, workers, say)
         say(chosen_line(plan))
-        ran, pictures = workers.generate(model.spec, model.weights, plan, prompt, seed, out.suffix)
-        save_pictures(pictures, out)
+        ran, files = workers.generate(model.spec, model.weights, plan, prompt, seed, out.suffix)
+        save_files(files, out)
         return ran, plan
 
 

@@ -1,4 +1,4 @@
-"""What a command writes: checked before any work is done for it, and pictures that were made."""
+"""What a command writes: checked before any work is done for it, and written."""
 
 import os
 from collections.abc import Sequence
@@ -41,6 +41,18 @@ def require_folder(out: Path) -> None:
         raise InputError(f"{name}: can't be written: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"{out}: the folder {out.parent} can't be written to; name another")
+
+
+def save_files(files: Sequence[bytes], out: Path) -> None:
+    """Saves what files of a batch hold as `out`, `out-1`, ...: each whole or not at all.
+
+    Raises:
+        InputError: the folder has gone, or can't be written to.
+    """
+    for number, content in enumerate(files):
+        path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def require_picture(out: Path, workload: Workload) -> None:
@@ -100,15 +112,3 @@ def refuse_to_replace(
                 "name another file, or replace it with ",
                 Setting("force"),
             )
-
-
-def save_pictures(files: Sequence[bytes], out: Path) -> None:
-    """Saves pictures as `out`, `out-1`, ...: each whole or not at all.
-
-    Raises:
-        InputError: the folder doesn't exist any more or can't be written to.
-    """
-    for number, file in enumerate(files):
-        path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
-        with replacing(path) as temporary:
-            temporary.write_bytes(file)

@@ -40,7 +40,7 @@ def revalidated(
         raise InputError(
             f"{path}: takes {latency_s:.4g} s here, at most {interval_s[1]:.4g} s where it was "
             "made, so another plan may be faster here: `",
-            Command("tune", (Setting("hosts", "FILE"),)),
+            Command("tune", (Setting("resume", True), Setting("plan", path))),
             "`",
         )
     facts, link = workers.facts(plan.mesh.size, timed=True)

@@ -70,8 +70,8 @@ def generate(
     seed: int,
     suffix: str,
 ) -> tuple[RankRun, list[bytes]] | None:
-    """Makes the prompt's pictures with the plan; its first rank decodes them, and gives them as
-    files of a suffix such as `.png`: the command may be on another host.
+    """Makes the prompt's pictures with the plan. Its first rank decodes them, and gives what files
+    of such a `suffix` hold; the file system that they are for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
     embeddings derived from the prompt take their place.
@@ -94,11 +94,11 @@ def generate(
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
         )
-    return run, picture_files(images, suffix, frame_rate(spec)) if first else []
+    return run, encoded(images, suffix, frame_rate(spec)) if first else []
 
 
-def picture_files(images: list[Any], suffix: str, frames_per_s: float | None = None) -> list[bytes]:
-    """What files of a suffix hold of a batch of PIL pictures.
+def encoded(images: list[Any], suffix: str, frames_per_s: float | None = None) -> list[bytes]:
+    """What files of a batch of PIL pictures hold; `suffix` says of which kind.
 
     A video, which is a list of them, becomes an animated picture of that frame rate, again and
     again.
@@ -112,7 +112,7 @@ def picture_files(images: list[Any], suffix: str, frames_per_s: float | None = N
             times = frame_times_ms(len(rest) + 1, frames_per_s)
             more = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
         file = io.BytesIO()
-        first.save(file, Image.registered_extensions()[suffix.lower()], **more)
+        first.save(file, format=Image.registered_extensions()[suffix.lower()], **more)
         files.append(file.getvalue())
     return files
 

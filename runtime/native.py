@@ -13,7 +13,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.call_guard import CallGuard
-from ditplan.runtime.admission.calls import Around, Calls
+from ditplan.runtime.admission.calls import Calls, Watch
 from ditplan.runtime.admission.fit import require_alike
 from ditplan.runtime.admission.guarding import put_in_force, require_no_other
 from ditplan.runtime.admission.neighbours import require_neighbours, require_unwrapped
@@ -37,7 +37,7 @@ from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
 def parallelize(
-    pipeline: Any, plan: ExecutionPlan, context: RankContext, around: Around | None = None
+    pipeline: Any, plan: ExecutionPlan, context: RankContext, watch: Watch | None = None
 ) -> ExitStack:
     """Puts a plan in force on a diffusers pipeline; closing the result takes it away again.
 
@@ -46,7 +46,7 @@ def parallelize(
     transformer finds its compiled code again. Graphs are captured anew, as they hold memory; where
     the context `keeps_graphs` those of plans without PipeFusion are found again too, until
     `forget_graphs`. A plan of one rank that changes nothing is checked, and the pipeline left as it
-    is. Each call is made within `around`.
+    is. Each call is made within what `watch` gives for its kind.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
@@ -64,8 +64,8 @@ def parallelize(
             _refuse_what_cannot_be(pipeline, plan, calls)
         for model in models.values():
             _parallelize(pipeline, model, plan, context, calls, undo, closing)
-        if around is not None:
-            calls.around.append(around)
+        if watch is not None:
+            calls.watches.append(watch)
 
     if plan.mesh.size > 1:
         require_alike(plan, context, check)

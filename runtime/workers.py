@@ -130,17 +130,17 @@ class Workers:
         seed: int,
         suffix: str,
     ) -> tuple[RankRun, list[bytes]]:
-        """Makes pictures, as files of a suffix; the slowest rank's times and the largest memory
-        count.
+        """Makes a picture, or as many as the plan's batch, and gives what files of such a suffix
+        hold; the slowest rank's times and the largest memory count.
 
         Raises:
             ClusterError: a rank failed.
         """
-        found = self.pool().run(
+        made = self.pool().run(
             GENERATE, spec, weights, plan, prompt, seed, suffix, timeout_s=_patience_s(plan)
         )
-        ran = [one for one in found if one is not None]
-        return _slowest([run for run, _ in ran]), [file for _, files in ran for file in files]
+        files = [file for of_rank in made if of_rank for file in of_rank[1]]
+        return _slowest([of_rank and of_rank[0] for of_rank in made]), files
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.evidence import SIGNATURE, evidence_of, signature_of
 from ditplan.profiles.family import load_families
 from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.measured_plans import MeasuredPlans
@@ -72,7 +73,10 @@ def shown_file(path: Path) -> Shown:
     text = read_text(path, "a plan, book, cluster or other file of ditplan")
     kind = kind_of(text, path)
     record = kind.from_json(text, path_text(path))
-    return Shown(text_of(record), record.model_dump(mode="json"))
+    fields = record.model_dump(mode="json")
+    if isinstance(record, ExecutionPlan):
+        fields[SIGNATURE] = signature_of(record)
+    return Shown(text_of(record), fields)
 
 
 def kind_of(text: str, path: Path) -> type[Record]:
@@ -137,7 +141,8 @@ def plan_text(plan: ExecutionPlan) -> str:
         f"plan for {plan.model.name}: {plan.workload}",
         ", ".join([str(plan.mesh), configuration.mode, *settings]),
         quality_text(plan.quality),
-        f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}",
+        f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}; elsewhere: "
+        f"{plan.on_mismatch}",
     ]
     if plan.text_sizes:
         sizes = ", ".join(map(str, plan.text_sizes))
@@ -153,6 +158,7 @@ def plan_text(plan: ExecutionPlan) -> str:
             f"measured {measured.latency_s:.4g} s in {len(measured.runs_s)} runs on "
             f"{measured.devices}, {measured.measured_on}"
         )
+    lines.append(f"evidence {evidence_of(plan)}, signature {signature_of(plan)}")
     lines += [
         f"  not {other.configuration.mesh}, {other.configuration.mode}: {other.reason}"
         for other in plan.runner_ups

@@ -120,8 +120,13 @@ class StepBounds:
 
 def watches_of(bounds: StepBounds) -> dict[Stage, StageWatch]:
     """A watch for each stage."""
+    steps = StageWatch(STEPS_SEEN, bounds.expected_s, bounds.most_s)
+    return {"denoising": steps, **watches_around_steps()}
+
+
+def watches_around_steps() -> dict[Stage, StageWatch]:
+    """For what is done before and after the steps, of which the first calls say what is usual."""
     return {
         "encoding": StageWatch(CALLS_SEEN, None, None),
-        "denoising": StageWatch(STEPS_SEEN, bounds.expected_s, bounds.most_s),
         "decoding": StageWatch(CALLS_SEEN, None, None),
     }

@@ -4,7 +4,7 @@ import logging
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,13 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.inputs import InputShape, latent_frames_per_token
 from ditplan.runtime.profiling.denoising_clock import mark, watching_steps
-from ditplan.runtime.profiling.drift import DriftReport, Stage, StepBounds, watches_of
+from ditplan.runtime.profiling.drift import (
+    DriftReport,
+    Stage,
+    StepBounds,
+    watches_around_steps,
+    watches_of,
+)
 
 LOG = logging.getLogger("ditplan")
 
@@ -40,7 +46,8 @@ class LiveSteps:
     """The live times of a plan on one rank.
 
     Nothing is waited for: times on a GPU are read when they are there. The first call compiles and
-    captures and isn't looked at; neither are calls of other sizes than the plan's.
+    captures and isn't looked at; neither are calls of other sizes than the plan's. Encoding and
+    decoding are held against earlier calls of the same kind in a row.
     """
 
     def __init__(
@@ -57,11 +64,15 @@ class LiveSteps:
         self._shape = _planned_shape(pipeline, plan)
         self._unread: deque[tuple[Stage, Any, Any, int]] = deque()
         self._has_warned = False
+        self._kind: Hashable = None
         self.calls, self.calls_of_other_sizes = 0, 0
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watches one call of the pipeline."""
+    def watching(self, kind: Hashable) -> Iterator[None]:
+        """Watches one call of the pipeline, which is of some kind."""
+        if kind != self._kind:
+            self._kind = kind
+            self._watches |= watches_around_steps()
         marks = [mark(self._device)]
         is_alike = True
 

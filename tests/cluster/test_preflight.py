@@ -65,7 +65,7 @@ Planted = Callable[[Machines], contextlib.AbstractContextManager[None]]
 @contextlib.contextmanager
 def written(machine: Machine, path: str, change: Callable[[str], str]) -> Iterator[None]:
     """A file of a machine, changed for a while."""
-    before = (machine.folder / path).read_text()
+    before = machine.path(path).read_text()
     machine.write(path, change(before))
     try:
         yield
@@ -84,7 +84,7 @@ def covered(machine: Machine, path: str, *mount: str) -> Iterator[None]:
 
 
 def known_hosts(change: Callable[[str], str]) -> Planted:
-    return lambda machines: written(machines["n1"], "tmp/home/.ssh/known_hosts", change)
+    return lambda machines: written(machines["n1"], f"{HOME}/.ssh/known_hosts", change)
 
 
 def without_n9(text: str) -> str:
@@ -150,18 +150,21 @@ def other_torch(machines: Machines) -> contextlib.AbstractContextManager[None]:
 
 def copied(machine: Machine, file: Path, text: str) -> Path:
     """Where a machine finds the changed copy of a file."""
-    return Path("/", machine.write(f"tmp/changed/{file.name}", text).relative_to(machine.folder))
+    place = f"/tmp/changed/{file.name}"
+    machine.write(place, text)
+    return Path(place)
 
 
 @contextlib.contextmanager
 def full_disk(machines: Machines) -> Iterator[None]:
-    """A small /tmp, with what sshd needs in it."""
+    """A small /tmp and /var/tmp, with what sshd needs in it."""
     machine = machines["n9"]
     with covered(machine, "/mnt", "-t", "tmpfs", "-o", "size=512k", "tmpfs"):
         machine.must("mkdir", "-p", f"/mnt{HOME}")
         machine.must("cp", "-a", "/tmp/sshd", "/mnt/tmp")
         machine.must("cp", "-a", f"{HOME}/.ssh", f"/mnt{HOME}")
-        with covered(machine, "/tmp", "--bind", "/mnt/tmp"):
+        small = ("--bind", "/mnt/tmp")
+        with covered(machine, "/var/tmp", *small), covered(machine, "/tmp", *small):
             yield
 
 
@@ -170,7 +173,7 @@ def no_python(machines: Machines) -> contextlib.AbstractContextManager[None]:
 
 
 def another_login(machines: Machines) -> contextlib.AbstractContextManager[None]:
-    return written(machines["n9"], "tmp/home/.ssh/authorized_keys", lambda _: "")
+    return written(machines["n9"], f"{HOME}/.ssh/authorized_keys", lambda _: "")
 
 
 # how it is planted on n9, and words of the line: one of these
@@ -234,7 +237,7 @@ def test_a_name_that_leads_nowhere_is_told(machines: Machines) -> None:
 
 
 def test_debians_address_for_the_own_name_does_no_harm(machines: Machines) -> None:
-    with written(machines["n9"], "etc/hosts", lambda text: f"127.0.1.1 n9\n{text}"):
+    with written(machines["n9"], "/etc/hosts", lambda text: f"127.0.1.1 n9\n{text}"):
         code, found = preflight(machines)
     assert (code, found["problems"]) == (0, [])
     assert found["hosts"][1]["address"]["address"] == machines["n9"].address
@@ -242,7 +245,7 @@ def test_debians_address_for_the_own_name_does_no_harm(machines: Machines) -> No
 
 def test_a_name_that_leads_back_is_warned_of(machines: Machines) -> None:
     wrong = f"127.0.0.1 n9\n{machines['n10'].address} n10\n"
-    with written(machines["n10"], "etc/hosts", lambda _: wrong):
+    with written(machines["n10"], "/etc/hosts", lambda _: wrong):
         code, found = preflight(machines)
     assert code == 0
     [(_, severity, what)] = lines_of(found)

@@ -168,7 +168,7 @@ def test_a_rank_that_dies_or_goes_silent_ends_the_run_with_3(
     assert not (folder / "lost.png").exists()
 
 
-def test_a_folder_that_goes_while_a_picture_is_made_is_named(folder: Path) -> None:
+def test_a_folder_that_is_gone_when_the_picture_is_made_ends_the_run_with_2(folder: Path) -> None:
     (folder / "gone").mkdir()
     process = start(folder, *run("longer.json", "gone/lost.png"))
     rank_at_work(process)

@@ -170,3 +170,18 @@ def test_a_watch_or_a_clock_on_its_calls_puts_no_plan_in_force_anew() -> None:
                 _call(pipeline, SPEC, WORK, words, "latent", 0, 3)
         assert type(pipeline.transformer) is before
         assert (clock.steps, live.calls) == (3, 2)
+
+
+def test_encoding_and_decoding_are_held_against_calls_of_the_same_kind() -> None:
+    context = RankContext(0, 1, torch.device("cpu"), GroupCache(0, 1))
+    pipeline = load_pipeline(SPEC, None, context.device, "float32")
+    live = LiveSteps(pipeline, measured(1e6), context)
+    words = prompt_embeddings(SPEC, WORK, context.device, seed=1)
+    with parallelize(pipeline, measured(1e6), context, live.watching):
+        for form in ("latent", "latent", "latent", "pt", "pt"):
+            _call(pipeline, SPEC, WORK, words, form, 0, 2)
+            if form == "latent":
+                seen = live._watches["decoding"].seen
+    assert seen == 2
+    assert live._watches["decoding"].seen == 2
+    assert live._watches["denoising"].seen == 4
