@@ -57,7 +57,8 @@ class Agent:
         self._folder: Path | None = None
         self._keeps_logs = False
         self._is_over = False
-        self._ends_by_silence = False
+        # until it is told that its command runs beside it, which may be stopped from the keyboard
+        self._ends_by_silence = True
         self._beat_at = 0.0
         self._interface: str | None = None
         self._down_since: float | None = None

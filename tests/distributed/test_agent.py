@@ -137,6 +137,12 @@ def test_an_agent_ends_with_all_it_started_when_its_command_is_no_more(
     assert_gone(agent, children, tmp_path)
 
 
+def test_an_agent_that_was_told_nothing_ends_by_silence_too(
+    agent: LoneAgent, tmp_path: Path
+) -> None:
+    assert_gone(agent, [], tmp_path)
+
+
 def test_an_interface_that_is_down_is_said(agent: LoneAgent) -> None:
     agent.set_up("none0", ends_by_silence=True)
     assert agent.hear(Kind.REFUSED).payload == b"its interface none0 is down"
