@@ -37,7 +37,7 @@ def told(hosts: list[dict[str, Any]], *fields: str) -> list[tuple[Any, ...]]:
 
 def test_hosts_follow_the_file_and_listen_where_the_others_reach_them(machines: Machines) -> None:
     n1 = machines["n1"]
-    n1.write("tmp/hosts.txt", "n1 slots=1\nn10 slots=2\nn9 slots=3\n")
+    n1.write("/tmp/hosts.txt", "n1 slots=1\nn10 slots=2\nn9 slots=3\n")
     _, hosts = dry_run(n1, "--hosts", "/tmp/hosts.txt", "--include", "n9:0,2@n1@n10:1")
     assert told(hosts, "host", "launcher", "interface", "address") == [
         ("n1", "direct", INTERFACE, machines["n1"].address),
@@ -54,14 +54,16 @@ def test_hosts_follow_the_file_and_listen_where_the_others_reach_them(machines: 
 def test_neither_debian_s_own_name_nor_a_bridge_of_each_host_s_own_is_taken(
     machines: Machines,
 ) -> None:
-    n1, before = machines["n1"], machines["n1"].path("etc/hosts").read_text()
+    n1, before = machines["n1"], machines["n1"].path("/etc/hosts").read_text()
     both = (n1, machines["n10"])
     try:
         for machine in both:
             machine.must("ip", "link", "add", "docker0", "type", "bridge")
             machine.must("ip", "address", "add", "172.17.0.1/16", "dev", "docker0")
             machine.must("ip", "link", "set", "docker0", "up")
-        n1.write("etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 n1\n{machines['n10'].address} n10\n")
+        n1.write(
+            "/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 n1\n{machines['n10'].address} n10\n"
+        )
         _, hosts = dry_run(n1, "--hosts", "n1:1,n10:1")
         assert told(hosts, "host", "interface", "address") == [
             ("n1", INTERFACE, n1.address),
@@ -71,7 +73,7 @@ def test_neither_debian_s_own_name_nor_a_bridge_of_each_host_s_own_is_taken(
         assert done.returncode == 2
         assert "--interface docker0: " in json.loads(done.stdout)["error"]
     finally:
-        n1.write("etc/hosts", before)
+        n1.write("/etc/hosts", before)
         for machine in both:
             machine.run("ip", "link", "del", "docker0")
 
