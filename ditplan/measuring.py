@@ -22,6 +22,7 @@ from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import HostChoice
 from ditplan.profiles.hosts import load_hosts
+from ditplan.profiles.job_seats import on_hosts, on_its_own
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -188,7 +189,7 @@ def tuned(
             resume=how.resume,
         )
         found = search(task, trials, progress=say)
-        ranks = found.best.configuration.mesh.size
+        ranks = found.best.configuration.ranks
         facts, _ = workers.facts(ranks, timed=True)
         known = fingerprint_of(task.cluster, ranks)
         return replace(found, fingerprint=known.as_found(facts, known.link_kinds))
@@ -212,7 +213,8 @@ def run_plan(
         InputError: hosts, devices or software that the plan isn't for, or a workload that the model
             or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
     """
-    with start_workers(hosts, None, needed=plan) as workers:
+    plan, choice = _on_its_devices(plan, choice_of(hosts))
+    with start_workers(choice, None, needed=plan) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
         plan.require_workload(limits, workers.device)
         workers.pool()
@@ -224,6 +226,22 @@ def run_plan(
         ran, files = workers.generate(model.spec, model.weights, plan, prompt, seed, out.suffix)
         save_files(files, out)
         return ran, plan
+
+
+def _on_its_devices(
+    plan: ExecutionPlan, hosts: HostChoice | None
+) -> tuple[ExecutionPlan, HostChoice | None]:
+    """A plan for a job of its ranks alone, and where to start them: on the devices that it names,
+    of this machine if no hosts are given.
+    """
+    if hosts is None:
+        from ditplan.runtime.workers import room_here
+
+        # ranks on CPUs have no devices to tell apart
+        if room_here().device == "cpu":
+            return on_its_own(plan), None
+        hosts = HostChoice.of([Host("localhost")])
+    return on_hosts(plan, hosts)
 
 
 def _workload(

@@ -43,7 +43,7 @@ def revalidated(
             Command("tune", (Setting("resume", True), Setting("plan", path))),
             "`",
         )
-    facts, link = workers.facts(plan.mesh.size, timed=True)
+    facts, link = workers.facts(plan.configuration.ranks, timed=True)
     kinds = plan.fingerprint.link_kinds if link in plan.fingerprint.link_kinds else (link,)
     names = [one.device for one in facts]
     measurement = Measurement(

@@ -82,7 +82,7 @@ class Study:
         path = self.cluster_file
         if path.exists():
             saved = _loaded(ClusterProfile, path)
-            facts, _ = workers.facts(workers.ranks, timed=False)
+            facts, _ = workers.facts(range(workers.ranks), timed=False)
             is_alike = [device.name for device in saved.devices] == [one.device for one in facts]
             if is_alike and is_same_code(saved.software, facts[0].software):
                 say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")

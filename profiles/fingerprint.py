@@ -71,7 +71,7 @@ class Mismatch:
 
 
 class Fingerprint(FrozenModel):
-    """Where the plan holds: cluster, device names by rank, kinds of link, software versions.
+    """Where the plan holds: cluster, device names by ascending rank, kinds of link, software.
 
     Of a plan that was measured also the devices' memory and, on GPUs, what a self-test took.
     """
@@ -94,6 +94,20 @@ class Fingerprint(FrozenModel):
                 "link_kinds": tuple(link_kinds),
                 "software": dict(facts[0].software),
                 "memory_bytes": tuple(one.memory_bytes for one in facts) if timed else (),
+                "self_test": timed,
+            }
+        )
+
+    def in_order(self, places: Sequence[int]) -> Self:
+        """The fingerprint with its ranks in another order, by their places in this one."""
+        timed = self.self_test
+        if timed is not None:
+            timed = timed.model_copy(update={"ranks": tuple(timed.ranks[p] for p in places)})
+        memory = self.memory_bytes and tuple(self.memory_bytes[place] for place in places)
+        return self.model_copy(
+            update={
+                "devices": tuple(self.devices[place] for place in places),
+                "memory_bytes": memory,
                 "self_test": timed,
             }
         )

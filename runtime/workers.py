@@ -78,8 +78,8 @@ class Workers:
                 self._say(f"hosts: {self._pool.arrangement}")
         return self._pool
 
-    def facts(self, ranks: int, *, timed: bool) -> tuple[Sequence[RankFacts], LinkKind]:
-        """What the first `ranks` ranks find, and what connects their devices; `timed` with a
+    def facts(self, ranks: Sequence[int], *, timed: bool) -> tuple[Sequence[RankFacts], LinkKind]:
+        """What some ranks find, and what connects their devices; `timed` with a
         self-test, on GPUs: CPU ranks share their cores with whatever else runs.
         """
         timed = timed and self.device == "cuda"

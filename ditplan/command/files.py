@@ -13,6 +13,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.evidence import SIGNATURE, evidence_of, signature_of
 from ditplan.profiles.family import load_families
 from ditplan.profiles.files import parse_json, path_text, read_text
+from ditplan.profiles.locations import places_of
 from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Quality
@@ -145,6 +146,7 @@ def plan_text(plan: ExecutionPlan) -> str:
         quality_text(plan.quality),
         f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}; elsewhere: "
         f"{plan.on_mismatch}",
+        *(f"on {place}" for place in places_of(plan.locations)),
     ]
     if plan.text_sizes:
         lines.append(_texts(plan).removeprefix("; "))

@@ -22,11 +22,13 @@ from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
 from ditplan.runtime.profiling.nccl_programs import tables_of_programs
 from ditplan.runtime.profiling.timing import synchronize
+from ditplan.runtime.ranks.device_numbers import number_of_gpu
 from ditplan.runtime.ranks.devices import (
     device_links,
     device_warnings,
     inspect_device,
 )
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.left_set import environment_warnings
 from ditplan.runtime.ranks.pool import RankPool
 from ditplan.runtime.ranks.self_test import software_versions
@@ -115,6 +117,7 @@ def profile_cluster(
             Host(
                 name="localhost",
                 devices=with_rates_of_kinds([report.device for report in reports], ON_ONE_HOST),
+                numbers=_numbers(pool),
             ),
         ),
         links=tuple(links),
@@ -124,6 +127,18 @@ def profile_cluster(
         measured_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
         source="measured",
     )
+
+
+def number_here(context: RankContext) -> int | None:
+    """What the host calls this rank's GPU."""
+    return number_of_gpu(context.device, environment())
+
+
+def _numbers(pool: RankPool) -> tuple[int, ...] | None:
+    """What the host calls the ranks' GPUs; None where these are the first ones, or nobody says."""
+    found = [number for number in pool.run(number_here, timeout_s=60.0) if number is not None]
+    is_usual = len(found) < pool.size or found == list(range(pool.size))
+    return None if is_usual else tuple(found)
 
 
 def measure_axis(
