@@ -101,10 +101,12 @@ def text_of(record: Record) -> str:
     if isinstance(record, PlanBook):
         plans = (
             f"weight {entry.weight:g}: {entry.workload}\n  {entry.plan.mesh}, "
-            f"{entry.plan.configuration.mode}{_seconds(entry.plan)}"
+            f"{entry.plan.configuration.mode}{_seconds(entry.plan)}{_texts(entry.plan)}"
             for entry in record.entries
         )
-        return "\n".join([f"book of {len(record.entries)} plans", *plans])
+        otherwise = {"refuse": "refused", "larger": "served by the nearest larger plan"}
+        title = f"book of {len(record.entries)} plans; other requests are "
+        return "\n".join([title + otherwise[record.otherwise], *plans])
     if isinstance(record, ClusterProfile):
         return cluster_text(record)
     if isinstance(record, ModelProfile):
@@ -147,8 +149,7 @@ def plan_text(plan: ExecutionPlan) -> str:
         *(f"on {place}" for place in places_of(plan.locations)),
     ]
     if plan.text_sizes:
-        sizes = ", ".join(map(str, plan.text_sizes))
-        lines.append(f"texts of up to {plan.text_sizes[-1]} tokens, rounded up to {sizes}")
+        lines.append(_texts(plan).removeprefix("; "))
     if (predicted := plan.prediction) is not None:
         low_s, high_s = predicted.interval_s
         lines.append(
@@ -200,6 +201,14 @@ def study_text(fields: dict[str, Any]) -> str:
         seconds = ", ".join(f"{run_s:.4g}" for run_s in run["runs_s"])
         lines.append(f"  {run['plan']}: {run['state']}{f', {seconds} s' if seconds else ''}")
     return "\n".join(lines)
+
+
+def _texts(plan: ExecutionPlan) -> str:
+    """Which texts a plan serves; nothing where they are all of one length."""
+    if not plan.text_sizes:
+        return ""
+    sizes = ", ".join(map(str, plan.text_sizes))
+    return f"; texts of up to {plan.text_sizes[-1]} tokens, rounded up to {sizes}"
 
 
 def _seconds(plan: ExecutionPlan) -> str:

@@ -227,6 +227,7 @@ class RankPool:
             "world_size": self.size,
             "are_forked": self.device == "cpu",
             "path": path,
+            "folder": os.getcwd(),
             "interface": interface,
             "environment": carried(self.environment),
             "ends_by_silence": not is_here,
