@@ -1,7 +1,7 @@
 """Finds the fastest parallel plan for a diffusion transformer, and runs it.
 
-A production job loads a plan and puts it in force: `load`, `parallelize`, `warm_up`, `counters`; or
-a book of them: `serve`. A notebook makes one:
+A production job loads a plan, finds its place and puts the plan in force: `load`, `attach`,
+`parallelize`, `warm_up`, `counters`; or a book of plans: `serve`. A notebook makes one:
 `plan`, `plan_book`, `simulate`. Whoever only runs plans imports nothing of the planner.
 """
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ditplan.planning import BookResult, PlanResult, SimulateResult, plan, plan_book, simulate
+    from ditplan.runtime.admission.fit import Attached
     from ditplan.runtime.models.warm_up import Size
     from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift
     from ditplan.serving import BookServer, Counters, PipelineUnderPlan
@@ -28,6 +29,7 @@ __all__ = [
     "PlanBook",
     "PlanResult",
     "SimulateResult",
+    "attach",
     "counters",
     "live_steps",
     "load",
@@ -52,15 +54,31 @@ def load(path: Path | str) -> ExecutionPlan:
     return ExecutionPlan.load(path)
 
 
+def attach(plan: ExecutionPlan) -> "Attached":
+    """Finds this process' place in a job started by torchrun, srun, Open MPI's mpirun or MPICH's
+    mpiexec: its rank, its device, and the plan for the job's ranks.
+
+    Every rank calls it with the same plan. Ranks tell each other host and GPU, and each coordinate
+    of the mesh goes to the rank that sits where the plan says, in whatever order ranks were
+    started. But for torchrun, MASTER_ADDR and MASTER_PORT say where ranks meet.
+
+    Raises:
+        InputError: the same on every rank: the job has other ranks or devices than the plan.
+    """
+    from ditplan.runtime.admission.fit import attached
+
+    return attached(plan)
+
+
 def parallelize(
     pipeline: Any, plan: ExecutionPlan, *, on_drift: "OnDrift | None" = None
 ) -> "PipelineUnderPlan":
-    """Puts a plan in force on a diffusers pipeline, in a job started by torchrun.
+    """Puts a plan in force on a diffusers pipeline, in a job that a launcher started.
 
-    Every rank calls it with the same plan; then every rank calls the pipeline, or what this
-    returns, with the same arguments and seed, which is checked. Closing the result, or the end of a
-    `with`, gives the pipeline back as it was. Calls that take longer than the plan says are warned
-    of once, logged, and told to `on_drift`.
+    Every rank calls it with the same plan, which is placed as `attach` says; then every rank calls
+    the pipeline, or what this returns, with the same arguments and seed, which is checked. Closing
+    the result, or the end of a `with`, gives the pipeline back as it was. Calls that take longer
+    than the plan says are warned of once, logged, and told to `on_drift`.
 
     Raises:
         InputError: the same on every rank: the plan doesn't fit the pipeline, the number of ranks

@@ -22,6 +22,7 @@ from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import HostChoice
 from ditplan.profiles.hosts import load_hosts
+from ditplan.profiles.job_seats import on_hosts, on_its_own
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -32,7 +33,7 @@ from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.preflight import require_usable
 from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
 from ditplan.settings import workload_in
-from ditplan.study import study_in
+from ditplan.study import kept_cluster, study_in
 
 if TYPE_CHECKING:
     from ditplan.runtime.workers import Workers
@@ -128,14 +129,27 @@ def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
     return workload_for(spec, device_kind(), **workload_in(settings))
 
 
-def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile:
-    """Measures devices, links and collectives.
+def measured_cluster(
+    hosts: Hosts,
+    gpus: int | None,
+    say: Say,
+    *,
+    budget_s: float | None = None,
+    kept: Path | None = None,
+) -> ClusterProfile:
+    """Measures devices, links and collectives, for about `budget_s` if that is given; or takes what
+    a file says that was `kept` of the same hosts, devices and software.
 
     Raises:
-        InputError: as `start_workers`. ClusterError: a rank failed.
+        InputError: as `start_workers`; a kept file that is no cluster's. ClusterError: a rank
+            failed.
     """
     with start_workers(hosts, gpus, say=say) as workers:
-        return workers.profile_cluster(say)
+        found = None if kept is None else kept_cluster(kept, workers)
+        if kept is not None and found is not None:
+            say(f"{kept}: as measured on {found.measured_on}; devices and software are the same")
+            return found
+        return workers.profile_cluster(say, budget_s)
 
 
 def measured_blocks(
@@ -192,7 +206,7 @@ def tuned(
             resume=how.resume,
         )
         found = search(task, trials, progress=say)
-        ranks = found.best.configuration.mesh.size
+        ranks = found.best.configuration.ranks
         facts, _ = workers.facts(ranks, timed=True)
         known = fingerprint_of(task.cluster, ranks)
         return replace(found, fingerprint=known.as_found(facts, known.link_kinds))
@@ -216,7 +230,8 @@ def run_plan(
         InputError: hosts, devices or software that the plan isn't for, or a workload that the model
             or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
     """
-    with start_workers(hosts, None, needed=plan, say=say) as workers:
+    plan, choice = _on_its_devices(plan, choice_of(hosts))
+    with start_workers(choice, None, needed=plan, say=say) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
         plan.require_workload(limits, workers.device)
         workers.pool()
@@ -228,6 +243,22 @@ def run_plan(
         ran, files = workers.generate(model.spec, model.weights, plan, prompt, seed, out.suffix)
         save_files(files, out)
         return ran, plan
+
+
+def _on_its_devices(
+    plan: ExecutionPlan, hosts: HostChoice | None
+) -> tuple[ExecutionPlan, HostChoice | None]:
+    """A plan for a job of its ranks alone, and where to start them: on the devices that it names,
+    of this machine if no hosts are given.
+    """
+    if hosts is None:
+        from ditplan.runtime.workers import room_here
+
+        # ranks on CPUs have no devices to tell apart
+        if room_here().device == "cpu":
+            return on_its_own(plan), None
+        hosts = HostChoice.of([Host("localhost")])
+    return on_hosts(plan, hosts)
 
 
 def _workload(

@@ -43,8 +43,9 @@ def revalidated(
             Command("tune", (Setting("resume", True), Setting("plan", path))),
             "`",
         )
-    facts, link = workers.facts(plan.mesh.size, timed=True)
-    kinds = plan.fingerprint.link_kinds if link in plan.fingerprint.link_kinds else (link,)
+    facts, link = workers.facts(plan.configuration.ranks, timed=True)
+    planned = plan.fingerprint.link_kinds
+    kinds = planned if link is None or link in planned else (link,)
     names = [one.device for one in facts]
     measurement = Measurement(
         latency_s=latency_s,

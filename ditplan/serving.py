@@ -15,6 +15,7 @@ from ditplan.runtime.models.warm_up import Size, warm_up_calls, workloads_of
 from ditplan.runtime.native import parallelize, transformers_of
 from ditplan.runtime.prepared import BUILT, forget_graphs
 from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift, keep_live_steps
+from ditplan.runtime.ranks.attach import seated_in_job
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class PipelineUnderPlan:
 
 def under_plan(pipeline: Any, plan: ExecutionPlan, on_drift: OnDrift | None) -> PipelineUnderPlan:
     """As `ditplan.parallelize`."""
-    context = admitted(pipeline, plan)
+    context, plan = admitted(pipeline, plan)
     with ExitStack() as undo:
         undo.callback(context.groups.close)
         live = LiveSteps(pipeline, plan, context, on_drift)
@@ -190,9 +191,15 @@ def served(pipeline: Any, book: PlanBook) -> BookServer:
             "ditplan.PlanBook.load(path), or use parallelize() for a single plan"
         )
     first, *others = (entry.plan for entry in book.entries)
-    context = admitted(pipeline, first)
+    context, first = admitted(pipeline, first)
+    plans = [first]
     for plan in others:
         plan.require_ranks(context.world_size)
         require_possible(pipeline, plan, context)
-        require_fit(plan, context)
-    return BookServer(pipeline, book, context)
+        plans.append(seated_in_job(plan, context))
+        require_fit(plans[-1], context)
+    entries = (
+        entry.model_copy(update={"plan": plan})
+        for entry, plan in zip(book.entries, plans, strict=True)
+    )
+    return BookServer(pipeline, book.model_copy(update={"entries": tuple(entries)}), context)

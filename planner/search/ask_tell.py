@@ -364,7 +364,8 @@ class AskTell:
             self.exhausted = "it has asked for all there is"
 
     def _measurement(self, trial: FrozenTrial, ranked: PricedCandidate) -> Measurement:
-        devices = self.task.cluster.devices[: ranked.configuration.mesh.size]
+        everywhere = self.task.cluster.devices
+        devices = [everywhere[rank] for rank in ranked.configuration.ranks]
         memory_bytes = trial.user_attrs.get(MEMORY)
         return measurement_of(
             trial.intermediate_values, memory_bytes, trial.datetime_complete, devices

@@ -3,7 +3,7 @@ the best.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ditplan.planner.network.topology import Topology
@@ -15,6 +15,7 @@ from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.fingerprint import Fingerprint
+from ditplan.profiles.locations import locations_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     ExecutionPlan,
@@ -212,17 +213,19 @@ def build_plan(
         prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
-        fingerprint=fingerprint_of(cluster, configuration.mesh.size),
+        fingerprint=fingerprint_of(cluster, configuration.ranks),
+        locations=locations_of(cluster, configuration.ranks),
     )
 
 
-def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
+def fingerprint_of(cluster: ClusterProfile, ranks: Iterable[int]) -> Fingerprint:
     """What must be the same where the plan runs: the devices of its ranks, kinds of link,
     software.
     """
+    devices = cluster.devices
     return Fingerprint(
         cluster=cluster.name,
-        devices=tuple(device.name for device in cluster.devices[:ranks]),
+        devices=tuple(devices[rank].name for rank in ranks),
         link_kinds=cluster.link_kinds,
         software=cluster.software,
     )

@@ -24,7 +24,7 @@ def task_name(task: Task) -> str:
     """What is measured of a task goes by this name: the same for the same model, workload, cluster
     and choices.
     """
-    cluster = fingerprint_of(task.cluster, len(task.cluster.devices))
+    cluster = fingerprint_of(task.cluster, range(len(task.cluster.devices)))
     allowed = task.allowed
     identity = {
         "model": task.spec.config_hash,

@@ -57,7 +57,8 @@ class Agent:
         self._folder: Path | None = None
         self._keeps_logs = False
         self._is_over = False
-        self._ends_by_silence = False
+        # until it is told that its command runs beside it, which may be stopped from the keyboard
+        self._ends_by_silence = True
         self._beat_at = 0.0
         self._interface: str | None = None
         self._down_since: float | None = None
@@ -130,6 +131,8 @@ class Agent:
                 env=rank_environment(
                     self._own | told["environment"], told["path"], len(orders), told["interface"]
                 ),
+                # names of files lead where they do for the command, if there is such a folder here
+                cwd=told["folder"] if os.path.isdir(told["folder"]) else None,
                 start_new_session=True,
             )
         for order in orders:

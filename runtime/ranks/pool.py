@@ -11,24 +11,20 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
-import torch.distributed as dist
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import HostChoice
-from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 from ditplan.runtime.ranks.agent_link import AgentLink
 from ditplan.runtime.ranks.arrangement import HostShare, arranged, devices_on, launches_on
 from ditplan.runtime.ranks.by_name import ByName
 from ditplan.runtime.ranks.conversation import Conversation, Failure, placed
 from ditplan.runtime.ranks.environment import (
-    NO_MULTICAST,
     carried,
     environment,
     rank_environment,
     search_path,
-    set_where_unset,
 )
 from ditplan.runtime.ranks.fleet import Fleet, Process
 from ditplan.runtime.ranks.frames import NOBODY, Frame, Kind
@@ -231,6 +227,7 @@ class RankPool:
             "world_size": self.size,
             "are_forked": self.device == "cpu",
             "path": path,
+            "folder": os.getcwd(),
             "interface": interface,
             "environment": carried(self.environment),
             "ends_by_silence": not is_here,
@@ -238,34 +235,6 @@ class RankPool:
         self._fleet.send(link, Frame(Kind.SETUP, NOBODY, json.dumps(setup).encode()))
         if is_here:
             self.environment = rank_environment(self.environment, path, len(link.ranks), interface)
-
-
-def attach_from_torchrun() -> RankContext:
-    """The context of a rank that torchrun started: on its own GPU if there is one, else on the CPU.
-
-    Initializes the default process group if nobody has.
-
-    Raises:
-        InputError: the process wasn't started by torchrun.
-    """
-    try:
-        rank, local_rank, world_size = (
-            int(environment()[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        )
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{error} in the environment: this process wasn't started by torchrun; "
-            "start it as `torchrun --nproc-per-node N script.py`"
-        ) from None
-    set_where_unset(*NO_MULTICAST)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        bound = device if device.type == "cuda" else None
-        dist.init_process_group("nccl" if bound else "gloo", timeout=GROUP_TIMEOUT, device_id=bound)
-    return RankContext(rank, world_size, device, GroupCache(rank, world_size))
 
 
 def _require_room(ranks: int, device: DeviceKind) -> None:

@@ -95,6 +95,7 @@ class LoneAgent:
             "world_size": 2,
             "are_forked": False,
             "path": sys.path,
+            "folder": os.getcwd(),
             "interface": interface,
             "environment": {},
             "ends_by_silence": ends_by_silence,
@@ -134,6 +135,12 @@ def test_an_agent_ends_with_all_it_started_when_its_command_is_no_more(
     elif way == "no frame":
         agent.wire.send_bytes(b"GET / HTTP/1.1\r\n\r\n")
     assert_gone(agent, children, tmp_path)
+
+
+def test_an_agent_that_was_told_nothing_ends_by_silence_too(
+    agent: LoneAgent, tmp_path: Path
+) -> None:
+    assert_gone(agent, [], tmp_path)
 
 
 def test_an_interface_that_is_down_is_said(agent: LoneAgent) -> None:
