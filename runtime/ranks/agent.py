@@ -129,7 +129,11 @@ class Agent:
                 stderr=log,
                 pass_fds=[order.descriptor for order in orders],
                 env=rank_environment(
-                    self._own | told["environment"], told["path"], len(orders), told["interface"]
+                    self._own | told["environment"],
+                    told["path"],
+                    len(orders),
+                    told["interface"],
+                    on_gpus=not told["are_forked"],
                 ),
                 # names of files lead where they do for the command, if there is such a folder here
                 cwd=told["folder"] if os.path.isdir(told["folder"]) else None,

@@ -38,13 +38,16 @@ def search_path() -> list[str]:
     return [path or os.getcwd() for path in sys.path]
 
 
-def rank_settings(path: Sequence[str], interface: str) -> dict[str, str]:
+def rank_settings(path: Sequence[str], interface: str, *, on_gpus: bool) -> dict[str, str]:
     """What ranks of a host are given, whatever its own environment says.
 
     They find modules by `path`, and take connections on `interface` alone. Left to itself, NCCL
     takes another one, and gloo that of the host's name, which often leads to no usable address.
+    CPU ranks see no GPU: they are forked from a process that has counted them, after which torch
+    can't use CUDA, and compiling for a CPU asks CUDA all the same.
     """
-    return {
+    unseen = {} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return unseen | {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
         "GLOO_SOCKET_IFNAME": interface,
@@ -63,7 +66,13 @@ def rank_fallbacks(ranks: int, cores: int) -> dict[str, str]:
 
 
 def rank_environment(
-    environment: Mapping[str, str], path: Sequence[str], ranks: int, interface: str
+    environment: Mapping[str, str],
+    path: Sequence[str],
+    ranks: int,
+    interface: str,
+    *,
+    on_gpus: bool,
 ) -> dict[str, str]:
     """What `ranks` ranks of this host are started with, whose own environment is given."""
-    return rank_fallbacks(ranks, cores()) | dict(environment) | rank_settings(path, interface)
+    settings = rank_settings(path, interface, on_gpus=on_gpus)
+    return rank_fallbacks(ranks, cores()) | dict(environment) | settings

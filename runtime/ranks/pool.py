@@ -234,7 +234,10 @@ class RankPool:
         }
         self._fleet.send(link, Frame(Kind.SETUP, NOBODY, json.dumps(setup).encode()))
         if is_here:
-            self.environment = rank_environment(self.environment, path, len(link.ranks), interface)
+            on_gpus = self.device == "cuda"
+            self.environment = rank_environment(
+                self.environment, path, len(link.ranks), interface, on_gpus=on_gpus
+            )
 
 
 def _require_room(ranks: int, device: DeviceKind) -> None:

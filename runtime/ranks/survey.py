@@ -133,12 +133,14 @@ def _agents_on(hosts: HostChoice) -> Iterator[Fleet]:
 def _start_of(share: HostShare) -> HostStart:
     link, facts = share.link, share.link.facts
     assert facts is not None
+    on_gpus = "cpu" not in share.devices.values()
+    own = rank_settings(search_path(), share.interface.name, on_gpus=on_gpus)
     return HostStart(
         host=link.name,
         launcher=link.launch.launcher,
         words=str(link.launch),
         interface=share.interface,
-        settings=carried(environment()) | rank_settings(search_path(), share.interface.name),
+        settings=carried(environment()) | own,
         fallbacks=rank_fallbacks(len(share.devices), facts.cores),
         devices=share.devices,
     )
