@@ -124,8 +124,9 @@ def kept_cluster(path: Path, workers: "Workers") -> ClusterProfile | None:
     saved = _loaded(ClusterProfile, path)
     facts, _ = workers.facts(range(workers.ranks), timed=False)
     devices = [device.name for device in saved.devices]
-    hosts = {host.name: len(host.devices) for host in saved.hosts}
-    is_alike = devices == [one.device for one in facts] and hosts == workers.hosts()
+    # in their order, which is that of the ranks
+    hosts = [(host.name, len(host.devices)) for host in saved.hosts]
+    is_alike = devices == [one.device for one in facts] and hosts == [*workers.hosts().items()]
     return saved if is_alike and is_same_code(saved.software, facts[0].software) else None
 
 
