@@ -29,6 +29,8 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.revalidating import revalidated
+from ditplan.runtime.ranks.environment import environment
+from ditplan.runtime.ranks.preflight import require_usable
 from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
 from ditplan.settings import workload_in
 from ditplan.study import kept_cluster, study_in
@@ -76,9 +78,11 @@ def start_workers(
 
     Raises:
         InputError: hosts that can't be used, or too few slots. ClusterError: a host that can't be
-            reached.
+            reached, or that differs from the others in what must be the same.
     """
     choice = choice_of(hosts)
+    if choice is not None:
+        require_usable(choice, environment(), say or (lambda _: None))
     room = None if choice is None else room_on(choice)
     from ditplan.runtime.workers import Workers, room_here
 
@@ -227,7 +231,7 @@ def run_plan(
             or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
     """
     plan, choice = _on_its_devices(plan, choice_of(hosts))
-    with start_workers(choice, None, needed=plan) as workers:
+    with start_workers(choice, None, needed=plan, say=say) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
         plan.require_workload(limits, workers.device)
         workers.pool()
