@@ -29,9 +29,11 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.revalidating import revalidated
+from ditplan.runtime.ranks.environment import environment
+from ditplan.runtime.ranks.preflight import require_usable
 from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
 from ditplan.settings import workload_in
-from ditplan.study import study_in
+from ditplan.study import kept_cluster, study_in
 
 if TYPE_CHECKING:
     from ditplan.runtime.workers import Workers
@@ -76,9 +78,11 @@ def start_workers(
 
     Raises:
         InputError: hosts that can't be used, or too few slots. ClusterError: a host that can't be
-            reached.
+            reached, or that differs from the others in what must be the same.
     """
     choice = choice_of(hosts)
+    if choice is not None:
+        require_usable(choice, environment(), say or (lambda _: None))
     room = None if choice is None else room_on(choice)
     from ditplan.runtime.workers import Workers, room_here
 
@@ -125,14 +129,27 @@ def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
     return workload_for(spec, device_kind(), **workload_in(settings))
 
 
-def measured_cluster(hosts: Hosts, gpus: int | None, say: Say) -> ClusterProfile:
-    """Measures devices, links and collectives.
+def measured_cluster(
+    hosts: Hosts,
+    gpus: int | None,
+    say: Say,
+    *,
+    budget_s: float | None = None,
+    kept: Path | None = None,
+) -> ClusterProfile:
+    """Measures devices, links and collectives, for about `budget_s` if that is given; or takes what
+    a file says that was `kept` of the same hosts, devices and software.
 
     Raises:
-        InputError: as `start_workers`. ClusterError: a rank failed.
+        InputError: as `start_workers`; a kept file that is no cluster's. ClusterError: a rank
+            failed.
     """
     with start_workers(hosts, gpus, say=say) as workers:
-        return workers.profile_cluster(say)
+        found = None if kept is None else kept_cluster(kept, workers)
+        if kept is not None and found is not None:
+            say(f"{kept}: as measured on {found.measured_on}; devices and software are the same")
+            return found
+        return workers.profile_cluster(say, budget_s)
 
 
 def measured_blocks(
@@ -214,7 +231,7 @@ def run_plan(
             or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
     """
     plan, choice = _on_its_devices(plan, choice_of(hosts))
-    with start_workers(choice, None, needed=plan) as workers:
+    with start_workers(choice, None, needed=plan, say=say) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
         plan.require_workload(limits, workers.device)
         workers.pool()

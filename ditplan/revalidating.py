@@ -44,7 +44,8 @@ def revalidated(
             "`",
         )
     facts, link = workers.facts(plan.configuration.ranks, timed=True)
-    kinds = plan.fingerprint.link_kinds if link in plan.fingerprint.link_kinds else (link,)
+    planned = plan.fingerprint.link_kinds
+    kinds = planned if link is None or link in planned else (link,)
     names = [one.device for one in facts]
     measurement = Measurement(
         latency_s=latency_s,

@@ -80,13 +80,9 @@ class Study:
     def cluster(self, workers: "Workers", say: Callable[[str], None]) -> ClusterProfile:
         """The cluster as measured before for the same devices and software, or measured now."""
         path = self.cluster_file
-        if path.exists():
-            saved = _loaded(ClusterProfile, path)
-            facts, _ = workers.facts(range(workers.ranks), timed=False)
-            is_alike = [device.name for device in saved.devices] == [one.device for one in facts]
-            if is_alike and is_same_code(saved.software, facts[0].software):
-                say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
-                return saved
+        if saved := kept_cluster(path, workers):
+            say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
+            return saved
         cluster = workers.profile_cluster(say)
         for warning in cluster.warnings:
             say(f"warning: {warning}")
@@ -114,6 +110,23 @@ class Study:
             profile.save(path)
         _say_what_is_known(profile, requests, say)
         return replace(task, profile=profile)
+
+
+def kept_cluster(path: Path, workers: "Workers") -> ClusterProfile | None:
+    """A cluster that was measured of these devices with this software; None where the file is of
+    others, or there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    saved = _loaded(ClusterProfile, path)
+    facts, _ = workers.facts(range(workers.ranks), timed=False)
+    devices = [device.name for device in saved.devices]
+    hosts = {host.name: len(host.devices) for host in saved.hosts}
+    is_alike = devices == [one.device for one in facts] and hosts == workers.hosts()
+    return saved if is_alike and is_same_code(saved.software, facts[0].software) else None
 
 
 def study_in(folder: Path) -> Study:

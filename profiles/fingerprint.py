@@ -112,12 +112,16 @@ class Fingerprint(FrozenModel):
             }
         )
 
-    def mismatches(self, facts: Sequence[RankFacts], link_kind: str) -> tuple[Mismatch, ...]:
+    def mismatches(self, facts: Sequence[RankFacts], link_kind: str | None) -> tuple[Mismatch, ...]:
         """What the ranks of a plan, in rank order, have found to be otherwise; `link_kind` is what
-        connects their devices.
+        connects their devices by what their driver claims, None where it doesn't say.
         """
         found = [*self._devices(facts), *self._memory(facts)]
-        if len(facts) > 1 and self.link_kinds and link_kind not in self.link_kinds:
+        # NVLinks over which no more goes than over PCIe were measured as such
+        is_as_claimed = link_kind in (*self.link_kinds, None) or (
+            link_kind == "nvlink" and "pcie" in self.link_kinds
+        )
+        if len(facts) > 1 and self.link_kinds and not is_as_claimed:
             found.append(
                 Mismatch(
                     "links",

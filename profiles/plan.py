@@ -331,7 +331,9 @@ class ExecutionPlan(Record):
         if wrong := wrong or dtype_fault(self.workload, device):
             raise InputError(wrong)
 
-    def require_place(self, facts: Sequence[RankFacts], link_kind: str) -> tuple[Mismatch, ...]:
+    def require_place(
+        self, facts: Sequence[RankFacts], link_kind: str | None
+    ) -> tuple[Mismatch, ...]:
         """Refuses to run where its fingerprint doesn't hold, unless its policy is to warn; gives
         what is to be warned of. `facts` are those of its ranks, in order.
 

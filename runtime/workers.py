@@ -78,18 +78,27 @@ class Workers:
                 self._say(f"hosts: {self._pool.arrangement}")
         return self._pool
 
-    def facts(self, ranks: Sequence[int], *, timed: bool) -> tuple[Sequence[RankFacts], LinkKind]:
+    def hosts(self) -> dict[str, int]:
+        """How many ranks each host has, in the order of the ranks."""
+        return {one.link.name: len(one.devices) for one in self.pool().arrangement.shares}
+
+    def facts(
+        self, ranks: Sequence[int], *, timed: bool
+    ) -> tuple[Sequence[RankFacts], LinkKind | None]:
         """What some ranks find, and what connects their devices; `timed` with a
         self-test, on GPUs: CPU ranks share their cores with whatever else runs.
         """
         timed = timed and self.device == "cuda"
         found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=FACTS_TIMEOUT_S)
-        facts: tuple[Sequence[RankFacts], LinkKind] = found[0]
+        facts: tuple[Sequence[RankFacts], LinkKind | None] = found[0]
         return facts
 
-    def profile_cluster(self, say: Callable[[str], None]) -> ClusterProfile:
-        """Measures devices, links and collectives."""
-        return profile_cluster(self.pool(), f"{self.ranks}x{self.device}", say=say)
+    def profile_cluster(
+        self, say: Callable[[str], None], budget_s: float | None = None
+    ) -> ClusterProfile:
+        """Measures devices, links and collectives, for about so long if that is given."""
+        name = f"{self.ranks}x{self.device}"
+        return profile_cluster(self.pool(), name, hosts=self.hosts(), budget_s=budget_s, say=say)
 
     def profile_model(
         self,

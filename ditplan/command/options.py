@@ -75,6 +75,12 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would run where, and start no rank.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Refresh = Annotated[
+    bool,
+    typer.Option(
+        "--refresh", help="Measure the cluster anew, even if devices and software are the same."
+    ),
+]
 Gpus = Annotated[int | None, typer.Option(min=1, help="How many GPUs (or CPU ranks).")]
 Weights = Annotated[
     Path | None, typer.Option(help="Folder of a diffusers pipeline with real weights.")

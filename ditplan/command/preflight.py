@@ -1,7 +1,5 @@
 """The command `preflight`."""
 
-import os
-
 import typer
 
 from ditplan.command.hosts import asked_hosts
@@ -18,11 +16,12 @@ def preflight_command(hosts: HostOptions, as_json: Json = False) -> None:
     It ends with 3 where ranks can't be started on them, with 2 where they don't fit what was given.
     """
     from ditplan.command.host_table import host_table, hosts_json
+    from ditplan.runtime.ranks.environment import environment
     from ditplan.runtime.ranks.preflight import preflight
 
     terminal = Terminal(as_json)
     chosen = asked_hosts(hosts, terminal.say) or HostChoice.of([Host("localhost")])
-    found = preflight(chosen.hosts, dict(os.environ), chosen.interface)
+    found = preflight(chosen.hosts, environment(), chosen.interface)
     terminal.show(host_table(found.hosts))
     for one in found.problems:
         terminal.show(

@@ -11,6 +11,7 @@ from ditplan.command.options import (
     Gpus,
     HostOptions,
     Json,
+    Refresh,
     WorkloadOptions,
     given,
     with_options,
@@ -41,6 +42,15 @@ def profile_command(
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
     dry_run: DryRun = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds for links and collectives of a cluster, about; what there is no time for "
+            "is inferred from what is like it, and marked.",
+        ),
+    ] = None,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
@@ -72,7 +82,15 @@ def profile_command(
         show_what_would_run(terminal, chosen, gpus)
         return
     cluster = (
-        cluster_of_tests(read, out.stem) if read else measured_cluster(chosen, gpus, terminal.say)
+        cluster_of_tests(read, out.stem)
+        if read
+        else measured_cluster(
+            chosen,
+            gpus,
+            terminal.say,
+            budget_s=budget,
+            kept=None if refresh else out,
+        )
     )
     cluster.save(out)
     for warning in cluster.warnings:

@@ -204,8 +204,8 @@ def require_fit(plan: ExecutionPlan, context: RankContext) -> None:
 
 def gathered_facts(
     context: RankContext, ranks: Sequence[int], *, timed: bool
-) -> tuple[Sequence[RankFacts], LinkKind]:
-    """What some ranks find, and what connects the devices; every rank calls it."""
+) -> tuple[Sequence[RankFacts], LinkKind | None]:
+    """What some ranks find, and what connects the devices, if known; every rank calls it."""
     mine = (facts_of_rank(context, ranks, timed), link_kind(context))
     found: list[Any] = [mine]
     if context.world_size > 1:

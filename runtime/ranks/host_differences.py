@@ -4,11 +4,12 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from ditplan.profiles.errors import Setting
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.runtime.ranks.host_report import HostFacts
 from ditplan.runtime.ranks.host_view import HostView
 from ditplan.runtime.ranks.left_set import OWN, VISIBLE_DEVICES, slowing
 from ditplan.runtime.ranks.remedies import Problem, Severity, problem
+from ditplan.runtime.ranks.seating import Equipment, devices_of
 
 LEAST_DISK_BYTES = 1 << 30
 FREE_SHARE = 0.9
@@ -128,20 +129,16 @@ def _of_disk(view: HostView, facts: HostFacts) -> Iterator[Problem]:
 def _of_gpus(view: HostView, facts: HostFacts) -> Iterator[Problem]:
     if not facts.gpus_in_all or facts.gpus is None:
         return
-    chosen, there = view.chosen, len(facts.gpus)
-    text = facts.environment.get(VISIBLE_DEVICES)
-    hidden = "" if text is None else f", as {VISIBLE_DEVICES} is {text!r} there"
-    wanted = max(chosen.devices) + 1 if chosen.devices else chosen.host.slots or 0
-    if wanted > there and _uses_gpus(facts):
-        what = f"device {wanted - 1}" if chosen.devices else f"slots={wanted}"
-        yield problem(
-            view.name,
-            "input",
-            f"{what} is asked of it, and it has {there} GPU(s){hidden}; ask for what it has",
-        )
-    elif there < facts.gpus_in_all:
-        words = f"{there} of its {facts.gpus_in_all} GPUs can be used{hidden}; unset it to use all"
-        yield problem(view.name, "warning", words)
+    there = len(facts.gpus)
+    if _uses_gpus(facts):
+        try:
+            devices_of(view.chosen, view.name, Equipment(there, facts.cores), "cuda")
+        except InputError as error:
+            yield Problem("", "input", error.sentence)
+    if there < facts.gpus_in_all:
+        text = facts.environment.get(VISIBLE_DEVICES)
+        words = f"{there} of its {facts.gpus_in_all} GPUs can be used, as {VISIBLE_DEVICES} is "
+        yield problem(view.name, "warning", f"{words}{text!r} there; unset it to use all")
     for number, gpu in enumerate(facts.gpus):
         free, total = gpu.free_bytes, gpu.memory_bytes
         if free is not None and total and free < FREE_SHARE * total:

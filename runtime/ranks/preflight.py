@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ditplan.profiles.errors import ClusterError, InputError, Sentence
-from ditplan.profiles.host_choice import ChosenHost
+from ditplan.profiles.host_choice import ChosenHost, HostChoice
 from ditplan.runtime.ranks.environment import carried
 from ditplan.runtime.ranks.host_differences import problems_of
 from ditplan.runtime.ranks.host_probes import own_code, within
@@ -25,6 +25,7 @@ from ditplan.runtime.ranks.interface_choice import (
     addresses_to_reach,
     choose_interfaces,
 )
+from ditplan.runtime.ranks.launchers import launcher_of
 from ditplan.runtime.ranks.left_set import left_set
 from ditplan.runtime.ranks.open_port import PROOF_BYTES, Target
 from ditplan.runtime.ranks.reachability import addresses_of
@@ -103,6 +104,24 @@ def preflight(
     problems += problems_of(views, own_code())
     problems.sort(key=lambda found: not found.is_fatal)
     return Preflight(tuple(views), tuple(problems))
+
+
+def require_usable(
+    choice: HostChoice, environment: Mapping[str, str], say: Callable[[str], None]
+) -> None:
+    """Looks at hosts before ranks are started on them, where there are others than this machine;
+    `say` is told what to be warned of.
+
+    Raises:
+        InputError: what was asked for doesn't fit the hosts. ClusterError: they can't be used.
+    """
+    if all(launcher_of(one.host, environment) == "direct" for one in choice.hosts):
+        return
+    found = preflight(choice.hosts, environment, choice.interface)
+    for one in found.problems:
+        if not one.is_fatal:
+            say(f"warning: {one}")
+    found.require()
 
 
 @contextmanager

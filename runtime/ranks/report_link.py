@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 from ditplan.profiles.errors import Sentence
 from ditplan.profiles.host import Host
+from ditplan.runtime.ranks.environment import search_path
 from ditplan.runtime.ranks.host_report import MARK
 from ditplan.runtime.ranks.host_view import Clock
 from ditplan.runtime.ranks.launchers import Launcher, launch_on
@@ -45,7 +45,7 @@ class ReportLink:
         """
         launch = launch_on(host, MODULE, environment)
         # where ditplan isn't installed, its path here is that on this machine
-        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
+        path = os.pathsep.join(search_path())
         self.launcher: Launcher = launch.launcher
         self._host = host
         self._errors = b""

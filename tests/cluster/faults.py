@@ -199,7 +199,7 @@ FAULTS = (
     Fault("SIGSTOP of a rank", 3, ("n9", "rank 3", "stopped"), during=_on_rank_3(signal.SIGSTOP)),
     Fault("SIGKILL of an agent", 3, ("n9",), during=_on_agent(signal.SIGKILL)),
     Fault("SIGSTOP of an agent", 3, ("n9",), during=_on_agent(signal.SIGSTOP)),
-    Fault("SIGKILL of the command", 128 + signal.SIGKILL, (), during=_kill_command),
+    Fault("SIGKILL of the command", -signal.SIGKILL, (), during=_kill_command),
     Fault("SIGKILL of sshd", 3, ("n9",), during=_kill_sshd, after=_restart_sshd),
     Fault("link down", 3, ("n9",), during=_pull_plug, after=_plug_in),
     Fault("disk full", 3, ("n9",), before=_fill_disk, after=_empty_disk),

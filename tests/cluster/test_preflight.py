@@ -225,6 +225,25 @@ def test_a_firewall_between_two_hosts_is_told_with_both(machines: Machines) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("profile", "--out", "/tmp/c.json"),
+        ("tune", "--model", "sd3-tiny", "--out", "/tmp/plan.json"),
+    ],
+)
+def test_commands_start_no_rank_on_hosts_that_differ(
+    machines: Machines, command: tuple[str, ...]
+) -> None:
+    with other_torch(machines):
+        words = [sys.executable, "-m", "ditplan", *command, "--hosts", "n10:1,n9:1"]
+        done = machines["n1"].run(*words)
+    assert done.returncode == 3, done.stderr
+    assert "error: n9: torch is 2.9.0+cpu, and" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert machines["n10"].processes(containing="ditplan") == []
+
+
 def test_after_all_faults_the_hosts_are_as_they_were(machines: Machines) -> None:
     assert preflight(machines)[0] == 0
 

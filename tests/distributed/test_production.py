@@ -151,6 +151,7 @@ def test_twelve_mismatches_are_caught_at_load(ranks: RankPool) -> None:
     plan = plan_for(spec, Mesh(ulysses=4), work)
     facts, link = ranks.run(gathered_facts, range(4), timed=True, timeout_s=600)[0]
     run = Measurement(latency_s=1.0, runs_s=(1.0,), measured_on="2026-01-02", devices="4 x CPU")
+    assert link == "memory"
     where = plan.fingerprint.as_found(facts, (link,))
     here = plan.model_copy(update={"measurement": run, "fingerprint": where})
     plans = {"nothing": injected(here, {})}

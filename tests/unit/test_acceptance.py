@@ -169,6 +169,7 @@ def test_the_selected_plan_its_source_rejected_reasons_and_calibration_digest_ar
 ) -> None:
     context = one_rank()
     facts, link = gathered_facts(context, (0,), timed=False)
+    assert link is not None
     plan = ditplan.plan(SD3, "2xh100-nvlink", gpus=1, dtype="float32").plan
     fingerprint = plan.fingerprint.as_found(facts, (link,))
     with caplog.at_level(logging.INFO, logger="ditplan"):

@@ -162,8 +162,8 @@ def test_a_clock_is_warned_of_only_if_it_is_surely_off() -> None:
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (ChosenHost(Host("n1", slots=3)), "slots=3 is asked of it, and it has 2 GPU(s)"),
-        (ChosenHost(Host("n1", slots=1), (4,)), "device 4 is asked of it, and it has 2 GPU(s)"),
+        (ChosenHost(Host("n1", slots=3)), "n1: slots=3 are more than the 2 GPUs"),
+        (ChosenHost(Host("n1", slots=1), (4,)), "n1: has no GPU 4"),
     ],
 )
 def test_more_than_a_host_has_is_refused(chosen: ChosenHost, words: str) -> None:

@@ -83,6 +83,7 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/ranks/host_report.py",  # what the command and hosts say to each other
     "runtime/ranks/report_link.py",
     "runtime/ranks/gpu_inventory.py",  # sysfs
+    "runtime/ranks/pci_tree.py",  # sysfs
     "runtime/ranks/rank_process.py",
     "runtime/transport/host_link.py",
 }
