@@ -67,7 +67,7 @@ class GraphedForward:
     def resume(self, forward: Callable[..., Any], held: Callable[[], Sequence[Any]]) -> None:
         """Goes on with another forward that does the same. What was captured stays if all that
         graphs hold beside their calls, as `held` tells it, is what it was at the last capture: the
-        same objects, and equal numbers.
+        same objects, and equal numbers and words.
         """
         self._forward, self._hold = forward, held
         now = held()
@@ -134,7 +134,9 @@ class GraphedForward:
 
 
 def _is_same(one: object, other: object) -> bool:
-    return one is other or (isinstance(one, int) and one == other)
+    """Whether it is one object, or two of a plain value: names of modules are made anew."""
+    plain = isinstance(one, (bool, int, float, str)) and type(one) is type(other)
+    return one is other or (plain and one == other)
 
 
 @cache
