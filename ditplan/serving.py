@@ -9,6 +9,7 @@ from typing import Any, Self
 from ditplan.profiles.book import PlanBook
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import admitted, limits_of, require_fit, require_possible
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.warm_up import Size, warm_up_calls, workloads_of
@@ -27,6 +28,9 @@ class Counters:
 
     def __sub__(self, earlier: Self) -> "Counters":
         return Counters(self.compilations - earlier.compilations, self.captures - earlier.captures)
+
+    def __add__(self, more: Self) -> "Counters":
+        return Counters(self.compilations + more.compilations, self.captures + more.captures)
 
 
 class PipelineUnderPlan:
@@ -97,10 +101,9 @@ def counters(pipeline: Any) -> Counters:
 
 def warm_up(pipeline: Any, plan: ExecutionPlan, sizes: Sequence[Size] | None = None) -> Counters:
     """As `ditplan.warm_up`."""
-    limits, work = limits_of(pipeline, plan.model.name), plan.workload
-    if limits is None or plan.changes_nothing:
+    works = _works_of(pipeline, plan, sizes)
+    if not works:
         return Counters(0, 0)
-    works = list(workloads_of(plan, sizes or [(work.height, work.width, work.frames)], limits))
     before, part = counters(pipeline), plan.configuration.pipefusion
     # the whole sequence and each patch, of two visits and two calls a step
     each = 4 * (part.patches + 1) if part else 1
@@ -113,6 +116,16 @@ def warm_up(pipeline: Any, plan: ExecutionPlan, sizes: Sequence[Size] | None = N
         vars(model)[BUILT].add_shapes(each * len(works))
     warm_up_calls(pipeline, works)
     return counters(pipeline) - before
+
+
+def _works_of(
+    pipeline: Any, plan: ExecutionPlan, sizes: Sequence[Size] | None = None
+) -> list[Workload]:
+    """What a plan is warmed up for, at each size of text; nothing where nothing is built."""
+    limits, work = limits_of(pipeline, plan.model.name), plan.workload
+    if limits is None or plan.changes_nothing:
+        return []
+    return list(workloads_of(plan, sizes or [(work.height, work.width, work.frames)], limits))
 
 
 class BookServer:
@@ -156,10 +169,15 @@ class BookServer:
 
     def warm_up(self) -> Counters:
         """Has all compiled and captured that requests for the book's own workloads will ask for."""
-        made = Counters(0, 0)
-        for entry in self._book.entries:
-            found = warm_up(self._under(entry.plan), entry.plan)
-            made = Counters(made.compilations + found.compilations, made.captures + found.captures)
+        made, plans = Counters(0, 0), [entry.plan for entry in self._book.entries]
+        for plan in plans:
+            made += warm_up(self._under(plan), plan)
+        # compiling for one plan can move weights that graphs of those before it read
+        for plan in plans[:-1]:
+            pipeline = self._under(plan)
+            before = counters(pipeline)
+            warm_up_calls(pipeline, _works_of(pipeline, plan))
+            made += counters(pipeline) - before
         return made
 
     def _under(self, plan: ExecutionPlan) -> Any:

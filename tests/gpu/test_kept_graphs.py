@@ -17,12 +17,11 @@ EXACT = 1e-3
 def test_a_book_captures_each_size_once_and_replays_it_after_another_plan() -> None:
     spec = small("qwen-image")
     works = [workload(steps=2), workload(steps=2, height=36)]
-    modes = ("graph", "compile+graph")
     plans = [
         plan_for(spec, Mesh(), work)
-        .configured(mode=mode)
+        .configured(mode="compile+graph")
         .model_copy(update={"fallback": "refuse", "text_sizes": (8, 16)})
-        for work, mode in zip(works, modes, strict=True)
+        for work in works
     ]
     book = PlanBook(entries=tuple(BookEntry(weight=1, plan=plan) for plan in plans))
     texts = (5, 13, 5, 13, 8, 11)
