@@ -25,6 +25,9 @@ from ditplan.profiles.mesh import Mesh
 GROUP_TIMEOUT = timedelta(minutes=15)
 
 CONTROL = "control"
+
+RANK_IS_GONE = "another rank of the plan is gone"
+"""How the error of a rank begins that only says that another has ended."""
 """The purpose of groups by which hosts agree, whatever the device: gloo's, never broken off."""
 
 TRANSPORT_CTAS = 2

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from ditplan.profiles.errors import ClusterError
-from ditplan.runtime.groups import GROUP_TIMEOUT
+from ditplan.runtime.groups import GROUP_TIMEOUT, RANK_IS_GONE
 from ditplan.runtime.ranks.folders import is_running
 
 CAPACITY = 16 << 10
@@ -102,8 +102,7 @@ class Board:
             process = self._processes[place]
             if not process.lives():
                 raise ClusterError(
-                    f"another rank of the plan is gone: its process {process.pid} has ended; start "
-                    "the ranks again"
+                    f"{RANK_IS_GONE}: its process {process.pid} has ended; start the ranks again"
                 )
 
     @property

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError
 from ditplan.runtime.admission.board import CAPACITY, Board, make_board
-from ditplan.runtime.groups import CONTROL, RankContext
+from ditplan.runtime.groups import CONTROL, RANK_IS_GONE, RankContext
 
 DIGEST_BYTES = 16
 TICK_S = 0.002
@@ -174,4 +174,4 @@ class Channel:
 def lost(error: Exception) -> ClusterError:
     """What a rank that is gone is told as."""
     reason = str(error).strip().partition("\n")[0]
-    return ClusterError(f"another rank of the plan is gone: {reason}; start the ranks again")
+    return ClusterError(f"{RANK_IS_GONE}: {reason}; start the ranks again")

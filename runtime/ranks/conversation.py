@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ditplan.runtime.groups import RANK_IS_GONE
 from ditplan.runtime.ranks.agent_link import AgentLink
 from ditplan.runtime.ranks.fleet import Event, Fleet, Process
 from ditplan.runtime.ranks.rank_process import Raised
@@ -26,6 +27,7 @@ CONSEQUENCES = (
     "Connection closed by remote peer",
     "Broken pipe",
     "remote process exited",
+    RANK_IS_GONE,
 )
 
 ANSWER_S = 3.0

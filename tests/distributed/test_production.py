@@ -104,9 +104,9 @@ INJECTED: dict[str, tuple[dict[str, object], str]] = {
     "NCCL": ({"nccl": "2.18.1"}, "made with nccl 2.18.1, rank 0 has none"),
     "diffusers": ({"diffusers": "0.30.0"}, "made with diffusers 0.30.0, rank 0 has 0"),
     "driver": ({"driver": "550.1"}, "made with driver 550.1, rank 0 has none"),
-    "launch rate": ({"launch_s": 1e-12}, "launching a kernel takes rank 0"),
-    "block": ({"block_s": 1e-12}, "the self-test's block takes rank 0"),
-    "collective": ({"collective_s": 1e-12}, "the self-test's collective takes"),
+    "launch rate": ({"launch_s": 1e-9}, "launching a kernel takes rank 0"),
+    "block": ({"block_s": 1e-9}, "the self-test's block takes rank 0"),
+    "collective": ({"collective_s": 1e-9}, "the self-test's collective takes"),
     "model config": ({"num_layers": 4}, "num_layers is 3, the plan has 4"),
 }
 """What isn't so here, by what of a plan says it, and what is said of it."""

@@ -242,8 +242,14 @@ def test_one_round_is_never_clear_and_rounds_apart_say_nothing() -> None:
 def test_the_planner_s_choice_is_the_fastest_of_everything(task: Task) -> None:
     best_s, count = fastest_s(task)
     found = search(task)
-    assert count >= len(found.ranked)
-    assert found.best.prediction.latency_s == pytest.approx(best_s, rel=1e-6)
+    on_first = [
+        one.prediction.latency_s
+        for one in found.ranked
+        if sorted(one.configuration.placement) == list(range(one.configuration.mesh.size))
+    ]
+    assert count >= len(on_first)
+    assert min(on_first) == pytest.approx(best_s, rel=1e-6)
+    assert found.best.prediction.latency_s <= best_s * (1 + 1e-6)
 
 
 def test_a_wrong_cost_model_costs_little_after_twelve_trials() -> None:
