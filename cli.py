@@ -35,15 +35,16 @@ from ditplan.command.options import (
     given,
     with_options,
 )
+from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
+from ditplan.command.run import run_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
-from ditplan.models import model_named, model_of_plan
-from ditplan.outputs import measured_plans, refuse_to_replace, require_folder, require_picture
+from ditplan.models import model_named
+from ditplan.outputs import measured_plans, refuse_to_replace, require_folder
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.plan import ExecutionPlan
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
 app = typer.Typer(
@@ -135,6 +136,13 @@ def tune_command(
         ),
     ] = "planner",
     weights: Weights = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts, one a line: plan for texts of their lengths. Needs the model's "
+            "tokenizer, in --weights or the folder that --model names.",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(min=0, help="Seconds after which no new run is started."),
@@ -173,6 +181,7 @@ def tune_command(
         "max_latency_s": max_latency,
         "quality": quality,
         "weights": weights,
+        "prompt_file": prompt_file,
         **given(workload),
         **given(mesh),
     }
@@ -249,48 +258,17 @@ def simulate_command(
     terminal.finish(result)
 
 
-@app.command(
+app.command(
     name="run",
     epilog='Example: `ditplan run --plan plan.json --prompt "a red circle" --out image.png`',
-)
-def run_command(
-    plan: Annotated[Path, typer.Option(help="A plan written by `tune`.")],
-    prompt: Annotated[str, typer.Option(help="What the picture shows.")],
-    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
-    weights: Weights = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import named_hosts, run_plan
+)(run_command)
 
-    terminal = Terminal(as_json)
-    loaded = ExecutionPlan.load(plan)
-    require_picture(out, loaded.workload)
-    model = model_of_plan(loaded, plan, weights)
-    entries = named_hosts(hosts, hosts_format)
-    result = run_plan(loaded, model, prompt, out, hosts=entries, seed=seed, say=terminal.say)
-    predicted_s = loaded.prediction.latency_s if loaded.prediction else None
-    measured_s = loaded.measurement.latency_s if loaded.measurement else None
-    compared = "".join(
-        f", {how} {seconds:.4g} s ({100 * (result.latency_s / seconds - 1):+.0f}%)"
-        for how, seconds in (("predicted", predicted_s), ("measured by tune", measured_s))
-        if seconds
-    )
-    terminal.show(f"{out}: {loaded.mesh}, denoised in {result.latency_s:.4g} s{compared}")
-    terminal.finish(
-        {
-            "out": str(out),
-            "latency_s": result.latency_s,
-            "predicted_s": predicted_s,
-            "measured_s": measured_s,
-            "end_to_end_s": result.end_to_end_s,
-            "ranks": loaded.mesh.size,
-            "peak_memory_bytes": result.memory_bytes,
-        }
-    )
+
+app.command(
+    name="preflight",
+    epilog="Examples: `ditplan preflight --hosts hosts.txt`, "
+    "`ditplan preflight --hosts n[01-04] --json`",
+)(preflight_command)
 
 
 app.command(

@@ -45,11 +45,13 @@ from ditplan.profiles.hosts_formats import FORMATS
 from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelProfile, ModelSpec, TimePoint
+from ditplan.profiles.nccl_cluster import cluster_of_tests
 from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.record import Record
 from ditplan.runtime.models.inspection import inspect_folder
 from ditplan.runtime.models.loading import load_pipeline
+from tests.unit.nccl_files import nccl_text
 
 HERE = Path(__file__).parent
 BASELINE, MEASURED = HERE / "baseline", HERE / "measured"
@@ -89,6 +91,7 @@ COMMANDS = (
     ("run", "--plan", "plan4096.json", "--prompt", "a", "--out", "a.png", "--seed", "3"),
     ("profile", "--hosts", "none.txt", "--out", "c.json", "--gpus", "2"),
     ("cluster", "new", *("--gpus", "2x8"), *("--device", "h100-sxm"), *PAPER_LINKS),
+    ("profile", "--out", "c.json", "--from-nccl-tests", "mix.json", "none.json"),
     ("profile", "--model", "none", "--out", "m.json", "--height", "64", "--dtype", "float32"),
 )
 
@@ -132,7 +135,11 @@ def workplace(seed: int) -> Iterator[Workplace]:
         (folder / "mix.json").write_text(MIX)
         specs = tuple(ModelSpec.load(path) for path in sorted(MODELS.glob("*.json")))
         texts = {
-            "plan": (*(plan.model_dump_json() for plan in plans), *_texts(SAVED, "plan.json")),
+            "plan": (
+                *(plan.model_dump_json() for plan in plans),
+                *(plan.text() for plan in plans),
+                *_texts(SAVED, "plan.json"),
+            ),
             "book": (book.model_dump_json(), *_texts(SAVED, "book.json")),
             "cluster": _texts(CLUSTERS, "*.json"),
             "model spec": tuple(spec.model_dump_json() for spec in specs),
@@ -143,6 +150,7 @@ def workplace(seed: int) -> Iterator[Workplace]:
             "mix": (MIX,),
             "study": (journal.read_text(),),
             "baseline": _texts(BASELINE, "*h?00-nvlink.json"),
+            "nccl-tests": (nccl_text(), nccl_text("sendrecv_perf", version=3, hosts=("a", "b"))),
             "measured plans": _texts(MEASURED / "two-h100", "sd3-2048*.json"),
         }
         # what is imported when a pipeline is first loaded takes no case's time
@@ -326,6 +334,12 @@ def _cluster(place: Workplace, path: Path) -> None:
     _price(Task(place.spec, place.spec.defaults, cluster), Mesh(ulysses=2))
 
 
+def _nccl_tests(place: Workplace, path: Path) -> None:
+    cluster = cluster_of_tests([path], "fuzzed")
+    _survives(cluster, path.parent)
+    _price(Task(place.spec, place.spec.defaults, cluster), Mesh(ulysses=2))
+
+
 def _spec(place: Workplace, path: Path) -> None:
     spec = ModelSpec.load(path)
     _survives(spec, path.parent)
@@ -384,6 +398,7 @@ LOADERS: dict[str, tuple[Damage, Callable[[Workplace, Path], object]]] = {
     "mix": (damaged_json, lambda place, path: load_mix(path, place.tiny, "cuda")),
     "study": (_damaged_journal, _study),
     "baseline": (damaged_json, partial(_record, Baseline)),
+    "nccl-tests": (damaged_json, _nccl_tests),
     "measured plans": (damaged_json, partial(_record, MeasuredPlans)),
 }
 WEIGHTS = {
@@ -399,6 +414,7 @@ WEIGHTS = {
     "study": 2,
     "baseline": 3,
     "measured plans": 3,
+    "nccl-tests": 6,
     "model folder": 10,
     "weights": 2,
 }

@@ -96,7 +96,7 @@ def measured(
     """
     plans = {
         str(one.configuration): build_plan(
-            one, task.spec, task.workload, task.cluster, task.backend
+            one, task.spec, task.workload, task.cluster, task.backend, task.text_lengths
         )
         for one in plans_to_run(task, asked.settings)
     }

@@ -1,7 +1,7 @@
 """What is done on real hosts: measuring a cluster and a model, tuning, and running a plan."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,14 @@ from ditplan.models import NamedModel, model_named
 from ditplan.planner.cost.profile_points import grid_points
 from ditplan.planner.search.policy import MeasurementPolicy, RunResult
 from ditplan.planner.search.pricing import points_to_measure
-from ditplan.planner.search.ranking import SearchResult
+from ditplan.planner.search.ranking import SearchResult, fingerprint_of
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
 from ditplan.planner.task import TuneRequest, workload_for
 from ditplan.profiles.backends import find_backend, require_mode, require_runtime
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.evidence import chosen_line
 from ditplan.profiles.family import family_of
 from ditplan.profiles.host import Host
 from ditplan.profiles.hosts import load_hosts
@@ -25,6 +26,7 @@ from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
+from ditplan.revalidating import revalidated
 from ditplan.runtime.ranks.hosts import require_local
 from ditplan.settings import workload_in
 from ditplan.study import study_in
@@ -169,7 +171,11 @@ def tuned(
         trials = MeasurementPolicy(
             run, top=top, budget_s=how.budget_s, journal=study.journal, sampler=how.sampler
         )
-        return search(task, trials, progress=say)
+        found = search(task, trials, progress=say)
+        ranks = found.best.configuration.mesh.size
+        facts, _ = workers.facts(ranks)
+        known = fingerprint_of(task.cluster, ranks)
+        return replace(found, fingerprint=known.as_found(facts, known.link_kinds))
 
 
 def run_plan(
@@ -181,12 +187,14 @@ def run_plan(
     hosts: Hosts = None,
     seed: int = 0,
     say: Say,
-) -> RankRun:
-    """Makes the prompt's picture with the plan.
+    revalidate: Path | None = None,
+) -> tuple[RankRun, ExecutionPlan]:
+    """Makes the prompt's picture with the plan; gives the plan that ran as well: with `revalidate`,
+    its file, it is measured here first and saved there.
 
     Raises:
-        InputError: hosts or devices that the plan isn't for, or a workload that the model or the
-            devices can't do. ClusterError: a rank failed.
+        InputError: hosts, devices or software that the plan isn't for, or a workload that the model
+            or the devices can't do. ClusterError: a rank failed.
     """
     with start_workers(hosts, None, needed=plan) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
@@ -194,7 +202,11 @@ def run_plan(
         workers.pool()
         noise = "" if model.weights else f"; no weights for {model.spec.name}: it will be noise"
         say(f"{plan.mesh}, {plan.workload}: running on {workers.ranks} rank(s){noise}")
-        return workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
+        if revalidate is not None:
+            plan = revalidated(plan, revalidate, model, workers, say)
+        say(chosen_line(plan))
+        ran = workers.generate(model.spec, model.weights, plan, prompt, seed, out.absolute())
+        return ran, plan
 
 
 def _usual_runs(spec: ModelSpec, device: DeviceKind) -> int:

@@ -3,9 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ditplan.profiles.catalog import find_model, known_quality, shipped_weights
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.fingerprint import config_changes
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.quality import MeasuredQuality
@@ -54,7 +56,8 @@ def model_of_plan(plan: ExecutionPlan, path: Path, weights: Path | None) -> Name
                 f"{path}: {plan.model.name} is not a shipped model; give its folder: ",
                 Setting("weights", "DIR"),
             ) from None
-    plan.require_model(found.spec.transformer_class, found.spec.config_hash)
+    spec = found.spec
+    plan.require_model(spec.transformer_class, spec.config_hash, spec.config, _usual(found))
     return found
 
 
@@ -65,13 +68,24 @@ def check_weights(weights: Path, spec: ModelSpec) -> None:
         InputError: says both.
     """
     found = _inspected(weights, spec.name)
-    if found.config_hash != spec.config_hash:
+    usual = _usual(NamedModel(found, weights, False))
+    is_alike = found.transformer_class == spec.transformer_class
+    if not is_alike or config_changes(spec.config, found.config, usual):
         raise InputError(
             Setting("weights", weights),
             f": this {found.transformer_class} has config {found.config_hash}, {spec.name} has "
             f"{spec.config_hash}; give {spec.name}'s folder, or ",
             Setting("model", weights),
         )
+
+
+def _usual(model: NamedModel) -> dict[str, Any]:
+    """What the class of a folder's transformer takes for what its config doesn't name."""
+    if model.is_shipped:
+        return {}
+    from ditplan.runtime.models.inspection import diffusers_class, usual_config
+
+    return usual_config(diffusers_class(model.spec.transformer_class))
 
 
 def _inspected(folder: Path, name: str) -> ModelSpec:

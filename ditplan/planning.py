@@ -43,6 +43,7 @@ from ditplan.profiles.model import Mode
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
+from ditplan.prompts import longest_text, text_lengths
 from ditplan.settings import PlanSettings, SimulateSettings, checked, degrees_in, workload_in
 
 Cluster = ClusterProfile | Path | str
@@ -195,7 +196,8 @@ def plan(
     entries = usable_hosts(hosts)
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
-    request, wanted = _request(named, asked), workload_in(asked)
+    request = _request(named, asked)
+    wanted = workload_in(asked) | longest_text(request.text_lengths)
     if sampler != "planner":
         _check_sampler(sampler, request, is_on_paper=cluster is not None)
     if cluster is not None:
@@ -298,13 +300,15 @@ def task_on_paper(named: NamedModel, cluster: ClusterProfile, settings: PlanSett
         InputError: something asked for can't be.
     """
     check_quality(settings.get("quality", "safe"))
-    wanted = workload_in(settings)
+    request = _request(named, settings)
+    wanted = workload_in(settings) | longest_text(request.text_lengths)
     workload = workload_for(named.spec, cluster.devices[0].kind, **wanted)
-    return _request(named, settings).task(workload, cluster)
+    return request.task(workload, cluster)
 
 
 def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
     own_weights = settings.get("weights") is not None
+    lengths = text_lengths(named, settings)
     known: Callable[[Workload], Any] = _nothing_known if own_weights else named.known_quality
     return TuneRequest(
         named.spec,
@@ -319,6 +323,7 @@ def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
         objective=objective_for(
             settings.get("objective", "latency"), settings.get("max_latency_s")
         ),
+        text_lengths=lengths,
     )
 
 

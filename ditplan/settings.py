@@ -10,7 +10,16 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from ditplan.planner.objectives import ObjectiveName
-from ditplan.profiles.bounds import MOST_SECONDS, Batch, Degree, Frames, Patches, Pixels, Steps
+from ditplan.profiles.bounds import (
+    MOST_SECONDS,
+    Batch,
+    Degree,
+    Frames,
+    Patches,
+    Pixels,
+    Steps,
+    TextSize,
+)
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
@@ -27,6 +36,7 @@ class WorkloadSettings(TypedDict, total=False):
     width: Pixels | None
     frames: Frames | None
     steps: Steps | None
+    text_tokens: TextSize | None
     guidance: bool | None
     batch: Batch | None
     dtype: Dtype | None
@@ -52,6 +62,7 @@ class SearchSettings(MeshSettings, total=False):
 
     `quality` is "safe", "exact", "any" or the largest relative L2 distance of the final latents.
     `max_latency_s` bounds a call's denoising. `weights` is a folder of the model's real weights.
+    `prompt_file` has a prompt a line, from which the lengths of texts are taken.
     """
 
     gpus: Degree | None
@@ -60,6 +71,7 @@ class SearchSettings(MeshSettings, total=False):
     objective: ObjectiveName
     max_latency_s: Seconds | None
     weights: Path | str | None
+    prompt_file: Path | str | None
 
 
 class PlanSettings(SearchSettings, WorkloadSettings, total=False):

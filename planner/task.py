@@ -13,8 +13,8 @@ from ditplan.planner.space.approximations import (
 )
 from ditplan.profiles.backends import BACKENDS, Backend, require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
-from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.family import family_of
+from ditplan.profiles.errors import InputError, Sentence, Setting
+from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.limits import ModelLimits, dtype_fault, warmup_excess, workload_fault
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
@@ -45,10 +45,23 @@ def workload_for(
             )
         changes["passes"] = max(2, spec.defaults.passes) if guidance else 1
     workload = spec.defaults.model_copy(update=changes)
+    if wrong := _text_fault(spec, family, workload):
+        raise InputError(wrong)
     limits = ModelLimits.of_spec(spec, family)
     if wrong := dtype_fault(workload, device) or workload_fault(limits, workload):
         raise InputError(wrong)
     return workload
+
+
+def _text_fault(spec: ModelSpec, family: ModelFamily, workload: Workload) -> Sentence | None:
+    """Why texts can't have the length that was asked for; None if they can."""
+    usual = spec.defaults.text_tokens
+    if family.text_varies or family.text_length_argument or workload.text_tokens == usual:
+        return None
+    return Sentence(
+        Setting("text_tokens", workload.text_tokens),
+        f": the pipeline of {spec.name} makes every text {usual} tokens long; leave it out",
+    )
 
 
 def check_quality(quality: str) -> float | None:
@@ -131,7 +144,8 @@ class Task:
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
     leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
     that none may; `known` is what was measured of their quality. `objective` decides between legal
-    plans.
+    plans. `text_lengths` says how often texts of so many tokens come; empty, all up to the
+    workload's come alike often.
     """
 
     spec: ModelSpec
@@ -145,6 +159,7 @@ class Task:
     allowed: ApproximationPolicy | None = None
     known: MeasuredQuality | None = None
     objective: Objective = FASTEST
+    text_lengths: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def device_kind(self) -> DeviceKind:
@@ -174,7 +189,7 @@ class TuneRequest:
     """What a user asked of `tune` that holds for any cluster and workload.
 
     `quality` is what `check_quality` takes, `known` tells what was measured of the user's weights
-    at a workload.
+    at a workload; `text_lengths` as in `Task`.
     """
 
     spec: ModelSpec
@@ -187,6 +202,7 @@ class TuneRequest:
     mode: Mode | None = None
     backend: Backend = BACKENDS["native"]
     objective: Objective = FASTEST
+    text_lengths: Mapping[int, float] = field(default_factory=dict)
 
     def allowed(self, workload: Workload) -> ApproximationPolicy | None:
         """Which approximate plans the user allows at a workload.
@@ -221,4 +237,5 @@ class TuneRequest:
             allowed=self.allowed(workload),
             known=self.known(workload),
             objective=self.objective,
+            text_lengths=self.text_lengths,
         )

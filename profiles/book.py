@@ -35,7 +35,7 @@ class PlanBook(Record):
 
     @model_validator(mode="after")
     def _plans_are_one_model_s_for_different_workloads(self) -> Self:
-        if len({entry.plan.model for entry in self.entries}) > 1:
+        if len({entry.plan.model.key for entry in self.entries}) > 1:
             raise ValueError("the plans are for different models; make a book for each")
         if len({entry.workload for entry in self.entries}) < len(self.entries):
             raise ValueError("two plans are for the same workload; leave one out")

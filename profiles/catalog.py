@@ -3,6 +3,7 @@
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError, one_line
@@ -54,6 +55,14 @@ def known_quality(spec: ModelSpec, workload: Workload) -> MeasuredQuality | None
         return None
     found = MeasuredQuality.load(path)
     return found if found.holds_for(spec.config_hash, workload) else None
+
+
+def shipped_config(name: str, config_hash: str) -> dict[str, Any] | None:
+    """The config of a shipped model's transformer, if it is the one with this digest."""
+    if name not in model_names():
+        return None
+    spec = find_model(name)
+    return spec.config if spec.config_hash == config_hash else None
 
 
 def shipped_weights(name: str) -> Path | None:

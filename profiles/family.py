@@ -145,7 +145,9 @@ class ModelFamily(FrozenModel):
     makes the prediction of each image token, where it isn't the one whose output is gathered.
 
     Of a pipeline's call, `guidance_argument` takes the guidance scale, `text_length_argument` says
-    to how many tokens it pads a prompt, where that is all of the text, and `call` is always given.
+    to how many tokens it pads or cuts a prompt, where that is all of the text, and `call` is always
+    given. `text_varies` where it doesn't pad, so that texts are as long as prompts are; a prompt
+    has `template_tokens` more than its own.
     Of `usual` the first that fits a config holds.
 
     `inputs` gives the shapes of the root's tensors (`a.b` is item b of the dict a) and
@@ -187,6 +189,8 @@ class ModelFamily(FrozenModel):
     self_attentions: tuple[SelfAttention, ...] = ()
     rows: Rows | None = None
     text_mask: TextMask | None = None
+    text_varies: bool = False
+    template_tokens: int = Field(default=0, ge=0)
     long_skips: str | None = None
     no_pipefusion: str | None = None
     needs_text: bool = False
@@ -211,6 +215,13 @@ class ModelFamily(FrozenModel):
         found |= {*self.carried, *self.block_arguments, *(count.name for count in self.counts)}
         found |= {part.argument for part in (self.rows, self.text_mask) if part}
         return frozenset(found | ({self.long_skips} if self.long_skips else set()))
+
+    @property
+    def rounds_text(self) -> bool:
+        """Whether texts can be lengthened, with a mask that has attention leave out what is added:
+        where they are of any length.
+        """
+        return self.text_varies and self.text_mask is not None and self.text_mask.input is not None
 
     @property
     def splits_text(self) -> bool:

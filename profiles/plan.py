@@ -1,14 +1,25 @@
 """The execution plan: what is needed to run, why it was chosen, and what it should cost."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, model_validator
 
+from ditplan.profiles.bounds import TextSize
+from ditplan.profiles.catalog import shipped_config
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
+from ditplan.profiles.evidence import SIGNATURE, signature_of
 from ditplan.profiles.family import load_families
+from ditplan.profiles.fingerprint import (
+    Fingerprint,
+    Mismatch,
+    Policy,
+    RankFacts,
+    config_changes,
+)
 from ditplan.profiles.limits import (
     ModelLimits,
     configuration_fault,
@@ -25,11 +36,14 @@ Fallback = Literal["eager", "refuse"]
 
 
 class PlannedTransformer(FrozenModel):
-    """A transformer of the pipeline: the component's name, its class, the digest of its config."""
+    """A transformer of the pipeline: the component's name, its class, its config and the digest of
+    that; plans from before the config was kept have None.
+    """
 
     component: str
     transformer_class: str
     config_hash: str
+    config: dict[str, Any] | None = None
 
 
 class PlannedModel(FrozenModel):
@@ -40,17 +54,35 @@ class PlannedModel(FrozenModel):
     transformers: tuple[PlannedTransformer, ...] = Field(min_length=1)
 
     @classmethod
-    def of(cls, name: str, pipeline_class: str, transformer_class: str, config_hash: str) -> Self:
+    def of(
+        cls,
+        name: str,
+        pipeline_class: str,
+        transformer_class: str,
+        config_hash: str,
+        config: dict[str, Any] | None = None,
+    ) -> Self:
         """A pipeline whose transformers, one or more, are all of one class and config."""
         transformer = PlannedTransformer(
-            component="transformer", transformer_class=transformer_class, config_hash=config_hash
+            component="transformer",
+            transformer_class=transformer_class,
+            config_hash=config_hash,
+            config=config,
         )
         return cls(name=name, pipeline_class=pipeline_class, transformers=(transformer,))
 
     @classmethod
     def of_spec(cls, spec: ModelSpec) -> Self:
         """The model of a spec."""
-        return cls.of(spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash)
+        return cls.of(
+            spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash, spec.config
+        )
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What two plans have in common that are for one model."""
+        digests = (one.transformer_class + one.config_hash for one in self.transformers)
+        return (self.name, self.pipeline_class, *digests)
 
 
 class Quality(FrozenModel):
@@ -107,20 +139,14 @@ class RunnerUp(FrozenModel):
     reason: str
 
 
-class Fingerprint(FrozenModel):
-    """Where the plan holds: cluster, device names by rank, kinds of link, software versions."""
-
-    cluster: str
-    devices: tuple[str, ...] = Field(min_length=1)
-    link_kinds: tuple[str, ...]
-    software: dict[str, str]
-
-
 class ExecutionPlan(Record):
     """One plan: the configuration to run, for which model and workload, why, and where it holds.
 
     What can't be compiled or captured falls back to eager with a warning, or with `fallback`
-    "refuse" ends the run with the reason. A plan with a step cache isn't exact.
+    "refuse" ends the run with the reason. A plan with a step cache isn't exact. `text_sizes`, which
+    ascend, are those that texts are rounded up to; without any a text keeps its length.
+    `on_mismatch` says what is done where its fingerprint isn't what is there. Its file has a
+    `signature` of what it is for, and is refused where that was changed by hand.
     """
 
     kind: ClassVar[str] = "plan"
@@ -132,17 +158,33 @@ class ExecutionPlan(Record):
     workload: Workload
     backend: str
     configuration: Configuration
+    text_sizes: tuple[TextSize, ...] = ()
     fallback: Fallback = "eager"
     quality: Quality
     prediction: Prediction | None
     measurement: Measurement | None
     runner_ups: tuple[RunnerUp, ...]
     fingerprint: Fingerprint
+    on_mismatch: Policy = "refuse"
 
     @property
     def mesh(self) -> Mesh:
         """The configuration's."""
         return self.configuration.mesh
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_as_signed(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict) or SIGNATURE not in data:
+            return handler(data)
+        said = data[SIGNATURE]
+        plan = handler({name: value for name, value in data.items() if name != SIGNATURE})
+        if said != signature_of(plan):
+            raise ValueError(
+                "its model, workload, backend or devices were changed by hand, so what it says of "
+                "them was never planned"
+            )
+        return plan
 
     @model_validator(mode="before")
     @classmethod
@@ -181,6 +223,8 @@ class ExecutionPlan(Record):
             limits = ModelLimits.of_family(self.model.name, family)
             if why := workload_fault(limits, self.workload):
                 return why
+        if list(self.text_sizes) != sorted(set(self.text_sizes)):
+            return f"text_sizes {', '.join(map(str, self.text_sizes))} don't ascend; sort them"
         if (named := len(self.fingerprint.devices)) != self.mesh.size:
             return (
                 f"the fingerprint names the devices of {named} ranks, mesh {self.mesh} has "
@@ -223,8 +267,15 @@ class ExecutionPlan(Record):
                 "`",
             )
 
-    def require_model(self, transformer_class: str, config_hash: str) -> None:
-        """Refuses to run another model.
+    def require_model(
+        self,
+        transformer_class: str,
+        config_hash: str,
+        config: Mapping[str, Any] | None = None,
+        usual: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Refuses to run another model. `usual` are the values that the class takes for what a
+        config doesn't name: a newer diffusers may have added keys to the same one.
 
         Raises:
             InputError: says what the plan is for and what was found.
@@ -235,11 +286,20 @@ class ExecutionPlan(Record):
                 f"the plan is for a {planned.transformer_class} ({self.model.name}), the pipeline "
                 f"has a {transformer_class}; load the right pipeline or tune this one"
             )
-        if config_hash != planned.config_hash:
+        if config_hash == planned.config_hash:
+            return
+        recorded = planned.config or shipped_config(self.model.name, planned.config_hash)
+        if recorded is None or config is None:
             raise InputError(
                 f"the plan is for {self.model.name} with config {planned.config_hash}, "
                 f"this {transformer_class} has config {config_hash}; load the right weights or "
                 "tune this model"
+            )
+        if changes := config_changes(recorded, config, usual or {}):
+            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+            raise InputError(
+                f"the plan is for {self.model.name}, this {transformer_class} has another config: "
+                f"{changes[0]}{more}; load the right weights or tune this model"
             )
 
     def require_workload(self, limits: ModelLimits, device: DeviceKind) -> None:
@@ -253,37 +313,36 @@ class ExecutionPlan(Record):
         if wrong := wrong or dtype_fault(self.workload, device):
             raise InputError(wrong)
 
-    def require_links(self, found: str) -> None:
-        """Refuses to run over another kind of link than the one it was made for.
+    def require_place(self, facts: Sequence[RankFacts], link_kind: str) -> tuple[Mismatch, ...]:
+        """Refuses to run where its fingerprint doesn't hold, unless its policy is to warn; gives
+        what is to be warned of. `facts` are those of its ranks, in order.
 
         Raises:
-            InputError: says both kinds.
+            InputError: names what is otherwise and what that means.
         """
-        planned = self.fingerprint.link_kinds
-        if self.mesh.size > 1 and planned and found not in planned:
-            raise InputError(
-                f"the plan was made for devices linked by {' and '.join(planned)}, these are "
-                f"linked by {found}; mend the link or tune for this cluster: `",
-                Command("tune", (Setting("hosts", "FILE"),)),
-                "`",
-            )
+        found = self.fingerprint.mismatches(facts, link_kind)
+        refused = [one for one in found if self._refuses(one)]
+        if not refused:
+            return found
+        first, *others = refused
+        also = f" (also {', '.join(one.name for one in others)})" if others else ""
+        raise InputError(
+            f"{first}{also}; run `",
+            Command("run", (Setting("revalidate", True),)),
+            "`, or tune here: `",
+            Command("tune", (Setting("hosts", "FILE"),)),
+            "`",
+        )
 
-    def require_devices(self, devices: tuple[str, ...]) -> None:
-        """Refuses to run on other devices than those it was made for.
+    def _refuses(self, mismatch: Mismatch) -> bool:
+        # versions say nothing of a plan that was never run
+        is_evidence = mismatch.aspect != "software" or self.measurement is not None
+        return self.on_mismatch == "refuse" and is_evidence
 
-        Raises:
-            InputError: names the first rank that differs.
-        """
-        for rank, (planned, found) in enumerate(
-            zip(self.fingerprint.devices, devices, strict=False)
-        ):
-            if planned != found:
-                raise InputError(
-                    f"the plan was made for {planned} on rank {rank}, there is {found}; "
-                    "tune for this cluster: `",
-                    Command("tune", (Setting("hosts", "FILE"),)),
-                    "`",
-                )
+    def text(self) -> str:
+        """What stands in the plan's file, with its signature behind the schema's version."""
+        brace, version, needs, rest = super().text().split("\n", 3)
+        return "\n".join([brace, version, needs, f' "{SIGNATURE}": "{signature_of(self)}",', rest])
 
 
 def bare_plan(

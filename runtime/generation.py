@@ -25,7 +25,8 @@ from ditplan.runtime.models.loading import (
     pictures_of,
     prompt_embeddings,
 )
-from ditplan.runtime.native import parallelize, weight_group_of
+from ditplan.runtime.native import parallelize
+from ditplan.runtime.prepared import weight_group_of
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
 WARMUP_STEPS = 2

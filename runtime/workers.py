@@ -8,8 +8,9 @@ from typing import Self
 
 import torch
 
-from ditplan.profiles.cluster import ClusterProfile, DeviceKind
+from ditplan.profiles.cluster import ClusterProfile, DeviceKind, LinkKind
 from ditplan.profiles.errors import ClusterError
+from ditplan.profiles.fingerprint import RankFacts
 from ditplan.profiles.host import Host
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
@@ -24,6 +25,7 @@ from ditplan.runtime.ranks.pool import RankPool
 # the ranks alone import diffusers and torch's compiler for these
 GENERATE = ByName("ditplan.runtime.generation", "generate")
 MEASURE_PLAN = ByName("ditplan.runtime.generation", "measure_plan")
+GATHER_FACTS = ByName("ditplan.runtime.admission.fit", "gathered_facts")
 PROFILE_MODEL = ByName("ditplan.runtime.profiling.model_profiler", "profile_model")
 
 NAMES_TIMEOUT_S = 60.0
@@ -60,6 +62,15 @@ class Workers:
     def device_names(self) -> tuple[str, ...]:
         """What each rank's device is called."""
         return tuple(self.pool().run(device_name, timeout_s=NAMES_TIMEOUT_S))
+
+    def facts(self, ranks: int) -> tuple[Sequence[RankFacts], LinkKind]:
+        """What the first `ranks` ranks find, and what connects their devices; on GPUs with a
+        self-test: CPU ranks share their cores with whatever else runs.
+        """
+        timed = self.device == "cuda"
+        found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=NAMES_TIMEOUT_S)
+        facts: tuple[Sequence[RankFacts], LinkKind] = found[0]
+        return facts
 
     def profile_cluster(self, say: Callable[[str], None]) -> ClusterProfile:
         """Measures devices, links and collectives."""

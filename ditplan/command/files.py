@@ -139,6 +139,9 @@ def plan_text(plan: ExecutionPlan) -> str:
         quality_text(plan.quality),
         f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}",
     ]
+    if plan.text_sizes:
+        sizes = ", ".join(map(str, plan.text_sizes))
+        lines.append(f"texts of up to {plan.text_sizes[-1]} tokens, rounded up to {sizes}")
     if (predicted := plan.prediction) is not None:
         low_s, high_s = predicted.interval_s
         lines.append(

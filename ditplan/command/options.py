@@ -72,6 +72,9 @@ class WorkloadOptions:
     width: Pixels = None
     frames: Count = None
     steps: Count = None
+    text_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the longest text; the model's usual.")
+    ] = None
     guidance: Annotated[
         bool | None, typer.Option("--guidance/--no-guidance", help="Classifier-free guidance.")
     ] = None

@@ -17,6 +17,8 @@ from ditplan.command.options import (
 from ditplan.command.terminal import Terminal
 from ditplan.outputs import require_folder
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.files import path_text
+from ditplan.profiles.nccl_cluster import cluster_of_tests
 
 
 @with_options
@@ -25,6 +27,17 @@ def profile_command(
     workload: WorkloadOptions,
     hosts: Hosts = None,
     hosts_format: Format = "ditplan",
+    from_nccl_tests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure nothing: read what nccl-tests wrote elsewhere with -J, one file or more.",
+        ),
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="More files of nccl-tests.", show_default=False),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
     as_json: Json = False,
@@ -34,6 +47,12 @@ def profile_command(
 
     terminal = Terminal(as_json)
     require_folder(out)
+    read = _files_of(from_nccl_tests, files)
+    others = {"hosts": hosts, "gpus": gpus, "model": model}
+    if read and (wrong := next((name for name, given in others.items() if given), None)):
+        raise InputError(
+            Setting("from_nccl_tests"), " measures nothing; leave out ", Setting(wrong)
+        )
     if model is not None:
         if hosts is not None:
             raise InputError(
@@ -47,7 +66,11 @@ def profile_command(
         terminal.show(f"{out}: {points} points of {measured.model} on {device}")
         terminal.finish({"out": str(out), "points": points, "device": device})
         return
-    cluster = measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
+    cluster = (
+        cluster_of_tests(read, out.stem)
+        if read
+        else measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
+    )
     cluster.save(out)
     for warning in cluster.warnings:
         terminal.say(f"warning: {warning}")
@@ -63,3 +86,17 @@ def profile_command(
             "warnings": list(cluster.warnings),
         }
     )
+
+
+def _files_of(named: list[Path] | None, more: list[Path] | None) -> list[Path]:
+    """The files of nccl-tests, those behind the option's own too, as a shell's `*.json` gives them.
+
+    Raises:
+        InputError: files without the option.
+    """
+    if more and not named:
+        raise InputError(
+            f"{path_text(more[0])}: what is this file? If nccl-tests wrote it: ",
+            Setting("from_nccl_tests", path_text(more[0])),
+        )
+    return [*(named or ()), *(more or ())]

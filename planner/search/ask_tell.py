@@ -280,7 +280,7 @@ class AskTell:
         t = self.task
         # what fell back would be timed as something that it isn't
         unreplaced = replace(ranked, fallback="refuse")
-        return build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend)
+        return build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend, t.text_lengths)
 
     def _budget_is_spent(self) -> bool:
         budget_s = self.policy.budget_s

@@ -3,21 +3,22 @@ the best.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, quality_order
+from ditplan.planner.search.text_sizes import text_sizes_of
 from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.backends import Backend
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
+from ditplan.profiles.fingerprint import Fingerprint
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     ExecutionPlan,
     Fallback,
-    Fingerprint,
     Measurement,
     PlannedModel,
     Prediction,
@@ -128,7 +129,8 @@ class SearchResult:
 
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
     fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
-    listed first, where that is faster.
+    listed first, where that is faster. `fingerprint` is what the best plan's ranks found where they
+    ran.
     """
 
     ranked: tuple[PricedCandidate, ...]
@@ -140,8 +142,10 @@ class SearchResult:
     cluster: ClusterProfile
     backend: Backend
     objective: Objective
+    text_lengths: Mapping[int, float] = field(default_factory=dict)
     ended: str = ""
     better_order: PricedCandidate | None = None
+    fingerprint: Fingerprint | None = None
 
     @property
     def best(self) -> PricedCandidate:
@@ -168,10 +172,14 @@ class SearchResult:
         """
         chosen = self.ranked[index]
         others = [ranked for i, ranked in enumerate(self.ranked) if i != index]
-        plan = build_plan(chosen, self.spec, self.workload, self.cluster, self.backend)
+        plan = build_plan(
+            chosen, self.spec, self.workload, self.cluster, self.backend, self.text_lengths
+        )
+        found = self.fingerprint if index == 0 else None
         return plan.model_copy(
             update={
                 "measurement": chosen.measurement,
+                "fingerprint": found or plan.fingerprint,
                 "runner_ups": tuple(runner_up(ranked) for ranked in others[:runner_ups]),
             }
         )
@@ -183,19 +191,23 @@ def build_plan(
     workload: Workload,
     cluster: ClusterProfile,
     backend: Backend,
+    text_lengths: Mapping[int, float],
 ) -> ExecutionPlan:
-    """The plan that runs a candidate, with nothing said of others."""
+    """The plan that runs a candidate, with nothing said of others; `text_lengths` as in `Task`."""
+    configuration = ranked.configuration
+    sizes = text_sizes_of(configuration, spec, workload, cluster, backend, text_lengths)
     return ExecutionPlan(
         model=PlannedModel.of_spec(spec),
         workload=workload,
         backend=backend.name,
-        configuration=ranked.configuration,
+        configuration=configuration,
+        text_sizes=sizes,
         fallback=ranked.fallback,
         quality=ranked.quality,
         prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
-        fingerprint=fingerprint_of(cluster, ranked.configuration.mesh.size),
+        fingerprint=fingerprint_of(cluster, configuration.mesh.size),
     )
 
 

@@ -67,6 +67,7 @@ def search(
         cluster=task.cluster,
         backend=task.backend,
         objective=task.objective,
+        text_lengths=task.text_lengths,
         ended=ended,
         better_order=better_order(task, topology, ranked[0]),
     )

@@ -27,7 +27,7 @@ def task_name(task: Task) -> str:
     identity = {
         "model": task.spec.config_hash,
         "workload": task.workload.model_dump(),
-        "cluster": cluster.model_dump(),
+        "cluster": cluster.model_dump(include={"cluster", "devices", "link_kinds", "software"}),
         "gpus": task.gpus,
         "pins": dict(sorted(task.pins.items())),
         "modes": task.searched_modes,

@@ -13,7 +13,7 @@ from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task, TuneRequest, workload_for
 from ditplan.profiles.book import BookEntry, PlanBook
-from ditplan.profiles.bounds import Batch, Frames, Pixels, Steps, Weight
+from ditplan.profiles.bounds import Batch, Frames, Pixels, Steps, TextSize, Weight
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
@@ -37,6 +37,7 @@ class MixLine(FrozenModel, strict=True):
     width: Pixels | None = None
     frames: Frames | None = None
     steps: Steps | None = None
+    text_tokens: TextSize | None = None
     guidance: bool | None = None
     batch: Batch | None = None
     dtype: Dtype | None = None

@@ -1,21 +1,28 @@
 """Whether a plan may run here: the ranks, devices and links must be those it was made for."""
 
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
 from ditplan.profiles.book import PlanBook
-from ditplan.profiles.cluster import DeviceKind
-from ditplan.profiles.errors import InputError
+from ditplan.profiles.cluster import DeviceKind, LinkKind
+from ditplan.profiles.errors import InputError, PlanWarning
+from ditplan.profiles.evidence import chosen_line
 from ditplan.profiles.family import load_families, number_of, pixels_per_latent
+from ditplan.profiles.fingerprint import RankFacts
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.agreement import disagreement
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.ranks.devices import common_link_kind, device_name, link_kind
+from ditplan.runtime.ranks.devices import common_link_kind, link_kind
 from ditplan.runtime.ranks.pool import attach_from_torchrun, environment
+from ditplan.runtime.ranks.self_test import facts_of_rank
+
+LOG = logging.getLogger("ditplan")
 
 
 def admitted(pipeline: Any, plan: Any) -> RankContext:
@@ -124,17 +131,33 @@ def require_alike(plan: object, context: RankContext, check: Callable[[], object
 
 
 def require_fit(plan: ExecutionPlan, context: RankContext) -> None:
-    """Refuses a plan that was made for other ranks, devices or links; every rank calls it.
+    """Refuses a plan that was made for other ranks, devices, links or software, or warns of it on
+    the first rank, as the plan's policy says; every rank calls it.
+
+    A plan that has the times of a self-test has that made again.
 
     Raises:
         InputError: the same on every rank; says which of them differs and what to do.
     """
     if context.world_size < plan.mesh.size:
         plan.require_ranks(context.world_size)
-    mine = (device_name(context), link_kind(context))
+    timed = plan.fingerprint.self_test is not None
+    facts, link = gathered_facts(context, plan.mesh.size, timed=timed)
+    for mismatch in plan.require_place(facts, link):
+        if context.rank == 0:
+            warnings.warn(str(mismatch), PlanWarning, stacklevel=2)
+    if context.rank == 0:
+        LOG.info("%s", chosen_line(plan))
+
+
+def gathered_facts(
+    context: RankContext, ranks: int, *, timed: bool
+) -> tuple[Sequence[RankFacts], LinkKind]:
+    """What the first `ranks` ranks find, and what connects the devices; every rank calls it."""
+    mine = (facts_of_rank(context, ranks, timed), link_kind(context))
     found: list[Any] = [mine]
     if context.world_size > 1:
         found = [None] * context.world_size
         dist.all_gather_object(found, mine)
-    plan.require_devices(tuple(name for name, _ in found))
-    plan.require_links(common_link_kind([kind for _, kind in found], environment()))
+    kinds = [kind for _, kind in found]
+    return [facts for facts, _ in found[:ranks]], common_link_kind(kinds, environment())

@@ -13,7 +13,12 @@ from torch import nn
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.family import ModelFamily
 from ditplan.runtime.blocks import block_runs
-from ditplan.runtime.compilation.compiled_forward import COMPILE_ERRORS, CompiledForward
+from ditplan.runtime.compilation.built import Built
+from ditplan.runtime.compilation.compiled_forward import (
+    COMPILE_ERRORS,
+    MOST_SHAPES,
+    CompiledForward,
+)
 from ditplan.runtime.compilation.fusions import FusingBackend
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.compilation.products import pack
@@ -38,7 +43,8 @@ class CompiledBlocks:
     """The compiled code of a plan's blocks by kind; kept while a process goes from plan to plan.
 
     `attentions` are those that the blocks call. With `dynamic` one compile serves all shapes, at
-    some cost in speed. Weights that are not `movable` stay where they lie.
+    some cost in speed. Weights that are not `movable` stay where they lie. `built` counts what is
+    compiled, and says how many shapes have code of their own.
     """
 
     def __init__(
@@ -46,8 +52,9 @@ class CompiledBlocks:
         attentions: Sequence[AttentionOperator] = (),
         dynamic: bool = False,
         movable: bool = True,
+        built: Built | None = None,
     ) -> None:
-        self._attentions = attentions
+        self._attentions, self._built = attentions, built or Built()
         self._dynamic, self._movable = dynamic, movable
         self._kinds: dict[str, Kind] = {}
 
@@ -82,10 +89,10 @@ class CompiledBlocks:
         inside = _inside(blocks)
         kind = self._kinds.get(name)
         if kind is None or kind.failed or kind.inside != inside:
-            backend = FusingBackend(self._attentions)
-            forward = type(blocks[0]).forward
-            run = CompiledForward(forward, backend, 0) if self._dynamic else None
-            kind = Kind(run or CompiledForward(forward, backend), backend, inside)
+            backend = FusingBackend(self._attentions, self._built)
+            most = 0 if self._dynamic else MOST_SHAPES
+            run = CompiledForward(type(blocks[0]).forward, backend, most, self._built)
+            kind = Kind(run, backend, inside)
             self._kinds[name] = kind
         return kind
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch._dynamo.exc
 
+from ditplan.runtime.compilation.built import Built
+
 # torch has no common class of what compiling can raise: dynamo's, inductor's, and plain ones
 COMPILE_ERRORS = (torch._dynamo.exc.TorchDynamoException, NotImplementedError)
 
@@ -25,9 +27,16 @@ class CompiledForward:
     and their scales, is made anew. Where sizes can't be symbols the shape longest unused goes.
     """
 
-    def __init__(self, forward: Code, backend: Callable[..., Any], most: int = MOST_SHAPES) -> None:
-        """`most` shapes have code of their own."""
-        self._forward, self._backend, self._most = forward, backend, most
+    def __init__(
+        self,
+        forward: Code,
+        backend: Callable[..., Any],
+        most: int = MOST_SHAPES,
+        built: Built | None = None,
+    ) -> None:
+        """`most` shapes have code of their own, or as many as `built` says if that are more."""
+        self._forward, self._backend = forward, backend
+        self._at_least, self._built = most, built or Built()
         self._by_shape: dict[tuple[torch.Size | None, ...], Code] = {}
         self._for_all: Code | None = None
         self._needs_shapes = False
@@ -56,6 +65,10 @@ class CompiledForward:
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             code = self._by_shape[shapes] = self._compiled(dynamic=False)
             return code(module, *args, **kwargs)
+
+    @property
+    def _most(self) -> int:
+        return max(self._at_least, self._built.shapes) if self._at_least else 0
 
     def _is_for_all(self) -> bool:
         return len(self._by_shape) >= self._most and not self._needs_shapes

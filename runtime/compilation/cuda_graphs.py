@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ditplan.profiles.errors import InputError, PlanWarning
+from ditplan.runtime.compilation.built import Built
 from ditplan.runtime.takeover import signature_of_leaf
 
 WARM_UP_CALLS = 2
@@ -44,9 +45,12 @@ class GraphedForward:
         device: torch.device,
         may_fall_back: bool,
         most: int = MOST_GRAPHS,
+        built: Built | None = None,
     ) -> None:
-        """`most` signatures are kept at once; of more the one longest unused goes."""
-        self._most = most
+        """`most` signatures are kept at once, or as many as `built` says if that are more; the one
+        longest unused goes.
+        """
+        self._at_least, self._built = most, built or Built()
         self._forward = forward
         self._device = device
         self._may_fall_back = may_fall_back
@@ -75,7 +79,7 @@ class GraphedForward:
         return pytree.tree_map_only(torch.Tensor, torch.clone, captured.outputs)
 
     def _evict(self) -> None:
-        while len(self._captured) >= self._most:
+        while len(self._captured) >= max(self._at_least, self._built.shapes):
             del self._captured[next(iter(self._captured))]
 
     def _try_capture(self, leaves: list[Any], structure: pytree.TreeSpec) -> Captured | None:
@@ -111,6 +115,7 @@ class GraphedForward:
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             outputs = self._forward(*args, **kwargs)
+        self._built.captures += 1
         inputs = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
         return Captured(graph, inputs, outputs)
 

@@ -16,6 +16,7 @@ from torch import fx
 from torch._inductor.compile_fx import compile_fx
 from torch.nn import functional
 
+from ditplan.runtime.compilation.built import Built
 from ditplan.runtime.compilation.graph_nodes import (
     argument,
     inputs_of_linear,
@@ -36,13 +37,17 @@ class FusingBackend:
     `packed` gets the parameters that should lie side by side in memory, as paths below the block.
     """
 
-    def __init__(self, attentions: Sequence[AttentionOperator] = ()) -> None:
-        """`attentions`: those that graphs may call."""
+    def __init__(
+        self, attentions: Sequence[AttentionOperator] = (), built: Built | None = None
+    ) -> None:
+        """`attentions`: those that graphs may call; `built` counts what is compiled."""
         self.packed: list[tuple[str, ...]] = []
         self._attentions = attentions
+        self._built = built or Built()
 
     def __call__(self, graph: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
         """Compiles a graph."""
+        self._built.compilations += 1
         if changes_in_place(graph.graph):
             # the rewrites move reads, which only a graph of values allows
             return cast(Callable[..., Any], compile_fx(graph, inputs))

@@ -1,6 +1,7 @@
 """What a diffusers model is: digest, tokens, parameters and FLOPs, counted without weights."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -58,6 +59,14 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """A short digest of a config: equal for equal architectures, whatever their weights."""
     text = json.dumps(plain_config(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def usual_config(cls: type[Any]) -> dict[str, Any]:
+    """What a class of diffusers takes for what a config doesn't name, as JSON values."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return plain_config(
+        {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    )
 
 
 def diffusers_class(name: str) -> Any:

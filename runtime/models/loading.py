@@ -148,7 +148,7 @@ def _saved_pipeline(
     blocks: Collection[int] | None,
     weight_group: AxisGroup | None,
 ) -> Any:
-    refusing = partial(_refusing, spec, weights)
+    refusing = partial(refusing_damage, spec, weights)
     given = load_parts(weights, dtype, refusing, DAMAGED)
     if blocks is not None or weight_group is not None:
         folder = weights / "transformer"
@@ -169,7 +169,7 @@ def _saved_pipeline(
 
 
 @contextmanager
-def _refusing(spec: ModelSpec, weights: Path, *kinds: type[Exception]) -> Iterator[None]:
+def refusing_damage(spec: ModelSpec, weights: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Turns what libraries raise for damaged files into an InputError that names the folder.
 
     Raises:

@@ -1,6 +1,7 @@
 """What a folder of weights holds of the library transformers: tokenizers and text encoders."""
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,21 +33,36 @@ def load_parts(
     Raises:
         InputError: one can't be loaded, or its files don't hold all of it.
     """
+    found = load_tokenizers(weights, refusing)
+    for name, kind in _kinds_in(weights):
+        if issubclass(kind, transformers.PreTrainedModel):
+            with refusing(*damaged):
+                found[name] = _load_model(kind, weights / name, dtype)
+    return found
+
+
+def load_tokenizers(weights: Path, refusing: Refusing) -> dict[str, Any]:
+    """The tokenizers that a folder's index names.
+
+    Raises:
+        InputError: one can't be loaded.
+    """
     found: dict[str, Any] = {}
-    for name, component in read_json(weights / "model_index.json").items():
-        if not (isinstance(component, list) and component[:1] == ["transformers"]):
-            continue
-        kind = getattr(transformers, str(component[-1]), None)
-        if not isinstance(kind, type):
-            continue
+    for name, kind in _kinds_in(weights):
         if issubclass(kind, transformers.PreTrainedTokenizerBase):
             # the library tokenizers raises plain Exceptions
             with refusing(Exception):
                 found[name] = kind.from_pretrained(str(weights / name), local_files_only=True)
-        elif issubclass(kind, transformers.PreTrainedModel):
-            with refusing(*damaged):
-                found[name] = _load_model(kind, weights / name, dtype)
     return found
+
+
+def _kinds_in(weights: Path) -> Iterator[tuple[str, Any]]:
+    """The parts that a folder's index names, and their classes in transformers."""
+    for name, component in read_json(weights / "model_index.json").items():
+        if isinstance(component, list) and component[:1] == ["transformers"]:
+            kind = getattr(transformers, str(component[-1]), None)
+            if isinstance(kind, type):
+                yield name, kind
 
 
 def _load_model(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

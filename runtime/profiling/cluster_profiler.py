@@ -1,7 +1,6 @@
 """Measures what collectives take on the groups that a mesh can form, an axis's groups at once."""
 
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +20,16 @@ from ditplan.profiles.cluster import (
 from ditplan.profiles.device_kinds import ON_ONE_HOST, with_rates_of_kinds
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
+from ditplan.runtime.profiling.nccl_programs import tables_of_programs
 from ditplan.runtime.profiling.timing import synchronize
 from ditplan.runtime.ranks.devices import (
-    DeviceReport,
     device_links,
     device_warnings,
-    environment_warnings,
     inspect_device,
 )
+from ditplan.runtime.ranks.left_set import environment_warnings
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.ranks.self_test import software_versions
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 
 OPERATIONS: tuple[Operation, ...] = ("all_to_all", "all_gather", "send_recv", "all_reduce")
@@ -119,20 +119,11 @@ def profile_cluster(
         ),
         links=tuple(links),
         collectives=tuple(tables),
-        software=pool.run(software_versions, timeout_s=60.0)[0] | _driver(reports),
+        software=pool.run(software_versions, timeout_s=60.0)[0],
         warnings=(*environment_warnings(pool.environment), *device_warnings(reports)),
         measured_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
         source="measured",
     )
-
-
-def software_versions(context: RankContext) -> dict[str, str]:
-    """The versions that timings depend on."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    if context.device.type == "cuda":
-        versions["cuda"] = str(torch.version.cuda)
-        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return versions
 
 
 def measure_axis(
@@ -200,7 +191,9 @@ def _measure_tables(
     if not shapes:
         return []
     share_s = min(BUDGET_S[pool.device] / len(shapes), SHAPE_BUDGET_S) * (QUICK if quick else 1.0)
-    tables = []
+    factor = 4 if quick else 2
+    tables = _tables_of_programs(pool, say)
+    known = {(table.operation, table.size, table.stride, table.groups) for table in tables}
     for number, shape in enumerate(shapes, start=1):
         groups = f"{len(shape.groups)} group{'s' if len(shape.groups) > 1 else ''}"
         say(
@@ -211,13 +204,26 @@ def _measure_tables(
         by_writes = all(pool.run(can_write_within_groups, shape, timeout_s=60.0))
         operations = (*OPERATIONS, *PEER_OPERATIONS.values()) if by_writes else OPERATIONS
         for operation in operations:
-            sizes = _sizes(pool.device, operation, 4 if quick else 2)
+            if (operation, shape.size, shape.stride, len(shape.groups)) in known:
+                continue
+            sizes = _sizes(pool.device, operation, factor)
             budget_s = share_s / len(operations)
             by_rank = pool.run(
                 measure_axis, shape, operation, sizes, budget_s, timeout_s=60.0 + 20 * budget_s
             )
             tables.append(_table(shape, operation, by_rank))
     return tables
+
+
+def _tables_of_programs(pool: RankPool, say: Callable[[str], None]) -> list[CollectiveTable]:
+    """What nccl-tests measure, where its programs are on PATH."""
+    if pool.device == "cpu":
+        return []
+
+    def sizes_of(operation: Operation) -> list[int]:
+        return _sizes(pool.device, operation, 2)
+
+    return list(tables_of_programs(pool.size, sizes_of, pool.environment, say))
 
 
 def _sizes(device: str, operation: Operation, factor: int) -> list[int]:
@@ -261,11 +267,6 @@ def _pair_speed(tables: Sequence[CollectiveTable]) -> tuple[float, float] | None
             first, last = table.points[0], table.points[-1]
             return first.median_s, last.bytes / last.median_s
     return None
-
-
-def _driver(reports: Sequence[DeviceReport]) -> dict[str, str]:
-    facts = reports[0].facts
-    return {} if facts is None or facts.driver is None else {"driver": facts.driver}
 
 
 def _nothing() -> None:

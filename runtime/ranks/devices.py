@@ -13,12 +13,9 @@ import torch
 from ditplan.profiles.cluster import Device, Link, LinkKind
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_of
+from ditplan.runtime.ranks.left_set import is_set
 
 MEASURE_S = 0.2
-NCCL_SWITCHES = {
-    "NCCL_P2P_DISABLE": "GPUs talk through host memory instead of NVLink or PCIe peer access",
-    "NCCL_SHM_DISABLE": "ranks of one host talk through sockets",
-}
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,6 @@ def device_name(context: RankContext) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def environment_warnings(environment: Mapping[str, str]) -> list[str]:
-    """Settings that slow NCCL down and are easily left behind."""
-    return [
-        f"{name}={environment[name]} is set in the environment: {effect}; unset it"
-        for name, effect in NCCL_SWITCHES.items()
-        if _is_set(name, environment)
-    ]
 
 
 def device_warnings(reports: Sequence[DeviceReport]) -> list[str]:
@@ -129,18 +117,14 @@ def common_link_kind(kinds: Sequence[LinkKind], environment: Mapping[str, str]) 
     GPUs that may use neither it nor memory of the host talk as over a network.
     """
     kind: LinkKind = next((kind for kind in kinds if kind != "nvlink"), "nvlink")
-    if kind == "memory" or not _is_set("NCCL_P2P_DISABLE", environment):
+    if kind == "memory" or not is_set("NCCL_P2P_DISABLE", environment):
         return kind
     return "pcie" if may_share_memory(environment) else "ethernet"
 
 
 def may_share_memory(environment: Mapping[str, str]) -> bool:
     """Whether ranks of a host may share its memory."""
-    return not _is_set("NCCL_SHM_DISABLE", environment)
-
-
-def _is_set(name: str, environment: Mapping[str, str]) -> bool:
-    return environment.get(name, "0").strip() not in {"", "0"}
+    return not is_set("NCCL_SHM_DISABLE", environment)
 
 
 def _link_kind(facts: Gpu | None, device: str) -> LinkKind:

@@ -34,18 +34,14 @@ def attend(
     value: torch.Tensor,
     scale: float | None,
     kernel: AttentionKernel = "auto",
-    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Plain attention, (B, H, Q, D) x (B, H, K, D) -> (B, H, Q, D).
-
-    With a `mask`, (B, 1, 1, K) and false for keys to leave out, torch chooses the kernel: of the
-    others most take none.
 
     Raises:
         InputError: the kernel can't be used here.
     """
-    if kernel == "auto" or mask is not None:
-        return functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    if kernel == "auto":
+        return functional.scaled_dot_product_attention(query, key, value, scale=scale)
     return attend_with_lse(query, key, value, scale, kernel)[0]
 
 

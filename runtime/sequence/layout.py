@@ -204,6 +204,20 @@ class Layout:
         self._ordered_masks[key] = ordered
         return ordered
 
+    def masked_ranges(self, segments: Sequence[str], ranks: Sequence[int]) -> list[tuple[int, int]]:
+        """Start and end of each run of masked segments in `mask` of the whole sequence."""
+        found: list[tuple[int, int]] = []
+        at = 0
+        for rank in ranks:
+            for segment in segments:
+                first, last = self._bounds(segment, self.lengths[segment], rank)
+                end = at + last - first
+                if segment in self.masks and at < end:
+                    joins = found and found[-1][1] == at
+                    found.append((found.pop()[0] if joins else at, end))
+                at = end
+        return found
+
     def range_of(self, segment: str, patch: int | None) -> tuple[int, int]:
         """Start and end of a patch's tokens in a segment."""
         if patch is None or self.patches is None:

@@ -15,6 +15,7 @@ from ditplan.profiles.model import AttentionKernel
 from ditplan.runtime.groups import Work
 from ditplan.runtime.sequence.kernels import attend, attend_with_lse
 from ditplan.runtime.sequence.layout import Layout
+from ditplan.runtime.sequence.masked_attention import masked_attention
 from ditplan.runtime.sequence.ring import RingBuffers, RingTransfer, ring_attention
 from ditplan.runtime.sequence.stale_kv import StaleKVCache
 from ditplan.runtime.sequence.ulysses import Exchange
@@ -114,8 +115,14 @@ class SequenceAttention:
                 key, value = gather_kv(key, value, key_sizes)
             if self.cache is not None:
                 key, value = self.cache.renew(visiting, self.number, key, value, self._tokens_of)
-            mask = self.layout.mask(self.declared.segments, self.layout.groups.arrivals)
-            return attend(query, key, value, scale, self.kernel, mask)
+            arrivals = self.layout.groups.arrivals
+            mask = self.layout.mask(self.declared.segments, arrivals)
+            if mask is None:
+                return attend(query, key, value, scale, self.kernel)
+            ranges = [(0, key.shape[2])]
+            if visiting.patch is None:
+                ranges = self.layout.masked_ranges(self.declared.segments, arrivals)
+            return masked_attention(query, key, value, scale, self.kernel, mask, ranges)
 
         def block(
             q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

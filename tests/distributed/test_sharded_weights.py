@@ -16,7 +16,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.generation import generate
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
-from ditplan.runtime.native import weight_group_of
+from ditplan.runtime.prepared import weight_group_of
 from ditplan.runtime.ranks.devices import device_name
 from ditplan.runtime.ranks.pool import RankPool
 from ditplan.runtime.weights.sharded import shards_of

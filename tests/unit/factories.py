@@ -9,11 +9,11 @@ from ditplan.profiles.cluster import (
     Link,
 )
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.fingerprint import Fingerprint
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Attention, BlockRun, ModelProfile, ModelSpec, TimePoint
 from ditplan.profiles.plan import (
     ExecutionPlan,
-    Fingerprint,
     Measurement,
     PlannedModel,
     PlannedTransformer,

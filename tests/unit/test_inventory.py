@@ -12,7 +12,6 @@ from ditplan.runtime.ranks.devices import (
     DeviceReport,
     device_links,
     device_warnings,
-    environment_warnings,
     inspect_device,
 )
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_inventory, gpu_of, numa_node, pci_address
@@ -51,13 +50,6 @@ def test_this_cpu_is_described_and_measured() -> None:
     # Any CPU of the last twenty years, and no CPU of today.
     assert 1e8 < device.single_flops_per_s < 1e15
     assert 1e8 < device.memory_bytes_per_s < 1e13
-
-
-@pytest.mark.parametrize(("value", "warned"), [("1", True), ("0", False), ("", False)])
-@pytest.mark.parametrize("name", ["NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE"])
-def test_switches_that_slow_nccl_down_are_warned_of(name: str, value: str, warned: bool) -> None:
-    warnings = environment_warnings({name: value, "HOME": "/root"})
-    assert [name in warning for warning in warnings] == [True] * warned
 
 
 def test_half_width_and_throttling_are_warned_of_but_idle_generation_is_not() -> None:

@@ -231,7 +231,7 @@ def test_a_plan_and_the_report_say_the_shares() -> None:
     cluster = unlike(1, 2)
     task = Task(FLUX, FLUX.defaults, cluster)
     found = priced(cluster, Mesh(ulysses=2))
-    plan = build_plan(found, FLUX, task.workload, cluster, task.backend)
+    plan = build_plan(found, FLUX, task.workload, cluster, task.backend, {})
     assert plan.configuration.token_shares == found.configuration.token_shares
     assert plan.from_json(plan.model_dump_json(), "a test") == plan
     assert plan.configuration.token_shares is not None

@@ -17,8 +17,9 @@ from ditplan import cli
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.fingerprint import Fingerprint
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.plan import ExecutionPlan, Fingerprint
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.fit import require_possible
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.models.loading import load_pipeline

@@ -1,0 +1,69 @@
+"""`run`: executes a plan."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ditplan.command.options import Format, Hosts, Json, Weights
+from ditplan.command.terminal import Terminal
+from ditplan.models import model_of_plan
+from ditplan.outputs import require_picture
+from ditplan.profiles.plan import ExecutionPlan
+
+
+def run_command(
+    plan: Annotated[Path, typer.Option(help="A plan written by `tune`.")],
+    prompt: Annotated[str, typer.Option(help="What the picture shows.")],
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
+    hosts: Hosts = None,
+    hosts_format: Format = "ditplan",
+    weights: Weights = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
+    revalidate: Annotated[
+        bool,
+        typer.Option(
+            "--revalidate",
+            help="Measure the plan here first: if it is as fast as where it was made, its file "
+            "says from then on that it holds here.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
+    from ditplan.measuring import named_hosts, run_plan
+
+    terminal = Terminal(as_json)
+    loaded = ExecutionPlan.load(plan)
+    require_picture(out, loaded.workload)
+    model = model_of_plan(loaded, plan, weights)
+    entries = named_hosts(hosts, hosts_format)
+    result, ran = run_plan(
+        loaded,
+        model,
+        prompt,
+        out,
+        hosts=entries,
+        seed=seed,
+        say=terminal.say,
+        revalidate=plan if revalidate else None,
+    )
+    predicted_s = ran.prediction.latency_s if ran.prediction else None
+    measured_s = ran.measurement.latency_s if ran.measurement else None
+    compared = "".join(
+        f", {how} {seconds:.4g} s ({100 * (result.latency_s / seconds - 1):+.0f}%)"
+        for how, seconds in (("predicted", predicted_s), ("measured by tune", measured_s))
+        if seconds
+    )
+    terminal.show(f"{out}: {ran.mesh}, denoised in {result.latency_s:.4g} s{compared}")
+    terminal.finish(
+        {
+            "out": str(out),
+            "latency_s": result.latency_s,
+            "predicted_s": predicted_s,
+            "measured_s": measured_s,
+            "end_to_end_s": result.end_to_end_s,
+            "ranks": ran.mesh.size,
+            "peak_memory_bytes": result.memory_bytes,
+        }
+    )
