@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ditplan.exporting.exported import Exported, commented, evidence
+from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.mesh import AXES
@@ -24,13 +25,14 @@ Flags = list[tuple[str, str]]
 class Engine:
     """What an engine's words can say of a configuration.
 
-    `modes` are the flags of the execution modes it has; `sharded` those for weights in pieces, None
-    where it has none. `compiles` says that it does so unless told otherwise.
+    `modes` are the flags of the execution modes it has; `sharded` those for weights in pieces, and
+    `uneven_heads` those for heads that ulysses doesn't divide; None where it has no such thing.
     """
 
     name: str
     version: str
     axes: tuple[str, ...]
+    uneven_heads: Flags | None
     modes: Mapping[Mode, Flags]
     sharded: Flags | None
     flags: Callable[[Configuration], Flags]
@@ -48,10 +50,17 @@ class Engine:
                     Command("tune", (Setting("model", plan.model.name), Setting(axis, 1))),
                     "`",
                 )
-        if "cfg" in self.axes and plan.mesh.cfg > 2 and self.name == "xDiT":
+        if self.name == "xDiT" and plan.mesh.cfg > 2:
             raise InputError(
                 f"xDiT shares guidance out to 2 ranks, and the plan is {plan.mesh}; tune with `",
                 Command("tune", (Setting("model", plan.model.name), Setting("cfg", 2))),
+                "`",
+            )
+        if self.uneven_heads is None and (heads := _uneven_heads(plan)):
+            raise InputError(
+                f"{self.name} needs a ulysses degree that divides the {heads} heads of "
+                f"{plan.model.name}, and the plan is {plan.mesh}; tune with another: `",
+                Command("tune", (Setting("model", plan.model.name), Setting("ulysses", 1))),
                 "`",
             )
 
@@ -94,7 +103,18 @@ class Engine:
         flags = [*self.flags(one), *self.modes.get(one.mode, self.modes.get(near, []))]
         if one.weights == "sharded" and self.sharded is not None:
             flags += self.sharded
+        if self.uneven_heads is not None and _uneven_heads(plan):
+            flags += self.uneven_heads
         return flags
+
+
+def _uneven_heads(plan: ExecutionPlan) -> int:
+    """How many heads there are where ulysses doesn't divide them, of a model that is known; else
+    0.
+    """
+    known = plan.model.name in model_names()
+    heads = find_model(plan.model.name).heads if known else 0
+    return heads if heads % plan.mesh.ulysses else 0
 
 
 def _xdit_flags(one: Configuration) -> Flags:
@@ -144,6 +164,7 @@ XDIT = Engine(
     name="xDiT",
     version="0.7.0",
     axes=AXES,
+    uneven_heads=None,
     modes={"eager": [], "compile": [("--use_torch_compile", "")]},
     sharded=[("--shard_dit", "")],
     flags=_xdit_flags,
@@ -152,6 +173,7 @@ SGLANG = Engine(
     name="SGLang",
     version="0.5.23",
     axes=("dp", "cfg", "ring", "ulysses"),
+    uneven_heads=None,
     modes={"eager": [], "compile": [("--enable-torch-compile", "")]},
     sharded=[("--use-fsdp-inference", "true")],
     flags=_sglang_flags,
@@ -160,6 +182,7 @@ VLLM_OMNI = Engine(
     name="vLLM-Omni",
     version="0.30.0",
     axes=("dp", "cfg", "ring", "ulysses"),
+    uneven_heads=[("--ulysses-mode", "advanced_uaa")],
     modes={"eager": [("--enforce-eager", "")], "compile": []},
     sharded=[("--use-hsdp", "")],
     flags=_vllm_flags,
@@ -169,7 +192,8 @@ VLLM_OMNI = Engine(
 def export_xdit(plan: ExecutionPlan, name: str) -> Exported:
     """A shell script that starts a script of xDiT's, such as its `examples/flux_example.py`."""
     w = plan.workload
-    flags = XDIT.configuration_flags(plan) + [
+    flags = [
+        *XDIT.configuration_flags(plan),
         ("--height", str(w.height)),
         ("--width", str(w.width)),
         ("--num_inference_steps", str(w.steps)),
@@ -206,7 +230,7 @@ def _script(
     plan; they are quoted all the same.
     """
     left = engine.not_expressed(plan)
-    lines = [f"For {engine.name} {engine.version}.", *evidence(plan, name, left)]
+    lines = [f"For {engine.name} {engine.version}.", *evidence(plan, name, to, left)]
     words = [
         f"{flag} {' '.join(map(shlex.quote, value.split()))}".rstrip() for flag, value in flags
     ]

@@ -26,10 +26,14 @@ def digest_of_plan(plan: ExecutionPlan) -> str:
     return hashlib.sha256(plan.text().encode()).hexdigest()[:16]
 
 
-def evidence(plan: ExecutionPlan, name: str, not_expressed: Iterable[str] = ()) -> list[str]:
+def evidence(
+    plan: ExecutionPlan, name: str, engine: str = "native", not_expressed: Iterable[str] = ()
+) -> list[str]:
     """Why the plan was chosen, in lines for a comment: what it is, predicted and measured seconds
-    of the denoising loop, the second best, what isn't expressed.
+    of the denoising loop, the second best, what isn't expressed. `engine` is the backend that will
+    run it.
     """
+    whose = "" if plan.backend == engine else f" by backend {plan.backend}, not by this engine"
     lines = [
         f"Made of {name} (digest {digest_of_plan(plan)}) by `ditplan export`.",
         f"{plan.model.name}: {plan.workload}",
@@ -38,13 +42,13 @@ def evidence(plan: ExecutionPlan, name: str, not_expressed: Iterable[str] = ()) 
     if plan.prediction:
         low, high = plan.prediction.interval_s
         lines.append(
-            f"Predicted: {plan.prediction.latency_s:.4g} s of denoising ({low:.4g} to {high:.4g}), "
-            f"for ditplan's own runtime if the plan's backend ({plan.backend}) isn't this engine."
+            f"Predicted: {plan.prediction.latency_s:.4g} s of denoising "
+            f"({low:.4g} to {high:.4g}){whose}."
         )
     if plan.measurement:
         lines.append(
             f"Measured: {plan.measurement.latency_s:.4g} s on {plan.measurement.devices}, "
-            f"{plan.measurement.measured_on}, backend {plan.backend}."
+            f"{plan.measurement.measured_on}{whose}."
         )
     else:
         lines.append("Not measured.")

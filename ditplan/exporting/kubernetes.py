@@ -22,7 +22,7 @@ def export_kubernetes(plan: ExecutionPlan, name: str) -> Exported:
     lines = [
         f"Set the image ({IMAGE}), put a script that calls ditplan.parallelize at {SCRIPT},",
         "then `kubectl apply -f FILE`.",
-        *evidence(plan, name, left),
+        *evidence(plan, name, not_expressed=left),
     ]
     service = {
         "apiVersion": "v1",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ditplan.exporting.exported import Exported, commented, digest_of_plan, evidence
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.host import Host
 from ditplan.profiles.plan import ExecutionPlan
 
 SCRIPT = '"${SCRIPT:?set SCRIPT to a script that calls ditplan.parallelize with the plan}"'
@@ -30,12 +31,15 @@ class HostShare:
 def shares_of(plan: ExecutionPlan) -> tuple[HostShare, ...]:
     """The hosts of a plan in the order of its ranks; one, without a name, where the plan was made
     before plans said where their ranks are.
+
+    Raises:
+        InputError: what should be a host's name is none, and could be anything to a shell.
     """
     if not plan.locations:
         return (HostShare("", tuple(range(plan.mesh.size))),)
     devices: dict[str, list[int]] = {}
     for location in plan.locations:
-        devices.setdefault(location.host, []).append(location.device)
+        devices.setdefault(Host(location.host).name, []).append(location.device)
     return tuple(HostShare(name, tuple(sorted(found))) for name, found in devices.items())
 
 
@@ -107,7 +111,9 @@ def export_mpirun(plan: ExecutionPlan, name: str) -> Exported:
 def export_slurm(plan: ExecutionPlan, name: str) -> Exported:
     """A batch script for sbatch."""
     each, shares = ranks_per_host(plan, "a batch script"), shares_of(plan)
-    on_gpus = plan.workload.dtype != "float32" or plan.configuration.mode in GRAPHS
+    # plans for CPUs are in float32, and hardly any for GPUs
+    on_gpus = plan.workload.dtype != "float32" or "graph" in plan.configuration.mode
+    left = () if on_gpus else (f"GPUs, if it is for some: add `#SBATCH --gpus-per-node={each}`",)
     options = [
         f"--job-name=ditplan-{digest_of_plan(plan)[:8]}",
         f"--nodes={len(shares)}",
@@ -121,10 +127,7 @@ def export_slurm(plan: ExecutionPlan, name: str) -> Exported:
         f'exec srun --kill-on-bad-exit=1 python {SCRIPT} "$@"\n'
     )
     how = "Submit it as `sbatch --export=ALL,SCRIPT=job.py FILE`."
-    return _script("slurm", plan, name, how, command, head)
-
-
-GRAPHS = ("graph", "compile+graph")
+    return _script("slurm", plan, name, how, command, head, left)
 
 
 def _numbers(share: HostShare) -> str:
@@ -132,8 +135,14 @@ def _numbers(share: HostShare) -> str:
 
 
 def _script(
-    to: str, plan: ExecutionPlan, name: str, how: str, command: str, head: str = ""
+    to: str,
+    plan: ExecutionPlan,
+    name: str,
+    how: str,
+    command: str,
+    head: str = "",
+    left: tuple[str, ...] = (),
 ) -> Exported:
-    lines = [how, *evidence(plan, name)]
+    lines = [how, *evidence(plan, name, not_expressed=left)]
     text = f"#!/usr/bin/env bash\n{head}{commented(lines)}set -euo pipefail\n\n{command}"
-    return Exported(to, text, ())
+    return Exported(to, text, left)

@@ -5,19 +5,22 @@ from dataclasses import replace
 from ditplan.exporting.engines import Engine
 from ditplan.exporting.exported import Exported, commented, evidence
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.host import quoted
 from ditplan.profiles.plan import ExecutionPlan
 
 DIFFUSERS = Engine(
     name="diffusers",
     version="0.42.1",
     axes=("ring", "ulysses"),
+    uneven_heads=None,
     modes={"eager": [], "compile": []},
     sharded=None,
     flags=lambda _one: [],
 )
 CACHE_DIT = replace(DIFFUSERS, name="cache-dit", version="1.5.3")
 
-SCRIPT = '''\
+SCRIPT = """\
 import os
 import sys
 
@@ -43,7 +46,7 @@ result = pipe(
 if dist.get_rank() == 0:
     {save}
 dist.destroy_process_group()
-'''
+"""
 
 
 def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
@@ -82,6 +85,11 @@ def _script(
     to: str, engine: Engine, plan: ExecutionPlan, name: str, imports: str, parallel: str
 ) -> Exported:
     engine.require_axes(plan)
+    if not plan.model.pipeline_class.isidentifier():
+        raise InputError(
+            f"{name}: model.pipeline_class is {quoted(plan.model.pipeline_class)}; it must be the "
+            "name of a class of diffusers"
+        )
     left, w = engine.not_expressed(plan), plan.workload
     if w.batch > 1:
         left += (f"batch {w.batch}: give so many prompts",)
@@ -89,7 +97,7 @@ def _script(
     lines = [
         f"For {engine.name} {engine.version}; start it as",
         f"  torchrun --nproc-per-node={plan.mesh.size} FILE MODEL PROMPT OUT",
-        *evidence(plan, name, left),
+        *evidence(plan, name, to, left),
     ]
     is_video = w.frames > 1
     if is_video:

@@ -1,4 +1,6 @@
-"""An engine's own argument parser, built from its source: importing it takes a GPU, or gigabytes."""
+"""An engine's own argument parser, built from its source: importing one takes a GPU or
+gigabytes.
+"""
 
 import argparse
 import ast
