@@ -20,16 +20,18 @@ from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
+from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
 from ditplan.command.options import (
     BackendName,
     Cluster,
+    DryRun,
     ExactCluster,
-    Format,
     Gpus,
-    Hosts,
+    HostOptions,
     Json,
     MeshOptions,
     Model,
+    OptionalModel,
     Weights,
     WorkloadOptions,
     given,
@@ -37,6 +39,7 @@ from ditplan.command.options import (
 )
 from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
+from ditplan.command.resume import named_model, plan_to_resume
 from ditplan.command.run import run_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
@@ -44,7 +47,10 @@ from ditplan.models import model_named
 from ditplan.outputs import measured_plans, refuse_to_replace, require_folder
 from ditplan.planner.objectives import ObjectiveName
 from ditplan.planner.search.sampler_names import SamplerName
+from ditplan.profiles.book import Otherwise
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.host_choice import HostChoice
+from ditplan.runtime.ranks.launchers import launcher_of
 from ditplan.settings import PlanSettings, SimulateSettings, checked
 
 app = typer.Typer(
@@ -85,11 +91,10 @@ app.command(
 )
 @with_options
 def tune_command(
-    model: Model,
     workload: WorkloadOptions,
     mesh: MeshOptions,
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
+    hosts: HostOptions,
+    model: OptionalModel = None,
     cluster: Cluster = None,
     gpus: Gpus = None,
     backend: BackendName = "native",
@@ -111,6 +116,13 @@ def tune_command(
             "for each workload, and what one mesh for all would cost.",
         ),
     ] = None,
+    otherwise: Annotated[
+        Otherwise,
+        typer.Option(
+            help="What a book (--workloads) does with a request that is for none of its workloads: "
+            "refuse it, or serve it by the plan for the nearest larger one.",
+        ),
+    ] = "refuse",
     quality: Annotated[
         str,
         typer.Option(
@@ -151,6 +163,17 @@ def tune_command(
         Path | None,
         typer.Option(help="The file to write: plan.json, or book.json with --workloads."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Run the plan of --plan again, and beside it only what could now be faster.",
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="The plan to go on from, with --resume; replaced unless --out is given."),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -159,6 +182,7 @@ def tune_command(
             "workload.",
         ),
     ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
@@ -166,11 +190,14 @@ def tune_command(
     With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
     tune that was ended goes on from there.
     """
-    from ditplan.measuring import named_hosts
-    from ditplan.planning import plan, plan_book
+    from ditplan.planning import plan as plan_model
+    from ditplan.planning import plan_book
 
     terminal = Terminal(as_json)
-    out = out or Path("plan.json" if workloads is None else "book.json")
+    others = {"cluster": cluster, "workloads": workloads, "prompt_file": prompt_file}
+    resumed = plan_to_resume(resume, plan, workload, others)
+    model = named_model(model, resumed)
+    out = out or plan or Path("plan.json" if workloads is None else "book.json")
     require_folder(out)
     if out.suffix == ".study":
         raise InputError(f"{out}: measurements go to a folder of this name; name another file")
@@ -186,29 +213,43 @@ def tune_command(
         **given(mesh),
     }
     settings = checked(PlanSettings, asked)
-    on_paper = cluster is not None or workloads is not None or measure == 0
-    if not force:
-        protect_measured(out, model, settings, on_paper=on_paper)
+    paper = "workloads" if workloads is not None else "cluster" if cluster is not None else None
     if workloads is not None:
-        if hosts is not None or measure:
-            raise InputError(Setting("workloads"), " plans on paper; leave out ", Setting("hosts"))
+        refuse_hosts(hosts, Setting("workloads"), " plans on paper")
+    chosen = asked_hosts(hosts, terminal.say, is_on_paper=paper is not None)
+    if dry_run:
+        if paper is not None:
+            wrong = Setting("dry_run")
+            raise InputError(Setting(paper), ": nothing runs on paper; leave out ", wrong)
+        show_what_would_run(terminal, chosen, gpus)
+        return
+    if not force and resumed is None:
+        on_paper = paper is not None or measure == 0
+        protect_measured(out, model, settings, chosen, on_paper=on_paper)
+    if workloads is not None:
+        if measure:
+            wrong = Setting("measure", measure)
+            raise InputError(Setting("workloads"), " plans on paper; leave out ", wrong)
         if sampler != "planner":
             wrong = Setting("sampler", sampler)
             raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
-        book = plan_book(model, cluster, workloads, progress=terminal.say, **settings)
+        book = plan_book(
+            model, cluster, workloads, otherwise=otherwise, progress=terminal.say, **settings
+        )
         book.plan.save(out)
         terminal.show(book.table())
         terminal.show(f"{out}: {book}")
         terminal.finish({"plan": str(out)} | book.to_json())
         return
-    found = plan(
+    found = plan_model(
         model,
         cluster,
-        hosts=named_hosts(hosts, hosts_format),
+        hosts=chosen,
         measure=measure,
         sampler=sampler,
         budget_s=budget,
         study=out.with_suffix(".study"),
+        resume=resumed,
         progress=terminal.say,
         **settings,
     )
@@ -322,7 +363,9 @@ def show_command(
     terminal.finish(shown.fields)
 
 
-def protect_measured(out: Path, model: str, settings: PlanSettings, *, on_paper: bool) -> None:
+def protect_measured(
+    out: Path, model: str, settings: PlanSettings, hosts: HostChoice | None, *, on_paper: bool
+) -> None:
     """Refuses to tune for what may not replace a measured plan, before it takes long.
 
     Raises:
@@ -332,7 +375,9 @@ def protect_measured(out: Path, model: str, settings: PlanSettings, *, on_paper:
         from ditplan.measuring import local_workload
 
         spec = model_named(model).spec
-        workload = None if on_paper else local_workload(spec, settings)
+        # what other machines have for devices isn't known yet
+        is_here = hosts is None or all(launcher_of(one.host, {}) == "direct" for one in hosts.hosts)
+        workload = local_workload(spec, settings) if is_here and not on_paper else None
         refuse_to_replace(out, spec, workload, is_measured=not on_paper)
 
 

@@ -35,8 +35,7 @@ from ditplan.profiles.errors import DitplanError
 from ditplan.profiles.measured_plans import MeasuredPlan, MeasuredPlans
 from ditplan.profiles.model import Mode, ModelProfile
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.ranks.pool import count_slots
-from ditplan.runtime.workers import Workers, device_kind
+from ditplan.runtime.workers import Workers, room_here
 
 MEASURED = Path(__file__).parent / "measured"
 """What was measured on machines of ours, by `--save`."""
@@ -270,11 +269,11 @@ def links_set(links: str) -> Iterator[None]:
 
 def measure(asked: argparse.Namespace) -> Iterator[MeasuredPlans]:
     """Runs what was asked for; blocks are measured once, they don't depend on the links."""
-    deadline, kind = time.monotonic() + asked.seconds, device_kind()
+    deadline, room = time.monotonic() + asked.seconds, room_here()
     profiles: dict[str, ModelProfile] = {}
     modes = tuple(asked.modes) if asked.modes else None
     for links in asked.links:
-        with links_set(links), Workers(None, count_slots(None, kind), kind) as workers:
+        with links_set(links), Workers(None, room.ranks, room.device) as workers:
             cluster = workers.profile_cluster(lambda message: None)
             print(
                 f"{len(cluster.devices)} x {cluster.devices[0].name}, Python "

@@ -1,6 +1,7 @@
-"""What a command writes, checked before any work is done for it."""
+"""What a command writes: checked before any work is done for it, and written."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ditplan.profiles.book import PlanBook
@@ -8,7 +9,7 @@ from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.files import path_text
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
-from ditplan.profiles.record import Record
+from ditplan.profiles.record import Record, replacing
 from ditplan.profiles.workload import Workload
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -40,6 +41,18 @@ def require_folder(out: Path) -> None:
         raise InputError(f"{name}: can't be written: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"{out}: the folder {out.parent} can't be written to; name another")
+
+
+def save_files(files: Sequence[bytes], out: Path) -> None:
+    """Saves what files of a batch hold as `out`, `out-1`, ...: each whole or not at all.
+
+    Raises:
+        InputError: the folder has gone, or can't be written to.
+    """
+    for number, content in enumerate(files):
+        path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def require_picture(out: Path, workload: Workload) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Unpack, get_args
 
 from rich.table import Table
 
-from ditplan.measuring import Hosts, Measuring, Say, tuned, usable_hosts
+from ditplan.measuring import Hosts, Measuring, Say, choice_of, tuned
 from ditplan.models import NamedModel, check_weights, model_named
 from ditplan.planner.objectives import FASTEST, objective_for
 from ditplan.planner.report import (
@@ -34,7 +34,7 @@ from ditplan.planner.simulation.chrome_trace import chrome_trace
 from ditplan.planner.simulation.timeline import Timeline
 from ditplan.planner.task import Task, TuneRequest, check_quality, workload_for
 from ditplan.profiles.backends import find_backend
-from ditplan.profiles.book import PlanBook
+from ditplan.profiles.book import Otherwise, PlanBook
 from ditplan.profiles.catalog import find_cluster
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import Command, InputError, Setting
@@ -164,6 +164,7 @@ def plan(
     sampler: SamplerName = "planner",
     budget_s: float | None = None,
     study: Path | str = "plan.study",
+    resume: ExecutionPlan | None = None,
     progress: Say | None = None,
     **settings: Unpack[PlanSettings],
 ) -> PlanResult:
@@ -179,6 +180,8 @@ def plan(
             what was run and make latency best.
         budget_s: seconds after which no new run is started.
         study: the folder that keeps what is measured; a search of the same goes on from there.
+        resume: a plan to go on from: it is run again for its own workload, and beside it only what
+            could now be faster.
         progress: is told what is being done.
 
     Raises:
@@ -193,20 +196,22 @@ def plan(
             " alone",
         )
     # before anything that takes long to import
-    entries = usable_hosts(hosts)
+    entries = choice_of(hosts)
     check_quality(asked.get("quality", "safe"))
     named = model_named(model)
     request = _request(named, asked)
     wanted = workload_in(asked) | longest_text(request.text_lengths)
     if sampler != "planner":
         _check_sampler(sampler, request, is_on_paper=cluster is not None)
+    if resume is not None:
+        _check_resumed(resume, named, sampler, measure, asked)
     if cluster is not None:
         return PlanResult(search(task_on_paper(named, _cluster(cluster), asked), progress=say))
     weights = asked.get("weights")
     if weights is not None:
         check_weights(Path(weights), named.spec)
     own = named.weights if weights is None else Path(weights)
-    how = Measuring(Path(study), own, measure, budget_s, sampler)
+    how = Measuring(Path(study), own, measure, budget_s, sampler, resume)
     return PlanResult(tuned(request, wanted, entries, how, say))
 
 
@@ -215,12 +220,14 @@ def plan_book(
     cluster: Cluster | None,
     workloads: Path | str,
     *,
+    otherwise: Otherwise = "refuse",
     progress: Say | None = None,
     **settings: Unpack[PlanSettings],
 ) -> BookResult:
     """Finds a plan for each workload of a mix on paper, and what one mesh for all would cost.
 
     `workloads` is the file of a mix, such as `[{"weight": 3, "height": 1024}, {"weight": 1}]`.
+    `otherwise` says what becomes of requests that are for none of them (`PlanBook`).
 
     Raises:
         InputError: something asked for can't be, or has no meaning beside a mix.
@@ -255,7 +262,7 @@ def plan_book(
         )
     known = _cluster(cluster)
     mix = load_mix(Path(workloads), named.spec, known.devices[0].kind)
-    return BookResult(plan_mix(request, mix, known, progress or _say_nothing))
+    return BookResult(plan_mix(request, mix, known, progress or _say_nothing, otherwise))
 
 
 def simulate(
@@ -348,6 +355,28 @@ def _check_sampler(sampler: SamplerName, request: TuneRequest, *, is_on_paper: b
             " and ",
             Setting("max_latency_s"),
         )
+
+
+def _check_resumed(
+    resume: ExecutionPlan,
+    named: NamedModel,
+    sampler: SamplerName,
+    measure: int | None,
+    asked: PlanSettings,
+) -> None:
+    """Refuses what has no meaning where a plan is run again.
+
+    Raises:
+        InputError: says what, or that the plan is for another model.
+    """
+    resume.require_model(named.spec.transformer_class, named.spec.config_hash, named.spec.config)
+    for name, value in workload_in(asked).items():
+        raise InputError(Setting(name, value), ": the plan to go on from says it; leave it out")
+    if sampler != "planner":
+        asked_for = Setting("sampler", sampler)
+        raise InputError(asked_for, " knows no plan to go on from; leave it out")
+    if measure == 0:
+        raise InputError(Setting("measure", 0), ": the plan to go on from is run; leave it out")
 
 
 def _cluster(cluster: Cluster) -> ClusterProfile:

@@ -40,11 +40,12 @@ def revalidated(
         raise InputError(
             f"{path}: takes {latency_s:.4g} s here, at most {interval_s[1]:.4g} s where it was "
             "made, so another plan may be faster here: `",
-            Command("tune", (Setting("hosts", "FILE"),)),
+            Command("tune", (Setting("resume", True), Setting("plan", path))),
             "`",
         )
-    facts, link = workers.facts(plan.mesh.size)
-    kinds = plan.fingerprint.link_kinds if link in plan.fingerprint.link_kinds else (link,)
+    facts, link = workers.facts(plan.configuration.ranks, timed=True)
+    planned = plan.fingerprint.link_kinds
+    kinds = planned if link is None or link in planned else (link,)
     names = [one.device for one in facts]
     measurement = Measurement(
         latency_s=latency_s,

@@ -13,6 +13,7 @@ from ditplan.planner.search.storage import task_name
 from ditplan.planner.task import Task
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.fingerprint import is_same_code
 from ditplan.profiles.model import ModelProfile, PointRequest
 from ditplan.profiles.record import Record
 
@@ -77,13 +78,11 @@ class Study:
         }
 
     def cluster(self, workers: "Workers", say: Callable[[str], None]) -> ClusterProfile:
-        """The cluster as measured before for the same devices, or measured now."""
+        """The cluster as measured before for the same devices and software, or measured now."""
         path = self.cluster_file
-        if path.exists():
-            saved = _loaded(ClusterProfile, path)
-            if tuple(device.name for device in saved.devices) == workers.device_names():
-                say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
-                return saved
+        if saved := kept_cluster(path, workers):
+            say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
+            return saved
         cluster = workers.profile_cluster(say)
         for warning in cluster.warnings:
             say(f"warning: {warning}")
@@ -111,6 +110,24 @@ class Study:
             profile.save(path)
         _say_what_is_known(profile, requests, say)
         return replace(task, profile=profile)
+
+
+def kept_cluster(path: Path, workers: "Workers") -> ClusterProfile | None:
+    """A cluster that was measured of these devices with this software; None where the file is of
+    others, or there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    saved = _loaded(ClusterProfile, path)
+    facts, _ = workers.facts(range(workers.ranks), timed=False)
+    devices = [device.name for device in saved.devices]
+    # in their order, which is that of the ranks
+    hosts = [(host.name, len(host.devices)) for host in saved.hosts]
+    is_alike = devices == [one.device for one in facts] and hosts == [*workers.hosts().items()]
+    return saved if is_alike and is_same_code(saved.software, facts[0].software) else None
 
 
 def study_in(folder: Path) -> Study:

@@ -222,8 +222,8 @@ def notes_on(ranking: SearchResult) -> Iterator[str]:
         first = ranks.stop
     if hosts > 1:
         yield (
-            f"the plan spans {hosts} hosts: `ditplan run` starts ranks of one machine only; a job "
-            "of yours that torchrun starts on every host can run it (ditplan.parallelize)"
+            f"the plan spans {hosts} hosts: `ditplan run` needs a file of them, in order; a job "
+            "of yours that torchrun starts on every host can run it, too (ditplan.parallelize)"
         )
     exact = [one for one in ranking.alternatives if one.quality.exact and not one.too_big]
     if ranking.best.must_lead and exact:

@@ -1,12 +1,18 @@
 """A cluster: hosts, devices, the links between them, and what collectives were measured to take."""
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ditplan.profiles.bounds import (
     MOST_RANKS,
     Degree,
+    DeviceNumber,
     FlopsPerSecond,
     LinkBytesPerSecond,
     LinkSeconds,
@@ -52,10 +58,34 @@ class Device(FrozenModel):
 
 
 class Host(FrozenModel):
-    """One machine and its devices; ranks number the devices of all hosts in order."""
+    """One machine and its devices; ranks number the devices of all hosts in order.
+
+    `numbers` are those that the machine has for the devices, where these aren't all of them from 0
+    on.
+    """
 
     name: str
     devices: tuple[Device, ...] = Field(min_length=1)
+    numbers: tuple[DeviceNumber, ...] | None = None
+
+    @model_validator(mode="after")
+    def _numbers_its_devices(self) -> Self:
+        if self.numbers is not None and len(set(self.numbers)) != len(self.devices):
+            raise ValueError(
+                f"{len(self.devices)} devices need as many different numbers, there are "
+                f"{shortened(list(self.numbers))}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _says_unusual_numbers_alone(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = fields(self)
+        return {name: value for name, value in said.items() if name != "numbers" or value}
+
+    @property
+    def device_numbers(self) -> tuple[int, ...]:
+        """What the machine calls each device."""
+        return self.numbers or tuple(range(len(self.devices)))
 
 
 class Link(FrozenModel):

@@ -9,7 +9,14 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from ditplan.profiles.bounds import MOST_BLOCKS, MOST_ORDER, Blocks, Patches, Steps
+from ditplan.profiles.bounds import (
+    MOST_BLOCKS,
+    MOST_ORDER,
+    Blocks,
+    Patches,
+    RankNumber,
+    Steps,
+)
 from ditplan.profiles.mesh import AXES, Mesh, placement_of
 from ditplan.profiles.model import AttentionKernel, Mode
 from ditplan.profiles.record import FrozenModel, shortened
@@ -102,21 +109,22 @@ class TaylorSeer(FrozenModel):
 class Configuration:
     """A mesh on certain ranks, and how each of them runs its share.
 
-    `placement` is the rank of each mesh coordinate, last axis fastest. `order` lists the axes from
-    the one whose neighbours are farthest apart in rank to the one whose are next to each other; a
-    placement follows from it unless unlike devices are seated otherwise. A mesh with pipefusion
-    stages has a `pipefusion` part. `token_shares` are in what proportion the ranks of a sequence
-    share its tokens, one for each coordinate (ring, ulysses), last axis fastest; None for equal
-    shares, and heads follow them. With "sharded" weights ranks that run the same blocks have a
-    piece of each, which they gather when it runs. With a `step_cache` some steps are extrapolated.
-    `ring` says how a ring's keys and values get about: passed on from rank to rank, one way or both
-    ways at once, or gathered from all ranks first.
+    `placement` is the rank of each mesh coordinate, last axis fastest: of a cluster with more
+    devices than these any of its ranks. `order` lists the axes from the one whose neighbours are
+    farthest apart in rank to the one whose are next to each other; a placement follows from it
+    unless unlike devices are seated otherwise, or others than the first ranks are used. A mesh with
+    pipefusion stages has a `pipefusion` part. `token_shares` are in what proportion the ranks of a
+    sequence share its tokens, one for each coordinate (ring, ulysses), last axis fastest; None for
+    equal shares, and heads follow them. With "sharded" weights ranks that run the same blocks have
+    a piece of each, which they gather when it runs. With a `step_cache` some steps are
+    extrapolated. `ring` says how a ring's keys and values get about: passed on from rank to rank,
+    one way or both ways at once, or gathered from all ranks first.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mesh: Mesh
-    placement: tuple[NonNegativeInt, ...]
+    placement: tuple[RankNumber, ...]
     mode: Mode = "eager"
     order: tuple[str, ...] = AXES
     pipefusion: PipeFusion | None = None
@@ -152,15 +160,22 @@ class Configuration:
 
     def __str__(self) -> str:
         """Such as `cfg2 x ulysses4, eager`, with the order of the axes where it isn't the usual
-        one, PipeFusion's settings, unequal shares of the tokens, weights that are shared out and a
-        step cache.
+        one, the ranks where they aren't the first, PipeFusion's settings, unequal shares of the
+        tokens, weights that are shared out and a step cache.
         """
         placed = "" if self.order == AXES else f", {self.order_text}"
         patched = f", {self.pipefusion}" if self.pipefusion else ""
         shared = f", {self.shares_text}" if self.token_shares else ""
         cached = f", {self.step_cache}" if self.step_cache else ""
         pieces = ", sharded weights" if self.weights == "sharded" else ""
-        return f"{self.mesh}, {self.mode}{placed}{patched}{shared}{pieces}{cached}"
+        return f"{self.mesh}, {self.mode}{placed}{self._where}{patched}{shared}{pieces}{cached}"
+
+    @property
+    def _where(self) -> str:
+        ranks = self.ranks
+        if ranks == tuple(range(len(ranks))):
+            return ""
+        return f", rank{'s' if len(ranks) > 1 else ''} {'+'.join(map(str, ranks))}"
 
     @cached_property
     def key(self) -> str:
@@ -189,6 +204,11 @@ class Configuration:
     def follows_order(self) -> bool:
         """Whether the placement is what follows from the order."""
         return self.placement == placement_of(self.mesh, self.order)
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that take part, ascending."""
+        return tuple(sorted(self.placement))
 
     @property
     def weight_group_size(self) -> int:
@@ -222,10 +242,10 @@ class Configuration:
 
 def _why_misplaced(one: Configuration) -> str | None:
     ranks, mesh = len(one.placement), one.mesh
-    if ranks != mesh.size or sorted(one.placement) != list(range(ranks)):
+    if ranks != mesh.size or len(set(one.placement)) != ranks:
         return (
-            f"the placement must name the ranks 0 to {mesh.size - 1} of mesh {mesh} "
-            f"once each, it is {shortened(list(one.placement))}"
+            f"the placement must name {mesh.size} ranks for mesh {mesh} once each, it is "
+            f"{shortened(list(one.placement))}"
         )
     if sorted(one.order) != sorted(AXES):
         return (

@@ -69,13 +69,15 @@ class TextMask(FrozenModel):
     """A mask of tokens that self-attention leaves out.
 
     `input` is the root's argument, (B, tokens of `segment`) and true for tokens that count.
-    `argument` is that of the blocks which tells attention of it on one device. Without an `input`
+    `argument` is that of the blocks which tells attention of it on one device. With `handed_on` the
+    root needs none itself: what it makes of it besides may not be captured. Without an `input`
     the root makes one like it for the blocks, where samples are of unlike lengths.
     """
 
     input: str | None = None
     argument: str
     segment: str = "text"
+    handed_on: bool = False
 
 
 class Rows(FrozenModel):

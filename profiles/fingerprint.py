@@ -71,7 +71,7 @@ class Mismatch:
 
 
 class Fingerprint(FrozenModel):
-    """Where the plan holds: cluster, device names by rank, kinds of link, software versions.
+    """Where the plan holds: cluster, device names by ascending rank, kinds of link, software.
 
     Of a plan that was measured also the devices' memory and, on GPUs, what a self-test took.
     """
@@ -98,12 +98,30 @@ class Fingerprint(FrozenModel):
             }
         )
 
-    def mismatches(self, facts: Sequence[RankFacts], link_kind: str) -> tuple[Mismatch, ...]:
+    def in_order(self, places: Sequence[int]) -> Self:
+        """The fingerprint with its ranks in another order, by their places in this one."""
+        timed = self.self_test
+        if timed is not None:
+            timed = timed.model_copy(update={"ranks": tuple(timed.ranks[p] for p in places)})
+        memory = self.memory_bytes and tuple(self.memory_bytes[place] for place in places)
+        return self.model_copy(
+            update={
+                "devices": tuple(self.devices[place] for place in places),
+                "memory_bytes": memory,
+                "self_test": timed,
+            }
+        )
+
+    def mismatches(self, facts: Sequence[RankFacts], link_kind: str | None) -> tuple[Mismatch, ...]:
         """What the ranks of a plan, in rank order, have found to be otherwise; `link_kind` is what
-        connects their devices.
+        connects their devices by what their driver claims, None where it doesn't say.
         """
         found = [*self._devices(facts), *self._memory(facts)]
-        if len(facts) > 1 and self.link_kinds and link_kind not in self.link_kinds:
+        # NVLinks over which no more goes than over PCIe were measured as such
+        is_as_claimed = link_kind in (*self.link_kinds, None) or (
+            link_kind == "nvlink" and "pcie" in self.link_kinds
+        )
+        if len(facts) > 1 and self.link_kinds and not is_as_claimed:
             found.append(
                 Mismatch(
                     "links",
@@ -190,6 +208,11 @@ def _if_slower(name: str, what: str, times: float, meaning: str) -> list[Mismatc
         return []
     text = f"{what}, {times:.3g} times as long as where the plan was made: {meaning}"
     return [Mismatch("speed", name, text)]
+
+
+def is_same_code(software: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    """Whether what was measured with some software would be measured alike now."""
+    return all(found.get(name) == version for name, version in software.items() if name in CODE)
 
 
 def config_changes(

@@ -5,10 +5,11 @@ from typing import Literal
 from ditplan.profiles.cluster import LinkKind
 
 LinkClass = Literal[
-    "nvlink", "pcie switch", "host bridge", "socket", "ethernet", "infiniband", "memory"
+    "nvlink", "pcie switch", "host bridge", "socket", "ethernet", "infiniband", "memory", "pcie"
 ]
 """What the way between two ranks crosses at its farthest: NVLink; a PCIe switch; the host bridge of
-their processor; the link between two processors; a network. CPU ranks of a host share memory."""
+their processor; the link between two processors; a network. CPU ranks of a host share memory; plain
+`pcie` is PCIe of which nobody knows the wiring, as in a virtual machine."""
 
 BEYOND_PCIE = 1.1
 """By how much more than PCIe's raw rate nothing goes over PCIe: measurements err a little."""

@@ -26,6 +26,7 @@ from ditplan.profiles.limits import (
     dtype_fault,
     workload_fault,
 )
+from ditplan.profiles.locations import Location, why_not_located
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.profiles.model import ModelSpec, Source
 from ditplan.profiles.plan_schema_1 import plan_of_schema_1
@@ -146,7 +147,8 @@ class ExecutionPlan(Record):
     "refuse" ends the run with the reason. A plan with a step cache isn't exact. `text_sizes`, which
     ascend, are those that texts are rounded up to; without any a text keeps its length.
     `on_mismatch` says what is done where its fingerprint isn't what is there. Its file has a
-    `signature` of what it is for, and is refused where that was changed by hand.
+    `signature` of what it is for, and is refused where that was changed by hand. `locations` say
+    where the placement's ranks sit; a plan without any uses all the ranks of a job, in its order.
     """
 
     kind: ClassVar[str] = "plan"
@@ -166,6 +168,19 @@ class ExecutionPlan(Record):
     runner_ups: tuple[RunnerUp, ...]
     fingerprint: Fingerprint
     on_mismatch: Policy = "refuse"
+    locations: tuple[Location, ...] = ()
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether a pipeline does under it just what it does by itself."""
+        own = self.configuration
+        settings = (own.mesh.size, own.mode, own.attention, own.step_cache, self.text_sizes)
+        return settings == (1, "eager", "auto", None, ())
+
+    @property
+    def kept_when_resumed(self) -> dict[str, Any]:
+        """What of it isn't chosen anew when it is tuned again."""
+        return {"text_sizes": self.text_sizes, "on_mismatch": self.on_mismatch}
 
     @property
     def mesh(self) -> Mesh:
@@ -216,6 +231,9 @@ class ExecutionPlan(Record):
         for one in (self.configuration, *(other.configuration for other in self.runner_ups)):
             if why := one.why_unsound():
                 return why
+        placement = self.configuration.placement
+        if why := why_not_located(placement, self.locations):
+            return why
         if why := configuration_fault(self.configuration, self.workload):
             return why
         transformer_class = self.model.transformers[0].transformer_class
@@ -313,7 +331,9 @@ class ExecutionPlan(Record):
         if wrong := wrong or dtype_fault(self.workload, device):
             raise InputError(wrong)
 
-    def require_place(self, facts: Sequence[RankFacts], link_kind: str) -> tuple[Mismatch, ...]:
+    def require_place(
+        self, facts: Sequence[RankFacts], link_kind: str | None
+    ) -> tuple[Mismatch, ...]:
         """Refuses to run where its fingerprint doesn't hold, unless its policy is to warn; gives
         what is to be warned of. `facts` are those of its ranks, in order.
 

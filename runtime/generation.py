@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import io
 import itertools
 import time
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import psutil
 import torch
+from PIL import Image
 
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
-from ditplan.profiles.record import replacing
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import require_fit
 from ditplan.runtime.blocks import block_paths
@@ -67,9 +68,10 @@ def generate(
     plan: ExecutionPlan,
     prompt: str,
     seed: int,
-    out: Path,
-) -> RankRun | None:
-    """Makes the prompt's picture with the plan; its first rank decodes and saves it.
+    suffix: str,
+) -> tuple[RankRun, list[bytes]] | None:
+    """Makes the prompt's pictures with the plan. Its first rank decodes them, and gives what files
+    of such a `suffix` hold; the file system that they are for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
     embeddings derived from the prompt take their place.
@@ -92,27 +94,27 @@ def generate(
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
         )
-    if first:
-        save_pictures(images, out, frame_rate(spec))
-    return run
+    return run, encoded(images, suffix, frame_rate(spec)) if first else []
 
 
-def save_pictures(images: list[Any], out: Path, frames_per_s: float | None = None) -> None:
-    """Saves a batch of PIL pictures as `out`, `out-1`, ...: each whole or not at all.
+def encoded(images: list[Any], suffix: str, frames_per_s: float | None = None) -> list[bytes]:
+    """What files of a batch of PIL pictures hold; `suffix` says of which kind.
 
     A video, which is a list of them, becomes an animated picture of that frame rate, again and
     again.
     """
-    for number, image in enumerate(images):
-        path = out if number == 0 else out.with_stem(f"{out.stem}-{number}")
+    files = []
+    for image in images:
         first, *rest = image if isinstance(image, list) else [image]
         more: dict[str, Any] = {}
         if rest:
             assert frames_per_s is not None, "pictures of a video without its frame rate"
             times = frame_times_ms(len(rest) + 1, frames_per_s)
             more = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
-        with replacing(path) as temporary:
-            first.save(temporary, **more)
+        file = io.BytesIO()
+        first.save(file, format=Image.registered_extensions()[suffix.lower()], **more)
+        files.append(file.getvalue())
+    return files
 
 
 def frame_times_ms(frames: int, frames_per_s: float) -> list[int]:

@@ -256,6 +256,7 @@ class RankContext:
     """What a task gets: which rank this is, the device that is its own, and the process groups.
 
     `kept` holds what tasks leave for later tasks in the same process, such as a loaded pipeline.
+    With `keeps_graphs` a plan's graphs stay while others are in force.
     """
 
     rank: int
@@ -263,6 +264,7 @@ class RankContext:
     device: torch.device
     groups: GroupCache
     kept: dict[str, Any] = field(default_factory=dict)
+    keeps_graphs: bool = False
 
 
 Work = Callable[[], object]

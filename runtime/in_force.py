@@ -121,6 +121,15 @@ def _neighbours(model: nn.Module) -> tuple[bool, ...]:
     )
 
 
+def held_by_graphs(model: nn.Module) -> list[Any]:
+    """What a captured graph of a model holds beside its calls: where weights lie, and the values
+    that attentions, their processors and adapters keep.
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    kept = chain.from_iterable(_kept_by(list(model.modules())))
+    return [*(one.data_ptr() for one in tensors), *kept]
+
+
 def _kept_by(modules: Sequence[nn.Module]) -> Iterator[Iterable[Any]]:
     """The values that attentions, their processors and adapters keep, as live views."""
     for module in modules:

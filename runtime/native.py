@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.call_guard import CallGuard
-from ditplan.runtime.admission.calls import Calls
+from ditplan.runtime.admission.calls import Calls, Watch
 from ditplan.runtime.admission.fit import require_alike
 from ditplan.runtime.admission.guarding import put_in_force, require_no_other
 from ditplan.runtime.admission.neighbours import require_neighbours, require_unwrapped
@@ -22,10 +23,11 @@ from ditplan.runtime.batch.call_split import apply_calls
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.compilation.cuda_graphs import MOST_GRAPHS, GraphedForward
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.in_force import held_by_graphs
 from ditplan.runtime.models.inspection import config_digest, plain_config, usual_config
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
-from ditplan.runtime.prepared import Prepared, built_of, prepared_for, rounds_texts
+from ditplan.runtime.prepared import BUILT, Prepared, built_of, prepared_for, sizes_of_texts
 from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence.linear_attention import apply_rows
 from ditplan.runtime.sequence.text_rounding import round_texts
@@ -34,30 +36,27 @@ from ditplan.runtime.takeover import inner_forward, replace_forward
 from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
-def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> ExitStack:
+def parallelize(
+    pipeline: Any, plan: ExecutionPlan, context: RankContext, watch: Watch | None = None
+) -> ExitStack:
     """Puts a plan in force on a diffusers pipeline; closing the result takes it away again.
 
     Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take
     part in making the groups and are left alone. A plan that was in force before on the same
-    transformer finds its compiled code again; graphs are captured anew.
+    transformer finds its compiled code again. Graphs are captured anew, as they hold memory; where
+    the context `keeps_graphs` those of plans without PipeFusion are found again too, until
+    `forget_graphs`. A plan of one rank that changes nothing is checked, and the pipeline left as it
+    is. Each call is made within what `watch` gives for its kind.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
     models = transformers_of(pipeline)
 
-    def check() -> None:
-        require_no_other(models.values())
-        for model in models.values():
-            require_unwrapped(model)
-        if plan.configuration.pipefusion and len(models) > 1:
-            raise InputError(
-                f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are "
-                f"made of one; {REMEDY}"
-            )
-        for model in models.values():
-            require_neighbours(model, plan, _checked_family(model, plan, context))
-
+    check = partial(_require_possible, models, plan, context)
+    if plan.changes_nothing:
+        check()
+        return ExitStack()
     closing = ExitStack()
 
     def apply(calls: Calls, undo: ExitStack) -> None:
@@ -65,12 +64,34 @@ def parallelize(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Exi
             _refuse_what_cannot_be(pipeline, plan, calls)
         for model in models.values():
             _parallelize(pipeline, model, plan, context, calls, undo, closing)
+        if watch is not None:
+            calls.watches.append(watch)
 
     if plan.mesh.size > 1:
         require_alike(plan, context, check)
     else:
         check()
     return put_in_force(pipeline, models, plan, context, apply, closing)
+
+
+def _require_possible(
+    models: dict[str, nn.Module], plan: ExecutionPlan, context: RankContext
+) -> None:
+    """Refuses transformers that can't have the plan.
+
+    Raises:
+        InputError: says why.
+    """
+    require_no_other(models.values())
+    for model in models.values():
+        require_unwrapped(model)
+    if plan.configuration.pipefusion and len(models) > 1:
+        raise InputError(
+            f"{plan.model.name} has {len(models)} transformers, and stages of pipefusion are made "
+            f"of one; {REMEDY}"
+        )
+    for model in models.values():
+        require_neighbours(model, plan, _checked_family(model, plan, context))
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -98,9 +119,12 @@ def _parallelize(
     family = _checked_family(model, plan, context)
     prepared = prepared_for(model, family, plan, context)
     built_of(model, context).at_least(MOST_GRAPHS + len(plan.text_sizes))
+    vars(model)[BUILT] = built_of(model, context)
+    undo.callback(vars(model).pop, BUILT)
     require_neighbours(model, plan, family)
     may_fall_back = plan.fallback == "eager"
-    undo.callback(prepared.ring_buffers.clear)
+    if not context.keeps_graphs:
+        undo.callback(prepared.ring_buffers.clear)
     _apply_sequence(model, prepared, undo)
     shards = _shards(model, plan, prepared, context, closing)
     if shards:
@@ -114,9 +138,8 @@ def _parallelize(
     elif prepared.batch_group:
         apply_cfg(model, prepared.family, prepared.batch_group, undo)
     if "graph" in mode and not prepared.route:
-        _apply_graphs(model, may_fall_back, context, calls, undo)
-    if rounds_texts(family, plan):
-        round_texts(model, family, plan.text_sizes, undo)
+        _apply_graphs(model, prepared, may_fall_back, context, calls, undo)
+    round_texts(model, family, sizes_of_texts(family, plan), undo)
     if plan.configuration.step_cache:
         apply_step_cache(pipeline, model, plan.configuration.step_cache, calls.around, undo)
     if prepared.cfg_group:
@@ -145,13 +168,25 @@ def _refuse_what_cannot_be(pipeline: Any, plan: ExecutionPlan, guard: CallGuard)
 
 
 def _apply_graphs(
-    model: nn.Module, may_fall_back: bool, context: RankContext, calls: Calls, undo: ExitStack
+    model: nn.Module,
+    prepared: Prepared,
+    may_fall_back: bool,
+    context: RankContext,
+    calls: Calls,
+    undo: ExitStack,
 ) -> None:
-    built = built_of(model, context)
-    graphed = GraphedForward(inner_forward(model), context.device, may_fall_back, built=built)
+    inner, built = inner_forward(model), built_of(model, context)
+    if context.keeps_graphs and prepared.graphs:
+        graphed = prepared.graphs[0]
+    else:
+        graphed = GraphedForward(inner, context.device, may_fall_back, built=built)
+    if context.keeps_graphs:
+        prepared.graphs[:] = [graphed]
+        graphed.resume(inner, partial(held_by_graphs, model))
+    else:
+        undo.callback(graphed.clear)
     replace_forward(model, graphed, undo)
     calls.graphs.append(graphed.clear)
-    undo.callback(graphed.clear)
 
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:

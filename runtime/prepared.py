@@ -13,6 +13,7 @@ from ditplan.profiles.splits import head_shares
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.compilation.blocks import CompiledBlocks
 from ditplan.runtime.compilation.built import Built
+from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
@@ -27,13 +28,17 @@ from ditplan.runtime.sequence.ulysses import CollectiveExchange, Exchange
 from ditplan.runtime.sequence.usp import GatherKV, SequenceAttention
 from ditplan.runtime.transport.mailbox import can_write_to_peers
 
+BUILT = "ditplan_built"
+"""Attribute of a transformer under a plan: its `Built`."""
+
 
 @dataclass(frozen=True)
 class Prepared:
     """What a process keeps of a plan while another one is in force: compiled code stays valid.
 
     `batch_group` are the ranks that share a call's samples, `cfg_group` those that share a step's
-    calls, `weight_group` those that share out the weights of their blocks. `answers` are those to
+    calls, `weight_group` those that share out the weights of their blocks. `graphs` is the forward
+    that was captured, where it is kept. `answers` are those to
     the family's self-attentions, None where they are left to the model, `adapters` those to its
     adapters.
     """
@@ -50,11 +55,13 @@ class Prepared:
     ring_buffers: RingBuffers
     route: StageRoute | None
     cache: StaleKVCache | None
+    graphs: list[GraphedForward]
 
 
-def rounds_texts(family: ModelFamily, plan: ExecutionPlan) -> bool:
-    """Whether a plan has texts rounded up: where each length would be compiled or captured."""
-    return bool(plan.text_sizes) and family.rounds_text and plan.configuration.mode != "eager"
+def sizes_of_texts(family: ModelFamily, plan: ExecutionPlan) -> tuple[int, ...]:
+    """To which sizes a plan has texts rounded up; none where no length is compiled or captured."""
+    rounds = family.rounds_text and plan.configuration.mode != "eager"
+    return plan.text_sizes if rounds else ()
 
 
 def built_of(model: nn.Module, context: RankContext) -> Built:
@@ -62,6 +69,16 @@ def built_of(model: nn.Module, context: RankContext) -> Built:
     of_models = context.kept.setdefault("built", WeakKeyDictionary())
     found: Built = of_models.setdefault(model, Built())
     return found
+
+
+def forget_graphs(model: nn.Module, context: RankContext) -> None:
+    """Gives back what kept graphs of a transformer hold, those of all plans."""
+    _, of_model = context.kept.get("prepared plans", {}).get(model, (None, {}))
+    for prepared in of_model.values():
+        for graphed in prepared.graphs:
+            graphed.clear()
+        prepared.graphs.clear()
+        prepared.ring_buffers.clear()
 
 
 def weight_group_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
@@ -117,7 +134,7 @@ def _prepare(
         cache = StaleKVCache(plan.configuration.pipefusion.patches)
     layout, ring_buffers = None, RingBuffers()
     answers: tuple[AttentionOperator, ...] | None = None
-    if sequence or route or rounds_texts(family, plan):
+    if sequence or route or sizes_of_texts(family, plan):
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
         layout = Layout(groups_of_sequence, plan.configuration.token_shares, patches)
         shares = head_shares(plan.configuration.token_shares, mesh.ulysses)
@@ -179,6 +196,7 @@ def _prepare(
         ring_buffers,
         route,
         cache,
+        graphs=[],
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind, LinkKind
 from ditplan.profiles.errors import ClusterError
 from ditplan.profiles.fingerprint import RankFacts
-from ditplan.profiles.host import Host
+from ditplan.profiles.host_choice import HostChoice
 from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
@@ -19,8 +19,9 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.profiling.cluster_profiler import profile_cluster
 from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
 from ditplan.runtime.ranks.by_name import ByName
-from ditplan.runtime.ranks.devices import device_name
+from ditplan.runtime.ranks.environment import cores
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.runtime.ranks.survey import Room
 
 # the ranks alone import diffusers and torch's compiler for these
 GENERATE = ByName("ditplan.runtime.generation", "generate")
@@ -28,10 +29,16 @@ MEASURE_PLAN = ByName("ditplan.runtime.generation", "measure_plan")
 GATHER_FACTS = ByName("ditplan.runtime.admission.fit", "gathered_facts")
 PROFILE_MODEL = ByName("ditplan.runtime.profiling.model_profiler", "profile_model")
 
-NAMES_TIMEOUT_S = 60.0
+FACTS_TIMEOUT_S = 60.0
 PROFILE_TIMEOUT_S = 1800.0
 SLOWER_THAN_PREDICTED = 50
 LOADING_TIMEOUT_S = 900.0
+
+
+def room_here() -> Room:
+    """What ranks of this machine run on, and how many it has room for: one a GPU, or a core."""
+    kind = device_kind()
+    return Room(kind, torch.cuda.device_count() if kind == "cuda" else cores())
 
 
 def device_kind() -> DeviceKind:
@@ -40,10 +47,20 @@ def device_kind() -> DeviceKind:
 
 
 class Workers:
-    """`ranks` ranks on the given hosts (this machine if None); a context manager."""
+    """`ranks` ranks on the given hosts (this machine if None); a context manager.
 
-    def __init__(self, hosts: Sequence[Host] | None, ranks: int, device: DeviceKind) -> None:
+    `say` is told which ranks each host has, and over which interface they talk.
+    """
+
+    def __init__(
+        self,
+        hosts: HostChoice | None,
+        ranks: int,
+        device: DeviceKind,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self._hosts = hosts
+        self._say = say
         self.device: DeviceKind = device
         self._pool: RankPool | None = None
         self.ranks = ranks
@@ -57,24 +74,31 @@ class Workers:
         """
         if self._pool is None or not self._pool.is_open:
             self._pool = RankPool(self._hosts, self.ranks, self.device)
+            if self._say is not None and len(self._pool.arrangement.shares) > 1:
+                self._say(f"hosts: {self._pool.arrangement}")
         return self._pool
 
-    def device_names(self) -> tuple[str, ...]:
-        """What each rank's device is called."""
-        return tuple(self.pool().run(device_name, timeout_s=NAMES_TIMEOUT_S))
+    def hosts(self) -> dict[str, int]:
+        """How many ranks each host has, in the order of the ranks."""
+        return {one.link.name: len(one.devices) for one in self.pool().arrangement.shares}
 
-    def facts(self, ranks: int) -> tuple[Sequence[RankFacts], LinkKind]:
-        """What the first `ranks` ranks find, and what connects their devices; on GPUs with a
-        self-test: CPU ranks share their cores with whatever else runs.
+    def facts(
+        self, ranks: Sequence[int], *, timed: bool
+    ) -> tuple[Sequence[RankFacts], LinkKind | None]:
+        """What some ranks find, and what connects their devices; `timed` with a
+        self-test, on GPUs: CPU ranks share their cores with whatever else runs.
         """
-        timed = self.device == "cuda"
-        found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=NAMES_TIMEOUT_S)
-        facts: tuple[Sequence[RankFacts], LinkKind] = found[0]
+        timed = timed and self.device == "cuda"
+        found = self.pool().run(GATHER_FACTS, ranks, timed=timed, timeout_s=FACTS_TIMEOUT_S)
+        facts: tuple[Sequence[RankFacts], LinkKind | None] = found[0]
         return facts
 
-    def profile_cluster(self, say: Callable[[str], None]) -> ClusterProfile:
-        """Measures devices, links and collectives."""
-        return profile_cluster(self.pool(), f"{self.ranks}x{self.device}", say=say)
+    def profile_cluster(
+        self, say: Callable[[str], None], budget_s: float | None = None
+    ) -> ClusterProfile:
+        """Measures devices, links and collectives, for about so long if that is given."""
+        name = f"{self.ranks}x{self.device}"
+        return profile_cluster(self.pool(), name, hosts=self.hosts(), budget_s=budget_s, say=say)
 
     def profile_model(
         self,
@@ -113,17 +137,19 @@ class Workers:
         plan: ExecutionPlan,
         prompt: str,
         seed: int,
-        out: Path,
-    ) -> RankRun:
-        """Makes a picture; the slowest rank's times and the largest memory count.
+        suffix: str,
+    ) -> tuple[RankRun, list[bytes]]:
+        """Makes a picture, or as many as the plan's batch, and gives what files of such a suffix
+        hold; the slowest rank's times and the largest memory count.
 
         Raises:
             ClusterError: a rank failed.
         """
-        runs = self.pool().run(
-            GENERATE, spec, weights, plan, prompt, seed, out, timeout_s=_patience_s(plan)
+        made = self.pool().run(
+            GENERATE, spec, weights, plan, prompt, seed, suffix, timeout_s=_patience_s(plan)
         )
-        return _slowest(runs)
+        files = [file for of_rank in made if of_rank for file in of_rank[1]]
+        return _slowest([of_rank and of_rank[0] for of_rank in made]), files
 
     def __enter__(self) -> Self:
         return self

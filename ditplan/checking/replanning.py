@@ -205,8 +205,8 @@ def why_not_legal(task: Task, topology: Topology, configuration: Configuration) 
     mesh, part = configuration.mesh, configuration.pipefusion
     spec, workload = task.spec, task.workload
     wrong: Any = why_illegal(mesh, spec, workload, None, task.backend, approximate=True)
-    if not wrong and mesh.size > topology.ranks:
-        wrong = f"{mesh} needs {mesh.size} GPUs, the cluster has {topology.ranks}"
+    if not wrong and (last := configuration.ranks[-1]) >= topology.ranks:
+        wrong = f"{mesh} has rank {last}, the cluster has {topology.ranks} GPUs"
     if not wrong and part:
         found = patching_violation(mesh, spec, workload, part.patches, part.warmup_steps)
         wrong = found.sentence if found else None

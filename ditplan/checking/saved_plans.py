@@ -196,20 +196,13 @@ def fastest_as_good(found: Sequence[PricedCandidate], own: PricedCandidate) -> P
 
 def _other_places(plan: ExecutionPlan, cluster: ClusterProfile) -> Iterator[str]:
     """What the plan's fingerprint says that isn't so of the cluster of that name."""
-    today, then = fingerprint_of(cluster, plan.mesh.size), plan.fingerprint
-    if then.devices != today.devices:
-        rank = next(
-            (
-                rank
-                for rank, pair in enumerate(zip(then.devices, today.devices, strict=False))
-                if pair[0] != pair[1]
-            ),
-            min(len(then.devices), len(today.devices)),
-        )
-        there = today.devices[rank] if rank < len(today.devices) else "no device"
-        yield (
-            f"fingerprint: {then.devices[rank]} on rank {rank}, in {cluster.name} there is {there}"
-        )
+    there = [rank for rank in plan.configuration.ranks if rank < len(cluster.devices)]
+    today, then = fingerprint_of(cluster, there), plan.fingerprint
+    for place, (rank, name) in enumerate(zip(plan.configuration.ranks, then.devices, strict=True)):
+        found = today.devices[place] if place < len(there) else "no device"
+        if found != name:
+            yield f"fingerprint: {name} on rank {rank}, in {cluster.name} there is {found}"
+            break
     if then.link_kinds != today.link_kinds:
         before, now = ", ".join(then.link_kinds), ", ".join(today.link_kinds)
         yield f"fingerprint: links are {before}, in {cluster.name} they are {now}"

@@ -10,8 +10,10 @@ from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
+from ditplan.profiles.evidence import SIGNATURE, evidence_of, signature_of
 from ditplan.profiles.family import load_families
 from ditplan.profiles.files import parse_json, path_text, read_text
+from ditplan.profiles.locations import places_of
 from ditplan.profiles.measured_plans import MeasuredPlans
 from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, Quality
@@ -72,7 +74,10 @@ def shown_file(path: Path) -> Shown:
     text = read_text(path, "a plan, book, cluster or other file of ditplan")
     kind = kind_of(text, path)
     record = kind.from_json(text, path_text(path))
-    return Shown(text_of(record), record.model_dump(mode="json"))
+    fields = record.model_dump(mode="json")
+    if isinstance(record, ExecutionPlan):
+        fields[SIGNATURE] = signature_of(record)
+    return Shown(text_of(record), fields)
 
 
 def kind_of(text: str, path: Path) -> type[Record]:
@@ -96,10 +101,12 @@ def text_of(record: Record) -> str:
     if isinstance(record, PlanBook):
         plans = (
             f"weight {entry.weight:g}: {entry.workload}\n  {entry.plan.mesh}, "
-            f"{entry.plan.configuration.mode}{_seconds(entry.plan)}"
+            f"{entry.plan.configuration.mode}{_seconds(entry.plan)}{_texts(entry.plan)}"
             for entry in record.entries
         )
-        return "\n".join([f"book of {len(record.entries)} plans", *plans])
+        otherwise = {"refuse": "refused", "larger": "served by the nearest larger plan"}
+        title = f"book of {len(record.entries)} plans; other requests are "
+        return "\n".join([title + otherwise[record.otherwise], *plans])
     if isinstance(record, ClusterProfile):
         return cluster_text(record)
     if isinstance(record, ModelProfile):
@@ -137,11 +144,12 @@ def plan_text(plan: ExecutionPlan) -> str:
         f"plan for {plan.model.name}: {plan.workload}",
         ", ".join([str(plan.mesh), configuration.mode, *settings]),
         quality_text(plan.quality),
-        f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}",
+        f"for {names} ({plan.fingerprint.cluster}), backend {plan.backend}; elsewhere: "
+        f"{plan.on_mismatch}",
+        *(f"on {place}" for place in places_of(plan.locations)),
     ]
     if plan.text_sizes:
-        sizes = ", ".join(map(str, plan.text_sizes))
-        lines.append(f"texts of up to {plan.text_sizes[-1]} tokens, rounded up to {sizes}")
+        lines.append(_texts(plan).removeprefix("; "))
     if (predicted := plan.prediction) is not None:
         low_s, high_s = predicted.interval_s
         lines.append(
@@ -153,6 +161,7 @@ def plan_text(plan: ExecutionPlan) -> str:
             f"measured {measured.latency_s:.4g} s in {len(measured.runs_s)} runs on "
             f"{measured.devices}, {measured.measured_on}"
         )
+    lines.append(f"evidence {evidence_of(plan)}, signature {signature_of(plan)}")
     lines += [
         f"  not {other.configuration.mesh}, {other.configuration.mode}: {other.reason}"
         for other in plan.runner_ups
@@ -192,6 +201,14 @@ def study_text(fields: dict[str, Any]) -> str:
         seconds = ", ".join(f"{run_s:.4g}" for run_s in run["runs_s"])
         lines.append(f"  {run['plan']}: {run['state']}{f', {seconds} s' if seconds else ''}")
     return "\n".join(lines)
+
+
+def _texts(plan: ExecutionPlan) -> str:
+    """Which texts a plan serves; nothing where they are all of one length."""
+    if not plan.text_sizes:
+        return ""
+    sizes = ", ".join(map(str, plan.text_sizes))
+    return f"; texts of up to {plan.text_sizes[-1]} tokens, rounded up to {sizes}"
 
 
 def _seconds(plan: ExecutionPlan) -> str:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ditplan.runtime.ranks.host_differences import gib, names_of
+from ditplan.runtime.ranks.host_differences import gib, names_of, tera
 from ditplan.runtime.ranks.host_report import HostFacts
 from ditplan.runtime.ranks.host_view import HostView
 
@@ -24,17 +24,20 @@ PACKAGES = {
     "transformers": "transformers",
     "flash-attn": "flash-attn",
 }
-TEXTS = ("reached by", "Python", *PACKAGES, "GPUs", "driver", "ranks listen at", "left set")
-OF_GPUS = "GPU memory free"
+OF_SEVERAL = "ranks listen at"
+TEXTS = ("reached by", "Python", *PACKAGES, "GPUs", "driver", OF_SEVERAL, "left set")
+OF_GPUS = ("GPU memory free", "GPU product", "GPU clock")
 NUMBERS: Mapping[str, Callable[[float], str]] = {
-    OF_GPUS: lambda number: gib(int(number)),
+    "GPU memory free": lambda number: gib(int(number)),
+    "GPU product": tera,
+    "GPU clock": "{:.0f} MHz".format,
     "memory free": lambda number: gib(int(number)),
     "room for logs": lambda number: gib(int(number)),
     "cores": "{:.0f}".format,
     "products/s": lambda number: f"{number / 1e6:.3g} million",
     "clock ahead": "{:.3f} s".format,
 }
-"""What is a number, and how it is shown."""
+"""What is a number, and how it is shown; of GPUs, that of the host's least one."""
 
 
 def host_table(views: Sequence[HostView]) -> Table:
@@ -46,11 +49,13 @@ def host_table(views: Sequence[HostView]) -> Table:
         table.add_column(heading)
     known = [(view, view.facts) for view in views if view.facts is not None]
     for fact in TEXTS:
+        if fact == OF_SEVERAL and len(views) == 1:
+            continue
         texts = {view.name: _text(fact, facts, view) for view, facts in known}
         _add_texts(table, fact, texts, len(views))
     have_gpus = any(facts.gpus != () for _, facts in known)
     for fact in NUMBERS:
-        if fact != OF_GPUS or have_gpus:
+        if fact not in OF_GPUS or have_gpus:
             numbers = {view.name: _number(fact, facts, view) for view, facts in known}
             _add_numbers(table, fact, numbers, len(views))
     if silent := [view.name for view in views if view.facts is None]:
@@ -91,6 +96,11 @@ def _number(fact: str, facts: HostFacts, view: HostView) -> float | None:
         case "GPU memory free":
             free = [gpu.free_bytes for gpu in facts.gpus or ()]
             return min((one for one in free if one is not None), default=None)
+        case "GPU product":
+            return min((one.flops_per_s for one in facts.gpu_products or ()), default=None)
+        case "GPU clock":
+            clocks = [one.clock_mhz for one in facts.gpu_products or ()]
+            return min((one for one in clocks if one is not None), default=None)
         case "memory free":
             return facts.memory_free_bytes
         case "room for logs":

@@ -26,6 +26,12 @@ Model = Annotated[
         help="A shipped model's name, or a folder saved by diffusers.", autocompletion=model_names
     ),
 ]
+OptionalModel = Annotated[
+    str | None,
+    typer.Option(
+        help="A shipped model's name, or a folder saved by diffusers.", autocompletion=model_names
+    ),
+]
 Cluster = Annotated[
     str | None,
     typer.Option(
@@ -42,11 +48,39 @@ Hosts = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="File of hosts, one a line, or a list such as n[1-4]:8,m1:4; this machine without it.",
+        help="File of hosts, one a line, or a list such as n[1-4]:8,m1:4; without it those of the "
+        "Slurm, PBS or LSF job that this runs in, else this machine.",
     ),
 ]
 Format = Annotated[HostsFormat, typer.Option("--hosts-format", help="Whose file of hosts it is.")]
+Include = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOSTS",
+        help="Use these hosts alone: n1:0,2@n3 are devices 0 and 2 of n1 and all of n3.",
+    ),
+]
+Exclude = Annotated[
+    str | None, typer.Option(metavar="HOSTS", help="Use all hosts but these, written likewise.")
+]
+Interface = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The network interface by which hosts talk, on each of them; without it the one by "
+        "which their routes lead to each other.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run where, and start no rank.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Refresh = Annotated[
+    bool,
+    typer.Option(
+        "--refresh", help="Measure the cluster anew, even if devices and software are the same."
+    ),
+]
 Gpus = Annotated[int | None, typer.Option(min=1, help="How many GPUs (or CPU ranks).")]
 Weights = Annotated[
     Path | None, typer.Option(help="Folder of a diffusers pipeline with real weights.")
@@ -62,6 +96,17 @@ Count = Annotated[int | None, typer.Option(min=1, help="The model's usual if lef
 Degree = Annotated[
     int | None, typer.Option(min=1, help="Fix this degree; left out, `simulate` has 1.")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostOptions:
+    """Which hosts take part, and how they talk."""
+
+    hosts: Hosts = None
+    hosts_format: Format = "ditplan"
+    include: Include = None
+    exclude: Exclude = None
+    interface: Interface = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,27 @@
 """The command `preflight`."""
 
-import os
-
 import typer
 
-from ditplan.command.options import Format, Hosts, Json, as_options
+from ditplan.command.hosts import asked_hosts
+from ditplan.command.options import HostOptions, Json, as_options, with_options
 from ditplan.command.terminal import Terminal
 from ditplan.profiles.host import Host
-from ditplan.profiles.host_choice import choose_hosts
+from ditplan.profiles.host_choice import HostChoice
 
 
-def preflight_command(
-    hosts: Hosts = None, hosts_format: Format = "ditplan", as_json: Json = False
-) -> None:
+@with_options
+def preflight_command(hosts: HostOptions, as_json: Json = False) -> None:
     """Say what hosts are, what differs and what is wrong with them, within 15 seconds.
 
     It ends with 3 where ranks can't be started on them, with 2 where they don't fit what was given.
     """
     from ditplan.command.host_table import host_table, hosts_json
-    from ditplan.measuring import named_hosts
+    from ditplan.runtime.ranks.environment import environment
     from ditplan.runtime.ranks.preflight import preflight
 
     terminal = Terminal(as_json)
-    chosen = choose_hosts(named_hosts(hosts, hosts_format) or (Host("localhost"),))
-    found = preflight(chosen, dict(os.environ))
+    chosen = asked_hosts(hosts, terminal.say) or HostChoice.of([Host("localhost")])
+    found = preflight(chosen.hosts, environment(), chosen.interface)
     terminal.show(host_table(found.hosts))
     for one in found.problems:
         terminal.show(

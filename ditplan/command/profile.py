@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
 from ditplan.command.options import (
-    Format,
+    DryRun,
     Gpus,
-    Hosts,
+    HostOptions,
     Json,
+    Refresh,
     WorkloadOptions,
     given,
     with_options,
@@ -25,8 +27,7 @@ from ditplan.profiles.nccl_cluster import cluster_of_tests
 def profile_command(
     out: Annotated[Path, typer.Option(help="The file to write.")],
     workload: WorkloadOptions,
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
+    hosts: HostOptions,
     from_nccl_tests: Annotated[
         list[Path] | None,
         typer.Option(
@@ -40,36 +41,56 @@ def profile_command(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Measure this model's blocks instead.")] = None,
     gpus: Gpus = None,
+    dry_run: DryRun = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds for links and collectives of a cluster, about; what there is no time for "
+            "is inferred from what is like it, and marked.",
+        ),
+    ] = None,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Measure a cluster (devices, links, collectives), or with --model a model's blocks here."""
-    from ditplan.measuring import measured_blocks, measured_cluster, named_hosts
+    from ditplan.measuring import measured_blocks, measured_cluster
 
     terminal = Terminal(as_json)
     require_folder(out)
     read = _files_of(from_nccl_tests, files)
-    others = {"hosts": hosts, "gpus": gpus, "model": model}
+    others = {"gpus": gpus, "model": model, "dry_run": dry_run}
+    if read:
+        refuse_hosts(hosts, Setting("from_nccl_tests"), " measures nothing")
     if read and (wrong := next((name for name, given in others.items() if given), None)):
         raise InputError(
             Setting("from_nccl_tests"), " measures nothing; leave out ", Setting(wrong)
         )
     if model is not None:
-        if hosts is not None:
-            raise InputError(
-                Setting("model"),
-                " measures on this machine's devices; leave out ",
-                Setting("hosts"),
-            )
+        refuse_hosts(hosts, Setting("model"), " measures on this machine's devices")
+        if dry_run:
+            show_what_would_run(terminal, None, gpus or 1)
+            return
         measured = measured_blocks(model, gpus, given(workload), terminal.say)
         measured.save(out)
         points, device = len(measured.points), measured.device
         terminal.show(f"{out}: {points} points of {measured.model} on {device}")
         terminal.finish({"out": str(out), "points": points, "device": device})
         return
+    chosen = None if read else asked_hosts(hosts, terminal.say)
+    if dry_run:
+        show_what_would_run(terminal, chosen, gpus)
+        return
     cluster = (
         cluster_of_tests(read, out.stem)
         if read
-        else measured_cluster(named_hosts(hosts, hosts_format), gpus, terminal.say)
+        else measured_cluster(
+            chosen,
+            gpus,
+            terminal.say,
+            budget_s=budget,
+            kept=None if refresh else out,
+        )
     )
     cluster.save(out)
     for warning in cluster.warnings:

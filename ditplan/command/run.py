@@ -5,19 +5,20 @@ from typing import Annotated
 
 import typer
 
-from ditplan.command.options import Format, Hosts, Json, Weights
+from ditplan.command.hosts import asked_hosts, show_what_would_run
+from ditplan.command.options import DryRun, HostOptions, Json, Weights, with_options
 from ditplan.command.terminal import Terminal
 from ditplan.models import model_of_plan
 from ditplan.outputs import require_picture
 from ditplan.profiles.plan import ExecutionPlan
 
 
+@with_options
 def run_command(
     plan: Annotated[Path, typer.Option(help="A plan written by `tune`.")],
     prompt: Annotated[str, typer.Option(help="What the picture shows.")],
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")],
-    hosts: Hosts = None,
-    hosts_format: Format = "ditplan",
+    hosts: HostOptions,
     weights: Weights = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise.")] = 0,
     revalidate: Annotated[
@@ -28,16 +29,20 @@ def run_command(
             "says from then on that it holds here.",
         ),
     ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import named_hosts, run_plan
+    from ditplan.measuring import run_plan
 
     terminal = Terminal(as_json)
     loaded = ExecutionPlan.load(plan)
     require_picture(out, loaded.workload)
     model = model_of_plan(loaded, plan, weights)
-    entries = named_hosts(hosts, hosts_format)
+    entries = asked_hosts(hosts, terminal.say)
+    if dry_run:
+        show_what_would_run(terminal, entries, needed=loaded)
+        return
     result, ran = run_plan(
         loaded,
         model,

@@ -79,7 +79,7 @@ class Topology:
         self._tables: Memo[tuple[Operation, Groups], CollectiveTable | None] = Memo()
         self._joined: Memo[Group, tuple[int, LinkKind | None]] = Memo()
         self._hops_s: Memo[tuple[float, Groups], tuple[Estimate, ...]] = Memo()
-        self._signatures: Memo[Groups, tuple[float, ...]] = Memo()
+        self._signatures: Memo[tuple[tuple[Operation, ...], Groups], tuple[float, ...]] = Memo()
 
     @property
     def ranks(self) -> int:
@@ -207,19 +207,23 @@ class Topology:
         path = self.path(source, target)
         return [(hop, self._graph.edges[hop]["kind"]) for hop in path.hops] if path else []
 
-    def signature(self, groups: Sequence[Group] | AxisGroups) -> tuple[float, ...]:
-        """What tells groups apart on this topology: durations of two operations at a small and
-        a large size.
+    def signature(
+        self,
+        groups: Sequence[Group] | AxisGroups,
+        operations: tuple[Operation, ...] = ("all_to_all", "send_recv"),
+    ) -> tuple[float, ...]:
+        """What tells groups apart on this topology: durations of operations, between all pairs and
+        from each rank to the next, at a small and a large size.
         """
         talking = wanted(groups)
-        if talking not in self._signatures:
-            operations: tuple[Operation, ...] = ("all_to_all", "send_recv")
-            self._signatures[talking] = tuple(
+        key = (operations, talking)
+        if key not in self._signatures:
+            self._signatures[key] = tuple(
                 float(f"{self.collective_s(operation, size, talking).seconds:.6g}")
                 for operation in operations
                 for size in (2**16, 2**26)
             )
-        return self._signatures[talking]
+        return self._signatures[key]
 
     def _matching_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
         if not self.cluster.collectives:
@@ -232,9 +236,17 @@ class Topology:
     def _find_table(self, operation: Operation, groups: Groups) -> CollectiveTable | None:
         shape = (operation, len(first_of(groups)), stride_in(groups), count_of(groups))
         for table in self.cluster.collectives:
-            if (table.operation, table.size, table.stride, table.groups) == shape:
+            is_alike = (table.operation, table.size, table.stride, table.groups) == shape
+            if is_alike and self._is_as_measured(table, groups):
                 return table
         return None
+
+    def _is_as_measured(self, table: CollectiveTable, groups: Groups) -> bool:
+        """Whether groups of a table's shape ask of the links what its own do: others than the first
+        ranks needn't.
+        """
+        theirs, ours = self._table_traffic(table), self._traffic_of(table.operation, groups)
+        return isinstance(groups, AxisGroups) or theirs is None or ours is None or theirs == ours
 
     def _nearest_table(
         self, operation: Operation, groups: Groups, traffic: Traffic | None

@@ -98,6 +98,33 @@ def next_by_objective(
     return to_measure(able, objective, pictures)[: min(size, NEXT_BATCH)]
 
 
+def could_now_win(results: Sequence[PricedCandidate], size: int) -> list[PricedCandidate]:
+    """The candidates that could be clearly faster than the fastest that was measured now, `size` at
+    most, those that are expected to be fastest first.
+
+    What was measured before counts as it was then, else the lower end of the 90% interval as
+    predictions were corrected then: perhaps only the resumed plan has become slower. So one is
+    measured first, and then all count as slower by as much as the one that has changed least.
+    """
+    now_s = _measured_s(results)
+    before_s = {row: one.before_s for row, one in enumerate(results) if one.before_s is not None}
+    changes = [now_s[row] / before_s[row] for row in now_s.keys() & before_s.keys()]
+    is_known = len(changes) > 1
+    change = min(changes) if is_known else min([1.0, *changes])
+    unchanged_s = {row: seconds / change for row, seconds in now_s.items()}
+    found = refit(components_of(results), unchanged_s | before_s)
+    lowest_s = found.latency_s * np.exp(-QUANTILE * found.spread)
+    expected_s = {
+        row: change * before_s.get(row, float(found.latency_s[row])) for row in _open_rows(results)
+    }
+    enough_s = min(now_s.values()) * (1 - TOLERANCE)
+    able = [
+        row for row in expected_s if change * before_s.get(row, float(lowest_s[row])) < enough_s
+    ]
+    able.sort(key=expected_s.__getitem__)
+    return [results[row] for row in able[: min(size, NEXT_BATCH if is_known else 1)]]
+
+
 def most_to_gain(results: Sequence[PricedCandidate]) -> float:
     """By which share of the best measured latency an unmeasured candidate can be faster at most:
     by the lower end of its 90% interval. Not above 0 if none can be.

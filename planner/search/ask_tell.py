@@ -36,6 +36,27 @@ MEMORY, REASON = "memory_bytes", "reason"
 """User attributes: the most that a run needed, and why a trial was pruned or failed."""
 
 
+def with_times_before(
+    fitting: Sequence[PricedCandidate], resume: ExecutionPlan | None
+) -> Sequence[PricedCandidate]:
+    """The candidates with what those that a plan knows took when it was made.
+
+    Raises:
+        InputError: the plan's own isn't among them.
+    """
+    if resume is None:
+        return fitting
+    own = resume.configuration.key
+    before_s = {one.configuration.key: one.measured_s for one in resume.runner_ups}
+    before_s[own] = resume.measurement.latency_s if resume.measurement else None
+    if own not in {one.configuration.key for one in fitting}:
+        raise InputError(
+            f"the plan to go on from runs {resume.configuration}, which isn't among what there is "
+            "to choose from here; tune with the settings that it was tuned with, or without it"
+        )
+    return [replace(one, before_s=before_s.get(one.configuration.key)) for one in fitting]
+
+
 class AskTell:
     """One go at measuring a task's candidates. A trial's intermediate values are seconds by round,
     its value is their median.
@@ -52,7 +73,10 @@ class AskTell:
         self.task, self.policy, self.say = task, policy, say
         self.storage = open_storage(policy.journal)
         pruner = RacingPruner() if task.objective == FASTEST else NopPruner()
-        self.study = open_study(task, policy.sampler, self.storage, pruner, policy.journal)
+        self.study = open_study(
+            task, policy.sampler, self.storage, pruner, policy.journal, policy.resume
+        )
+        fitting = with_times_before(fitting, policy.resume)
         self.space = ParameterSpace(task, fitting)
         self.candidates = {ranked.configuration.key: ranked for ranked in fitting}
         self.planner: PlannerSampler | None = None
@@ -64,6 +88,7 @@ class AskTell:
                 task.objective,
                 task.workload.batch,
                 say,
+                policy.resume.configuration.key if policy.resume else None,
             )
         seed = len(self.study.get_trials(deepcopy=False))
         self.study.sampler = self.planner or optuna_sampler(policy.sampler, seed)
@@ -280,7 +305,9 @@ class AskTell:
         t = self.task
         # what fell back would be timed as something that it isn't
         unreplaced = replace(ranked, fallback="refuse")
-        return build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend, t.text_lengths)
+        plan = build_plan(unreplaced, t.spec, t.workload, t.cluster, t.backend, t.text_lengths)
+        resume = self.policy.resume
+        return plan if resume is None else plan.model_copy(update=resume.kept_when_resumed)
 
     def _budget_is_spent(self) -> bool:
         budget_s = self.policy.budget_s
@@ -337,7 +364,8 @@ class AskTell:
             self.exhausted = "it has asked for all there is"
 
     def _measurement(self, trial: FrozenTrial, ranked: PricedCandidate) -> Measurement:
-        devices = self.task.cluster.devices[: ranked.configuration.mesh.size]
+        everywhere = self.task.cluster.devices
+        devices = [everywhere[rank] for rank in ranked.configuration.ranks]
         memory_bytes = trial.user_attrs.get(MEMORY)
         return measurement_of(
             trial.intermediate_values, memory_bytes, trial.datetime_complete, devices

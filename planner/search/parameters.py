@@ -44,7 +44,9 @@ class ParameterSpace:
     """
 
     def __init__(self, task: Task, priced: Iterable[PricedCandidate]) -> None:
-        """`priced` are candidates that needn't be priced again."""
+        """`priced` are candidates that needn't be priced again, fastest first: of those that
+        differ only in their ranks the first one counts.
+        """
         self._task = task
         self._topology = Topology(task.cluster)
         self._space = space_of(task, self._topology)
@@ -52,7 +54,9 @@ class ParameterSpace:
         self._choices = {choice.mesh: choice for choice in self._space.choices}
         self._orders = {choice.mesh: self._orders_of(choice) for choice in self._space.choices}
         self.distributions = self._distributions()
-        self._priced = {_key(self.parameters(one.configuration)): one for one in priced}
+        self._priced: dict[tuple[tuple[str, object], ...], PricedCandidate] = {}
+        for one in priced:
+            self._priced.setdefault(_key(self.parameters(one.configuration)), one)
 
     def parameters(self, candidate: Configuration) -> dict[str, object]:
         """A candidate as parameters, with the first of the orders that are the same here."""

@@ -26,7 +26,7 @@ class MeasurementPolicy:
     it: nothing new is started then, once one candidate was run. `journal` is the file of the Optuna
     study; a search that finds its own study in there goes on with it. A run that loses its ranks is
     made once more, on new ones, and its plan fails if it loses those too; other errors fail a plan
-    at once.
+    at once. A plan to `resume` is run first, then only what could now be faster than it.
     """
 
     measure: Callable[[ExecutionPlan], RunResult]
@@ -35,3 +35,4 @@ class MeasurementPolicy:
     budget_s: float | None = None
     journal: Path | None = None
     sampler: SamplerName = "planner"
+    resume: ExecutionPlan | None = None

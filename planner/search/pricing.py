@@ -1,6 +1,7 @@
 """Prices every candidate of a task, and says which ones don't fit."""
 
 import gc
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from ditplan.planner.constants import constants_of
 from ditplan.planner.cost.memory import why_swapping, why_too_big
 from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.planner.cost_model import CostModel
+from ditplan.planner.network.subsets import Subsets
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.search.elsewhere import Elsewhere
 from ditplan.planner.search.pareto_front import ParetoFront
 from ditplan.planner.search.pruning import LARGE_CLUSTER, undominated
 from ditplan.planner.search.ranking import EXACT, PricedCandidate, sortable_s
@@ -121,22 +124,35 @@ def _price_space(task: Task, space: Space, model: CostModel) -> tuple[list[Price
     baseline, unpriced = _advised(task, space), 0
     is_large = (task.gpus or space.topology.ranks) > LARGE_CLUSTER
     seats: Seats = {}
-    for choice in space.choices:
-        tried: Iterable[Choice] = (choice,)
-        if choice.mesh.size > PRICED_RANKS and choice.mesh != baseline:
-            tried = undominated(
-                choice, front, bounds, partial(_quality_of_part, task), is_large=is_large
-            )
-        before = len(priced)
-        for one in tried:
-            found = priced_on_seats(space, one, seats, partial(_price, task, model))
-            for ranked in best_seated(found) if space.topology.has_different_devices else found:
+    quality_of, price = partial(_quality_of_part, task), partial(_price, task, model)
+    elsewhere = Elsewhere(Subsets(space.topology), front, bounds, quality_of, price)
+    for size, of_size in itertools.groupby(space.choices, key=lambda choice: choice.mesh.size):
+        choices, on_first = list(of_size), list[PricedCandidate]()
+        for choice in choices:
+            tried: Iterable[Choice] = (choice,)
+            if size > PRICED_RANKS and choice.mesh != baseline:
+                tried = undominated(choice, front, bounds, quality_of, is_large=is_large)
+            before = len(on_first)
+            for one in tried:
+                found = priced_on_seats(space, one, seats, price)
+                for ranked in best_seated(found) if space.topology.has_different_devices else found:
+                    on_first.append(ranked)
+                    _note(front, ranked)
+            unpriced += len(on_first) == before
+        priced += on_first
+        # copies that run at once fill the cluster from its first rank on; where all of many GPUs
+        # may be used, few are hardly the best
+        if task.objective.name != "throughput" and not is_large:
+            for ranked in elsewhere.priced(choices, on_first):
                 priced.append(ranked)
-                if not ranked.too_big:
-                    prediction = ranked.prediction
-                    front.add(prediction.latency_s, prediction.memory_bytes, ranked.quality)
-        unpriced += len(priced) == before
+                _note(front, ranked)
     return priced, unpriced
+
+
+def _note(front: ParetoFront, ranked: PricedCandidate) -> None:
+    """Notes a plan that later ones have to beat, if it fits."""
+    if not ranked.too_big:
+        front.add(ranked.prediction.latency_s, ranked.prediction.memory_bytes, ranked.quality)
 
 
 def _advised(task: Task, space: Space) -> Mesh:

@@ -3,7 +3,7 @@ the best.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ditplan.planner.network.topology import Topology
@@ -15,6 +15,7 @@ from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.fingerprint import Fingerprint
+from ditplan.profiles.locations import locations_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     ExecutionPlan,
@@ -67,7 +68,8 @@ class PricedCandidate:
     `reason` says why it lost, and is empty for the best. `too_big` says why GPUs can't hold it,
     `warning` by how much it exceeds the memory of CPUs, which hold it by swapping. Where throughput
     is asked for, `replicas` copies run at once, each `slowdown` times as slow as alone.
-    `must_lead` says that exact plans are preferred unless this one is clearly faster.
+    `must_lead` says that exact plans are preferred unless this one is clearly faster. `before_s` is
+    what it took when a plan was made that is now resumed.
     """
 
     configuration: Configuration
@@ -83,6 +85,7 @@ class PricedCandidate:
     replicas: int = 1
     slowdown: float = 1.0
     must_lead: bool = False
+    before_s: float | None = None
     reason: str = ""
 
     @property
@@ -130,7 +133,7 @@ class SearchResult:
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
     fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
     listed first, where that is faster. `fingerprint` is what the best plan's ranks found where they
-    ran.
+    ran, `resumed` the plan that it goes on from.
     """
 
     ranked: tuple[PricedCandidate, ...]
@@ -146,6 +149,7 @@ class SearchResult:
     ended: str = ""
     better_order: PricedCandidate | None = None
     fingerprint: Fingerprint | None = None
+    resumed: ExecutionPlan | None = None
 
     @property
     def best(self) -> PricedCandidate:
@@ -176,11 +180,13 @@ class SearchResult:
             chosen, self.spec, self.workload, self.cluster, self.backend, self.text_lengths
         )
         found = self.fingerprint if index == 0 else None
+        kept = self.resumed.kept_when_resumed if self.resumed else {}
         return plan.model_copy(
             update={
                 "measurement": chosen.measurement,
                 "fingerprint": found or plan.fingerprint,
                 "runner_ups": tuple(runner_up(ranked) for ranked in others[:runner_ups]),
+                **kept,
             }
         )
 
@@ -207,30 +213,37 @@ def build_plan(
         prediction=ranked.prediction,
         measurement=None,
         runner_ups=(),
-        fingerprint=fingerprint_of(cluster, configuration.mesh.size),
+        fingerprint=fingerprint_of(cluster, configuration.ranks),
+        locations=locations_of(cluster, configuration.ranks),
     )
 
 
-def fingerprint_of(cluster: ClusterProfile, ranks: int) -> Fingerprint:
+def fingerprint_of(cluster: ClusterProfile, ranks: Iterable[int]) -> Fingerprint:
     """What must be the same where the plan runs: the devices of its ranks, kinds of link,
     software.
     """
+    devices = cluster.devices
     return Fingerprint(
         cluster=cluster.name,
-        devices=tuple(device.name for device in cluster.devices[:ranks]),
+        devices=tuple(devices[rank].name for rank in ranks),
         link_kinds=cluster.link_kinds,
         software=cluster.software,
     )
 
 
 def runner_up(ranked: PricedCandidate) -> RunnerUp:
-    """A loser as plans record it."""
+    """A loser as plans record it, with what it took before where it wasn't run now."""
+    measured_s, reason = ranked.before_s, ranked.reason
+    if ranked.measurement:
+        measured_s = ranked.measurement.latency_s
+    elif measured_s is not None:
+        reason = f"{reason} (took {measured_s:.4g} s when it was last run)"
     return RunnerUp(
         configuration=ranked.configuration,
         predicted_s=ranked.prediction.latency_s,
-        measured_s=ranked.measurement.latency_s if ranked.measurement else None,
+        measured_s=measured_s,
         memory_bytes=ranked.prediction.memory_bytes,
-        reason=ranked.reason,
+        reason=reason,
     )
 
 

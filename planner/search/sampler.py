@@ -15,11 +15,13 @@ from ditplan.planner.objectives import FASTEST, Objective
 from ditplan.planner.search.acquisition import (
     FIRST_BATCH,
     TOLERANCE,
+    could_now_win,
     most_to_gain,
     next_batch,
     next_by_objective,
     trials_left,
     untried,
+    was_tried,
 )
 from ditplan.planner.search.parameters import ParameterSpace
 from ditplan.planner.search.ranking import PricedCandidate
@@ -41,7 +43,8 @@ class PlannerSampler(BaseSampler):
 
     `results` reads a study: all candidates, fastest first as predicted, with what came out of those
     that were tried. Of them `top` and the baseline may be tried; `pictures` are made by a call.
-    `ended` says why no more are proposed, if the model does.
+    `ended` says why no more are proposed, if the model does. The configuration to `resume`, by its
+    key, is the first one; then only what could now be faster follows, unless it failed.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class PlannerSampler(BaseSampler):
         objective: Objective = FASTEST,
         pictures: int = 1,
         say: Callable[[str], None] = lambda message: None,
+        resume: str | None = None,
     ) -> None:
+        self._resume = resume
         self._space, self._results, self._top, self._say = space, results, top, say
         self._objective, self._pictures = objective, pictures
         self._proposed: list[PricedCandidate] = []
@@ -68,7 +73,7 @@ class PlannerSampler(BaseSampler):
         results = self._results(study)
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         begun = {trial.user_attrs.get(CANDIDATE) for trial in running}
-        first = [r for r in untried(results, self._top) if r.configuration.key not in begun]
+        first = [r for r in self._first(results) if r.configuration.key not in begun]
         self._proposed = first if first or finishing else self._next(results)
         return len(self._proposed)
 
@@ -97,6 +102,13 @@ class PlannerSampler(BaseSampler):
         """Anything, for parameters that aren't the planner's."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
+    def _first(self, results: Sequence[PricedCandidate]) -> list[PricedCandidate]:
+        """What of the first batch was neither measured nor failed."""
+        resumed = [one for one in results if one.configuration.key == self._resume]
+        if not resumed or resumed[0].failure:
+            return untried(results, self._top)
+        return [one for one in resumed if not was_tried(one)]
+
     def _next(self, results: Sequence[PricedCandidate]) -> list[PricedCandidate]:
         """The next batch; empty when no more are to be tried or none is worth it."""
         left = trials_left(results, self._top)
@@ -106,6 +118,14 @@ class PlannerSampler(BaseSampler):
         if self._objective != FASTEST:
             batch = next_by_objective(results, left, self._objective, self._pictures)
             self.ended = "" if batch else "no unmeasured plan should serve the objective better"
+            return batch
+        if self._resume is not None:
+            batch = could_now_win(results, left)
+            self.ended = (
+                "" if batch else f"no other plan can now be more than {TOLERANCE:.0%} faster"
+            )
+            names = "; ".join(str(ranked.configuration) for ranked in batch)
+            self._say(self.ended or f"could now be faster: {names}")
             return batch
         if most_to_gain(results) <= TOLERANCE:
             self.ended = f"no unmeasured plan can be more than {TOLERANCE:.0%} faster"

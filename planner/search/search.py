@@ -68,6 +68,7 @@ def search(
         backend=task.backend,
         objective=task.objective,
         text_lengths=task.text_lengths,
+        resumed=trials.resume if trials else None,
         ended=ended,
         better_order=better_order(task, topology, ranked[0]),
     )

@@ -16,13 +16,15 @@ from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.trials import check_trial, refusing_strange_journals
 from ditplan.planner.space.approximations import ApproximationPolicy
 from ditplan.planner.task import Task
+from ditplan.profiles.evidence import evidence_of
+from ditplan.profiles.plan import ExecutionPlan
 
 
 def task_name(task: Task) -> str:
     """What is measured of a task goes by this name: the same for the same model, workload, cluster
     and choices.
     """
-    cluster = fingerprint_of(task.cluster, len(task.cluster.devices))
+    cluster = fingerprint_of(task.cluster, range(len(task.cluster.devices)))
     allowed = task.allowed
     identity = {
         "model": task.spec.config_hash,
@@ -45,9 +47,14 @@ def _measured_alike(allowed: ApproximationPolicy) -> dict[str, Any]:
     return kept
 
 
-def study_name(task: Task, sampler: SamplerName = "planner") -> str:
-    """The study of a task: each sampler has one of its own, with which the same task goes on."""
-    return f"{task_name(task)}-{sampler}"
+def study_name(
+    task: Task, sampler: SamplerName = "planner", resume: ExecutionPlan | None = None
+) -> str:
+    """The study of a task: each sampler has one of its own, with which the same task goes on, and
+    so has each plan that is resumed.
+    """
+    of_plan = f"-{evidence_of(resume)}" if resume is not None else ""
+    return f"{task_name(task)}-{sampler}{of_plan}"
 
 
 def open_storage(journal: Path | None) -> BaseStorage:
@@ -65,6 +72,7 @@ def open_study(
     storage: BaseStorage,
     pruner: optuna.pruners.BasePruner,
     journal: Path | None,
+    resume: ExecutionPlan | None = None,
 ) -> optuna.Study:
     """The task's study, as it was left or new; `journal` is the file that `storage` writes.
 
@@ -75,7 +83,7 @@ def open_study(
     with refusing_strange_journals(journal):
         study = optuna.create_study(
             storage=storage,
-            study_name=study_name(task, sampler),
+            study_name=study_name(task, sampler, resume),
             direction="minimize",
             pruner=pruner,
             load_if_exists=True,

@@ -12,7 +12,7 @@ from ditplan.planner.search.pricing import cost_model_of, priced_as_is
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task, TuneRequest, workload_for
-from ditplan.profiles.book import BookEntry, PlanBook
+from ditplan.profiles.book import BookEntry, Otherwise, PlanBook
 from ditplan.profiles.bounds import Batch, Frames, Pixels, Steps, TextSize, Weight
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.configuration import PipeFusion
@@ -68,6 +68,7 @@ class Mixed:
     mix: tuple[Weighted, ...]
     rankings: tuple[SearchResult, ...]
     one_mesh: OneMesh | None
+    otherwise: Otherwise = "refuse"
 
     @property
     def mean_s(self) -> float:
@@ -85,7 +86,8 @@ class Mixed:
             entries=tuple(
                 BookEntry(weight=weighted.weight, plan=ranking.to_plan())
                 for weighted, ranking in zip(self.mix, self.rankings, strict=True)
-            )
+            ),
+            otherwise=self.otherwise,
         )
 
 
@@ -136,8 +138,10 @@ def plan_mix(
     mix: Sequence[Weighted],
     cluster: ClusterProfile,
     progress: Callable[[str], None] | None = None,
+    otherwise: Otherwise = "refuse",
 ) -> Mixed:
     """The best plan of each workload on paper, and the one mesh with the least mean latency.
+    `otherwise` is the book's.
 
     Raises:
         InputError: a workload that can't be planned; as `search`.
@@ -149,7 +153,7 @@ def plan_mix(
         return search(task, progress=lambda message: say(f"{task.workload}: {message}"))
 
     rankings = tuple(map(ranking_of, tasks))
-    return Mixed(tuple(mix), rankings, one_mesh_for_all(tasks, mix, rankings))
+    return Mixed(tuple(mix), rankings, one_mesh_for_all(tasks, mix, rankings), otherwise)
 
 
 def one_mesh_for_all(

@@ -3,10 +3,13 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
-from ditplan.planner.network.groups import groups_along
+from ditplan.planner.network.groups import Groups, groups_along
+from ditplan.planner.network.tables import Group
 from ditplan.planner.network.topology import Topology
+from ditplan.profiles.cluster import Operation
 from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
 
 MOST_SEATINGS = 70
@@ -16,6 +19,11 @@ Where there are more, those of one kind sit side by side."""
 MOST_SORTED_KINDS = 3
 """Then so many kinds stand in all orders, more of them as they are listed and the other way round:
 clusters list them by age or speed."""
+
+ONWARD: tuple[Operation, ...] = ("send_recv",)
+BOTH_WAYS: tuple[Operation, ...] = ("all_to_all", "send_recv")
+TOGETHER = (("ring", "ulysses"), ("dp", "cfg"), ("dp", "cfg", "ring", "ulysses"))
+"""Axes over which outputs are put together, and over which weights are shared out."""
 
 
 def placements(
@@ -35,6 +43,48 @@ def placements(
                 placement = tuple(seats[seat] for seat in placement)
             found.setdefault(_seen_by(topology, mesh, order, placement), (order, placement))
     return list(found.values())
+
+
+def placements_on(
+    mesh: Mesh,
+    topology: Topology,
+    orders: Sequence[tuple[str, ...]],
+    subsets: Iterable[tuple[int, ...]],
+) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Orders of the axes with their placements on subsets of the ranks, of those that aren't slower
+    than another one, on the first ranks or on a subset, along every axis.
+    """
+    first = [_speeds_of(topology, mesh, partial(groups_along, mesh, order)) for order in orders]
+    found: dict[tuple[float, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
+    for subset, order in itertools.product(subsets, orders):
+        placement = tuple(subset[seat] for seat in placement_of(mesh, order))
+        speeds = _speeds_of(topology, mesh, partial(mesh.groups, placement))
+        if any(_is_as_fast(other, speeds) for other in itertools.chain(first, found)):
+            continue
+        found = {one: kept for one, kept in found.items() if not _is_as_fast(speeds, one)}
+        found[speeds] = order, placement
+    return list(found.values())
+
+
+def _is_as_fast(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def _speeds_of(
+    topology: Topology, mesh: Mesh, groups_of: Callable[[tuple[str, ...]], Groups | list[Group]]
+) -> tuple[float, ...]:
+    """How long exchanges take along each axis, and along those that exchange together: between all
+    pairs where it may be so, else from each rank to the next.
+    """
+    split = {axis for axis, degree in zip(AXES, mesh.degrees, strict=True) if degree > 1}
+    along = [(axis,) for axis in AXES if axis in split]
+    may_push = "nvlink" in topology.cluster.link_kinds
+    speeds: list[float] = []
+    for axes in [*along, *(axes for axes in TOGETHER if len(split.intersection(axes)) > 1)]:
+        is_pairwise = may_push or axes == ("ulysses",)
+        operations = BOTH_WAYS if is_pairwise else ONWARD
+        speeds += topology.signature(groups_of(axes), operations)
+    return tuple(speeds)
 
 
 def seatings(names: Sequence[str]) -> Iterator[tuple[int, ...]]:

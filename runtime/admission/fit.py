@@ -3,8 +3,10 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -18,15 +20,29 @@ from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.agreement import disagreement
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.ranks.attach import attach_to_job, seated_in_job
 from ditplan.runtime.ranks.devices import common_link_kind, link_kind
-from ditplan.runtime.ranks.pool import attach_from_torchrun, environment
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.self_test import facts_of_rank
 
 LOG = logging.getLogger("ditplan")
 
 
-def admitted(pipeline: Any, plan: Any) -> RankContext:
-    """The context of a rank that torchrun started, if all ranks may put the plan in force.
+@dataclass(frozen=True)
+class Attached:
+    """A rank's place in a job: what to load the pipeline to, and the plan for the job's ranks,
+    whose placement names them.
+    """
+
+    plan: ExecutionPlan
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def admitted(pipeline: Any, plan: Any) -> tuple[RankContext, ExecutionPlan]:
+    """The context of a rank of a job that a launcher started, and the plan for the job's ranks, if
+    all of them may put it in force.
 
     Raises:
         InputError: the same on every rank; says what was given and what is allowed.
@@ -37,7 +53,7 @@ def admitted(pipeline: Any, plan: Any) -> RankContext:
     except InputError as error:
         refusal = error
     try:
-        context = attach_from_torchrun()
+        context = attach_to_job()
     except InputError as error:
         raise refusal or error from None
 
@@ -48,8 +64,31 @@ def admitted(pipeline: Any, plan: Any) -> RankContext:
         require_possible(pipeline, plan, context)
 
     require_alike(plan, context, check)
-    require_fit(plan, context)
-    return context
+    here = seated_in_job(plan, context)
+    require_fit(here, context)
+    return context, here
+
+
+def attached(plan: Any) -> Attached:
+    """This process' place in a job that a launcher started, and the plan for the job's ranks.
+
+    Raises:
+        InputError: the same on every rank; says what was given and what is allowed.
+    """
+    refusal = None if isinstance(plan, ExecutionPlan) else InputError(_no_plan(plan, "attach()"))
+    try:
+        context = attach_to_job()
+    except InputError as error:
+        raise refusal or error from None
+
+    def check() -> None:
+        if refusal is not None:
+            raise refusal
+        plan.require_ranks(context.world_size)
+
+    require_alike(plan, context, check)
+    here = seated_in_job(plan, context)
+    return Attached(here, context.rank, context.world_size, context.device)
 
 
 def require_possible(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> None:
@@ -59,29 +98,29 @@ def require_possible(pipeline: Any, plan: ExecutionPlan, context: RankContext) -
         InputError: says what was given and what would be right.
     """
     device: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
+    limits = limits_of(pipeline, plan.model.name)
+    if limits is not None:
+        plan.require_workload(limits, device)
+
+
+def limits_of(pipeline: Any, name: str) -> ModelLimits | None:
+    """What bounds the workloads of a pipeline's model; None where no family describes it, as is
+    said with what there is as soon as a plan is put in force.
+    """
     model, vae = pipeline.transformer, getattr(pipeline, "vae", None)
     family = load_families().get(type(model).__name__)
     if family is None:
-        # it is refused with what there is, as soon as the plan is put in force
-        return
+        return None
     unit = None
     if vae is not None:
         latents = number_of(family.latents_per_token, model.config)
         unit = pixels_per_latent(vae.config) * latents
-    plan.require_workload(ModelLimits.of_family(plan.model.name, family, unit), device)
+    return ModelLimits.of_family(name, family, unit)
 
 
 def _require_pipeline_and_plan(pipeline: Any, plan: Any) -> None:
-    if isinstance(plan, PlanBook):
-        raise InputError(
-            f"parallelize() takes a plan, this is a book of {len(plan.entries)}: ask it with "
-            "plan_for(workload) for the one to put in force"
-        )
     if not isinstance(plan, ExecutionPlan):
-        raise InputError(
-            f"parallelize() takes an ExecutionPlan, not {_named(plan)}: load one from its file "
-            "with ditplan.ExecutionPlan.load(path)"
-        )
+        raise InputError(_no_plan(plan, "parallelize()"))
     if isinstance(pipeline, nn.Module):
         raise InputError(
             f"parallelize() takes a diffusers pipeline, not its {type(pipeline).__name__}: give it "
@@ -91,6 +130,19 @@ def _require_pipeline_and_plan(pipeline: Any, plan: Any) -> None:
         raise InputError(
             f"parallelize() takes a diffusers pipeline with a transformer, not {_named(pipeline)}"
         )
+
+
+def _no_plan(given: object, function: str) -> str:
+    """Why something that is no plan can't be put in force."""
+    if isinstance(given, PlanBook):
+        return (
+            f"{function} takes a plan, this is a book of {len(given.entries)}: ask it with "
+            "plan_for(workload) for the one to put in force"
+        )
+    return (
+        f"{function} takes an ExecutionPlan, not {_named(given)}: load one from its file with "
+        "ditplan.ExecutionPlan.load(path)"
+    )
 
 
 def _named(value: object) -> str:
@@ -142,7 +194,7 @@ def require_fit(plan: ExecutionPlan, context: RankContext) -> None:
     if context.world_size < plan.mesh.size:
         plan.require_ranks(context.world_size)
     timed = plan.fingerprint.self_test is not None
-    facts, link = gathered_facts(context, plan.mesh.size, timed=timed)
+    facts, link = gathered_facts(context, plan.configuration.ranks, timed=timed)
     for mismatch in plan.require_place(facts, link):
         if context.rank == 0:
             warnings.warn(str(mismatch), PlanWarning, stacklevel=2)
@@ -151,13 +203,13 @@ def require_fit(plan: ExecutionPlan, context: RankContext) -> None:
 
 
 def gathered_facts(
-    context: RankContext, ranks: int, *, timed: bool
-) -> tuple[Sequence[RankFacts], LinkKind]:
-    """What the first `ranks` ranks find, and what connects the devices; every rank calls it."""
+    context: RankContext, ranks: Sequence[int], *, timed: bool
+) -> tuple[Sequence[RankFacts], LinkKind | None]:
+    """What some ranks find, and what connects the devices, if known; every rank calls it."""
     mine = (facts_of_rank(context, ranks, timed), link_kind(context))
     found: list[Any] = [mine]
     if context.world_size > 1:
         found = [None] * context.world_size
         dist.all_gather_object(found, mine)
     kinds = [kind for _, kind in found]
-    return [facts for facts, _ in found[:ranks]], common_link_kind(kinds, environment())
+    return [found[rank][0] for rank in ranks], common_link_kind(kinds, environment())

@@ -65,6 +65,7 @@ def put_in_force(
 
         def put(applied: ExitStack) -> None:
             calls.around.clear()
+            calls.watches.clear()
             calls.graphs.clear()
             held = (shards_of(model) for model in all_models)
             calls.pieces[:] = [found.holds for found in held if found is not None]
@@ -75,7 +76,7 @@ def put_in_force(
                 for model in all_models:
                     guard.guard(model, applied)
                 guard.know_plan()
-            if callable(pipeline) and (guard is not None or calls.around):
+            if callable(pipeline) and (guard is not None or calls.around or calls.watches):
                 take_calls(pipeline, calls.run, applied)
 
         def together() -> AbstractContextManager[None]:

@@ -18,3 +18,7 @@ class Built:
     def at_least(self, shapes: int) -> None:
         """Has so many shapes of calls keep what was made for each."""
         self.shapes = max(self.shapes, shapes)
+
+    def add_shapes(self, shapes: int) -> None:
+        """Has so many more keep theirs."""
+        self.shapes += shapes

@@ -1,7 +1,7 @@
 """CUDA graphs: a whole forward with its collectives, launched by the host as one."""
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -55,12 +55,24 @@ class GraphedForward:
         self._device = device
         self._may_fall_back = may_fall_back
         self._captured: dict[Hashable, Captured | None] = {}
+        self._hold: Callable[[], Sequence[Any]] = list
+        self._held: Sequence[Any] = ()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = capture_stream(device)
 
     def clear(self) -> None:
         """Forgets all that was captured."""
         self._captured.clear()
+
+    def resume(self, forward: Callable[..., Any], held: Callable[[], Sequence[Any]]) -> None:
+        """Goes on with another forward that does the same. What was captured stays if all that
+        graphs hold beside their calls, as `held` tells it, is what it was at the last capture: the
+        same objects, and equal numbers and words.
+        """
+        self._forward, self._hold = forward, held
+        now = held()
+        if len(now) != len(self._held) or not all(map(_is_same, now, self._held)):
+            self.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = pytree.tree_flatten((args, kwargs))
@@ -116,8 +128,15 @@ class GraphedForward:
         ):
             outputs = self._forward(*args, **kwargs)
         self._built.captures += 1
+        self._held = self._hold()
         inputs = [leaf for leaf in static if isinstance(leaf, torch.Tensor)]
         return Captured(graph, inputs, outputs)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether it is one object, or two of a plain value: names of modules are made anew."""
+    plain = isinstance(one, (bool, int, float, str)) and type(one) is type(other)
+    return one is other or (plain and one == other)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ditplan.profiles.errors import InputError
-from ditplan.profiles.family import family_of
+from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.files import path_text
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
@@ -88,6 +88,17 @@ def prompt_embeddings(
 ) -> dict[str, Any]:
     """Random embeddings in place of a prompt's, as arguments for the pipeline's call."""
     family = family_of(spec.transformer_class)
+    return words_of(family, spec.config, workload, device, seed)
+
+
+def words_of(
+    family: ModelFamily,
+    config: Mapping[str, Any],
+    workload: Workload,
+    device: torch.device,
+    seed: int,
+) -> dict[str, Any]:
+    """The same for a transformer of a family and a config."""
     shapes = {
         name: dims
         for name, dims in family.prompt_inputs.items()
@@ -95,22 +106,26 @@ def prompt_embeddings(
     }
     sizes = InputShape(workload.batch, workload.text_tokens, 0, 0)
     dtype = DTYPES[workload.dtype]
-    embeddings = random_inputs(shapes, sizes, spec.config, device, dtype, seed, family)
+    embeddings = random_inputs(shapes, sizes, config, device, dtype, seed, family)
     # some pipelines have words for it by default, and take words or embeddings, not both
     return embeddings | ({"negative_prompt": None} if workload.guidance else {})
 
 
 def call_arguments(spec: ModelSpec, workload: Workload) -> dict[str, Any]:
     """What a call of the pipeline needs for a workload beside words, generator and output type."""
-    family = family_of(spec.transformer_class)
+    return call_of(family_of(spec.transformer_class), spec.guidance_scale, workload)
+
+
+def call_of(family: ModelFamily, guidance_scale: float, workload: Workload) -> dict[str, Any]:
+    """The same for a model of a family, with the guidance scale that it usually has."""
     guided = workload.guidance or family.guidance == "embedded"
     arguments: dict[str, Any] = {
         "height": workload.height,
         "width": workload.width,
         "num_inference_steps": workload.steps,
-        family.guidance_argument: spec.guidance_scale if guided else 1.0,
+        family.guidance_argument: guidance_scale if guided else 1.0,
     }
-    if spec.frames_per_token > 1:
+    if family.frames_per_latent > 1:
         arguments["num_frames"] = workload.frames
     if family.text_length_argument:
         arguments[family.text_length_argument] = workload.text_tokens

@@ -17,7 +17,7 @@ from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.runtime.groups import AxisGroup, GroupHandle, RankContext
 from ditplan.runtime.ranks.devices import may_share_memory
-from ditplan.runtime.ranks.pool import environment
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.transport.collective_link import CollectiveLink, P2PLink
 from ditplan.runtime.transport.host_link import HostLink
 from ditplan.runtime.transport.mailbox import can_write_to_peers

@@ -3,7 +3,7 @@
 import datetime
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,16 @@ from ditplan.profiles.cluster import (
 from ditplan.profiles.device_kinds import ON_ONE_HOST, with_rates_of_kinds
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.profiling.collective_calls import OPERATION_CALLS, operations_in_call
+from ditplan.runtime.profiling.link_sweep import measured_links
 from ditplan.runtime.profiling.nccl_programs import tables_of_programs
+from ditplan.runtime.profiling.pair_rounds import HostRanks, hosts_in_order
 from ditplan.runtime.profiling.timing import synchronize
+from ditplan.runtime.ranks.device_numbers import number_of_gpu
 from ditplan.runtime.ranks.devices import (
-    device_links,
     device_warnings,
     inspect_device,
 )
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.left_set import environment_warnings
 from ditplan.runtime.ranks.pool import RankPool
 from ditplan.runtime.ranks.self_test import software_versions
@@ -41,7 +44,10 @@ LARGEST_REDUCED_BYTES = 1 << 20
 PEER_BYTES = (64 << 10, 64 << 20)
 BUDGET_S = {"cuda": 60.0, "cpu": 15.0}
 SHAPE_BUDGET_S = 5.0
+MOST_USUAL = 10
 QUICK = 0.3
+# Of so many ranks all shapes are measured; of a part of the ranks no more than so many.
+FEW_RANKS, MOST_USED = 16, 32
 FEWEST_TIMINGS, MOST_TIMINGS = 3, 30
 # Calls in one timing: so many that the synchronization around them doesn't count.
 MOST_CALLS, TIMING_S = 10, 2e-3
@@ -84,20 +90,45 @@ def axis_shapes(world_size: int) -> list[AxisShape]:
     ]
 
 
+def representative_shapes(world_size: int, per_host: int) -> list[AxisShape]:
+    """The shapes that are measured: all of up to 16 ranks, and of more those that use all ranks, or
+    no more than two hosts have: others are like one of these.
+
+    Beyond 16 ranks their number grows with the square of the logarithm of the ranks.
+    """
+    most = max(FEW_RANKS, 2 * per_host)
+    return [
+        shape
+        for shape in axis_shapes(world_size)
+        if shape.used == world_size or shape.used <= min(most, MOST_USED)
+    ]
+
+
 def profile_cluster(
-    pool: RankPool, name: str, *, quick: bool = False, say: Callable[[str], None] = lambda _: None
+    pool: RankPool,
+    name: str,
+    *,
+    hosts: Mapping[str, int] | None = None,
+    quick: bool = False,
+    budget_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> ClusterProfile:
     """Measures devices, links and collectives of the ranks in a pool.
 
     Args:
         pool: ranks, one for each device.
         name: what the profile calls the cluster.
+        hosts: how many ranks each host has, in their order; this machine has all if left out.
         quick: a third of the time, every other size.
+        budget_s: how long links and collectives may take together, about; what it has no room for
+            is inferred, and the profile says so. Left out, what is usual, and on slow links up to
+            ten times as long.
         say: is told what is being measured.
 
     Raises:
         RankError: a rank failed; the pool is closed then.
     """
+    ranks_of = hosts_in_order(hosts or {"localhost": pool.size})
     say(f"inspecting {pool.size} {pool.device} devices")
     reports = pool.run(inspect_device, timeout_s=120.0)
     for rank, report in enumerate(reports):
@@ -107,23 +138,49 @@ def profile_cluster(
             f"{report.device.half_flops_per_s / 1e12:.3g} TFLOP/s, "
             f"{report.device.memory_bytes_per_s / 1e9:.3g} GB/s{facts}"
         )
-    tables = _measure_tables(pool, quick, say)
-    links = device_links("localhost", reports, pool.environment, _pair_speed(tables))
+    numbers = pool.run(number_here, timeout_s=60.0)
+    began = time.perf_counter()
+    usual_s = BUDGET_S[pool.device] * (QUICK if quick else 1.0)
+    wanted_s, most_s = (usual_s, MOST_USUAL * usual_s) if budget_s is None else (budget_s, budget_s)
+    found = measured_links(pool, ranks_of, reports, most_s / 4, say)
+    left_s = most_s - (time.perf_counter() - began)
+    tables, left_out = _measure_tables(pool, ranks_of, quick, (wanted_s, left_s), say)
     return ClusterProfile(
         name=name,
-        hosts=(
+        hosts=tuple(
             Host(
-                name="localhost",
-                devices=with_rates_of_kinds([report.device for report in reports], ON_ONE_HOST),
-            ),
+                name=host.name,
+                devices=with_rates_of_kinds(
+                    [reports[rank].device for rank in host.ranks], ON_ONE_HOST
+                ),
+                numbers=_numbers([numbers[rank] for rank in host.ranks]),
+            )
+            for host in ranks_of
         ),
-        links=tuple(links),
+        links=tuple(found.links),
         collectives=tuple(tables),
         software=pool.run(software_versions, timeout_s=60.0)[0],
-        warnings=(*environment_warnings(pool.environment), *device_warnings(reports)),
+        warnings=(
+            *environment_warnings(pool.environment),
+            *device_warnings(reports),
+            *found.warnings,
+            *left_out,
+        ),
         measured_on=datetime.datetime.now(datetime.UTC).date().isoformat(),
         source="measured",
     )
+
+
+def number_here(context: RankContext) -> int | None:
+    """What the host calls this rank's GPU."""
+    return number_of_gpu(context.device, environment())
+
+
+def _numbers(told: Sequence[int | None]) -> tuple[int, ...] | None:
+    """What a host calls its ranks' GPUs; None where these are the first ones, or nobody says."""
+    found = [number for number in told if number is not None]
+    is_usual = len(found) < len(told) or found == list(range(len(told)))
+    return None if is_usual else tuple(found)
 
 
 def measure_axis(
@@ -185,16 +242,31 @@ def _group_of(context: RankContext, shape: AxisShape) -> AxisGroup | None:
 
 
 def _measure_tables(
-    pool: RankPool, quick: bool, say: Callable[[str], None]
-) -> list[CollectiveTable]:
-    shapes = axis_shapes(pool.size)
+    pool: RankPool,
+    hosts: Sequence[HostRanks],
+    quick: bool,
+    times_s: tuple[float, float],
+    say: Callable[[str], None],
+) -> tuple[list[CollectiveTable], list[str]]:
+    """The tables that there is time for, and a warning where there isn't for all; `times_s` are
+    the seconds in which it is to be done, and those after which no other table is begun.
+    """
+    wanted_s, most_s = times_s
+    shapes = representative_shapes(pool.size, min(host.size for host in hosts))
     if not shapes:
-        return []
-    share_s = min(BUDGET_S[pool.device] / len(shapes), SHAPE_BUDGET_S) * (QUICK if quick else 1.0)
+        return [], []
+    began = time.perf_counter()
+    share_s = min(wanted_s / len(shapes), SHAPE_BUDGET_S)
     factor = 4 if quick else 2
-    tables = _tables_of_programs(pool, say)
+    tables = _tables_of_programs(pool, say) if len(hosts) == 1 else []
     known = {(table.operation, table.size, table.stride, table.groups) for table in tables}
     for number, shape in enumerate(shapes, start=1):
+        if number > 1 and time.perf_counter() - began > most_s:
+            left = len(shapes) - number + 1
+            return tables, [
+                f"{left} of {len(shapes)} kinds of group weren't measured, for want of time: what "
+                "they take is inferred from links and from groups like them; give it more time"
+            ]
         groups = f"{len(shape.groups)} group{'s' if len(shape.groups) > 1 else ''}"
         say(
             f"collectives {number}/{len(shapes)}: {groups} of {shape.size} ranks, "
@@ -206,13 +278,17 @@ def _measure_tables(
         for operation in operations:
             if (operation, shape.size, shape.stride, len(shape.groups)) in known:
                 continue
-            sizes = _sizes(pool.device, operation, factor)
-            budget_s = share_s / len(operations)
+            sizes = sizes_of(pool.device, operation, factor)
             by_rank = pool.run(
-                measure_axis, shape, operation, sizes, budget_s, timeout_s=60.0 + 20 * budget_s
+                measure_axis,
+                shape,
+                operation,
+                sizes,
+                share_s / len(operations),
+                timeout_s=60.0 + 20 * share_s / len(operations),
             )
             tables.append(_table(shape, operation, by_rank))
-    return tables
+    return tables, []
 
 
 def _tables_of_programs(pool: RankPool, say: Callable[[str], None]) -> list[CollectiveTable]:
@@ -220,13 +296,12 @@ def _tables_of_programs(pool: RankPool, say: Callable[[str], None]) -> list[Coll
     if pool.device == "cpu":
         return []
 
-    def sizes_of(operation: Operation) -> list[int]:
-        return _sizes(pool.device, operation, 2)
-
-    return list(tables_of_programs(pool.size, sizes_of, pool.environment, say))
+    sizes = {operation: sizes_of(pool.device, operation, 2) for operation in OPERATIONS}
+    return list(tables_of_programs(pool.size, sizes.__getitem__, pool.environment, say))
 
 
-def _sizes(device: str, operation: Operation, factor: int) -> list[int]:
+def sizes_of(device: str, operation: Operation, factor: int) -> list[int]:
+    """The sizes at which an operation is timed, each `factor` times the one before."""
     smallest, largest = SMALLEST_BYTES, LARGEST_BYTES[device]
     if operation == "all_reduce":
         largest = LARGEST_REDUCED_BYTES
@@ -258,15 +333,6 @@ def _table(
         points=tuple(points),
         source="measured",
     )
-
-
-def _pair_speed(tables: Sequence[CollectiveTable]) -> tuple[float, float] | None:
-    """Seconds of the smallest message between a pair of neighbours, and bytes/s of the largest."""
-    for table in tables:
-        if table.operation == "send_recv" and (table.size, table.groups) == (2, 1):
-            first, last = table.points[0], table.points[-1]
-            return first.median_s, last.bytes / last.median_s
-    return None
 
 
 def _nothing() -> None:

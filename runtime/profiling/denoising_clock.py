@@ -2,13 +2,14 @@
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
-from ditplan.runtime.takeover import replaced
+from ditplan.runtime.in_force import PASSING
+from ditplan.runtime.takeover import names_arguments, replaced
 
 
 class DenoisingClock:
@@ -27,27 +28,16 @@ class DenoisingClock:
     def watching(self, pipeline: Any) -> Iterator[None]:
         """Watches one call of the pipeline."""
         self._first, self._last, self.steps = None, None, 0
-        scheduler = pipeline.scheduler
-        taken_over = vars(scheduler).get("step")
 
-        @functools.wraps(type(scheduler).step)
-        def step(*args: Any, **kwargs: Any) -> Any:
-            # looked up when called: a plan may give the scheduler another class meanwhile
-            own = taken_over or functools.partial(type(scheduler).step, scheduler)
-            result = own(*args, **kwargs)
-            self._last = self._mark()
-            self.steps += 1
-            return result
-
-        def started(_module: Any, _args: Any) -> None:
+        def started(_inputs: dict[str, Any]) -> None:
             if self._first is None:
-                self._first = self._mark()
+                self._first = mark(self._device)
 
-        with ExitStack() as undo:
-            undo.callback(
-                pipeline.transformer.register_forward_pre_hook(started, prepend=True).remove
-            )
-            undo.enter_context(replaced(scheduler, "step", step))
+        def stepped() -> None:
+            self._last = mark(self._device)
+            self.steps += 1
+
+        with watching_steps(pipeline, started, stepped):
             yield
 
     def seconds(self) -> float:
@@ -59,9 +49,41 @@ class DenoisingClock:
             return float(self._first.elapsed_time(self._last)) / 1e3
         return float(self._last - self._first)
 
-    def _mark(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+
+def mark(device: torch.device) -> Any:
+    """This moment on a device: seconds on a CPU, an event on a GPU, which isn't waited for."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+@contextmanager
+def watching_steps(
+    pipeline: Any, started: Callable[[dict[str, Any]], None], stepped: Callable[[], None]
+) -> Iterator[None]:
+    """Calls `started` with the inputs of each call of the transformer before it is made, and
+    `stepped` after each step of the scheduler.
+    """
+    scheduler, named = pipeline.scheduler, names_arguments(pipeline.transformer)
+    taken_over = vars(scheduler).get("step")
+
+    @functools.wraps(type(scheduler).step)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        # looked up when called: a plan may give the scheduler another class meanwhile
+        own = taken_over or functools.partial(type(scheduler).step, scheduler)
+        result = own(*args, **kwargs)
+        stepped()
+        return result
+
+    def begun(_module: Any, args: Any, kwargs: Any) -> None:
+        started(named(*args, **kwargs))
+
+    # else a plan in force would take it for a change and be put in force anew
+    vars(begun)[PASSING] = True
+    with ExitStack() as undo:
+        hook = pipeline.transformer.register_forward_pre_hook(begun, prepend=True, with_kwargs=True)
+        undo.callback(hook.remove)
+        undo.enter_context(replaced(scheduler, "step", step))
+        yield

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ditplan.profiles.cluster import Device, Link, LinkKind
+from ditplan.profiles.cluster import Device, LinkKind
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_of
 from ditplan.runtime.ranks.left_set import is_set
@@ -74,49 +74,29 @@ def device_warnings(reports: Sequence[DeviceReport]) -> list[str]:
     return warnings
 
 
-def device_links(
-    host: str,
-    reports: Sequence[DeviceReport],
-    environment: Mapping[str, str],
-    measured: tuple[float, float] | None,
-) -> list[Link]:
-    """One link from each device to what they share: NVLink's switches, the PCIe root or memory.
-
-    `measured` are the seconds of the smallest message between two ranks and the bytes/s of the
-    largest. Data sheets promise up to three times as much, so they aren't asked.
+def link_kind(context: RankContext) -> LinkKind | None:
+    """What connects this rank's device to those of the other ranks of its host, at best, as NVML
+    claims; None where it doesn't say.
     """
-    if measured is None:
-        return []
-    latency_s, rate = measured
-    kinds = [_link_kind(report.facts, report.device.kind) for report in reports]
-    kind = common_link_kind(kinds, environment)
-    return [
-        Link(
-            a=f"{host}/{index}",
-            b=f"{host}/{kind}",
-            kind=kind,
-            # Two links are crossed from one device to another.
-            latency_s=latency_s / 2,
-            bytes_per_s=rate,
-            source="measured: send_recv" + (f"; NVML: {report.facts}" if report.facts else ""),
-        )
-        for index, report in enumerate(reports)
-    ]
-
-
-def link_kind(context: RankContext) -> LinkKind:
-    """What connects this rank's device to those of the other ranks of its host, at best."""
     if context.device.type == "cpu":
         return "memory"
-    return _link_kind(gpu_of(str(torch.cuda.get_device_properties(context.device).uuid)), "cuda")
+    gpu = gpu_of(str(torch.cuda.get_device_properties(context.device).uuid))
+    if gpu is None or gpu.nvlinks is None:
+        return None
+    return "nvlink" if gpu.nvlinks else "pcie"
 
 
-def common_link_kind(kinds: Sequence[LinkKind], environment: Mapping[str, str]) -> LinkKind:
-    """The kind that holds for all: NVLink only where every device has it and NCCL may use it.
+def common_link_kind(
+    kinds: Sequence[LinkKind | None], environment: Mapping[str, str]
+) -> LinkKind | None:
+    """The kind that holds for all: NVLink only where every device has it and NCCL may use it; None
+    where one that isn't known decides.
 
     GPUs that may use neither it nor memory of the host talk as over a network.
     """
-    kind: LinkKind = next((kind for kind in kinds if kind != "nvlink"), "nvlink")
+    kind = next((kind for kind in kinds if kind not in ("nvlink", None)), None)
+    if kind is None and None not in kinds:
+        kind = "nvlink"
     if kind == "memory" or not is_set("NCCL_P2P_DISABLE", environment):
         return kind
     return "pcie" if may_share_memory(environment) else "ethernet"
@@ -125,12 +105,6 @@ def common_link_kind(kinds: Sequence[LinkKind], environment: Mapping[str, str]) 
 def may_share_memory(environment: Mapping[str, str]) -> bool:
     """Whether ranks of a host may share its memory."""
     return not is_set("NCCL_SHM_DISABLE", environment)
-
-
-def _link_kind(facts: Gpu | None, device: str) -> LinkKind:
-    if device == "cpu":
-        return "memory"
-    return "nvlink" if facts is not None and facts.nvlinks else "pcie"
 
 
 def _inspect_gpu(context: RankContext) -> DeviceReport:

@@ -6,7 +6,6 @@ for who listens to several at once and may wait for none, `Line` for a rank, whi
 """
 
 import contextlib
-import errno
 import os
 import socket
 import struct
@@ -41,7 +40,7 @@ class Kind(IntEnum):
     REFUSED = 5
     """Agent: why it can't do what it was told, as text."""
     TASK = 6
-    """Command, to a rank: a pickled task, or nothing: it shall leave."""
+    """Command, to all ranks of a host: a pickled task, or nothing: they shall leave."""
     SAID = 7
     """A rank: a pickled pair of kind and content."""
     ASKED = 8
@@ -56,6 +55,8 @@ class Kind(IntEnum):
     """Agent, on a rank: what was asked for, as text."""
     END = 13
     """Command: the ranks shall end, and the agent; whether logs are kept, as JSON."""
+    ROUTES = 14
+    """Command: addresses; agent: from which of its own it reaches each, as JSON."""
 
 
 KINDS = frozenset(map(int, Kind))
@@ -134,17 +135,24 @@ class Wire:
     """
 
     def __init__(self, incoming: int, outgoing: int, *, after_greeting: bool = False) -> None:
+        """Takes two descriptors, which mustn't be the same, and makes them wait for nothing."""
         self.incoming, self.outgoing = incoming, outgoing
         os.set_blocking(incoming, False)
         os.set_blocking(outgoing, False)
         self.heard_at = time.monotonic()
         self._reader = FrameReader(after_greeting=after_greeting)
         self._unsent: list[memoryview] = []
+        self._is_closed = False
 
     @property
     def preamble(self) -> bytes:
         """What came before the greeting."""
         return self._reader.preamble
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What it reads and writes."""
+        return self.incoming, self.outgoing
 
     @property
     def has_unsent(self) -> bool:
@@ -167,41 +175,38 @@ class Wire:
         return []
 
     def send(self, frame: Frame) -> None:
-        """Writes as much as the other end takes now; `flush` writes the rest.
-
-        Raises:
-            OSError: the other end is gone.
-        """
+        """Writes as much as the other end takes now; `flush` writes the rest."""
         self.send_bytes(frame.encoded())
 
     def send_bytes(self, data: bytes) -> None:
         """As `send`, of bytes as they are."""
+        if self._is_closed:
+            return
         self._unsent.append(memoryview(data))
         if len(self._unsent) == 1:
             self.flush()
 
     def flush(self) -> None:
-        """Goes on writing what is left to be written.
-
-        Raises:
-            OSError: the other end is gone.
+        """Goes on writing what is left to be written. That the other end is gone, `receive` says:
+        it may have said why.
         """
         while self._unsent:
             try:
                 written = os.write(self.outgoing, self._unsent[0][:CHUNK_BYTES])
             except BlockingIOError:
                 return
+            except OSError:
+                self._unsent.clear()
+                return
             rest = self._unsent[0][written:]
             self._unsent[:1] = [rest] if rest else []
 
     def close(self) -> None:
-        """Closes both descriptors."""
-        for descriptor in {self.incoming, self.outgoing}:
-            try:
-                os.close(descriptor)
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
+        """Closes both descriptors; what is sent from then on goes nowhere."""
+        self._is_closed = True
+        self._unsent.clear()
+        os.close(self.incoming)
+        os.close(self.outgoing)
 
 
 class Line:

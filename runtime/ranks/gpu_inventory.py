@@ -135,6 +135,22 @@ def gpu_of(uuid: str) -> Gpu | None:
         return None if handle is None else _gpu(nvml, handle)
 
 
+def clock_of(uuid: str) -> tuple[int | None, int | None]:
+    """The clock of a GPU's processors and the most that it can be, in MHz; None for what NVML
+    doesn't say.
+    """
+    with _nvml() as (nvml, _):
+        if nvml is None:
+            return None, None
+        handle = _ask(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)
+        if handle is None:
+            return None, None
+        now, most = nvml.nvmlDeviceGetClockInfo, nvml.nvmlDeviceGetMaxClockInfo
+        return _ask(nvml, now, handle, nvml.NVML_CLOCK_SM), _ask(
+            nvml, most, handle, nvml.NVML_CLOCK_SM
+        )
+
+
 @contextlib.contextmanager
 def _nvml() -> Iterator[tuple[Any, str]]:
     """NVML, begun; None and the reason where that can't be."""

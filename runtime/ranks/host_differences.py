@@ -4,11 +4,12 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from ditplan.profiles.errors import Setting
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.runtime.ranks.host_report import HostFacts
 from ditplan.runtime.ranks.host_view import HostView
-from ditplan.runtime.ranks.left_set import VISIBLE_DEVICES, slowing
+from ditplan.runtime.ranks.left_set import OWN, VISIBLE_DEVICES, slowing
 from ditplan.runtime.ranks.remedies import Problem, Severity, problem
+from ditplan.runtime.ranks.seating import Equipment, devices_of
 
 LEAST_DISK_BYTES = 1 << 30
 FREE_SHARE = 0.9
@@ -19,6 +20,9 @@ CLOCK_S = 1.0
 
 SLOW = 2.0
 """By how many times a processor is slower that stands out: more than clocks that go up and down."""
+
+SLOW_GPU = 1.2
+"""As `SLOW`, between GPUs of one name while they do the same."""
 
 SAME: tuple[tuple[str, str, Severity, str], ...] = (
     ("python", "Python", "cluster", "what ranks send each other is read by one Python alone"),
@@ -37,7 +41,6 @@ they differ, and why."""
 LATE = {
     "versions": "its packages aren't known",
     "gpus": "NVML doesn't answer, so its GPUs aren't known; try `nvidia-smi` there",
-    "product": "how fast its processor is isn't known",
     "disk": "its folder for temporary files doesn't answer; a network folder may hang",
     "names": "its name servers don't answer; look at /etc/resolv.conf there",
 }
@@ -53,11 +56,12 @@ def problems_of(views: Sequence[HostView], here: Mapping[str, str]) -> list[Prob
         found += _of_disk(view, facts)
         found += _of_gpus(view, facts)
         found += _of_clock(view)
-        late = (LATE[name] for name in facts.late)
+        late = (LATE[name] for name in facts.late if name in LATE)
         found += [problem(view.name, "warning", f"{what}: no answer in time") for what in late]
     found += _of_versions(known, here)
     found += _of_missing_gpus(known)
     found += _of_product(known)
+    found += _of_gpu_products(known)
     found += _of_environment(known)
     found += _of_names(known)
     found += _of_one_machine(known)
@@ -125,20 +129,16 @@ def _of_disk(view: HostView, facts: HostFacts) -> Iterator[Problem]:
 def _of_gpus(view: HostView, facts: HostFacts) -> Iterator[Problem]:
     if not facts.gpus_in_all or facts.gpus is None:
         return
-    chosen, there = view.chosen, len(facts.gpus)
-    text = facts.environment.get(VISIBLE_DEVICES)
-    hidden = "" if text is None else f", as {VISIBLE_DEVICES} is {text!r} there"
-    wanted = max(chosen.devices) + 1 if chosen.devices else chosen.host.slots or 0
-    if wanted > there and _uses_gpus(facts):
-        what = f"device {wanted - 1}" if chosen.devices else f"slots={wanted}"
-        yield problem(
-            view.name,
-            "input",
-            f"{what} is asked of it, and it has {there} GPU(s){hidden}; ask for what it has",
-        )
-    elif there < facts.gpus_in_all:
-        words = f"{there} of its {facts.gpus_in_all} GPUs can be used{hidden}; unset it to use all"
-        yield problem(view.name, "warning", words)
+    there = len(facts.gpus)
+    if _uses_gpus(facts):
+        try:
+            devices_of(view.chosen, view.name, Equipment(there, facts.cores), "cuda")
+        except InputError as error:
+            yield Problem("", "input", error.sentence)
+    if there < facts.gpus_in_all:
+        text = facts.environment.get(VISIBLE_DEVICES)
+        words = f"{there} of its {facts.gpus_in_all} GPUs can be used, as {VISIBLE_DEVICES} is "
+        yield problem(view.name, "warning", f"{words}{text!r} there; unset it to use all")
     for number, gpu in enumerate(facts.gpus):
         free, total = gpu.free_bytes, gpu.memory_bytes
         if free is not None and total and free < FREE_SHARE * total:
@@ -191,6 +191,33 @@ def _of_product(known: Known) -> Iterator[Problem]:
             )
 
 
+def _of_gpu_products(known: Known) -> Iterator[Problem]:
+    """GPUs that multiply slower than others of their name."""
+    fastest: dict[str | None, tuple[float, str]] = {}
+    found = []
+    for view, facts in known:
+        names = {gpu.uuid: gpu.name for gpu in facts.gpus or ()}
+        for number, one in enumerate(facts.gpu_products or ()):
+            name = names.get(one.uuid)
+            found.append((view.name, number, name, one))
+            best = fastest.get(name, (0.0, ""))
+            fastest[name] = max(best, (one.flops_per_s, f"GPU {number} of {view.name}"))
+    for host, number, name, one in found:
+        rate, other = fastest[name]
+        if one.flops_per_s * SLOW_GPU < rate:
+            clock = f"{_shown(one.clock_mhz)} of {_shown(one.clock_max_mhz)} MHz"
+            yield problem(
+                host,
+                "warning",
+                f"GPU {number} multiplies at {tera(one.flops_per_s)}, its clock at {clock}, and "
+                f"{other} at {tera(rate)}; check what else uses it, power and cooling",
+            )
+
+
+def _shown(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
 def _of_environment(known: Known) -> Iterator[Problem]:
     effects: dict[tuple[str, str], list[str]] = {}
     for view, facts in known:
@@ -200,6 +227,11 @@ def _of_environment(known: Known) -> Iterator[Problem]:
         yield problem(names_of(hosts), "warning", f"{setting} is left set: {effect}; unset it")
     names = dict.fromkeys(name for _, facts in known for name in facts.environment)
     for name in names:
+        if name in OWN:
+            hosts = [view.name for view, facts in known if name in facts.environment]
+            words = f"{name} is set and not used; the interface is chosen by routes, or by "
+            yield problem(names_of(hosts), "warning", words, Setting("interface", "NAME"))
+            continue
         values = {view.name: facts.environment.get(name) for view, facts in known}
         if name == VISIBLE_DEVICES or len({*values.values()}) < 2:
             continue
@@ -281,3 +313,8 @@ def _is_loopback(address: str) -> bool:
 def gib(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 2**30:.3g} GiB"
+
+
+def tera(rate: float) -> str:
+    """FLOP/s for people."""
+    return f"{rate / 1e12:.3g} TFLOP/s"

@@ -3,17 +3,23 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import math
 import operator
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ditplan.runtime.ranks.gpu_inventory import gpu_inventory
 
 PACKAGE = Path(__file__).parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "flash-attn")
@@ -24,6 +30,18 @@ PRODUCT_NUMBERS = 10_000
 PRODUCT_S = 0.05
 
 PROBE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class GpuProduct:
+    """FLOP/s of a GPU for a small product in bfloat16, and its processors' clock just then and at
+    most, in MHz; None where NVML doesn't say.
+    """
+
+    uuid: str
+    flops_per_s: float
+    clock_mhz: int | None
+    clock_max_mhz: int | None
 
 
 def within(limit_s: float, probes: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
@@ -85,7 +103,10 @@ def sources_digest(folder: Path = PACKAGE) -> str:
 
 
 def product_rate() -> float:
-    """Multiplications/s of a processor, by its own time: other processes beside it don't count."""
+    """Multiplications/s of a processor, by its own time: other processes beside it don't count.
+
+    What else this process does at once disturbs it.
+    """
     a = [math.sqrt(number) for number in range(PRODUCT_NUMBERS)]
     best, end = math.inf, time.monotonic() + PRODUCT_S
     while best == math.inf or time.monotonic() < end:
@@ -93,6 +114,22 @@ def product_rate() -> float:
         sum(map(operator.mul, a, a))
         best = min(best, time.thread_time() - start)
     return PRODUCT_NUMBERS / max(best, 1e-9)
+
+
+def gpu_products(limit_s: float) -> tuple[GpuProduct, ...] | None:
+    """How fast the GPUs that CUDA sees multiply; None where that can't be known, or not in time:
+    torch is imported first, which alone may take some seconds.
+    """
+    if not gpu_inventory().gpus:
+        return ()
+    words = [sys.executable, "-P", "-m", "ditplan.runtime.ranks.gpu_product"]
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return tuple(GpuProduct(**one) for one in json.loads(done.stdout))
 
 
 def disk() -> dict[str, Any]:

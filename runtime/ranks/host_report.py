@@ -21,8 +21,17 @@ from typing import Any
 import psutil
 from pydantic import TypeAdapter
 
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.gpu_inventory import Gpu, gpu_inventory
-from ditplan.runtime.ranks.host_probes import disk, namespace, product_rate, versions, within
+from ditplan.runtime.ranks.host_probes import (
+    GpuProduct,
+    disk,
+    gpu_products,
+    namespace,
+    product_rate,
+    versions,
+    within,
+)
 from ditplan.runtime.ranks.interface_choice import Interface
 from ditplan.runtime.ranks.left_set import left_set, visible_gpus
 from ditplan.runtime.ranks.open_port import Target, listen, reach
@@ -31,8 +40,8 @@ from ditplan.runtime.ranks.reachability import addresses_of, interfaces, routes
 MARK = "ditplan-host-report "
 LIFE_S = 30
 
-FACTS_S = 5.0
-"""How long a host waits for what it asks itself; what isn't known by then is unknown."""
+ENDING_S = 0.3
+"""What a program of a host's has less than the host itself."""
 
 NAMES_S = 4.0
 
@@ -42,9 +51,9 @@ class HostFacts:
     """What a host says of itself; None, and a name in `late`, for what it couldn't say in time.
 
     `versions` are of packages, None for what isn't installed. `gpus` are those that
-    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none.
-    `product_rate` are multiplications/s of one processor. `names` are the other hosts' names, each
-    with the addresses found.
+    CUDA_VISIBLE_DEVICES leaves, of `gpus_in_all`; `gpu_fault` says why NVML knows none;
+    `gpu_products` is how fast they multiply, `product_rate` are multiplications/s of one processor.
+    `names` are the other hosts' names, each with the addresses found.
     """
 
     hostname: str
@@ -60,6 +69,7 @@ class HostFacts:
     gpus: tuple[Gpu, ...] | None = None
     gpus_in_all: int | None = None
     driver: str | None = None
+    gpu_products: tuple[GpuProduct, ...] | None = None
     gpu_fault: str = ""
     product_rate: float | None = None
     disk_folder: str | None = None
@@ -72,16 +82,17 @@ class HostFacts:
 FACTS: TypeAdapter[HostFacts] = TypeAdapter(HostFacts)
 
 
-def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
-    """What this host says of itself, in `FACTS_S` or little more."""
+def facts(environment: Mapping[str, str], names: Sequence[str], limit_s: float) -> HostFacts:
+    """What this host says of itself, in so many seconds or little more."""
+    rate = product_rate()
     probes: dict[str, Callable[[], Any]] = {
         "versions": versions,
         "gpus": gpu_inventory,
-        "product": product_rate,
+        "gpu products": partial(gpu_products, limit_s - ENDING_S),
         "disk": disk,
         "names": partial(_found, names),
     }
-    found = within(FACTS_S, probes)
+    found = within(limit_s, probes)
     inventory, room = found.get("gpus"), found.get("disk", {})
     return HostFacts(
         hostname=socket.gethostname(),
@@ -97,8 +108,9 @@ def facts(environment: Mapping[str, str], names: Sequence[str]) -> HostFacts:
         gpus=visible_gpus(inventory.gpus, environment) if inventory else None,
         gpus_in_all=len(inventory.gpus) if inventory else None,
         driver=inventory.driver if inventory else None,
+        gpu_products=found.get("gpu products"),
         gpu_fault=inventory.fault if inventory else "",
-        product_rate=found.get("product"),
+        product_rate=rate,
         disk_folder=room.get("folder"),
         disk_free_bytes=room.get("free_bytes"),
         disk_fault=room.get("fault", ""),
@@ -118,7 +130,8 @@ def answer(environment: Mapping[str, str], question: dict[str, Any]) -> Any:
         case "clock":
             return time()
         case "facts":
-            return FACTS.dump_python(facts(environment, question["names"]), mode="json")
+            found = facts(environment, question["names"], question["within_s"])
+            return FACTS.dump_python(found, mode="json")
         case "routes":
             return routes(question["addresses"])
         case "listen":
@@ -135,9 +148,9 @@ def main() -> None:
     """Answers questions until there are no more."""
     # nobody waits for this process for longer, whatever holds it
     signal.alarm(LIFE_S)
-    environment = dict(os.environ)
+    own = environment()
     for line in sys.stdin:
-        sys.stdout.write(f"\n{MARK}{json.dumps(answer(environment, json.loads(line)))}\n")
+        sys.stdout.write(f"\n{MARK}{json.dumps(answer(own, json.loads(line)))}\n")
         sys.stdout.flush()
     # threads that wait for a name server are waited for by nobody
     os._exit(0)

@@ -14,8 +14,10 @@ SLOWING = {
 }
 """Switches of NCCL's that are easily left behind after a search for a fault."""
 
-SAYING = ("NCCL_DEBUG", "NCCL_DEBUG_FILE", "NCCL_DEBUG_SUBSYS", "NCCL_DEBUG_TIMESTAMP_FORMAT")
-"""They change what NCCL says, and nothing of what it does."""
+SAYING = ("NCCL_DEBUG", "NCCL_VERSION")
+"""How what changes nothing of what NCCL does begins: what it says, and what images are labelled
+with.
+"""
 
 OWN = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Ranks get others than those that are set."""
@@ -26,7 +28,7 @@ def left_set(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: environment[name]
         for name in sorted(environment)
-        if name.startswith(PREFIXES) or name == VISIBLE_DEVICES
+        if (name.startswith(PREFIXES) and not name.startswith(SAYING)) or name == VISIBLE_DEVICES
     }
 
 

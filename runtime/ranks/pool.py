@@ -1,40 +1,37 @@
-"""Starts ranks as processes, sends them functions to run, and ends them all when one of them fails.
-
-This is the only file that reads the environment.
-"""
+"""Starts ranks as processes, sends them functions to run, and ends them all when one fails."""
 
 import contextlib
+import json
 import os
 import pickle
-import secrets
-import shutil
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-import psutil
 import torch
-import torch.distributed as dist
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.host import Host
-from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.profiles.host_choice import HostChoice
+from ditplan.runtime.ranks.agent_link import AgentLink
+from ditplan.runtime.ranks.arrangement import HostShare, arranged, devices_on, launches_on
 from ditplan.runtime.ranks.by_name import ByName
-from ditplan.runtime.ranks.conversation import TICK_S, Conversation, Failure, Rank, numbered
-from ditplan.runtime.ranks.folders import keep_folder, make_folder
-from ditplan.runtime.ranks.handshake import Reception
-from ditplan.runtime.ranks.hosts import LOOPBACK, require_local
-from ditplan.runtime.ranks.rank_process import GOODBYE, LEAVE_S, Ticket
+from ditplan.runtime.ranks.conversation import Conversation, Failure, placed
+from ditplan.runtime.ranks.environment import (
+    carried,
+    environment,
+    rank_environment,
+    search_path,
+)
+from ditplan.runtime.ranks.fleet import Fleet, Process
+from ditplan.runtime.ranks.frames import NOBODY, Frame, Kind
+from ditplan.runtime.ranks.rank_process import GOODBYE, LEAVE_S
 
-NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-"""Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
-for ever where ranks get to it at different times."""
+LOG_S = 10.0
+THIS_MACHINE = HostChoice.of([Host("localhost")])
 
 T = TypeVar("T")
 
@@ -51,14 +48,15 @@ class RankError(ClusterError):
 class RankPool:
     """Rank processes that are kept for many tasks; a context manager.
 
-    Any failure ends all ranks and closes the pool; start a new one then. The ranks' standard output
-    and error go to log files, which `close()` deletes and a failure leaves. `environment` is what
-    the ranks were started with.
+    Any failure ends all ranks on all hosts and closes the pool; start a new one then. The ranks'
+    standard output and error go to log files on their hosts, which `close()` deletes and a failure
+    leaves. `environment` is what ranks of this machine are started with, `arrangement` says which
+    ranks each host has.
     """
 
     def __init__(
         self,
-        hosts: Sequence[Host] | None,
+        hosts: HostChoice | None,
         ranks: int,
         device: DeviceKind,
         *,
@@ -68,7 +66,8 @@ class RankPool:
         """Starts `ranks` ranks and has them join one process group.
 
         Args:
-            hosts: where; None is this machine. Ranks follow their order.
+            hosts: where, and over which interface they talk; None is this machine. Ranks follow
+                their order.
             ranks: how many.
             device: "cuda" gives each rank a GPU of its own, "cpu" uses gloo.
             start_timeout_s: how long starting may take.
@@ -79,17 +78,20 @@ class RankPool:
         Raises:
             InputError: hosts that can't be used, or more ranks than they have room for.
             RankError: a rank failed while starting.
+            ClusterError: the hosts don't fit each other, or don't reach each other.
         """
-        _require_room(hosts, ranks, device)
+        if hosts is None:
+            _require_room(ranks, device)
         self.device: DeviceKind = device
         self.size = ranks
-        self.environment: Mapping[str, str] = _rank_environment(ranks)
+        own = environment()
+        self.environment: Mapping[str, str] = own
         self._silence_s = silence_s
-        self._is_open = True
-        self._folder = make_folder()
-        self._ranks: list[Rank] = []
+        self._hosts = hosts
+        launches = launches_on(hosts or THIS_MACHINE, own)
+        self._fleet = Fleet(launches, {**own, "PYTHONPATH": os.pathsep.join(search_path())})
         with self._ending_ranks_on_error():
-            self._start(start_timeout_s)
+            self._start(time.monotonic() + start_timeout_s)
 
     def run(
         self, function: Callable[..., T], *args: object, timeout_s: float, **kwargs: object
@@ -105,11 +107,11 @@ class RankPool:
             ClusterError: the pool was closed before.
             ValueError: the function or its arguments can't be pickled.
         """
-        if not self._is_open:
+        if not self.is_open:
             raise ClusterError("these ranks were ended; start a new RankPool")
         task = _pickled_task(function, args, kwargs)
         with self._ending_ranks_on_error():
-            conversation = Conversation(self._ranks, task)
+            conversation = Conversation(self._fleet, task)
             conversation.listen(timeout_s, self._silence_s)
             for warning in conversation.warnings:
                 warnings.warn(warning, PlanWarning, stacklevel=2)
@@ -117,38 +119,33 @@ class RankPool:
                 refusal = conversation.raised[0].message
             elif conversation.failures:
                 name = _path_of(function).rpartition(".")[2]
-                raise _rank_error(name, conversation.failures, self._folder)
+                raise _rank_error(name, conversation.failures, self._fleet.links)
             else:
                 results = conversation.results
-                return [pickle.loads(results[rank.number]) for rank in self._ranks]
+                return [pickle.loads(results[number]) for number in range(self.size)]
         raise InputError(refusal)
 
     @property
     def is_open(self) -> bool:
         """Whether tasks can be run."""
-        return self._is_open
+        return self._fleet.is_open
 
     def logs(self) -> list[str]:
         """What each rank has written to standard output and error so far."""
-        return [rank.log_text() for rank in self._ranks]
+        found = self._fleet.look(range(self.size), "log", LOG_S)
+        return [found.get(number, "") for number in range(self.size)]
 
     def processes(self) -> list[int]:
-        """The process id of each rank."""
-        return [rank.process.pid for rank in self._ranks]
+        """The process id of each rank, on its host."""
+        return [self._fleet.pids[number] for number in range(self.size)]
 
     def close(self) -> None:
         """Has the ranks leave the process group and exit; ends those that don't within seconds."""
-        if not self._is_open:
-            return
-        with self._ending_ranks_on_error():
-            for rank in self._ranks:
-                rank.dismiss(GOODBYE)
-            deadline = time.monotonic() + LEAVE_S
-            for rank in self._ranks:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    rank.process.wait(max(0.0, deadline - time.monotonic()))
-        self._end_ranks()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self.is_open:
+            with self._ending_ranks_on_error():
+                self._fleet.send_task(GOODBYE)
+                self._fleet.wait_for(self._have_left, time.monotonic() + LEAVE_S)
+        self._fleet.end(keeps_logs=False)
 
     def __enter__(self) -> Self:
         return self
@@ -166,159 +163,91 @@ class RankPool:
         try:
             yield
         except RankError:
-            self._end_ranks()
-            keep_folder(self._folder)
+            self._fleet.end(keeps_logs=True)
             raise
         except BaseException:
-            self._end_ranks()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._fleet.end(keeps_logs=False)
             raise
 
-    def _end_ranks(self) -> None:
-        self._is_open = False
-        for rank in self._ranks:
-            rank.end()
-        for rank in self._ranks:
-            rank.forget()
+    def _have_left(self) -> bool:
+        return all(process.code is not None for process in self._fleet.processes.values())
 
-    def _start(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        key = secrets.token_bytes(32)
-        with Reception(LOOPBACK, key, backlog=max(128, self.size)) as reception:
-            folder = str(self._folder)
-            for number in range(self.size):
-                device = f"cuda:{number}" if self.device == "cuda" else "cpu"
-                self._start_rank(
-                    Ticket(number, self.size, device, LOOPBACK, reception.port, key.hex(), folder)
-                )
-            self._connect(reception, deadline)
-        conversation = Conversation(self._ranks, None)
+    def _start(self, deadline: float) -> None:
+        self._fleet.wait_for(self._know_hosts, deadline)
+        self._require_hosts("said nothing in time")
+        self._send_setups()
+        self._fleet.wait_for(self._were_started, deadline)
+        self._require_hosts("didn't start its ranks in time")
+        conversation = Conversation(self._fleet, None)
         # Loading libraries can hold the interpreter's lock for long: silence means nothing yet.
-        conversation.listen(max(0.0, deadline - time.monotonic()), silence_s=timeout_s)
+        left_s = max(0.0, deadline - time.monotonic())
+        conversation.listen(left_s, silence_s=max(left_s, self._silence_s))
         if conversation.failures:
-            raise _rank_error("starting the ranks", conversation.failures, self._folder)
+            raise _rank_error("starting the ranks", conversation.failures, self._fleet.links)
 
-    def _start_rank(self, ticket: Ticket) -> None:
-        log = self._folder / f"rank-{ticket.rank}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ditplan.runtime.ranks.rank_process"],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=dict(self.environment),
-                start_new_session=True,
+    def _know_hosts(self) -> bool:
+        return all(link.facts or link.lost for link in self._fleet.links)
+
+    def _were_started(self) -> bool:
+        return all(link.folder or link.lost for link in self._fleet.links if link.ranks)
+
+    def _require_hosts(self, if_late: str) -> None:
+        """Raises a RankError that names the hosts that aren't as far as they should be."""
+        links = self._fleet.links
+        late = [link for link in links if not (link.folder if link.ranks else link.facts)]
+        if lost := [link for link in links if link.lost] or late:
+            named = "\n".join(f"{link.name}: {link.lost or if_late}" for link in lost)
+            ranks = tuple(rank for link in lost for rank in link.ranks)
+            raise RankError(f"starting the ranks: {named}", ranks, were_lost=True)
+
+    def _devices(self) -> Mapping[str, Sequence[str]]:
+        """The devices that ranks may have, by host."""
+        if self._hosts is not None:
+            return devices_on(self._fleet, self._hosts, self.device)
+        on_gpus = self.device == "cuda"
+        devices = [f"cuda:{rank}" if on_gpus else "cpu" for rank in range(self.size)]
+        return {self._fleet.links[0].name: devices}
+
+    def _send_setups(self) -> None:
+        """Has each host start its ranks."""
+        hosts = self._hosts or THIS_MACHINE
+        self.arrangement = arranged(self._fleet, self._devices(), self.size, hosts)
+        for warning in self.arrangement.warnings:
+            warnings.warn(warning, PlanWarning, stacklevel=2)
+        self._fleet.processes |= {number: Process() for number in range(self.size)}
+        for share in self.arrangement.shares:
+            self._send_setup(share)
+
+    def _send_setup(self, share: HostShare) -> None:
+        link, path, interface = share.link, search_path(), share.interface.name
+        link.ranks = list(share.devices)
+        is_here = link.launch.launcher == "direct"
+        setup = {
+            "devices": share.devices,
+            "world_size": self.size,
+            "are_forked": self.device == "cpu",
+            "path": path,
+            "folder": os.getcwd(),
+            "interface": interface,
+            "environment": carried(self.environment),
+            "ends_by_silence": not is_here,
+        }
+        self._fleet.send(link, Frame(Kind.SETUP, NOBODY, json.dumps(setup).encode()))
+        if is_here:
+            on_gpus = self.device == "cuda"
+            self.environment = rank_environment(
+                self.environment, path, len(link.ranks), interface, on_gpus=on_gpus
             )
-        self._ranks.append(Rank(ticket.rank, process, log))
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(ticket.to_json().encode())
-
-    def _connect(self, reception: Reception, deadline: float) -> None:
-        missing = {rank.number: rank for rank in self._ranks}
-        while missing:
-            for number, connection in reception.arrivals(TICK_S):
-                missing.pop(number).connection = connection
-            ranks = [rank for rank in missing.values() if rank.process.poll() is not None]
-            failures = [rank.death() for rank in ranks]
-            if not failures and time.monotonic() > deadline:
-                summary = "didn't connect in time"
-                failures = [
-                    Failure(rank.number, summary, rank.log_tail(), time.time())
-                    for rank in missing.values()
-                ]
-            if failures:
-                raise _rank_error("starting the ranks", failures, self._folder)
 
 
-def attach_from_torchrun() -> RankContext:
-    """The context of a rank that torchrun started: on its own GPU if there is one, else on the CPU.
-
-    Initializes the default process group if nobody has.
-
-    Raises:
-        InputError: the process wasn't started by torchrun.
-    """
-    try:
-        rank, local_rank, world_size = (
-            int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        )
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{error} in the environment: this process wasn't started by torchrun; "
-            "start it as `torchrun --nproc-per-node N script.py`"
-        ) from None
-    os.environ.setdefault(*NO_MULTICAST)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        bound = device if device.type == "cuda" else None
-        dist.init_process_group("nccl" if bound else "gloo", timeout=GROUP_TIMEOUT, device_id=bound)
-    return RankContext(rank, world_size, device, GroupCache(rank, world_size))
-
-
-def environment() -> Mapping[str, str]:
-    """The environment of this process."""
-    return dict(os.environ)
-
-
-def count_slots(hosts: Sequence[Host] | None, device: DeviceKind) -> int:
-    """How many ranks there is room for: the slots given, else one for each GPU or CPU core.
-
-    Raises:
-        InputError: a host that ranks can't be started on.
-    """
-    found = torch.cuda.device_count() if device == "cuda" else _cores()
-    if hosts is None:
-        return found
-    require_local(hosts)
-    return sum(found if host.slots is None else host.slots for host in hosts)
-
-
-def _require_room(hosts: Sequence[Host] | None, ranks: int, device: DeviceKind) -> None:
+def _require_room(ranks: int, device: DeviceKind) -> None:
     if ranks < 1:
         raise InputError(f"{ranks} ranks can't be started; at least 1 is needed")
-    slots = count_slots(hosts, device)
     gpus = torch.cuda.device_count() if device == "cuda" else ranks
     if ranks > gpus:
         raise InputError(
             f"{ranks} ranks need a GPU each, this machine has {gpus}; use fewer, or CPU ranks"
         )
-    if hosts is not None and all(host.slots for host in hosts) and ranks > slots:
-        names = ", ".join(f"{host.name} slots={host.slots}" for host in hosts)
-        raise InputError(
-            f"{ranks} ranks don't fit the {slots} slots of the hosts ({names}); give more slots"
-        )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _rank_environment(ranks: int) -> dict[str, str]:
-    environment = dict(os.environ)
-    # The parent's own search path, so that a task is found here if it was found there.
-    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    environment["PYTHONUNBUFFERED"] = "1"
-    threads = str(max(1, _cores() // ranks))
-    environment.setdefault("OMP_NUM_THREADS", threads)
-    environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", threads)
-    environment.setdefault(*NO_MULTICAST)
-    # What ranks of one host say to each other is nobody else's business. Left to itself, NCCL takes
-    # another interface, and gloo that of the host's name, which often leads to no usable address.
-    loopback = _loopback_interface()
-    environment["GLOO_SOCKET_IFNAME"] = loopback
-    environment["NCCL_SOCKET_IFNAME"] = f"={loopback}"
-    return environment
-
-
-def _loopback_interface() -> str:
-    for interface, addresses in psutil.net_if_addrs().items():
-        if LOOPBACK in {address.address for address in addresses}:
-            return interface
-    raise ClusterError(f"no network interface has {LOOPBACK}; bring up the loopback interface")
 
 
 def _path_of(function: Callable[..., object]) -> str:
@@ -341,7 +270,7 @@ def _pickled_task(
         raise ValueError(f"{where} can't be run on ranks: {error}") from None
 
 
-def _rank_error(what: str, failures: Sequence[Failure], folder: Path) -> RankError:
+def _rank_error(what: str, failures: Sequence[Failure], links: Sequence[AgentLink]) -> RankError:
     """One error from all failures: causes first, equal ones once; then what followed from them."""
     ordered = sorted(failures, key=lambda failure: (failure.is_consequence, failure.at))
     causes = [f for f in ordered if f.is_consequence == ordered[0].is_consequence]
@@ -349,14 +278,27 @@ def _rank_error(what: str, failures: Sequence[Failure], folder: Path) -> RankErr
     for failure in causes:
         alike.setdefault((failure.summary, failure.details.rstrip()), []).append(failure.rank)
     first = causes[0].summary
-    parts = [f"{what}: {numbered(f.rank for f in causes if f.summary == first)} {first}"]
+    parts = [f"{what}: {placed(links, (f.rank for f in causes if f.summary == first))} {first}"]
     for (summary, details), ranks in alike.items():
-        parts += [f"--- {numbered(ranks)} {summary}", details]
-    followed = [failure for failure in ordered if failure not in causes]
-    parts += [f"--- in consequence rank {failure.rank} {failure.summary}" for failure in followed]
-    parts.append(f"All ranks were ended. Their logs: {folder}")
+        parts += [f"--- {placed(links, ranks)} {summary}", details]
+    for failure in ordered:
+        if failure not in causes:
+            where = placed(links, [failure.rank])
+            parts.append(f"--- in consequence {where} {failure.summary}")
+    logs = _folders(links)
+    parts.append("All ranks were ended." + (f" Their logs: {logs}" if logs else ""))
     return RankError(
-        "\n".join(parts),
+        "\n".join(part for part in parts if part),
         tuple(failure.rank for failure in causes),
         were_lost=all(failure.is_loss for failure in causes),
+    )
+
+
+def _folders(links: Sequence[AgentLink]) -> str:
+    """Where the logs of ranks lie, with their hosts where those aren't this machine alone."""
+    if [link.launch.launcher for link in links] == ["direct"]:
+        return "" if links[0].lost else str(links[0].folder)
+    # of a lost host nobody knows what is left
+    return ", ".join(
+        f"{link.name}:{link.folder}" for link in links if link.folder and not link.lost
     )

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ditplan.profiles.errors import ClusterError, InputError, Sentence
-from ditplan.profiles.host_choice import ChosenHost
+from ditplan.profiles.host_choice import ChosenHost, HostChoice
+from ditplan.runtime.ranks.environment import carried
 from ditplan.runtime.ranks.host_differences import problems_of
 from ditplan.runtime.ranks.host_probes import own_code, within
 from ditplan.runtime.ranks.host_report import FACTS
@@ -24,14 +25,19 @@ from ditplan.runtime.ranks.interface_choice import (
     addresses_to_reach,
     choose_interfaces,
 )
+from ditplan.runtime.ranks.launchers import launcher_of
+from ditplan.runtime.ranks.left_set import left_set
 from ditplan.runtime.ranks.open_port import PROOF_BYTES, Target
 from ditplan.runtime.ranks.reachability import addresses_of
 from ditplan.runtime.ranks.remedies import Problem, problem
 from ditplan.runtime.ranks.report_link import ReportLink, SilentHostError
 
 LONGEST_S = 15.0
-FACTS_S = 9.0
+FACTS_S = 9.5
 """To get to a host, and for it to say what it is."""
+
+SAYING_S = 1.0
+"""Of that, for what a host found to get here."""
 
 WAYS_S = 4.5
 """To find the way to the others, and to try it."""
@@ -87,7 +93,8 @@ def preflight(
     ):
         names = {chosen.host.name for chosen in hosts}
         led_to = threads.submit(_addresses_of, names)
-        views = _with_facts(_Talk(threads, links, time.monotonic() + FACTS_S), views)
+        talk = _Talk(threads, links, time.monotonic() + FACTS_S)
+        views = _with_facts(talk, views, left_set(carried(environment)))
         if len(hosts) > 1:
             talk = _Talk(threads, links, time.monotonic() + WAYS_S)
             views, found = _with_addresses(talk, views, led_to.result(), interface)
@@ -97,6 +104,24 @@ def preflight(
     problems += problems_of(views, own_code())
     problems.sort(key=lambda found: not found.is_fatal)
     return Preflight(tuple(views), tuple(problems))
+
+
+def require_usable(
+    choice: HostChoice, environment: Mapping[str, str], say: Callable[[str], None]
+) -> None:
+    """Looks at hosts before ranks are started on them, where there are others than this machine;
+    `say` is told what to be warned of.
+
+    Raises:
+        InputError: what was asked for doesn't fit the hosts. ClusterError: they can't be used.
+    """
+    if all(launcher_of(one.host, environment) == "direct" for one in choice.hosts):
+        return
+    found = preflight(choice.hosts, environment, choice.interface)
+    for one in found.problems:
+        if not one.is_fatal:
+            say(f"warning: {one}")
+    found.require()
 
 
 @contextmanager
@@ -152,19 +177,24 @@ class _Talk:
         return list(self.threads.map(ask_one, views, self.links))
 
 
-def _with_facts(talk: _Talk, views: Sequence[HostView]) -> list[HostView]:
+def _with_facts(talk: _Talk, views: Sequence[HostView], given: Mapping[str, str]) -> list[HostView]:
+    """What hosts say of themselves; ranks are `given` variables of this machine's as well."""
     names = list(dict.fromkeys(view.chosen.host.name for view in views))
 
     def ask(link: ReportLink, view: HostView, limit_s: float) -> HostView:
         began = time.monotonic()
         clock = link.clock(limit_s, CLOCK_ANSWERS)
         others = [name for name in names if name != view.chosen.host.name]
-        said = link.ask(limit_s - (time.monotonic() - began), "facts", names=others)
+        left_s = limit_s - (time.monotonic() - began)
+        said = link.ask(left_s, "facts", names=others, within_s=max(0.0, left_s - SAYING_S))
         try:
-            return replace(view, clock=clock, facts=FACTS.validate_python(said))
+            facts = FACTS.validate_python(said)
         except ValidationError:
-            words = "what it says of itself can't be read: its ditplan is another one; install "
-            return replace(view, clock=clock, fault=Sentence(words, "the same as here"))
+            words = "what it says can't be read: its ditplan is another one; install the same there"
+            return replace(view, clock=clock, fault=Sentence(words))
+        return replace(
+            view, clock=clock, facts=replace(facts, environment={**facts.environment, **given})
+        )
 
     return talk.ask(views, ask)
 

@@ -1,16 +1,19 @@
-"""One rank: what it says to the pool that started it, and what it does.
+"""One rank: what it says to the command, by its agent, and what it does.
 
-`runtime/ranks/pool.py` starts a rank as `python -m ditplan.runtime.ranks.rank_process`, with a
-ticket as JSON on its standard input. The rank connects back, joins the process group and runs the
-tasks it is sent. A task is a pickled `(function, args, kwargs)`, and `GOODBYE` the last one; a rank
-says pickled pairs `(kind, content)`.
+A rank is forked by `runtime/ranks/rank_starter.py`, or started as `python -m
+ditplan.runtime.ranks.rank_process DESCRIPTOR` with a ticket as JSON on its standard input. It joins
+the process group and runs the tasks it is sent. A task is a pickled `(function, args, kwargs)`, and
+`GOODBYE` the last one; a rank says pickled pairs `(kind, content)`.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
 import pickle
+import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,41 +22,33 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.runtime.ranks.exchange import BEAT_S
 from ditplan.runtime.ranks.folders import remove_if_orphaned
-from ditplan.runtime.ranks.handshake import introduce
+from ditplan.runtime.ranks.frames import Frame, Kind, Line
+from ditplan.runtime.ranks.relayed_store import RelayedStore
+from ditplan.runtime.ranks.seat import STACK_SIGNAL
 
-HEARTBEAT_S = 1.0
 LEAVE_S = 5.0
 GOODBYE = b""
-# On this signal a rank writes the Python stack of its main thread to its log.
-STACK_SIGNAL = signal.SIGUSR1
 
-Kind = Literal["heartbeat", "warning", "done", "failed", "closed"]
+Saying = Literal["heartbeat", "warning", "done", "failed"]
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """What a rank needs to take part; the key is secret: a ticket never goes on a command line.
-
-    `folder` is the ranks' own, in which they meet.
-    """
+    """What a rank needs to take part; `folder` is its agent's, in which the ranks' logs lie."""
 
     rank: int
     world_size: int
     device: str
-    host: str
-    port: int
-    key: str
     folder: str
 
     def to_json(self) -> str:
@@ -63,13 +58,12 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Raised:
-    """An exception in a rank: its last line, its message, its traceback, when (s since 1970)."""
+    """An exception in a rank: its last line, its message and its traceback."""
 
     summary: str
     message: str
     traceback: str
     is_input_error: bool
-    at: float
 
     @classmethod
     def from_exception(cls, error: BaseException) -> "Raised":
@@ -82,39 +76,37 @@ class Raised:
             message=str(error),
             traceback="".join(traceback.format_exception(type(error), error, trace)),
             is_input_error=isinstance(error, InputError),
-            at=time.time(),
         )
 
 
 class Channel:
-    """The rank's end of the connection; while the rank is busy, a thread says that it lives.
+    """The rank's end of its line: one thread listens, and while the rank is busy, another says that
+    it lives.
 
-    Ends the process when the pool is gone.
+    Ends the process when the agent is gone.
     """
 
-    def __init__(self, connection: Connection, folder: Path) -> None:
-        self._connection = connection
-        self._folder = folder
-        self._lock = threading.Lock()
+    def __init__(self, connection: socket.socket, ticket: Ticket) -> None:
+        self._line = Line(connection)
+        self._ticket = ticket
+        self._tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._busy = threading.Event()
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self.store = RelayedStore(self._line, ticket.rank, GROUP_TIMEOUT)
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     def receive(self) -> bytes:
         """The next task, or `GOODBYE`."""
-        try:
-            return self._connection.recv_bytes()
-        except (EOFError, OSError):
-            end_orphan(self._folder)
+        return self._tasks.get()
 
-    def send(self, kind: Kind, content: object) -> None:
+    def send(self, saying: Saying, content: object) -> None:
         """Sends one message."""
         # Plain pickle: multiprocessing's own puts tensors into shared memory that dies with us.
-        message = pickle.dumps((kind, content))
+        message = pickle.dumps((saying, content))
         try:
-            with self._lock:
-                self._connection.send_bytes(message)
+            self._line.send(Frame(Kind.SAID, self._ticket.rank, message))
         except OSError:
-            end_orphan(self._folder)
+            end_orphan(Path(self._ticket.folder))
 
     def answer(self, work: Callable[[], object]) -> None:
         """Works and sends `done` with the pickled result, or `failed` with what was raised.
@@ -146,14 +138,23 @@ class Channel:
         else:
             show(message, category, *place)
 
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            for frame in self._line.frames():
+                if frame.kind == Kind.TASK:
+                    self._tasks.put(frame.payload)
+                elif frame.kind == Kind.ANSWER:
+                    self.store.take(frame.payload)
+        end_orphan(Path(self._ticket.folder))
+
     def _beat(self) -> None:
         while self._busy.wait():
             self.send("heartbeat", None)
-            time.sleep(HEARTBEAT_S)
+            time.sleep(BEAT_S)
 
 
 def end_orphan(folder: Path) -> NoReturn:
-    """Ends a rank whose pool is gone; nobody else is left to remove the folder."""
+    """Ends a rank whose agent is gone; nobody else is left to remove the folder."""
     remove_if_orphaned(folder)
     end_process()
 
@@ -165,7 +166,7 @@ def end_process() -> NoReturn:
     os._exit(1)
 
 
-def join(ticket: Ticket) -> RankContext:
+def join(ticket: Ticket, store: RelayedStore) -> RankContext:
     """Joins the process group: NCCL on the rank's own GPU, gloo on CPUs."""
     device = torch.device(ticket.device)
     on_gpu = device.type == "cuda"
@@ -173,7 +174,7 @@ def join(ticket: Ticket) -> RankContext:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=_store(Path(ticket.folder)),
+        store=store,
         rank=ticket.rank,
         world_size=ticket.world_size,
         timeout=GROUP_TIMEOUT,
@@ -183,32 +184,20 @@ def join(ticket: Ticket) -> RankContext:
     return RankContext(ticket.rank, ticket.world_size, device, groups)
 
 
-def _store(folder: Path) -> FileStore:
-    """Where the ranks of a host tell each other their addresses: a file that only this user may
-    open. A `TCPStore` listens on all interfaces and believes whoever connects.
-    """
-    store = FileStore(str(folder / "store"))
-    store.set_timeout(GROUP_TIMEOUT)
-    return store
-
-
 def run_task(context: RankContext, task: bytes) -> object:
     """Calls the task's function, which is found by its module and name."""
     function, args, kwargs = pickle.loads(task)
     return function(context, *args, **kwargs)
 
 
-def serve(ticket: Ticket) -> None:
-    """The life of a rank: connect, join, run tasks until told to stop, leave."""
-    folder = Path(ticket.folder)
-    try:
-        connection = introduce((ticket.host, ticket.port), bytes.fromhex(ticket.key), ticket.rank)
-    except (EOFError, OSError):
-        remove_if_orphaned(folder)
-        raise
-    channel = Channel(connection, folder)
+def live(ticket: str, connection: socket.socket) -> None:
+    """The life of a rank, of a ticket as JSON: join, run tasks until told to stop, leave."""
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL, all_threads=False)
+    mine = Ticket(**json.loads(ticket))
+    channel = Channel(connection, mine)
     joined: list[RankContext] = []
-    channel.answer(lambda: joined.append(join(ticket)))
+    channel.answer(lambda: joined.append(join(mine, channel.store)))
     while (task := channel.receive()) != GOODBYE:
         channel.answer(lambda task=task: run_task(joined[0], task))  # type: ignore[misc]
     # Leaving needs the other ranks; if one is gone nobody may be there to end this one.
@@ -221,6 +210,4 @@ def serve(ticket: Ticket) -> None:
 
 
 if __name__ == "__main__":
-    faulthandler.enable()
-    faulthandler.register(STACK_SIGNAL, all_threads=False)
-    serve(Ticket(**json.load(sys.stdin)))
+    live(sys.stdin.read(), socket.socket(fileno=int(sys.argv[1])))

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ditplan.profiles.errors import Sentence
 from ditplan.profiles.host import Host
+from ditplan.runtime.ranks.environment import search_path
 from ditplan.runtime.ranks.host_report import MARK
 from ditplan.runtime.ranks.host_view import Clock
 from ditplan.runtime.ranks.launchers import Launcher, launch_on
@@ -43,12 +44,14 @@ class ReportLink:
             SilentHostError: there is no program here by which to start it.
         """
         launch = launch_on(host, MODULE, environment)
+        # where ditplan isn't installed, its path here is that on this machine
+        path = os.pathsep.join(search_path())
         self.launcher: Launcher = launch.launcher
         self._host = host
         self._errors = b""
         self._is_late = False
         try:
-            self._process = launch.start(environment, subprocess.PIPE)
+            self._process = launch.start({**environment, "PYTHONPATH": path}, subprocess.PIPE)
         except OSError as error:
             words = f"{launch.words[0]} can't be started here: {error.strerror}; install it"
             raise SilentHostError(Sentence(words)) from None

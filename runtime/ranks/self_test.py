@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
@@ -42,14 +42,14 @@ def software_versions(context: RankContext) -> dict[str, str]:
     return versions
 
 
-def facts_of_rank(context: RankContext, ranks: int, timed: bool) -> RankFacts:
-    """What this rank finds, with the self-test's times if it is to be `timed` and is one of the
-    first `ranks`, among which the collective goes. Every rank of the world calls it.
+def facts_of_rank(context: RankContext, ranks: Sequence[int], timed: bool) -> RankFacts:
+    """What this rank finds, with the self-test's times if it is to be `timed` and is one of
+    `ranks`, among which the collective goes. Every rank of the world calls it.
     """
     speed, collective_s = None, None
     if timed:
-        group = _group_of_first(context, ranks)
-        if context.rank < ranks:
+        group = _group_of(context, ranks)
+        if context.rank in ranks:
             speed = _speed(context.device)
             collective_s = _collective_s(context, group) if group is not None else None
     return RankFacts(
@@ -67,12 +67,12 @@ def _memory_bytes(context: RankContext) -> int:
     return max(1, psutil.virtual_memory().total // context.world_size)
 
 
-def _group_of_first(context: RankContext, ranks: int) -> dist.ProcessGroup | None:
-    if ranks == 1:
+def _group_of(context: RankContext, ranks: Sequence[int]) -> dist.ProcessGroup | None:
+    if len(ranks) == 1:
         return None
-    if ranks == context.world_size:
+    if len(ranks) == context.world_size:
         return dist.group.WORLD
-    return context.groups.group(range(ranks))
+    return context.groups.group(ranks)
 
 
 def _speed(device: torch.device) -> RankSpeed:

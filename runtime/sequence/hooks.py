@@ -288,7 +288,7 @@ def lift_text_mask(
         given = named(*args, **kwargs)
         found = given.get(name)
         note({} if found is None else {segment: found.bool()})
-        return whole(**given)
+        return whole(**given | ({name: None} if mask.handed_on else {}))
 
     replace_forward(model, forward, undo)
     for block in blocks:

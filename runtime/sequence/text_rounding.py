@@ -24,11 +24,13 @@ TOKENS = "text_tokens"
 def round_texts(
     model: nn.Module, family: ModelFamily, sizes: Sequence[int], undo: ExitStack
 ) -> None:
-    """Has texts be as long as the next of `sizes`; closing `undo` takes that away again.
+    """Has texts be as long as the next of `sizes`, if any; closing `undo` takes that away again.
 
     Raises (when the model is called):
         InputError: a text is longer than all sizes.
     """
+    if not sizes:
+        return
     whole, named = inner_forward(model), names_arguments(model)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ditplan.profiles.peer_memory import can_push
 from ditplan.runtime.groups import AxisGroup, RankContext, Work
 from ditplan.runtime.ranks.devices import common_link_kind, link_kind
-from ditplan.runtime.ranks.pool import environment
+from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.transport.copy_engine import StridedRows, copy_rows
 from ditplan.runtime.transport.symmetric_memory import allocate
 

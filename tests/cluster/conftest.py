@@ -7,10 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import secure_shell, slurm
-from tests.cluster.machines import Machines, missing_programs
-
-FILE_ORDER = ("n10", "n9")
-"""The order of hosts files, which isn't that of the names."""
+from tests.cluster.machines import HOSTS, Machines, missing_programs
 
 
 def require_machines(*programs: str) -> None:
@@ -25,20 +22,17 @@ def require_machines(*programs: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+def machines() -> Iterator[Machines]:
     """n1, where commands are typed, and n10 and n9, all reached from there by ssh."""
     require_machines(*secure_shell.PROGRAMS)
-    with Machines(("n1", *FILE_ORDER), tmp_path_factory.mktemp("machines")) as machines:
-        secure_shell.let_in(machines["n1"], machines)
-        for machine in machines:
-            secure_shell.start_server(machine)
+    with secure_shell.machines_with_ssh() as machines:
         yield machines
 
 
 @pytest.fixture(scope="module")
-def slurm_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+def slurm_machines() -> Iterator[Machines]:
     """n1, where Slurm's controller runs and jobs are sent from, and its nodes n10 and n9."""
     require_machines(*slurm.PROGRAMS)
-    with Machines(("n1", *FILE_ORDER), tmp_path_factory.mktemp("slurm")) as machines:
-        slurm.start_slurm(machines["n1"], [machines[name] for name in FILE_ORDER])
+    with Machines(("n1", *HOSTS)) as machines:
+        slurm.start_slurm(machines["n1"], [machines[name] for name in HOSTS])
         yield machines

@@ -1,8 +1,8 @@
 """Process 1 of a machine of the test cluster: furnishes its namespaces, then collects what has
 ended, until its standard input ends and with it every process of the machine.
 
-Run as `unshare --net --mount ... python -I -S machine_init.py NAME FOLDER KEPT...`: the files of
-FOLDER/etc lie over those of /etc, FOLDER/tmp is /tmp, but a folder KEPT below /tmp stays in place.
+Run as `unshare --net --mount ... python -I -S machine_init.py NAME KEPT...`. FILES of /etc are new
+and empty, and so are /tmp and /run; but a folder KEPT that lies below /tmp stays in place.
 """
 
 import os
@@ -12,23 +12,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+FILES = ("hosts", "hostname", "passwd", "shadow", "resolv.conf")
+DISK = "size=8g"
+"""Of /tmp and /var/tmp, which are one; it is memory, of which only what is written counts."""
+
 
 def main() -> None:
     """Furnishes, says "ready", and waits."""
-    name, folder, *kept = sys.argv[1:]
+    name, *kept = sys.argv[1:]
     socket.sethostname(name)
     # What of /tmp stays: held open, since the folder is covered before it is put back.
     held = [(path, os.open(path, os.O_PATH)) for path in kept if Path(path).is_relative_to("/tmp")]
-    for file in sorted(Path(folder, "etc").iterdir()):
-        mount("--bind", str(file), f"/etc/{file.name}")
-    mount("--bind", f"{folder}/tmp", "/tmp")
-    for path, handle in held:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        mount("--bind", f"/proc/self/fd/{handle}", path, handle)
-        os.close(handle)
     mount("-t", "sysfs", "sysfs", "/sys")
+    mount("-t", "tmpfs", "-o", DISK, "tmpfs", "/tmp")
+    mount("--bind", "/tmp", "/var/tmp")
     for place in ("/run", "/dev/shm"):
         mount("-t", "tmpfs", "tmpfs", place)
+    for file in FILES:
+        Path("/run", file).touch()
+        mount("--bind", f"/run/{file}", f"/etc/{file}")
+    for path, handle in held:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        # spelled out, the descriptor's path would be that of what covers the folder
+        mount("--no-canonicalize", "--bind", f"/proc/self/fd/{handle}", path, handle)
+        os.close(handle)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGCHLD, collect)
     os.write(1, b"ready\n")

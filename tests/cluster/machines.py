@@ -4,6 +4,7 @@ cores. Nothing of them outlives this process, or is seen outside of them.
 """
 
 import contextlib
+import ipaddress
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 """The checkout, at the same path on every machine."""
+HOSTS = ("n10", "n9")
+"""Where ranks run, in the order of hosts files, which isn't that of names or addresses."""
 NETWORK = "10.77.0"
 INTERFACE = "eth0"
 HOME = "/tmp/home"
@@ -85,9 +88,9 @@ class Command:
 
 
 class Machine:
-    """One machine; `folder` holds its /tmp and parts of its /etc, as seen from outside."""
+    """One machine."""
 
-    def __init__(self, name: str, address: str, folder: Path) -> None:
+    def __init__(self, name: str, address: str) -> None:
         """Starts it, without a network yet.
 
         Raises:
@@ -95,21 +98,12 @@ class Machine:
         """
         self.name = name
         self.address = address
-        self.folder = folder
-        (folder / "etc").mkdir(parents=True)
-        (folder / "tmp" / "home").mkdir(parents=True)
-        (folder / "tmp").chmod(0o1777)
-        self.write("etc/hosts", "127.0.0.1 localhost\n")
-        self.write("etc/hostname", f"{name}\n")
-        self.write("etc/passwd", PASSWORDS)
-        self.write("etc/shadow", "root:*:20000:0:99999:7:::\n")
-        self.write("etc/resolv.conf", "")
         kept = dict.fromkeys(str(path) for path in (ROOT, sys.prefix, sys.base_prefix))
         self._init = subprocess.Popen(
             [
                 *("unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork"),
                 *("--mount-proc", sys.executable, "-I", "-S"),
-                *(str(Path(__file__).with_name("machine_init.py")), name, str(folder), *kept),
+                *(str(Path(__file__).with_name("machine_init.py")), name, *kept),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -119,10 +113,19 @@ class Machine:
             raise OSError(f"machine {name} didn't start")
         self.pid = psutil.Process(self._init.pid).children()[0].pid
         """Its process 1, as seen from outside."""
+        self.write("/etc/hosts", "127.0.0.1 localhost\n")
+        self.write("/etc/hostname", f"{name}\n")
+        self.write("/etc/passwd", PASSWORDS)
+        self.write("/etc/shadow", "root:*:20000:0:99999:7:::\n")
+        self.path(HOME).mkdir()
+
+    def path(self, path: str) -> Path:
+        """A path of the machine, as it is reached from outside."""
+        return Path(f"/proc/{self.pid}/root{path}")
 
     def write(self, path: str, text: str) -> Path:
-        """Writes `path` below the folder, in place: what is mounted from there shows it."""
-        file = self.folder / path
+        """Writes a file of the machine, and makes its folder."""
+        file = self.path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return file
@@ -176,14 +179,14 @@ class Machine:
         ]
 
     def listening(self) -> set[tuple[str, int]]:
-        """Where programs of the machine listen by TCP: the address as /proc/net says, and port."""
+        """Where programs of the machine listen by TCP: address and port."""
         found = set()
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{self.pid}/net/{table}").read_text().splitlines()[1:]:
                 _, local, _, state, *_ = line.split()
                 address, _, port = local.partition(":")
                 if state == LISTENING:
-                    found.add((address, int(port, 16)))
+                    found.add((_address(address), int(port, 16)))
         return found
 
     def limit(self, rate: str) -> None:
@@ -209,28 +212,26 @@ class Machine:
 class Machines:
     """Machines on one switch, by name; a context manager. Each is known to all by its name."""
 
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         """Starts them; the number in a name is the last of its address, so each needs its own."""
         self._opened = contextlib.ExitStack()
         self._machines: dict[str, Machine] = {}
         with contextlib.ExitStack() as opened:
-            switch = self._started("switch", "", folder, opened)
+            switch = self._started("switch", "", opened)
             switch.must("ip", "link", "add", "bridge", "type", "bridge")
             switch.must("ip", "link", "set", "bridge", "up")
             for name in names:
                 number = int("".join(letter for letter in name if letter.isdigit()))
-                machine = self._started(name, f"{NETWORK}.{number}", folder, opened)
+                machine = self._started(name, f"{NETWORK}.{number}", opened)
                 _plug(machine, switch)
                 self._machines[name] = machine
             self._opened = opened.pop_all()
         known = "".join(f"{machine.address} {machine.name}\n" for machine in self)
         for machine in self:
-            machine.write("etc/hosts", f"127.0.0.1 localhost\n{known}")
+            machine.write("/etc/hosts", f"127.0.0.1 localhost\n{known}")
 
-    def _started(
-        self, name: str, address: str, folder: Path, opened: contextlib.ExitStack
-    ) -> Machine:
-        machine = Machine(name, address, folder / name)
+    def _started(self, name: str, address: str, opened: contextlib.ExitStack) -> Machine:
+        machine = Machine(name, address)
         opened.callback(machine.close)
         return machine
 
@@ -266,6 +267,12 @@ def _plug(machine: Machine, switch: Machine) -> None:
     switch.must("ip", "link", "set", plug, "master", "bridge", "up")
     machine.must("ip", "address", "add", f"{machine.address}/24", "dev", INTERFACE)
     machine.set_link("up")
+
+
+def _address(words: str) -> str:
+    """An address of /proc/net/tcp: words of 32 bits, the last byte of each first."""
+    turned = (bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8))
+    return str(ipaddress.ip_address(b"".join(turned)))
 
 
 def _namespace(pid: int) -> str | None:

@@ -2,12 +2,13 @@
 made for the test.
 """
 
+import contextlib
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.cluster.machines import HOME, STARTING_S, Command, Machine
+from tests.cluster.machines import HOME, HOSTS, STARTING_S, Command, Machine, Machines
 
 PROGRAMS = ("ssh", "ssh-keygen", "sshd")
 SERVER = "/usr/sbin/sshd"
@@ -24,6 +25,16 @@ KbdInteractiveAuthentication no
 """
 
 
+@contextlib.contextmanager
+def machines_with_ssh() -> Iterator[Machines]:
+    """n1, where commands are typed, and the HOSTS, all reached from there by ssh."""
+    with Machines(("n1", *HOSTS)) as machines:
+        let_in(machines["n1"], machines)
+        for machine in machines:
+            start_server(machine)
+        yield machines
+
+
 def make_key(file: Path) -> str:
     """Makes a key pair and returns its public half."""
     words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(file)]
@@ -33,17 +44,17 @@ def make_key(file: Path) -> str:
 
 def let_in(user: Machine, machines: Iterable[Machine]) -> None:
     """Root of one machine may log in on all of them, whose keys it knows by name and address."""
-    keys = user.folder / "tmp/home/.ssh"
+    keys = user.path(f"{HOME}/.ssh")
     keys.mkdir(mode=0o700)
     public = make_key(keys / "id_ed25519")
     known = []
     for machine in machines:
-        machine.write("tmp/home/.ssh/authorized_keys", public)
-        folder = machine.folder / "tmp/sshd"
+        machine.write(f"{HOME}/.ssh/authorized_keys", public)
+        folder = machine.path("/tmp/sshd")
         folder.mkdir()
         host_key = make_key(folder / "host_key")
         known.append(f"{machine.name},{machine.address} {host_key}")
-    user.write("tmp/home/.ssh/known_hosts", "".join(known))
+    user.write(f"{HOME}/.ssh/known_hosts", "".join(known))
 
 
 def start_server(machine: Machine) -> Command:
@@ -52,14 +63,14 @@ def start_server(machine: Machine) -> Command:
     Raises:
         TimeoutError: it doesn't; the message holds what it says.
     """
-    machine.write("tmp/sshd/config", CONFIGURATION)
+    machine.write("/tmp/sshd/config", CONFIGURATION)
     machine.must("mkdir", "-p", "/run/sshd")
     log = "/tmp/sshd/log"
     server = machine.start([SERVER, "-D", "-E", log, "-f", "/tmp/sshd/config"])
     deadline = time.monotonic() + STARTING_S
     while PORT not in {port for _, port in machine.listening()}:
         if time.monotonic() > deadline or server.popen.poll() is not None:
-            said = (machine.folder / "tmp/sshd/log").read_text()
+            said = machine.path(log).read_text()
             raise TimeoutError(f"{machine.name}: sshd doesn't listen: {said}")
         time.sleep(0.02)
     return server

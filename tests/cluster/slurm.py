@@ -23,17 +23,17 @@ def start_slurm(controller: Machine, nodes: Sequence[Machine]) -> None:
     key = secrets.token_hex(64)
     text = configuration(controller, nodes)
     for machine in (controller, *nodes):
-        machine.write("tmp/slurm/slurm.conf", text)
+        machine.write(f"{FOLDER}/slurm.conf", text)
         # Machines have no control groups, which the other plugin would look for.
-        machine.write("tmp/slurm/cgroup.conf", "CgroupPlugin=cgroup/v1\n")
-        machine.write("tmp/slurm/munge.key", key).chmod(0o400)
+        machine.write(f"{FOLDER}/cgroup.conf", "CgroupPlugin=cgroup/v1\n")
+        machine.write(f"{FOLDER}/munge.key", key).chmod(0o400)
         machine.must(
             *("munged", "--force", f"--key-file={FOLDER}/munge.key", f"--socket={SOCKET}"),
             *(f"--log-file={FOLDER}/munge.log", f"--pid-file={FOLDER}/munge.pid"),
             f"--seed-file={FOLDER}/munge.seed",
         )
         for folder in ("state", "spool"):
-            (machine.folder / "tmp/slurm" / folder).mkdir()
+            machine.path(f"{FOLDER}/{folder}").mkdir()
     controller.start(["slurmctld", "-D"], environment=ENVIRONMENT)
     for node in nodes:
         node.start(["slurmd", "-D", "-N", node.name], environment=ENVIRONMENT)
@@ -43,7 +43,7 @@ def start_slurm(controller: Machine, nodes: Sequence[Machine]) -> None:
             logs = [
                 log.read_text()
                 for machine in (controller, *nodes)
-                for log in (machine.folder / "tmp/slurm").glob("*.log")
+                for log in machine.path(FOLDER).glob("*.log")
             ]
             raise TimeoutError("the nodes of Slurm aren't idle:\n" + "\n".join(logs))
         time.sleep(0.2)

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import ditplan
 from tests.cluster import slurm
 from tests.cluster.machines import INTERFACE, Machines
 
@@ -33,6 +34,13 @@ def test_each_machine_has_its_own_name_files_and_processes(machines: Machines) -
     machines["n9"].must("touch", "/tmp/only-here")
     assert machines["n10"].run("ls", "/tmp/only-here").returncode != 0
     assert machines["n9"].must("ps", "-e", "-o", "comm=").split()[1:] == ["sshd", "ps"]
+
+
+def test_the_checkout_and_its_interpreter_are_on_each_machine(machines: Machines) -> None:
+    where = machines["n9"].must(
+        sys.executable, "-P", "-c", "import ditplan as d; print(d.__file__)"
+    )
+    assert where.strip() == ditplan.__file__
 
 
 def test_ssh_goes_from_the_first_to_the_others_and_not_back(machines: Machines) -> None:

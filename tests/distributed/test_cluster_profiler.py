@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ditplan.planner.network.link_classes import link_class
+from ditplan.planner.network.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.mesh import AXES, Mesh
 from ditplan.runtime.collectives import all_gather_uneven
@@ -169,6 +171,24 @@ def test_a_cluster_profile_has_every_operation_on_every_group_and_survives_its_f
     assert any("stride 2" in line for line in said)
     path = tmp_path_factory.mktemp("profile") / "cluster.json"
     assert ClusterProfile.load(profile.save(path)) == profile
+
+
+def test_hosts_have_links_of_their_own_and_one_to_the_network(ranks: RankPool) -> None:
+    said: list[str] = []
+    profile = profile_cluster(
+        ranks, "two", hosts={"a": 2, "b": 2}, budget_s=0.1, quick=True, say=said.append
+    )
+    assert [(host.name, len(host.devices)) for host in profile.hosts] == [("a", 2), ("b", 2)]
+    assert profile.link_kinds == ("ethernet", "memory")
+    topology = Topology(profile)
+    found = [link_class(topology, *pair) for pair in ((0, 1), (2, 3), (0, 2), (1, 3))]
+    assert found == ["memory", "memory", "ethernet", "ethernet"]
+    # all of it is one machine, whose memory is faster than this by far
+    assert all(1e6 < link.bytes_per_s < 1e12 for link in profile.links)
+    assert "links: 5 exchanges in 3 rounds" in said
+    # so little time has room for one kind of group at least, and says what it lacks
+    assert len(profile.collectives) >= len(OPERATIONS)
+    assert any("kinds of group weren't measured, for want of time" in w for w in profile.warnings)
 
 
 def test_a_single_rank_has_a_profile_without_links() -> None:

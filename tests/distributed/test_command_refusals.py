@@ -1,6 +1,5 @@
 """What only ranks can find wrong: refused with one line, exit 2, and nothing is left behind."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -37,10 +36,8 @@ def test_run_refuses_a_plan_made_for_other_devices(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     plan = plan_for(find_model("sd3-tiny"), Mesh(cfg=2), workload(height=32, width=40))
-    path = plan.save(tmp_path / "plan.json")
-    data = json.loads(path.read_text())
-    data["fingerprint"]["devices"] = ["H100", "H100"]
-    path.write_text(json.dumps(data))
+    elsewhere = plan.fingerprint.model_copy(update={"devices": ("H100", "H100")})
+    plan.model_copy(update={"fingerprint": elsewhere}).save(tmp_path / "plan.json")
     error = refused(monkeypatch, capsys, tmp_path, RUN)
     assert "made for H100 on rank 0" in error
     assert "tune for this cluster" in error

@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError, InputError
 from ditplan.profiles.host import Host
+from ditplan.profiles.host_choice import HostChoice
 from ditplan.runtime.groups import RankContext
-from ditplan.runtime.ranks import pool as launch
 from ditplan.runtime.ranks.conversation import STOPPED_SILENCE_S
 from ditplan.runtime.ranks.pool import RankError, RankPool
 
@@ -268,12 +268,6 @@ def test_ranks_end_when_the_program_that_started_them_does(tmp_path: Path, how: 
 @pytest.mark.parametrize(
     ("hosts", "ranks", "message"),
     [
-        (
-            (Host(name="10.1.2.3", slots=2),),
-            2,
-            "10.1.2.3: starting ranks on other hosts isn't available yet",
-        ),
-        ((Host(name="localhost", user="somebody", slots=2),), 2, "somebody@localhost"),
         ((Host(name="localhost", slots=2),), 3, "3 ranks don't fit the 2 slots"),
         (None, 0, "at least 1"),
     ],
@@ -282,47 +276,10 @@ def test_hosts_that_cannot_be_used_are_refused(
     hosts: tuple[Host, ...] | None, ranks: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        RankPool(hosts, ranks, "cpu")
+        RankPool(None if hosts is None else HostChoice.of(hosts), ranks, "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_more_ranks_than_gpus_are_refused() -> None:
     with pytest.raises(InputError, match="2 ranks need a GPU each, this machine has 0"):
         RankPool(None, 2, "cuda")
-
-
-def test_torchrun_ranks_attach_and_others_are_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match="torchrun"):
-        launch.attach_from_torchrun()
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import torch, torch.distributed as dist\n"
-        "from ditplan.runtime.ranks.pool import attach_from_torchrun\n"
-        "context = attach_from_torchrun()\n"
-        "total = torch.tensor(float(context.rank), device=context.device)\n"
-        "dist.all_reduce(total)\n"
-        "with open(f'{__file__}.{context.rank}', 'w') as file:\n"
-        "    file.write(f'{total.item()} {context.world_size}')\n"
-        "dist.destroy_process_group()\n"
-    )
-    environment = dict(os.environ) | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        assert Path(f"{script}.{rank}").read_text() == "1.0 2"

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -117,3 +118,18 @@ def test_the_command_ends_with_3_and_says_why(
     assert ended.value.code == 3
     shown = capsys.readouterr().out
     assert "error: 127.0.0.1:1: nothing listens at port 1 of 127.0.0.1; start sshd there" in shown
+
+
+@needs_ssh
+def test_hosts_are_looked_at_before_ranks_are_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["profile", "--hosts", "localhost:1,ssh.invalid:1", "--out", "c.json"]
+    monkeypatch.setattr(sys, "argv", ["ditplan", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    said = capsys.readouterr().err
+    assert "error: ssh.invalid: no such host: this machine finds no address" in said
+    assert not (tmp_path / "c.json").exists()

@@ -149,8 +149,9 @@ def refusals(context: RankContext, plans: dict[str, ExecutionPlan]) -> dict[str,
 def test_twelve_mismatches_are_caught_at_load(ranks: RankPool) -> None:
     spec, work = small_sd3(), workload()
     plan = plan_for(spec, Mesh(ulysses=4), work)
-    facts, link = ranks.run(gathered_facts, 4, timed=True, timeout_s=600)[0]
+    facts, link = ranks.run(gathered_facts, range(4), timed=True, timeout_s=600)[0]
     run = Measurement(latency_s=1.0, runs_s=(1.0,), measured_on="2026-01-02", devices="4 x CPU")
+    assert link == "memory"
     where = plan.fingerprint.as_found(facts, (link,))
     here = plan.model_copy(update={"measurement": run, "fingerprint": where})
     plans = {"nothing": injected(here, {})}

@@ -5,6 +5,7 @@ from typing import Any
 from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import ChosenHost
 from ditplan.runtime.ranks.gpu_inventory import Gpu
+from ditplan.runtime.ranks.host_probes import GpuProduct
 from ditplan.runtime.ranks.host_report import HostFacts
 from ditplan.runtime.ranks.host_view import Clock, HostView
 from ditplan.runtime.ranks.interface_choice import ChosenInterface, Interface
@@ -41,6 +42,11 @@ def a_gpu(number: int, **changes: Any) -> Gpu:
     return Gpu(**facts | changes)
 
 
+def a_product(number: int, flops_per_s: float = 7e14, clock_mhz: int = 1755) -> GpuProduct:
+    """What `a_gpu` does of a small product."""
+    return GpuProduct(a_gpu(number).uuid, flops_per_s, clock_mhz, 1980)
+
+
 def some_facts(name: str, **changes: Any) -> HostFacts:
     """What a host with two GPUs says that nothing is wrong with."""
     facts: dict[str, Any] = {
@@ -57,6 +63,7 @@ def some_facts(name: str, **changes: Any) -> HostFacts:
         "gpus": (a_gpu(0), a_gpu(1)),
         "gpus_in_all": 2,
         "driver": "580.95.05",
+        "gpu_products": (a_product(0), a_product(1)),
         "product_rate": 5e7,
         "disk_folder": "/tmp",
         "disk_free_bytes": 100 << 30,

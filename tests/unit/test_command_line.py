@@ -76,11 +76,46 @@ WRONG = {
         ["tune", "--model", "sd3", "--hosts", "a,b:0"],
         "hosts: host 2: slots is '0'",
     ),
-    "remote list": (
-        ["tune", "--model", "sd3", "--hosts", "ssh://me@[fe80::1]:22"],
-        "ssh://me@[fe80::1]:22: starting ranks on other hosts",
+    "devices of no host": (
+        ["tune", "--model", "sd3", "--hosts", "here.txt", "--include", "there:0"],
+        "--include: there is no host 'there'; there are localhost",
     ),
-    "remote host": (["tune", "--model", "sd3", "--hosts", "remote.txt"], "other hosts"),
+    "two choices of hosts": (
+        ["profile", "--out", "c.json", "--hosts", "here.txt", "--include", "a", "--exclude", "b"],
+        "--include and --exclude exclude each other",
+    ),
+    "no host left": (
+        ["profile", "--hosts", "here.txt", "--exclude", "localhost", "--out", "c.json"],
+        "--exclude localhost: leaves no device of any host",
+    ),
+    "a choice without hosts": (
+        ["tune", "--model", "sd3", "--include", "localhost:0"],
+        "--include localhost:0 is a choice among hosts; give --hosts",
+    ),
+    "interface without hosts": (
+        [*TUNE, "--interface", "eth0"],
+        "--interface eth0 is a choice among hosts; give --hosts",
+    ),
+    "blocks on hosts": (
+        ["profile", "--model", "sd3", "--out", "m.json", "--interface", "eth0"],
+        "--model measures on this machine's devices; leave out --interface eth0",
+    ),
+    "a mix on hosts": (
+        [*TUNE, "--workloads", "mix.json", "--hosts", "here.txt"],
+        "--workloads plans on paper; leave out --hosts",
+    ),
+    "a mix that is measured": (
+        [*TUNE, "--workloads", "mix.json", "--measure", "2"],
+        "--workloads plans on paper; leave out --measure 2",
+    ),
+    "no such interface": (
+        ["tune", "--model", "sd3", "--hosts", "here.txt", "--interface", "no0"],
+        "--interface no0: localhost has no such interface; it has lo",
+    ),
+    "a dry run on paper": (
+        [*TUNE, "--dry-run"],
+        "--cluster: nothing runs on paper; leave out",
+    ),
     "unknown model": (["tune", "--model", "sd33", "--cluster", "8xa100-nvlink"], "mean sd3?"),
     "unknown cluster": (["tune", "--model", "sd3", "--cluster", "8xa100"], "mean 8xa100-nvlink?"),
     "unknown backend": ([*TUNE, "--backend", "fast"], "there is native"),
@@ -184,7 +219,6 @@ def files(tmp_path: Path) -> None:
         "twice": "a\na",
         "key": "localhost gpus=2",
         "empty": "# nobody",
-        "remote": "elsewhere.example slots=2",
         "here": "localhost slots=2",
     }
     for name, text in hosts.items():

@@ -41,6 +41,28 @@ def test_wrong_usage_ends_with_one_line_that_points_to_help(
     assert error.endswith("; see --help\n")
 
 
+RESUMING = {
+    "resume without a plan": (["tune", "--resume"], "--resume goes on from a plan: give --plan"),
+    "plan without resume": (["tune", "--plan", "p.json"], "to go on from: give --resume"),
+    "resume with a workload": (
+        ["tune", "--resume", "--plan", "p.json", "--steps", "3"],
+        "--steps 3: a plan that is resumed is run again as it is",
+    ),
+    "resume on paper": (
+        ["tune", "--resume", "--plan", "p.json", "--cluster", "8xa100-nvlink"],
+        "--cluster 8xa100-nvlink: a plan that is resumed is run again",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RESUMING)
+def test_what_makes_no_sense_where_a_plan_is_resumed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str
+) -> None:
+    arguments, words = RESUMING[case]
+    assert words in refused(monkeypatch, capsys, tmp_path, arguments)
+
+
 def test_no_command_shows_the_commands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from ditplan.profiles.host import Host
 from ditplan.profiles.host_choice import ChosenHost
 from ditplan.runtime.ranks.host_differences import problems_of
 from ditplan.runtime.ranks.host_view import Clock, HostView
-from tests.unit.host_factories import HERE, VERSIONS, a_gpu, a_view
+from tests.unit.host_factories import HERE, VERSIONS, a_gpu, a_product, a_view
 
 
 def lines_of(*views: HostView, here: dict[str, str] = HERE) -> list[tuple[str, str]]:
@@ -75,6 +75,12 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
         "warning",
         "n2: GPU 0: it throttles (power brake)",
     ),
+    "slow GPU": (
+        {"gpu_products": (a_product(0), a_product(1, 4e14, 990))},
+        "warning",
+        "n2: GPU 1 multiplies at 400 TFLOP/s, its clock at 990 of 1980 MHz, and GPU 1 of n3 at "
+        "700 TFLOP/s",
+    ),
     "slow processor": (
         {"product_rate": 2e7},
         "warning",
@@ -84,6 +90,12 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"environment": {"NCCL_P2P_DISABLE": "1"}},
         "warning",
         "n2: NCCL_P2P_DISABLE=1 is left set: GPUs talk through host memory",
+    ),
+    "interface left set": (
+        {"environment": {"NCCL_SOCKET_IFNAME": "eth1"}},
+        "warning",
+        "n2: NCCL_SOCKET_IFNAME is set and not used; the interface is chosen by routes, or by "
+        "interface=NAME",
     ),
     "unlike settings": (
         {"environment": {"NCCL_ALGO": "Tree"}},
@@ -150,8 +162,8 @@ def test_a_clock_is_warned_of_only_if_it_is_surely_off() -> None:
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (ChosenHost(Host("n1", slots=3)), "slots=3 is asked of it, and it has 2 GPU(s)"),
-        (ChosenHost(Host("n1", slots=1), (4,)), "device 4 is asked of it, and it has 2 GPU(s)"),
+        (ChosenHost(Host("n1", slots=3)), "n1: slots=3 are more than the 2 GPUs"),
+        (ChosenHost(Host("n1", slots=1), (4,)), "n1: has no GPU 4"),
     ],
 )
 def test_more_than_a_host_has_is_refused(chosen: ChosenHost, words: str) -> None:
@@ -159,6 +171,12 @@ def test_more_than_a_host_has_is_refused(chosen: ChosenHost, words: str) -> None
     [(severity, line)] = lines_of(view)
     assert severity == "input"
     assert words in line
+
+
+def test_gpus_of_another_name_are_not_compared() -> None:
+    small = a_gpu(0, name="NVIDIA L4")
+    other = a_view("n2", gpus=(small,), gpus_in_all=1, gpu_products=(a_product(0, 6e13),))
+    assert lines_of(a_view("n1"), other) == []
 
 
 def test_ranks_on_cpus_may_be_more_than_gpus() -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.host import Host
@@ -152,3 +154,24 @@ def test_a_wrong_choice_is_refused_in_a_line(
 ) -> None:
     with pytest.raises(InputError, match=message):
         choose_hosts(HOSTS, include, exclude)
+
+
+@given(
+    st.none() | st.text("abc:,@[]0129 \n\0x", max_size=20),
+    st.none() | st.text("abc:,@[]0129 \n\0x", max_size=20),
+)
+def test_any_choice_is_taken_or_refused_in_one_line(
+    include: str | None, exclude: str | None
+) -> None:
+    try:
+        chosen = choose_hosts(HOSTS, include, exclude)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    assert chosen
+    order = [host.name for host in HOSTS]
+    places = [order.index(one.host.name) for one in chosen]
+    assert places == sorted({*places})
+    for one in chosen:
+        if one.devices is not None:
+            assert len({*one.devices}) == len(one.devices) == one.host.slots

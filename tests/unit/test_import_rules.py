@@ -15,7 +15,7 @@ from tests.distributed.small_models import plan_for, workload
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
 FRONT = {"checking", "command", "cost_table", "lock", "measuring", "models", "outputs"}
-FRONT |= {"planning", "prompts", "revalidating", "settings", "study"}
+FRONT |= {"planning", "prompts", "revalidating", "serving", "settings", "study"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
@@ -62,9 +62,7 @@ ONE_DOOR = {
     "optuna": "planner/search/",
     "triton": "runtime/transport/push_kernel.py",
 }
-ENVIRONMENT_DOOR = "runtime/ranks/pool.py"
-READS_ITS_OWN_ENVIRONMENT = {"runtime/ranks/host_report.py"}
-"""Programs of ours that say of a host what is set there."""
+ENVIRONMENT_DOOR = "runtime/ranks/environment.py"
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
 FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
@@ -73,12 +71,19 @@ READS_WHAT_NO_USER_GIVES = {
     "runtime/admission/board.py",  # memory that ranks share
     "runtime/ranks/folders.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
-    "runtime/ranks/conversation.py",  # logs of ranks
+    "runtime/ranks/agent.py",  # logs of ranks, and what command and agents say to each other
+    "runtime/ranks/fleet.py",
+    "runtime/ranks/host_facts.py",
+    "runtime/ranks/pool.py",
+    "runtime/ranks/rank_starter.py",
+    "runtime/ranks/seat.py",
+    "runtime/ranks/store_server.py",
     "runtime/ranks/devices.py",
-    "runtime/ranks/host_probes.py",  # our own sources
+    "runtime/ranks/host_probes.py",  # our own sources, and what a program of ours says
     "runtime/ranks/host_report.py",  # what the command and hosts say to each other
     "runtime/ranks/report_link.py",
     "runtime/ranks/gpu_inventory.py",  # sysfs
+    "runtime/ranks/pci_tree.py",  # sysfs
     "runtime/ranks/rank_process.py",
     "runtime/transport/host_link.py",
 }
@@ -166,8 +171,7 @@ def room_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
 
 def environment_faults(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
     """Uses of the process's environment in another file than the launcher."""
-    doors = {ENVIRONMENT_DOOR, *READS_ITS_OWN_ENVIRONMENT}
-    if part_of(file) not in FOLDERS or file in doors:
+    if part_of(file) not in FOLDERS or file == ENVIRONMENT_DOOR:
         return
     os_names = {
         alias.asname or alias.name
@@ -321,9 +325,13 @@ PLANTED = [
     ("cli.py", "from planner import search", "ditplan.planner"),
     ("tests/unit/test_x.py", "from profiles.plan import ExecutionPlan", "ditplan.profiles"),
     ("examples/x.py", "import runtime.native", "ditplan.runtime"),
-    ("runtime/native.py", "import os\nx = os.environ['RANK']", "only runtime/ranks/pool.py"),
-    ("runtime/native.py", "import os as o\nx = o.getenv('RANK')", "only runtime/ranks/pool.py"),
-    ("planner/cost_model.py", "from os import environ", "only runtime/ranks/pool.py"),
+    ("runtime/native.py", "import os\nx = os.environ['RANK']", "only runtime/ranks/environment.py"),
+    (
+        "runtime/native.py",
+        "import os as o\nx = o.getenv('RANK')",
+        "only runtime/ranks/environment.py",
+    ),
+    ("planner/cost_model.py", "from os import environ", "only runtime/ranks/environment.py"),
     ("profiles/plan.py", "import json\njson.loads(text)", "only profiles/files.py may read files"),
     ("planner/search/mix.py", "path.read_text()", "only profiles/files.py may read files"),
     ("ditplan/study.py", "with open(path) as file: pass", "only profiles/files.py may read"),
@@ -370,7 +378,7 @@ ALLOWED = [
         "planner/search/sampler.py",
         "import optuna\nfrom ditplan.planner.network.topology import graph",
     ),
-    ("runtime/ranks/pool.py", "import os\nos.environ['RANK'] = '0'"),
+    ("runtime/ranks/environment.py", "import os\nos.environ['RANK'] = '0'"),
     (
         "runtime/native.py",
         "import os\nimport torch\nfrom .sequence import groups\nos.replace('a', 'b')",

@@ -6,11 +6,11 @@ import psutil
 import pytest
 import torch
 
-from ditplan.profiles.cluster import Device
+from ditplan.profiles.cluster import Device, LinkKind
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.ranks.devices import (
     DeviceReport,
-    device_links,
+    common_link_kind,
     device_warnings,
     inspect_device,
 )
@@ -62,37 +62,20 @@ def test_half_width_and_throttling_are_warned_of_but_idle_generation_is_not() ->
     assert len(warnings) == 2
 
 
-def test_nvlink_is_the_link_where_all_gpus_have_it() -> None:
-    links = device_links("h", [report(FACTS)] * 2, {}, (10e-6, 1e9))
-    assert {(link.a, link.b, link.kind) for link in links} == {
-        ("h/0", "h/nvlink", "nvlink"),
-        ("h/1", "h/nvlink", "nvlink"),
-    }
-    assert {(link.latency_s, link.bytes_per_s) for link in links} == {(5e-6, 1e9)}
-    assert "18 NVLinks" in links[0].source
-
-
 @pytest.mark.parametrize(
-    ("facts", "environment"),
-    [(FACTS, {"NCCL_P2P_DISABLE": "1"}), (dataclasses.replace(FACTS, nvlinks=0), {})],
+    ("kinds", "environment", "common"),
+    [
+        (["nvlink", "nvlink"], {}, "nvlink"),
+        (["nvlink", "pcie"], {}, "pcie"),
+        (["nvlink", "nvlink"], {"NCCL_P2P_DISABLE": "1"}, "pcie"),
+        (["nvlink", "nvlink"], {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}, "ethernet"),
+        (["memory", "memory"], {"NCCL_P2P_DISABLE": "1"}, "memory"),
+    ],
 )
-def test_pcie_is_the_link_without_nvlink_or_peer_access(
-    facts: Gpu, environment: dict[str, str]
+def test_a_link_is_what_all_have_and_nccl_may_use(
+    kinds: list[LinkKind], environment: dict[str, str], common: str
 ) -> None:
-    links = device_links("h", [report(FACTS), report(facts)], environment, (10e-6, 1e9))
-    assert {link.kind for link in links} == {"pcie"}
-
-
-def test_cpus_share_memory_and_gpus_that_nvml_does_not_know_share_pcie() -> None:
-    for kind, device in (("memory", "cpu"), ("pcie", "cuda")):
-        links = device_links("h", [report(None, device)] * 2, {}, (10e-6, 1e9))
-        assert {(link.kind, link.b, link.source) for link in links} == {
-            (kind, f"h/{kind}", "measured: send_recv")
-        }
-
-
-def test_a_single_device_needs_no_link() -> None:
-    assert device_links("h", [report(FACTS)], {}, None) == []
+    assert common_link_kind(kinds, environment) == common
 
 
 def test_an_unknown_gpu_has_no_facts() -> None:

@@ -27,6 +27,12 @@ def test_nothing_else_of_an_environment_leaves_the_host(environment: dict[str, s
     assert all(name in mine or name.startswith(("NCCL_", "GLOO_")) for name in found)
 
 
+def test_what_changes_nothing_is_not_told() -> None:
+    assert (
+        left_set({"NCCL_VERSION": "2.28.3-1", "NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": "x"}) == {}
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from ditplan import cli
-from ditplan.outputs import require_picture
+from ditplan.outputs import require_picture, save_files
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import load_families
 from ditplan.profiles.plan import ExecutionPlan, Measurement
-from ditplan.runtime.generation import frame_rate, frame_times_ms, save_pictures
+from ditplan.runtime.generation import encoded, frame_rate, frame_times_ms
 
 MEASURED = Measurement(latency_s=2.0, runs_s=(2.0,), measured_on="2026-11-29", devices="8 x A100")
 TUNE = ["tune", "--model", "sd3", "--cluster", "4xa100-pcie", "--mode", "eager"]
@@ -128,7 +128,7 @@ def test_every_family_of_videos_says_its_rate() -> None:
 @pytest.mark.parametrize("rate", [8, 16, 24])
 def test_a_video_s_file_carries_the_frame_rate(tmp_path: Path, name: str, rate: int) -> None:
     frames = [Image.new("RGB", (8, 8), (25 * number, 0, 255 - 25 * number)) for number in range(10)]
-    save_pictures([frames], tmp_path / name, rate)
+    save_files(encoded([frames], Path(name).suffix, rate), tmp_path / name)
     shown_ms = []
     with Image.open(tmp_path / name) as saved:
         assert getattr(saved, "n_frames", 1) == 10
@@ -138,6 +138,20 @@ def test_a_video_s_file_carries_the_frame_rate(tmp_path: Path, name: str, rate: 
             shown_ms.append(saved.info["duration"])
     assert sum(shown_ms) == pytest.approx(10_000 / rate, abs=1)
     assert max(shown_ms) - min(shown_ms) <= 1
+
+
+def test_pictures_of_a_batch_are_numbered_and_keep_what_they_show(tmp_path: Path) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in colours]
+    save_files(encoded(pictures, ".PNG"), tmp_path / "a.PNG")
+    for name, colour in zip(("a.PNG", "a-1.PNG", "a-2.PNG"), colours, strict=True):
+        with Image.open(tmp_path / name) as saved:
+            assert saved.getpixel((4, 4)) == colour
+
+
+def test_files_for_a_folder_that_is_gone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="doesn't exist; make it first"):
+        save_files([b"a picture"], tmp_path / "gone" / "a.png")
 
 
 def test_frame_times_are_whole_and_do_not_drift() -> None:

@@ -202,7 +202,7 @@ def crossed(bytes_per_s: float) -> ClusterProfile:
 
 
 def replicated(task: Task) -> list[PricedCandidate]:
-    topology = Topology(task.cluster)
+    topology, task = Topology(task.cluster), replace(task, objective=Objective("throughput"))
     return with_replicas(task, topology, price_all(task, topology)[0])
 
 

@@ -61,14 +61,28 @@ def trials_in(journal: Path, task: Task, sampler: SamplerName) -> list[FrozenTri
     return optuna.load_study(study_name=study_name(task, sampler), storage=storage).trials
 
 
+def is_elsewhere(one: PricedCandidate, ranked: PricedCandidate) -> bool:
+    """Whether a plan differs in its ranks from one that is no faster."""
+    ours, theirs = one.configuration, ranked.configuration
+    is_same = (ours.mesh, ours.mode) == (theirs.mesh, theirs.mode) and ours.ranks != theirs.ranks
+    return is_same and one.prediction.latency_s <= ranked.prediction.latency_s
+
+
 @pytest.mark.parametrize("name", cluster_names())
 def test_parameters_stand_for_one_candidate_and_back(name: str) -> None:
     cluster = find_cluster(name)
     task = replace(TASK, cluster=cluster, gpus=min(8, len(cluster.devices)))
-    found = priced(task)
-    space = ParameterSpace(task, found)
+    everywhere = priced(task)
+    space = ParameterSpace(task, everywhere)
+    # of those on other ranks the fastest one counts
+    fastest: dict[str, PricedCandidate] = {}
+    for ranked in everywhere:
+        parameters = space.parameters(ranked.configuration)
+        fastest.setdefault(str(sorted(parameters.items())), ranked)
+    found = list(fastest.values())
     asked = [space.parameters(ranked.configuration) for ranked in found]
-    assert len({str(sorted(parameters.items())) for parameters in asked}) == len(found)
+    left_out = [ranked for ranked in everywhere if ranked not in found]
+    assert all(any(is_elsewhere(one, ranked) for one in found) for ranked in left_out)
     for ranked, parameters in zip(found, asked, strict=True):
         assert space.find(parameters) is ranked
         for name_, value in parameters.items():

@@ -35,7 +35,7 @@ def test_any_order_of_the_ranks_is_a_placement(ranks: list[int]) -> None:
 
 @pytest.mark.parametrize("placement", [[], [0], [0, 1, 2], [0, 1, 2, 2], [1, 2, 3, 4], range(5)])
 def test_a_placement_that_is_no_order_of_the_ranks_is_refused(placement: list[int]) -> None:
-    with pytest.raises(ValidationError, match="the ranks 0 to 3 of mesh cfg2 x ulysses2 once each"):
+    with pytest.raises(ValidationError, match="once each"):
         plan_with(placement=list(placement))
 
 

@@ -59,7 +59,19 @@ def test_a_book_lists_its_plans(tmp_path: Path) -> None:
     )
     shown = shown_file(PlanBook(entries=entries).save(tmp_path / "book.json"))
     assert "book of 2 plans" in shown.text
+    assert "other requests are refused" in shown.text
     assert f"weight 3: {large}" in shown.text
+
+
+def test_what_texts_a_plan_and_a_book_serve_is_shown(tmp_path: Path) -> None:
+    plan = plan_for(find_model("qwen-image"), Mesh(cfg=2), workload())
+    plan = plan.model_copy(update={"text_sizes": (64, 128)})
+    served = "texts of up to 128 tokens, rounded up to 64, 128"
+    assert served in shown_file(plan.save(tmp_path / "plan.json")).text
+    book = PlanBook(entries=(BookEntry(weight=1, plan=plan),), otherwise="larger")
+    shown = shown_file(book.save(tmp_path / "book.json")).text
+    assert served in shown
+    assert "other requests are served by the nearest larger plan" in shown
 
 
 @pytest.mark.parametrize(
