@@ -36,11 +36,8 @@ def parser_of(files: Iterable[Path], functions: Iterable[str] = ()) -> StrictPar
                 if isinstance(node, ast.FunctionDef) and node.name in wanted
             ]
         for call in (call for scope in scopes for call in _calls(scope)):
-            flags = [
-                argument.value
-                for argument in call.args
-                if isinstance(argument, ast.Constant) and str(argument.value).startswith("--")
-            ]
+            words = [str(word.value) for word in call.args if isinstance(word, ast.Constant)]
+            flags = [word for word in words if word.startswith("--")]
             if flags and not seen & {*flags}:
                 seen |= {*flags}
                 parser.add_argument(*flags, **_settings(call))
@@ -49,9 +46,10 @@ def parser_of(files: Iterable[Path], functions: Iterable[str] = ()) -> StrictPar
 
 def _calls(scope: ast.AST) -> Iterator[ast.Call]:
     for node in ast.walk(scope):
-        is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-        if is_call and node.func.attr == "add_argument":  # type: ignore[attr-defined]
-            yield node  # type: ignore[misc]
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            yield node
 
 
 def _settings(call: ast.Call) -> dict[str, Any]:
