@@ -18,6 +18,7 @@ except ModuleNotFoundError:
 from ditplan import __version__
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
+from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
 from ditplan.command.options import (
@@ -322,6 +323,13 @@ app.command(
     name="table",
     epilog="Examples: `ditplan table --book book.json`, `ditplan table --book book.json --json`",
 )(table_command)
+
+
+app.command(
+    name="export",
+    epilog="Examples: `ditplan export --plan plan.json --to slurm > job.sh`, "
+    "`ditplan export --plan plan.json --to sglang`",
+)(export_command)
 
 
 app.add_typer(cluster_app, name="cluster")

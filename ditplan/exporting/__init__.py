@@ -1,0 +1,1 @@
+"""What another launcher or engine needs to run a plan."""

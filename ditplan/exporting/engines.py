@@ -1,0 +1,239 @@
+"""A plan as flags of another engine: xDiT's, SGLang's, vLLM-Omni's.
+
+All three order ranks alike: dp, cfg, stages, ring, ulysses, far neighbours first
+(`tp-sp-pp-cfg-dp` in their `parallel_state.py`, last axis slowest, Ulysses within the ring).
+"""
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ditplan.exporting.exported import Exported, commented, evidence
+from ditplan.profiles.catalog import find_model, model_names
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import Command, InputError, Setting
+from ditplan.profiles.mesh import AXES
+from ditplan.profiles.model import Mode
+from ditplan.profiles.plan import ExecutionPlan
+
+MODEL = '"${MODEL:?set MODEL to the folder or hub id of the weights}"'
+Flags = list[tuple[str, str]]
+"""Names and values; an empty value is a switch."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an engine's words can say of a configuration.
+
+    `modes` are the flags of the execution modes it has; `sharded` those for weights in pieces, and
+    `uneven_heads` those for heads that ulysses doesn't divide; None where it has no such thing.
+    """
+
+    name: str
+    version: str
+    axes: tuple[str, ...]
+    uneven_heads: Flags | None
+    modes: Mapping[Mode, Flags]
+    sharded: Flags | None
+    flags: Callable[[Configuration], Flags]
+
+    def require_axes(self, plan: ExecutionPlan) -> None:
+        """Refuses a plan whose mesh the engine doesn't have.
+
+        Raises:
+            InputError: names the axis and how to get another plan.
+        """
+        for axis in AXES:
+            if axis not in self.axes and getattr(plan.mesh, axis) > 1:
+                raise InputError(
+                    f"{self.name} has no {axis}, and the plan is {plan.mesh}; tune with it at 1: `",
+                    Command("tune", (Setting("model", plan.model.name), Setting(axis, 1))),
+                    "`",
+                )
+        if self.name == "xDiT" and plan.mesh.cfg > 2:
+            raise InputError(
+                f"xDiT shares guidance out to 2 ranks, and the plan is {plan.mesh}; tune with `",
+                Command("tune", (Setting("model", plan.model.name), Setting("cfg", 2))),
+                "`",
+            )
+        if self.uneven_heads is None and (heads := _uneven_heads(plan)):
+            raise InputError(
+                f"{self.name} needs a ulysses degree that divides the {heads} heads of "
+                f"{plan.model.name}, and the plan is {plan.mesh}; tune with another: `",
+                Command("tune", (Setting("model", plan.model.name), Setting("ulysses", 1))),
+                "`",
+            )
+
+    def not_expressed(self, plan: ExecutionPlan) -> tuple[str, ...]:
+        """What of a plan the engine doesn't do, a sentence each."""
+        one = plan.configuration
+        left = [axis for axis in one.order if getattr(one.mesh, axis) > 1]
+        own = [axis for axis in AXES if axis in left]
+        found = []
+        if left != own:
+            found.append(f"the order {one.order_text}: {self.name} has {' > '.join(own)}")
+        elif not one.follows_order:
+            found.append(f"the placement {one.placement}: {self.name} takes ranks in order")
+        if one.mode not in self.modes:
+            near = "compile" if "compile" in self.modes and "compile" in one.mode else "eager"
+            found.append(f"mode {one.mode}: {self.name} runs {near} instead")
+        if one.weights == "sharded" and self.sharded is None:
+            found.append("weights in pieces: each rank holds all of them, and needs the memory")
+        if one.token_shares:
+            found.append(f"{one.shares_text}: {self.name} shares tokens out equally")
+        if one.step_cache:
+            found.append(f"step cache {one.step_cache}: every step is computed")
+        if one.ring != "pass":
+            found.append(f"ring variant {one.ring}: {self.name} passes keys on from rank to rank")
+        if one.attention not in ("auto", "cpu"):
+            found.append(f"attention kernel {one.attention}: {self.name} chooses its own")
+        if one.pipefusion and one.pipefusion.schedule == "folded":
+            found.append("the folded schedule: stages are linear")
+        return tuple(found)
+
+    def configuration_flags(self, plan: ExecutionPlan) -> Flags:
+        """The flags for a plan's configuration.
+
+        Raises:
+            InputError: the engine doesn't have an axis of the plan's mesh.
+        """
+        self.require_axes(plan)
+        one = plan.configuration
+        near: Mode = "compile" if "compile" in one.mode else "eager"
+        flags = [*self.flags(one), *self.modes.get(one.mode, self.modes.get(near, []))]
+        if one.weights == "sharded" and self.sharded is not None:
+            flags += self.sharded
+        if self.uneven_heads is not None and _uneven_heads(plan):
+            flags += self.uneven_heads
+        return flags
+
+
+def _uneven_heads(plan: ExecutionPlan) -> int:
+    """How many heads there are where ulysses doesn't divide them, of a model that is known; else
+    0.
+    """
+    known = plan.model.name in model_names()
+    heads = find_model(plan.model.name).heads if known else 0
+    return heads if heads % plan.mesh.ulysses else 0
+
+
+def _xdit_flags(one: Configuration) -> Flags:
+    mesh = one.mesh
+    flags = [
+        ("--data_parallel_degree", str(mesh.dp)),
+        ("--ulysses_degree", str(mesh.ulysses)),
+        ("--ring_degree", str(mesh.ring)),
+        ("--pipefusion_parallel_degree", str(mesh.pipefusion)),
+    ]
+    if mesh.cfg > 1:
+        flags.append(("--use_cfg_parallel", ""))
+    if part := one.pipefusion:
+        flags += [
+            ("--num_pipeline_patch", str(part.patches)),
+            ("--warmup_steps", str(part.warmup_steps)),
+            ("--attn_layer_num_for_pp", " ".join(map(str, part.blocks_per_stage))),
+        ]
+    return flags
+
+
+def _sglang_flags(one: Configuration) -> Flags:
+    mesh = one.mesh
+    # a sequence of two ranks would be a gather of keys and values if it weren't said
+    flags = [
+        ("--num-gpus", str(mesh.size)),
+        ("--sp-degree", str(mesh.sequence_parallel)),
+        ("--ulysses-degree", str(mesh.ulysses)),
+        ("--ring-degree", str(mesh.ring)),
+        ("--dp-size", str(mesh.dp)),
+    ]
+    return [*flags, ("--cfg-parallel-size", str(mesh.cfg))]
+
+
+def _vllm_flags(one: Configuration) -> Flags:
+    mesh = one.mesh
+    flags = [
+        ("--num-gpus", str(mesh.size)),
+        ("--ulysses-degree", str(mesh.ulysses)),
+        ("--ring-degree", str(mesh.ring)),
+        ("--cfg-parallel-size", str(mesh.cfg)),
+    ]
+    return flags + ([("--data-parallel-size", str(mesh.dp))] if mesh.dp > 1 else [])
+
+
+XDIT = Engine(
+    name="xDiT",
+    version="0.7.0",
+    axes=AXES,
+    uneven_heads=None,
+    modes={"eager": [], "compile": [("--use_torch_compile", "")]},
+    sharded=[("--shard_dit", "")],
+    flags=_xdit_flags,
+)
+SGLANG = Engine(
+    name="SGLang",
+    version="0.5.23",
+    axes=("dp", "cfg", "ring", "ulysses"),
+    uneven_heads=None,
+    modes={"eager": [], "compile": [("--enable-torch-compile", "")]},
+    sharded=[("--use-fsdp-inference", "true")],
+    flags=_sglang_flags,
+)
+VLLM_OMNI = Engine(
+    name="vLLM-Omni",
+    version="0.30.0",
+    axes=("dp", "cfg", "ring", "ulysses"),
+    uneven_heads=[("--ulysses-mode", "advanced_uaa")],
+    modes={"eager": [("--enforce-eager", "")], "compile": []},
+    sharded=[("--use-hsdp", "")],
+    flags=_vllm_flags,
+)
+
+
+def export_xdit(plan: ExecutionPlan, name: str) -> Exported:
+    """A shell script that starts a script of xDiT's, such as its `examples/flux_example.py`."""
+    w = plan.workload
+    flags = [
+        *XDIT.configuration_flags(plan),
+        ("--height", str(w.height)),
+        ("--width", str(w.width)),
+        ("--num_inference_steps", str(w.steps)),
+    ]
+    if w.frames > 1:
+        flags.append(("--num_frames", str(w.frames)))
+    head = (
+        f"torchrun --nproc_per_node={plan.mesh.size} "
+        '"${SCRIPT:?set SCRIPT to a script that reads xFuserArgs, as those of xDiT do}"'
+    )
+    return _script("xdit", XDIT, plan, name, f"{head} \\\n  --model {MODEL}", flags, '"$@"')
+
+
+def export_sglang(plan: ExecutionPlan, name: str) -> Exported:
+    """A shell script that starts SGLang's server for diffusion."""
+    flags = SGLANG.configuration_flags(plan)
+    return _script(
+        "sglang", SGLANG, plan, name, f"sglang serve \\\n  --model-path {MODEL}", flags, '"$@"'
+    )
+
+
+def export_vllm_omni(plan: ExecutionPlan, name: str) -> Exported:
+    """A shell script that starts vLLM-Omni's server."""
+    flags = VLLM_OMNI.configuration_flags(plan)
+    return _script(
+        "vllm-omni", VLLM_OMNI, plan, name, f"vllm serve {MODEL} \\\n  --omni", flags, '"$@"'
+    )
+
+
+def _script(
+    to: str, engine: Engine, plan: ExecutionPlan, name: str, head: str, flags: Flags, rest: str
+) -> Exported:
+    """A command over several lines, with the evidence above it. Values come from numbers of the
+    plan; they are quoted all the same.
+    """
+    left = engine.not_expressed(plan)
+    lines = [f"For {engine.name} {engine.version}.", *evidence(plan, name, to, left)]
+    words = [
+        f"{flag} {' '.join(map(shlex.quote, value.split()))}".rstrip() for flag, value in flags
+    ]
+    command = " \\\n  ".join([head, *words, rest])
+    text = f"#!/usr/bin/env bash\n{commented(lines)}set -euo pipefail\n\n{command}\n"
+    return Exported(to, text, left)

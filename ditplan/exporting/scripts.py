@@ -1,0 +1,119 @@
+"""A plan as a Python script of a library that is called, not started: diffusers, cache-dit."""
+
+from dataclasses import replace
+
+from ditplan.exporting.engines import Engine
+from ditplan.exporting.exported import Exported, commented, evidence
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import InputError
+from ditplan.profiles.host import quoted
+from ditplan.profiles.plan import ExecutionPlan
+
+DIFFUSERS = Engine(
+    name="diffusers",
+    version="0.42.1",
+    axes=("ring", "ulysses"),
+    uneven_heads=None,
+    modes={"eager": [], "compile": []},
+    sharded=None,
+    flags=lambda _one: [],
+)
+CACHE_DIT = replace(DIFFUSERS, name="cache-dit", version="1.5.3")
+
+SCRIPT = """\
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+{imports}
+
+model, prompt, out = sys.argv[1:4]
+dist.init_process_group("nccl")
+device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+torch.cuda.set_device(device)
+if dist.get_world_size() != {ranks}:
+    raise SystemExit(f"this plan is for {ranks} ranks, there are {{dist.get_world_size()}}")
+pipe = {pipeline}.from_pretrained(model, torch_dtype=torch.{dtype}).to(device)
+{parallel}{compiled}
+result = pipe(
+    prompt=prompt,
+    height={height},
+    width={width},
+{frames}    num_inference_steps={steps},
+    generator=torch.Generator(device).manual_seed(0),
+)
+if dist.get_rank() == 0:
+    {save}
+dist.destroy_process_group()
+"""
+
+
+def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
+    """A script that torchrun starts: diffusers' own context parallelism."""
+    one, parallel = plan.configuration, ""
+    if one.mesh.size > 1:
+        parallel = (
+            "pipe.transformer.enable_parallelism(\n"
+            f"    config=ContextParallelConfig({_degrees(one, 'degree')})\n)\n"
+        )
+    imports = f"from diffusers import ContextParallelConfig, {plan.model.pipeline_class}"
+    return _script("diffusers", DIFFUSERS, plan, name, imports, parallel)
+
+
+def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
+    """A script that torchrun starts: cache-dit's context parallelism, without its caches."""
+    one, parallel = plan.configuration, ""
+    if one.mesh.size > 1:
+        parallel = (
+            "cache_dit.enable_cache(\n"
+            "    pipe,\n"
+            "    cache_config=None,\n"
+            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(one, 'size')}),\n)\n"
+        )
+    imports = f"import cache_dit\nfrom diffusers import {plan.model.pipeline_class}"
+    return _script("cache-dit", CACHE_DIT, plan, name, imports, parallel)
+
+
+def _degrees(one: Configuration, word: str) -> str:
+    """Arguments for the axes that are split; a degree of 1 is left to the library."""
+    split = [axis for axis in ("ring", "ulysses") if getattr(one.mesh, axis) > 1]
+    return ", ".join(f"{axis}_{word}={getattr(one.mesh, axis)}" for axis in split)
+
+
+def _script(
+    to: str, engine: Engine, plan: ExecutionPlan, name: str, imports: str, parallel: str
+) -> Exported:
+    engine.require_axes(plan)
+    if not plan.model.pipeline_class.isidentifier():
+        raise InputError(
+            f"{name}: model.pipeline_class is {quoted(plan.model.pipeline_class)}; it must be the "
+            "name of a class of diffusers"
+        )
+    left, w = engine.not_expressed(plan), plan.workload
+    if w.batch > 1:
+        left += (f"batch {w.batch}: give so many prompts",)
+    is_compiled = "compile" in plan.configuration.mode
+    lines = [
+        f"For {engine.name} {engine.version}; start it as",
+        f"  torchrun --nproc-per-node={plan.mesh.size} FILE MODEL PROMPT OUT",
+        *evidence(plan, name, to, left),
+    ]
+    is_video = w.frames > 1
+    if is_video:
+        imports += "\nfrom diffusers.utils import export_to_video"
+    save = "export_to_video(result.frames[0], out)" if is_video else "result.images[0].save(out)"
+    body = SCRIPT.format(
+        imports=imports,
+        ranks=plan.mesh.size,
+        pipeline=plan.model.pipeline_class,
+        dtype=w.dtype,
+        parallel=parallel,
+        compiled="pipe.transformer.compile_repeated_blocks()\n" if is_compiled else "",
+        height=w.height,
+        width=w.width,
+        frames=f"    num_frames={w.frames},\n" if is_video else "",
+        steps=w.steps,
+        save=save,
+    )
+    return Exported(to, commented(lines) + body, left)
