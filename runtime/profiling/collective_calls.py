@@ -50,8 +50,9 @@ def _send_recv(context: RankContext, group: AxisGroup, size_bytes: int) -> Call:
     def step() -> None:
         for work in dist.batch_isend_irecv(
             [
-                dist.P2POp(dist.isend, sent, following, group.group),
+                # as a ring of attention posts them
                 dist.P2POp(dist.irecv, received, preceding, group.group),
+                dist.P2POp(dist.isend, sent, following, group.group),
             ]
         ):
             work.wait()

@@ -96,8 +96,9 @@ class _Exchange:
             return
         for work in dist.batch_isend_irecv(
             [
-                dist.P2POp(dist.isend, self._sent, self._partner),
+                # with its send posted first, gloo takes one way after the other
                 dist.P2POp(dist.irecv, self._received, self._partner),
+                dist.P2POp(dist.isend, self._sent, self._partner),
             ]
         ):
             work.wait()

@@ -148,6 +148,7 @@ def _pass_on(
     following = group.ranks[(group.index + way) % group.size]
     preceding = group.ranks[(group.index - way) % group.size]
     return [
-        dist.P2POp(dist.isend, block, following, group.group),
+        # with its send posted first, gloo takes one way between two ranks after the other
         dist.P2POp(dist.irecv, arriving, preceding, group.group),
+        dist.P2POp(dist.isend, block, following, group.group),
     ]
