@@ -58,9 +58,16 @@ class Sentence(str):
 
 
 class DitplanError(Exception):
-    """Base of all errors that end a command with one message and no traceback."""
+    """Base of all errors that end a command with one message and no traceback; its `sentence`
+    remembers which words are settings and commands.
+    """
 
     exit_code = 1
+
+    def __init__(self, *parts: Part) -> None:
+        """Joins the parts to a message."""
+        self.sentence = Sentence(*parts)
+        super().__init__(str(self.sentence))
 
 
 class InputError(DitplanError, ValueError):
@@ -73,8 +80,8 @@ class InputError(DitplanError, ValueError):
 
     def __init__(self, *parts: Part) -> None:
         """Joins the parts to one `sentence`, of which `str` gives a line."""
-        self.sentence = Sentence(*parts)
-        super().__init__(one_line(self.sentence))
+        super().__init__(*parts)
+        self.args = (one_line(self.sentence),)
 
 
 class PlanWarning(UserWarning):

@@ -226,7 +226,7 @@ def _message_of(error: DitplanError | typer.TyperException) -> str:
         usage = error.format_message().replace("Value error, ", "")
         message = f"{usage.rstrip('.')}; see --help"
     else:
-        message = error.sentence.worded(as_options) if isinstance(error, InputError) else str(error)
+        message = error.sentence.worded(as_options)
     return one_line(message) if error.exit_code == InputError.exit_code else message
 
 

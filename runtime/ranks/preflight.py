@@ -73,7 +73,8 @@ class Preflight:
         """
         fatal = [found for found in self.problems if found.is_fatal]
         if self.exit_code == ClusterError.exit_code:
-            raise ClusterError("\n".join(map(str, fatal)))
+            first, *others = (found.sentence for found in fatal)
+            raise ClusterError(first, *(part for one in others for part in ("\n", one)))
         if fatal:
             raise InputError(fatal[0].sentence)
 
