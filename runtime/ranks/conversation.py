@@ -137,12 +137,12 @@ class Conversation:
     def _look_around(self, now: float, deadline: float, silence_s: float) -> None:
         """Finds ranks that are silent or late."""
         silences = {number: now - self._heard[number] for number in sorted(self._pending)}
-        stopped = {number for number in silences if self.fleet.processes[number].is_stopped}
+        processes = self.fleet.processes
         silent = [
             number
             for number, silence in silences.items()
             # longer than a debugger's glance takes
-            if silence > silence_s or (silence > STOPPED_SILENCE_S and number in stopped)
+            if silence > silence_s or (silence > STOPPED_SILENCE_S and processes[number].is_stopped)
         ]
         late = list(silences) if now > deadline else []
         if not (silent or late):
@@ -150,7 +150,10 @@ class Conversation:
         finished = ""
         if self.results:
             finished = f"; finished: {placed(self.fleet.links, self.results)}"
-        for number, stack in self._stacks(silent or late).items():
+        stacks = self._stacks(silent or late)
+        # what agents have said by now: a rank that is stopped gives no stack
+        stopped = {number for number in silences if processes[number].is_stopped}
+        for number, stack in stacks.items():
             silence = f"gave no sign of life for {silences[number]:.0f} s"
             summary = silence if silent else "did not finish in time"
             summary += " (its process is stopped)" if number in stopped else ""
