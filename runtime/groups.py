@@ -24,10 +24,10 @@ from ditplan.profiles.mesh import Mesh
 # take too long.
 GROUP_TIMEOUT = timedelta(minutes=15)
 
-CONTROL = "control"
-
 RANK_IS_GONE = "another rank of the plan is gone"
 """How the error of a rank begins that only says that another has ended."""
+
+CONTROL = "control"
 """The purpose of groups by which hosts agree, whatever the device: gloo's, never broken off."""
 
 TRANSPORT_CTAS = 2
@@ -140,8 +140,8 @@ class GroupCache:
     """The process groups of one rank, made when first needed and kept: plan after plan reuses them.
 
     Making a group is collective over the whole world: every rank must ask for the same groups in
-    the same order. `renewals` counts how often they were made anew: what was made of groups before
-    can't be used any more.
+    the same order. `renewals` counts how often they were made anew or closed: what was made of
+    groups before can't be used any more.
     """
 
     rank: int
@@ -217,6 +217,7 @@ class GroupCache:
             if handle is not None:
                 dist.destroy_process_group(handle.process_group)
         self._groups.clear()
+        self.renewals += 1
 
     def _made(self, key: tuple[str, tuple[int, ...]]) -> GroupHandle | None:
         purpose, members = key

@@ -334,3 +334,12 @@ def tokens_held(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> t
     noting.remove()
     found: tuple[int, int] = seen[-1]
     return found
+
+
+def latents_after_groups_were_closed(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan
+) -> torch.Tensor | None:
+    """As `latents`, after the same plan was in force and the groups made for it were closed."""
+    latents(context, spec, plan)
+    context.groups.close()
+    return latents(context, spec, plan)

@@ -16,6 +16,7 @@ from tests.distributed.rank_tasks import (
     changes_left,
     furthest,
     latents,
+    latents_after_groups_were_closed,
     latents_around_the_door,
     latents_of_each,
     latents_without_exchange,
@@ -236,3 +237,12 @@ def test_a_plan_for_more_ranks_than_there_are_is_refused(ranks: RankPool, spec: 
     plan = plan_for(spec, Mesh(ulysses=5), workload())
     with pytest.raises(InputError, match=r"needs 5 ranks .* there are 4"):
         ranks.run(latents, spec, plan, timeout_s=600)
+
+
+def test_a_plan_whose_groups_were_closed_is_put_in_force_on_new_ones(
+    ranks: RankPool, spec: ModelSpec
+) -> None:
+    plan = plan_for(spec, Mesh(ring=2, ulysses=2), workload())
+    alone = ranks.run(latents, spec, plan_for(spec, Mesh(), workload()), timeout_s=600)[0]
+    again = ranks.run(latents_after_groups_were_closed, spec, plan, timeout_s=600)
+    assert furthest(alone, again) <= EXACT
