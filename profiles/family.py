@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from ditplan.profiles.errors import InputError, one_line
 from ditplan.profiles.files import parse_toml, path_text, read_text
 from ditplan.profiles.record import FrozenModel, validate
+from ditplan.profiles.workload import Workload
 
 InputKind = Literal["mask", "zeros", "pair", "sizes", "list"]
 FAMILIES = Path(__file__).parent / "families"
@@ -237,6 +238,23 @@ class ModelFamily(FrozenModel):
             for name, dims in self.inputs.items()
             if name not in self.inputs_when or config.get(self.inputs_when[name])
         }
+
+    def call_arguments(self, guidance_scale: float, workload: Workload) -> dict[str, Any]:
+        """What a call of the pipeline needs for a workload beside words, generator and output type,
+        with the guidance scale that the model usually has.
+        """
+        guided = workload.guidance or self.guidance == "embedded"
+        arguments: dict[str, Any] = {
+            "height": workload.height,
+            "width": workload.width,
+            "num_inference_steps": workload.steps,
+            self.guidance_argument: guidance_scale if guided else 1.0,
+        }
+        if self.frames_per_latent > 1:
+            arguments["num_frames"] = workload.frames
+        if self.text_length_argument:
+            arguments[self.text_length_argument] = workload.text_tokens
+        return arguments | self.call
 
     def usual_of(self, config: Mapping[str, Any]) -> Usual:
         """What is usually asked of a transformer of this config.

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ditplan.exporting.exported import Exported, commented, evidence
+from ditplan.exporting.exported import Exported, call_of_plan, commented, evidence
 from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
@@ -191,49 +191,46 @@ VLLM_OMNI = Engine(
 
 def export_xdit(plan: ExecutionPlan, name: str) -> Exported:
     """A shell script that starts a script of xDiT's, such as its `examples/flux_example.py`."""
-    w = plan.workload
-    flags = [
-        *XDIT.configuration_flags(plan),
-        ("--height", str(w.height)),
-        ("--width", str(w.width)),
-        ("--num_inference_steps", str(w.steps)),
-    ]
-    if w.frames > 1:
-        flags.append(("--num_frames", str(w.frames)))
+    call, unknown = call_of_plan(plan)
+    flags = [*XDIT.configuration_flags(plan)]
+    asked = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+    flags += [(f"--{name}", str(call[name])) for name in asked if name in call]
     head = (
         f"torchrun --nproc_per_node={plan.mesh.size} "
         '"${SCRIPT:?set SCRIPT to a script that reads xFuserArgs, as those of xDiT do}"'
     )
-    return _script("xdit", XDIT, plan, name, f"{head} \\\n  --model {MODEL}", flags, '"$@"')
+    return _script(XDIT, plan, name, f"{head} \\\n  --model {MODEL}", flags, unknown)
 
 
 def export_sglang(plan: ExecutionPlan, name: str) -> Exported:
     """A shell script that starts SGLang's server for diffusion."""
     flags = SGLANG.configuration_flags(plan)
-    return _script(
-        "sglang", SGLANG, plan, name, f"sglang serve \\\n  --model-path {MODEL}", flags, '"$@"'
-    )
+    return _script(SGLANG, plan, name, f"sglang serve \\\n  --model-path {MODEL}", flags)
 
 
 def export_vllm_omni(plan: ExecutionPlan, name: str) -> Exported:
     """A shell script that starts vLLM-Omni's server."""
     flags = VLLM_OMNI.configuration_flags(plan)
-    return _script(
-        "vllm-omni", VLLM_OMNI, plan, name, f"vllm serve {MODEL} \\\n  --omni", flags, '"$@"'
-    )
+    return _script(VLLM_OMNI, plan, name, f"vllm serve {MODEL} \\\n  --omni", flags)
 
 
 def _script(
-    to: str, engine: Engine, plan: ExecutionPlan, name: str, head: str, flags: Flags, rest: str
+    engine: Engine,
+    plan: ExecutionPlan,
+    name: str,
+    head: str,
+    flags: Flags,
+    unknown: tuple[str, ...] = (),
 ) -> Exported:
-    """A command over several lines, with the evidence above it. Values come from numbers of the
-    plan; they are quoted all the same.
+    """A command over several lines, with the evidence above it; it takes more words at its end.
+    Values come from numbers of the plan; they are quoted all the same.
     """
-    left = engine.not_expressed(plan)
+    to = engine.name.lower()
+    left = engine.not_expressed(plan) + unknown
     lines = [f"For {engine.name} {engine.version}.", *evidence(plan, name, to, left)]
     words = [
         f"{flag} {' '.join(map(shlex.quote, value.split()))}".rstrip() for flag, value in flags
     ]
-    command = " \\\n  ".join([head, *words, rest])
+    command = " \\\n  ".join([head, *words, '"$@"'])
     text = f"#!/usr/bin/env bash\n{commented(lines)}set -euo pipefail\n\n{command}\n"
     return Exported(to, text, left)

@@ -4,8 +4,11 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import one_line
+from ditplan.profiles.family import family_of
 from ditplan.profiles.plan import ExecutionPlan
 
 WIDEST = 160
@@ -60,6 +63,23 @@ def evidence(
         )
     lines += [f"Not expressed: {what}" for what in not_expressed]
     return [one_line(line, WIDEST) for line in lines]
+
+
+def call_of_plan(plan: ExecutionPlan) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments of a diffusers pipeline's call, for as many passes as the plan has, and what of
+    them isn't known.
+    """
+    w, name = plan.workload, plan.model.name
+    family = family_of(plan.model.transformers[0].transformer_class)
+    found = family.call_arguments(1.0, w)
+    # without a negative prompt some pipelines make one pass, whatever the scale
+    negative = {"negative_prompt": ""} if w.guidance else {}
+    if not (w.guidance or family.guidance == "embedded"):
+        return found, ()
+    if name not in model_names():
+        del found[family.guidance_argument]
+        return negative | found, (f"the guidance scale of {name}: give the one that you use",)
+    return negative | family.call_arguments(find_model(name).guidance_scale, w), ()
 
 
 def commented(lines: Iterable[str]) -> str:

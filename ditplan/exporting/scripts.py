@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ditplan.exporting.engines import Engine
-from ditplan.exporting.exported import Exported, commented, evidence
+from ditplan.exporting.exported import Exported, call_of_plan, commented, evidence
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.host import quoted
@@ -38,9 +38,7 @@ pipe = {pipeline}.from_pretrained(model, torch_dtype=torch.{dtype}).to(device)
 {parallel}{compiled}
 result = pipe(
     prompt=prompt,
-    height={height},
-    width={width},
-{frames}    num_inference_steps={steps},
+{arguments}
     generator=torch.Generator(device).manual_seed(0),
 )
 if dist.get_rank() == 0:
@@ -58,7 +56,7 @@ def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
             f"    config=ContextParallelConfig({_degrees(one, 'degree')})\n)\n"
         )
     imports = f"from diffusers import ContextParallelConfig, {plan.model.pipeline_class}"
-    return _script("diffusers", DIFFUSERS, plan, name, imports, parallel)
+    return _script(DIFFUSERS, plan, name, imports, parallel)
 
 
 def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
@@ -72,7 +70,7 @@ def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
             f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(one, 'size')}),\n)\n"
         )
     imports = f"import cache_dit\nfrom diffusers import {plan.model.pipeline_class}"
-    return _script("cache-dit", CACHE_DIT, plan, name, imports, parallel)
+    return _script(CACHE_DIT, plan, name, imports, parallel)
 
 
 def _degrees(one: Configuration, word: str) -> str:
@@ -82,7 +80,7 @@ def _degrees(one: Configuration, word: str) -> str:
 
 
 def _script(
-    to: str, engine: Engine, plan: ExecutionPlan, name: str, imports: str, parallel: str
+    engine: Engine, plan: ExecutionPlan, name: str, imports: str, parallel: str
 ) -> Exported:
     engine.require_axes(plan)
     if not plan.model.pipeline_class.isidentifier():
@@ -90,14 +88,16 @@ def _script(
             f"{name}: model.pipeline_class is {quoted(plan.model.pipeline_class)}; it must be the "
             "name of a class of diffusers"
         )
-    left, w = engine.not_expressed(plan), plan.workload
+    w = plan.workload
+    arguments, unknown = call_of_plan(plan)
+    left = engine.not_expressed(plan) + unknown
     if w.batch > 1:
         left += (f"batch {w.batch}: give so many prompts",)
     is_compiled = "compile" in plan.configuration.mode
     lines = [
         f"For {engine.name} {engine.version}; start it as",
         f"  torchrun --nproc-per-node={plan.mesh.size} FILE MODEL PROMPT OUT",
-        *evidence(plan, name, to, left),
+        *evidence(plan, name, engine.name, left),
     ]
     is_video = w.frames > 1
     if is_video:
@@ -110,10 +110,7 @@ def _script(
         dtype=w.dtype,
         parallel=parallel,
         compiled="pipe.transformer.compile_repeated_blocks()\n" if is_compiled else "",
-        height=w.height,
-        width=w.width,
-        frames=f"    num_frames={w.frames},\n" if is_video else "",
-        steps=w.steps,
+        arguments="\n".join(f"    {key}={value!r}," for key, value in arguments.items()),
         save=save,
     )
-    return Exported(to, commented(lines) + body, left)
+    return Exported(engine.name, commented(lines) + body, left)

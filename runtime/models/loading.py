@@ -113,23 +113,7 @@ def words_of(
 
 def call_arguments(spec: ModelSpec, workload: Workload) -> dict[str, Any]:
     """What a call of the pipeline needs for a workload beside words, generator and output type."""
-    return call_of(family_of(spec.transformer_class), spec.guidance_scale, workload)
-
-
-def call_of(family: ModelFamily, guidance_scale: float, workload: Workload) -> dict[str, Any]:
-    """The same for a model of a family, with the guidance scale that it usually has."""
-    guided = workload.guidance or family.guidance == "embedded"
-    arguments: dict[str, Any] = {
-        "height": workload.height,
-        "width": workload.width,
-        "num_inference_steps": workload.steps,
-        family.guidance_argument: guidance_scale if guided else 1.0,
-    }
-    if family.frames_per_latent > 1:
-        arguments["num_frames"] = workload.frames
-    if family.text_length_argument:
-        arguments[family.text_length_argument] = workload.text_tokens
-    return arguments | family.call
+    return family_of(spec.transformer_class).call_arguments(spec.guidance_scale, workload)
 
 
 def pictures_of(result: Any) -> Any:

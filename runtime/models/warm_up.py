@@ -11,7 +11,7 @@ from ditplan.profiles.limits import ModelLimits, workload_fault
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import validate
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.models.loading import call_of, words_of
+from ditplan.runtime.models.loading import words_of
 
 Size = tuple[int, int] | tuple[int, int, int]
 """Height and width in pixels, and the number of frames of a video."""
@@ -45,7 +45,7 @@ def warm_up_calls(pipeline: Any, works: Sequence[Workload]) -> None:
     scale = family.usual_of(config).guidance_scale
     for work in works:
         words = words_of(family, config, work, pipeline._execution_device, seed=0)
-        call = call_of(family, scale, work)
+        call = family.call_arguments(scale, work)
         with torch.no_grad():
             pipeline(
                 **words,

@@ -1,6 +1,7 @@
 """Plans in the words of launchers and engines."""
 
 import ast
+import inspect
 import json
 import subprocess
 from pathlib import Path
@@ -101,6 +102,7 @@ def test_all_degrees_reach_engines_that_have_them() -> None:
         "--height": "1024",
         "--width": "1024",
         "--num_inference_steps": str(work.steps),
+        "--guidance_scale": str(spec.guidance_scale),
     }
 
 
@@ -282,3 +284,39 @@ def test_the_command_prints_the_text_and_says_the_rest_on_stderr(tmp_path: Path)
     assert found["to"] == "sglang"
     assert found["text"].rstrip() == shown.stdout.rstrip()
     assert found["not_expressed"]
+
+
+def call_in(text: str) -> dict[str, Any]:
+    """The arguments of a script's call of the pipeline that are written out."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    call = next(one for one in calls if ast.unparse(one.func) == "pipe")
+    written = (word for word in call.keywords if isinstance(word.value, ast.Constant))
+    return {str(word.arg): ast.literal_eval(word.value) for word in written}
+
+
+@pytest.mark.parametrize(
+    ("model", "passes"),
+    [
+        ("flux-dev", 1),
+        *((model, passes) for model in ("sd3", "qwen-image", "wan2.1-1.3b") for passes in (1, 2)),
+    ],
+)
+def test_a_script_asks_for_as_many_passes_as_the_plan(model: str, passes: int) -> None:
+    spec = find_model(model)
+    work = spec.defaults.model_copy(update={"passes": passes})
+    plan = bare_plan(PlannedModel.of_spec(spec), work, Mesh(ulysses=2))
+    given = call_in(export(plan, "diffusers", "plan.json").text)
+    guided = passes > 1 or model == "flux-dev"
+    scale = given["true_cfg_scale" if model == "qwen-image" else "guidance_scale"]
+    assert scale == (spec.guidance_scale if guided else 1.0)
+    assert ("negative_prompt" in given) == (passes > 1)
+    accepted = inspect.signature(getattr(diffusers, spec.pipeline_class).__call__).parameters
+    assert given.keys() <= accepted.keys()
+
+
+def test_the_scale_of_a_model_nobody_knows_is_left_to_its_owner() -> None:
+    plan = planned(Mesh(ulysses=2), "sd3")
+    model = plan.model.model_copy(update={"name": "mine"})
+    found = export(plan.model_copy(update={"model": model}), "diffusers", "plan.json")
+    assert "guidance_scale" not in call_in(found.text)
+    assert found.not_expressed == ("the guidance scale of mine: give the one that you use",)
