@@ -85,7 +85,7 @@ def generate(
     with parallelize(pipeline, plan, context):
         if context.rank not in plan.configuration.placement:
             return None
-        words: dict[str, Any] = {"prompt": [prompt] * workload.batch}
+        words = words_of_prompt(prompt, workload)
         if weights is None:
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
@@ -95,6 +95,14 @@ def generate(
             context, pipeline, spec, workload, words, "pil" if first else "latent", seed
         )
     return run, encoded(images, suffix, frame_rate(spec)) if first else []
+
+
+def words_of_prompt(prompt: str, workload: Workload) -> dict[str, Any]:
+    """A prompt for each picture, and an empty one to be guided away from: without it Qwen-Image's
+    pipeline makes one pass a step, whatever the guidance scale.
+    """
+    words = {"prompt": [prompt] * workload.batch}
+    return words | ({"negative_prompt": [""] * workload.batch} if workload.guidance else {})
 
 
 def encoded(images: list[Any], suffix: str, frames_per_s: float | None = None) -> list[bytes]:
