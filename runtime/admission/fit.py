@@ -52,19 +52,7 @@ def admitted(pipeline: Any, plan: Any) -> tuple[RankContext, ExecutionPlan]:
         _require_pipeline_and_plan(pipeline, plan)
     except InputError as error:
         refusal = error
-    try:
-        context = attach_to_job()
-    except InputError as error:
-        raise refusal or error from None
-
-    def check() -> None:
-        if refusal is not None:
-            raise refusal
-        plan.require_ranks(context.world_size)
-        require_possible(pipeline, plan, context)
-
-    require_alike(plan, context, check)
-    here = seated_in_job(plan, context)
+    context, here = _in_job(plan, refusal, lambda found: require_possible(pipeline, plan, found))
     require_fit(here, context)
     return context, here
 
@@ -76,6 +64,19 @@ def attached(plan: Any) -> Attached:
         InputError: the same on every rank; says what was given and what is allowed.
     """
     refusal = None if isinstance(plan, ExecutionPlan) else InputError(_no_plan(plan, "attach()"))
+    context, here = _in_job(plan, refusal, lambda _: None)
+    return Attached(here, context.rank, context.world_size, context.device)
+
+
+def _in_job(
+    plan: Any, refusal: InputError | None, require: Callable[[RankContext], None]
+) -> tuple[RankContext, ExecutionPlan]:
+    """This rank's context and the plan for the job's ranks, unless a rank has a refusal, or
+    `require` raises one there.
+
+    Raises:
+        InputError: the same on every rank.
+    """
     try:
         context = attach_to_job()
     except InputError as error:
@@ -85,10 +86,10 @@ def attached(plan: Any) -> Attached:
         if refusal is not None:
             raise refusal
         plan.require_ranks(context.world_size)
+        require(context)
 
     require_alike(plan, context, check)
-    here = seated_in_job(plan, context)
-    return Attached(here, context.rank, context.world_size, context.device)
+    return context, seated_in_job(plan, context)
 
 
 def require_possible(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> None:
