@@ -182,8 +182,8 @@ def _link(a: str, b: str, kind: LinkKind, latency_s: float, rate: float, source:
 def _unknown(setting: str, given: str, known: Iterable[str]) -> Sentence:
     names = list(known)
     near = difflib.get_close_matches(given.lower(), names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? There" if near else "there"
     return Sentence(
         Setting(setting, shortened(given, 40)),
-        f": no data sheet; {hint}There are {', '.join(names)}",
+        f": no data sheet; {hint} are {', '.join(names)}",
     )
