@@ -10,6 +10,11 @@ TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 ALONE = ("standalone", "no_python", "m", "module", "run_path", "use_env", "help")
 """Flags of torchrun that nothing stands behind."""
 
+WITH_VALUE = {"nnodes", "nproc_per_node", "node_rank", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
+WITH_VALUE |= {"rdzv_conf", "max_restarts", "monitor_interval", "start_method", "role", "log_dir"}
+WITH_VALUE |= {"r", "redirects", "t", "tee", "local_ranks_filter", "master_addr", "master_port"}
+WITH_VALUE |= {"local_addr", "logs_specs", "event_log_handler", "numa_binding", "signals_to_handle"}
+
 MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "srun")
 MPI_RANKS = ("-n", "-np", "--np", "--ntasks")
 LONGEST = 64 * 1024
@@ -28,7 +33,8 @@ def split_words(text: str, where: str) -> list[str]:
         words = shlex.split(text, comments=True)
     except ValueError as error:
         raise InputError(
-            f"{where}: can't be taken apart as a shell would ({str(error).lower()}); close the quote"
+            f"{where}: can't be taken apart as a shell does it ({str(error).lower()}); close the "
+            "quote"
         ) from None
     return [word for word in words if word.strip()]
 
@@ -52,7 +58,7 @@ def read_words(words: Sequence[str], where: str) -> Written:
             f"{where}: there is no flag in it; give a command line such as `--ulysses_degree 8`"
         )
     if served := _served_model(head):
-        settings = [Setting("model", (served,), where), *settings]
+        settings = [Setting("model", (served,), where, is_flag=False), *settings]
     return Written(tuple(settings), (*environment, *head), ranks)
 
 
@@ -89,8 +95,10 @@ def _by_torchrun(
     while place < len(words) and words[place].startswith("-"):
         typed, is_joined, value = words[place].partition("=")
         name = typed.lstrip("-").replace("-", "_")
+        if name not in WITH_VALUE and name not in ALONE:
+            return words[:place], words[place:], counts["nproc_per_node"] * counts["nnodes"]
         place += 1
-        if not is_joined and name not in ALONE:
+        if not is_joined and name in WITH_VALUE:
             value = words[place] if place < len(words) else ""
             place += 1
         if name in counts:

@@ -1,7 +1,7 @@
 """Configuration files of engines: YAML, of which JSON is a part, as settings in plain text."""
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -23,19 +23,24 @@ class _Loader(yaml.BaseLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            self._refuse("an alias (`*name`) isn't read; write out what it stands for")
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise _refusal("an alias (`*name`) isn't read; write out what it stands for", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if not all(isinstance(key, str) for key in keys):
-            self._refuse("a key must be a name")
-        if doubles := {key for key in keys if keys.count(key) > 1}:
-            self._refuse(f"the key {one_line(repr(doubles.pop()), 60)} stands twice")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key.value, str):
+                raise _refusal("a key must be a name", key.start_mark)
+            if key.value in seen:
+                named = one_line(repr(key.value), 60)
+                raise _refusal(f"the key {named} stands twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def _refuse(self, why: str) -> NoReturn:
-        raise yaml.MarkedYAMLError(problem=why, problem_mark=self.get_mark())  # type: ignore[no-untyped-call]
+
+def _refusal(why: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=why, problem_mark=mark)
 
 
 def parse_document(text: str, where: str) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def read_document(text: str, engine: str, where: str) -> Written:
 
 
 def _of_stages(fields: dict[str, Any], where: str) -> Iterator[Setting]:
-    """The one stage of a deploy file of vLLM-Omni's that has a parallel setting, or the only one."""
+    """The stage of vLLM-Omni's deploy file that has a parallel setting, or the only one."""
     stages = fields.pop("stages")
     if not isinstance(stages, list) or not stages:
         raise InputError(f"{where}: field stages: must be a list of stages; {REMEDY}")

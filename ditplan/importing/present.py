@@ -5,14 +5,9 @@ would choose, and what it accepts and can't run is refused.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ditplan.exporting.engine_words import (
-    CACHE_DIT_WORDS,
-    DIFFUSERS_WORDS,
-    SGLANG_WORDS,
-    VLLM_WORDS,
-    XDIT_WORDS,
-    EngineWords,
-)
+from ditplan.exporting.engine_words import EngineWords
+from ditplan.exporting.engines import SGLANG, VLLM_OMNI, XDIT, Engine
+from ditplan.exporting.scripts import CACHE_DIT, DIFFUSERS
 from ditplan.importing.understood import Understood
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
@@ -50,14 +45,27 @@ Rules = Callable[[Understood, Surroundings], Present]
 
 @dataclass(frozen=True)
 class ReadEngine:
-    """An engine whose configurations are read: its name for people, its words, and what it makes of
-    them. `compiles` says whether it does so unless told otherwise.
+    """An engine whose configurations are read, and what it makes of its settings.
+
+    `compiles` says whether it does so unless told otherwise, `has_flags` whether its degrees are
+    flags of a command, `has_replicas` whether its data parallelism answers other requests.
     """
 
-    name: str
-    words: EngineWords
+    engine: Engine
     rules: Rules
     compiles: bool = False
+    has_flags: bool = True
+    has_replicas: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return self.engine.name
+
+    @property
+    def words(self) -> EngineWords:
+        """What it calls its settings."""
+        return self.engine.words
 
 
 def _require_product(name: str, mesh: Mesh, ranks: int | None, why: str) -> None:
@@ -139,7 +147,8 @@ def _sglang(said: Understood, around: Surroundings) -> Present:
         rest, left = divmod(gpus, dp * cfg)
         if left:
             raise InputError(
-                f"SGLang: {gpus} GPUs can't be shared out to dp {dp} x cfg {cfg}, which it refuses; "
+                f"SGLang: {gpus} GPUs can't be shared out to dp {dp} x cfg {cfg}, which "
+                "it refuses; "
                 "use degrees that divide them"
             )
         sequence = rest
@@ -161,7 +170,8 @@ def _sglang(said: Understood, around: Surroundings) -> Present:
     if mesh.sequence_parallel != sequence:
         raise InputError(
             f"SGLang: ring {mesh.ring} x ulysses {mesh.ulysses} is {mesh.sequence_parallel}, and "
-            f"{sequence} GPUs share a sequence: SGLang refuses that; let them multiply to {sequence}"
+            f"{sequence} GPUs share a sequence: SGLang refuses that; let them "
+            f"multiply to {sequence}"
         )
     _require_product("SGLang", mesh, gpus, "SGLang accepts that, and the others do nothing")
     return Present(mesh, gathers=gathered, notes=tuple(notes))
@@ -243,11 +253,11 @@ def _context_parallel(name: str) -> Rules:
 
 
 ENGINES = {
-    "xdit": ReadEngine("xDiT", XDIT_WORDS, _xdit),
-    "diffusers": ReadEngine("diffusers", DIFFUSERS_WORDS, _context_parallel("diffusers")),
-    "sglang": ReadEngine("SGLang", SGLANG_WORDS, _sglang),
-    "vllm-omni": ReadEngine("vLLM-Omni", VLLM_WORDS, _vllm, compiles=True),
-    "cache-dit": ReadEngine("cache-dit", CACHE_DIT_WORDS, _context_parallel("cache-dit")),
+    "xdit": ReadEngine(XDIT, _xdit),
+    "diffusers": ReadEngine(DIFFUSERS, _context_parallel("diffusers"), has_flags=False),
+    "sglang": ReadEngine(SGLANG, _sglang, has_replicas=True),
+    "vllm-omni": ReadEngine(VLLM_OMNI, _vllm, compiles=True, has_replicas=True),
+    "cache-dit": ReadEngine(CACHE_DIT, _context_parallel("cache-dit"), has_flags=False),
 }
 
 

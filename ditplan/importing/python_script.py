@@ -43,8 +43,8 @@ def read_python(text: str, engine: str, where: str) -> Written:
     settings = [setting for call in calls for setting in _said_by(call, PARALLEL[engine], where)]
     if not any(setting.name in CALL or "_" in setting.name for setting in settings):
         raise InputError(
-            f"{where}: neither {PARALLEL[engine]}(...) nor a pipeline's call stands in it; give the "
-            f"script that makes it"
+            f"{where}: neither {PARALLEL[engine]}(...) nor a pipeline's call stands in it; give "
+            "the script that makes it"
         )
     return Written(tuple(settings))
 

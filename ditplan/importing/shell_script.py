@@ -79,8 +79,9 @@ def _expanded(text: str, variables: Mapping[str, str], unknown: set[str], where:
         if found.group(2) == "-":
             return str(found.group(3))
         # what must be set before the script runs, as MODEL and SCRIPT in exported ones
-        if found.group(2) != "?":
-            unknown.add(name)
+        if found.group(2) == "?":
+            return f"${name}"
+        unknown.add(name)
         return ""
 
     text = PRODUCT.sub(lambda found: _product(found.group(1), variables), text)
