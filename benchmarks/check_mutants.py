@@ -14,7 +14,7 @@ class Mutant:
     new: str
 
 
-CONSTANTS = "planner/constants.py"
+CONSTANTS = "profiles/cost_constants.py"
 MEMORY = "planner/cost/memory.py"
 RANK = "planner/cost/rank_activities.py"
 SHARE = "planner/cost/share.py"

@@ -14,7 +14,8 @@ from ditplan.planner.search.ranking import SearchResult, fingerprint_of
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
 from ditplan.planner.task import TuneRequest, workload_for
-from ditplan.profiles.backends import find_backend, require_mode, require_runtime
+from ditplan.profiles.backends import find_backend, require_supported
+from ditplan.profiles.capabilities import require_mode, require_ranks_to_run_in
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.evidence import chosen_line
@@ -164,7 +165,7 @@ def measured_blocks(
     with start_workers(None, gpus or 1) as workers:
         workload = workload_for(spec, workers.device, **asked)
         cluster = workers.profile_cluster(say)
-        modes = find_backend("native").modes_to_search(workers.device)
+        modes = find_backend("native").capabilities.modes_to_search(workers.device)
         return workers.profile_model(spec, workload, grid_points(spec, workload, modes), cluster)
 
 
@@ -176,14 +177,14 @@ def tuned(
     Raises:
         InputError: something that was asked for can't be. ClusterError: all plans failed.
     """
-    require_runtime(request.backend)
+    require_ranks_to_run_in(request.backend.capabilities)
     study = study_in(how.study)
     with study.held(), start_workers(hosts, request.gpus, say=say) as workers:
         workload = _workload(request.spec, workers.device, asked, how.resume)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)
         if request.mode is not None:
-            require_mode(request.backend, request.mode, workers.device)
+            require_mode(request.backend.capabilities, request.mode, workers.device)
         cluster = study.cluster(workers, say)
         task = request.task(workload, cluster)
         requests = points_to_measure(task)
@@ -230,6 +231,9 @@ def run_plan(
         InputError: hosts, devices or software that the plan isn't for, or a workload that the model
             or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
     """
+    backend = find_backend(plan.backend)
+    require_ranks_to_run_in(backend.capabilities)
+    require_supported(backend, plan.configuration, model.spec, plan.workload)
     plan, choice = _on_its_devices(plan, choice_of(hosts))
     with start_workers(choice, None, needed=plan, say=say) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))
