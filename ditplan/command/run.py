@@ -14,14 +14,7 @@ from ditplan.outputs import require_picture
 from ditplan.profiles.plan import ExecutionPlan
 
 NOTHING_RAN = dict.fromkeys(
-    (
-        "out",
-        "latency_s",
-        "predicted_s",
-        "measured_s",
-        "end_to_end_s",
-        "peak_memory_bytes",
-    )
+    ("out", "latency_s", "predicted_s", "measured_s", "end_to_end_s", "peak_memory_bytes")
 )
 """What is said of a plan whose backend runs nothing."""
 
@@ -46,7 +39,7 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import run_plan
+    from ditplan.running import run_plan
 
     terminal = Terminal(as_json)
     loaded = ExecutionPlan.load(plan)

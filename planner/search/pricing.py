@@ -48,7 +48,8 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
     """All legal candidates, fastest first, and how many meshes were dropped for each reason.
 
     Those that don't fit into the memory of GPUs come last and say so; CPUs can swap, so there they
-    only carry a warning. The rule of thumb among those that fit is marked as the baseline.
+    only carry a warning. The rule of thumb among those that fit, in the mode in which it is
+    fastest, is marked as the baseline.
 
     Raises:
         InputError: no mesh is legal with these pins, none fits, or the cluster profile lacks
@@ -60,7 +61,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
     fitting = [ranked for ranked in priced if not ranked.too_big]
     if not fitting:
         raise InputError(_why_none_fits(task, priced))
-    candidates = [ranked.configuration for ranked in fitting]
+    candidates = [ranked.configuration for ranked in sorted(fitting, key=_by_latency)]
     priced += _with_step_caches(task, model, fitting)
     baseline = baseline_of(candidates, task.spec, task.workload, topology)
     marked = [replace(r, is_baseline=True) if r.configuration is baseline else r for r in priced]

@@ -249,8 +249,8 @@ def baseline_of(
     """What users choose by hand, among the candidates: the baseline that a search must beat.
 
     As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
-    as far as heads divide and the host reaches, ring over the rest, ranks in the usual order,
-    eager.
+    as far as heads divide and the host reaches, ring over the rest, ranks in the usual order.
+    Of candidates that differ in nothing of this the first counts.
     """
     host = topology.ranks_per_host
 
@@ -265,7 +265,6 @@ def baseline_of(
             mesh.pipefusion == 1,
             usual_ulysses,
             candidate.order == AXES,
-            candidate.mode == "eager",
         )
 
     return max(candidates, key=advised)

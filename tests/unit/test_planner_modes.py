@@ -238,3 +238,11 @@ def test_a_ring_over_nvlink_between_hosts_passes_keys_on() -> None:
     cluster = known.model_copy(update={"links": links})
     task = replace(TASK, cluster=cluster, pins={"ring": 2})
     assert search(task).to_plan().configuration.ring == "pass"
+
+
+def test_rule_of_thumb_is_compared_in_the_mode_in_which_it_is_fastest() -> None:
+    priced, _ = price_all(TASK, Topology(TASK.cluster))
+    (baseline,) = (ranked for ranked in priced if ranked.is_baseline)
+    alike = [r for r in priced if r.configuration.mesh == baseline.configuration.mesh]
+    assert {ranked.configuration.mode for ranked in alike} == set(MODES)
+    assert baseline.prediction.latency_s == min(r.prediction.latency_s for r in alike)
