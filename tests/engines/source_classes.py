@@ -49,9 +49,9 @@ def accept_xdit(
     world: int,
 ) -> Any:
     """What `xFuserArgs.create_config` makes of its flags on so many ranks."""
-    wanted = ("RuntimeConfig", "DataParallelConfig", "SequenceParallelConfig")
-    wanted += ("TensorParallelConfig", "FullyShardConfig", "VaeParallelConfig")
-    wanted += ("PipeFusionParallelConfig", "ParallelConfig")
+    parts = ["Runtime", "DataParallel", "SequenceParallel", "TensorParallel", "FullyShard"]
+    parts += ["VaeParallel", "PipeFusionParallel", "Parallel"]
+    wanted = [f"{part}Config" for part in parts]
     names: dict[str, Any] = {
         "dataclass": dataclass,
         "HAS_LONG_CTX_ATTN": True,
@@ -90,9 +90,9 @@ def accept_sglang(*, guided: bool = True, **flags: Any) -> Any:
         "RoleType": SimpleNamespace(MONOLITHIC="monolithic"),
     }
     own = names_of(path, [f"ServerArgs.{method}" for method in methods], names)
-    unset = ("tp_size", "sp_degree", "ulysses_degree", "ring_degree", "kv_gather_degree")
-    unset += ("enable_cfg_parallel", "cfg_parallel_degree", "hsdp_shard_dim", "dist_init_addr")
-    settled = SimpleNamespace(**dict.fromkeys((*unset, "numa_node")))
+    unset = ["tp_size", "sp_degree", "ulysses_degree", "ring_degree", "kv_gather_degree"]
+    unset += ["enable_cfg_parallel", "cfg_parallel_degree", "hsdp_shard_dim", "dist_init_addr"]
+    settled = SimpleNamespace(**dict.fromkeys([*unset, "numa_node"]))
     vars(settled).update(num_gpus=1, dp_size=1, nnodes=1, node_rank=0, hsdp_replicate_dim=1)
     vars(settled).update(performance_mode="auto", disagg_role="monolithic", sp_split_auto=False)
     settled.pipeline_config = SimpleNamespace(get_model_deployment_config=lambda: deployment)
