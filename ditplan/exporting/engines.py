@@ -14,7 +14,8 @@ from ditplan.exporting.engine_words import (
     EngineWords,
     Word,
 )
-from ditplan.exporting.exported import Exported, call_of_plan, commented, evidence
+from ditplan.exporting.exported import call_of_plan, commented, evidence
+from ditplan.profiles.backend import Exported
 from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.mesh import AXES

@@ -54,7 +54,13 @@ def plans(engine: str) -> list[ExecutionPlan]:
     axes = ENGINES[engine].engine.axes
     found = []
     for name, cfg, ring, ulysses, dp, stages, mode in product(
-        ("sd3", "flux-dev", "qwen-image"), (1, 2), (1, 2, 3), (1, 2, 4), (1, 2), (1, 2), ("eager", "compile")
+        ("sd3", "flux-dev", "qwen-image"),
+        (1, 2),
+        (1, 2, 3),
+        (1, 2, 4),
+        (1, 2),
+        (1, 2),
+        ("eager", "compile"),
     ):
         mesh = Mesh(dp=dp, cfg=cfg, pipefusion=stages, ring=ring, ulysses=ulysses)
         if any(getattr(mesh, axis) > 1 and axis not in axes for axis in Mesh.model_fields):
@@ -75,7 +81,7 @@ def test_what_is_exported_is_read_again(engine: str, tmp_path: Path) -> None:
     read_again = 0
     for number, plan in enumerate(plans(engine)):
         path = tmp_path / f"{number}.{suffix}"
-        path.write_text(export(plan, engine, "plan.json").text)  # type: ignore[arg-type]
+        path.write_text(export(plan, engine, "plan.json").text)
         found, one = read(str(path), engine), plan.configuration
         assert (found.mesh, found.mode) == (one.mesh, one.mode)
         if one.pipefusion:
