@@ -254,10 +254,11 @@ def compared_at(
     value: float, point: Point, plan: Contender, rivals: Sequence[Contender]
 ) -> Compared:
     """The plan against the one of its rivals that would be chosen."""
+    own, why_not = None, ""
     try:
-        own, why_not = point.priced(plan), ""
+        own = point.priced(plan)
     except InputError as error:
-        own, why_not = None, str(error)
+        why_not = str(error)
     priced = [found for rival in rivals if (found := point.fitting_in_a_mode(rival))]
     rival, best = min(
         priced, key=lambda pair: pair[1].prediction.latency_s * pair[1].lead, default=(None, None)
