@@ -254,7 +254,8 @@ def compared_at(
     value: float, point: Point, plan: Contender, rivals: Sequence[Contender]
 ) -> Compared:
     """The plan against the one of its rivals that would be chosen."""
-    own, why_not = None, ""
+    own: PricedCandidate | None = None
+    why_not = ""
     try:
         own = point.priced(plan)
     except InputError as error:

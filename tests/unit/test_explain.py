@@ -234,7 +234,7 @@ def test_scaled_links_scale_what_is_computed_of_large_messages(times: float) -> 
     before, after = (
         Topology(one).collective_s("all_to_all", 1e9, [(0, 1)]).seconds for one in (cluster, scaled)
     )
-    assert after == pytest.approx(before / times, rel=0.01)
+    assert after == pytest.approx(before / times, rel=0.05)
 
 
 def test_a_kind_of_link_that_is_not_there_is_refused() -> None:
