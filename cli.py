@@ -1,5 +1,6 @@
-"""The command line: what each command takes and shows. What it does lies in `ditplan.planning` and
-`ditplan.measuring`, for Python as well; a command imports it when it runs, for the sake of others.
+"""The command line: what each command takes and shows. What it does lies in `ditplan.planning`,
+`ditplan.measuring` and `ditplan.running`, for Python as well; a command imports it when it runs,
+for the sake of others.
 """
 
 import sys

@@ -8,7 +8,7 @@ from typing import Any, Unpack, get_args
 
 from rich.table import Table
 
-from ditplan.measuring import Hosts, Measuring, Say, choice_of, tuned
+from ditplan.measuring import Measuring, tuned
 from ditplan.models import NamedModel, check_weights, model_named
 from ditplan.planner.objectives import FASTEST, objective_for
 from ditplan.planner.report import (
@@ -44,6 +44,7 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
 from ditplan.prompts import longest_text, text_lengths
+from ditplan.running import Hosts, Say, choice_of
 from ditplan.settings import PlanSettings, SimulateSettings, checked, degrees_in, workload_in
 
 Cluster = ClusterProfile | Path | str

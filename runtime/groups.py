@@ -24,9 +24,6 @@ from ditplan.profiles.mesh import Mesh
 # take too long.
 GROUP_TIMEOUT = timedelta(minutes=15)
 
-RANK_IS_GONE = "another rank of the plan is gone"
-"""How the error of a rank begins that only says that another has ended."""
-
 CONTROL = "control"
 """The purpose of groups by which hosts agree, whatever the device: gloo's, never broken off."""
 

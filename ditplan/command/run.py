@@ -33,7 +33,7 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import run_plan
+    from ditplan.running import run_plan
 
     terminal = Terminal(as_json)
     loaded = ExecutionPlan.load(plan)

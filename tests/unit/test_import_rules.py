@@ -14,18 +14,9 @@ from tests.distributed.small_models import plan_for, workload
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
-FRONT = {
-    "checking",
-    "command",
-    "cost_table",
-    "explaining",
-    "exporting",
-    "lock",
-    "measuring",
-    "models",
-    "outputs",
-}
-FRONT |= {"planning", "prompts", "revalidating", "serving", "settings", "study"}
+FRONT = {"checking", "command", "cost_table", "exporting", "lock", "measuring", "models", "outputs"}
+FRONT |= {"planning", "prompts", "revalidating", "running", "serving", "settings", "study"}
+FRONT |= {"explaining"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
