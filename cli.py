@@ -17,6 +17,7 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from ditplan import __version__
+from ditplan.command.backends import show_backends
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
 from ditplan.command.explain import explain_command
@@ -350,13 +351,16 @@ app.command(
 app.add_typer(cluster_app, name="cluster")
 
 
-@app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list clusters --json`")
+@app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list backends --json`")
 def list_command(
     what: Annotated[Named, typer.Argument(help="Of what.")],
     as_json: Json = False,
 ) -> None:
-    """Name what there is: one name a line."""
+    """Name what there is: one name a line; of backends, what each can do and where it is from."""
     terminal = Terminal(as_json)
+    if what == "backends":
+        show_backends(terminal)
+        return
     names = names_of(what)
     terminal.show("\n".join(names))
     terminal.finish({"names": names})

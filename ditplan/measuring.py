@@ -13,7 +13,8 @@ from ditplan.planner.search.ranking import SearchResult, fingerprint_of
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
 from ditplan.planner.task import TuneRequest, workload_for
-from ditplan.profiles.backends import find_backend, require_mode, require_runtime
+from ditplan.profiles.backends import find_backend
+from ditplan.profiles.capabilities import require_mode, require_ranks_to_run_in
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.family import family_of
 from ditplan.profiles.limits import ModelLimits
@@ -86,7 +87,7 @@ def measured_blocks(
     with start_workers(None, gpus or 1) as workers:
         workload = workload_for(spec, workers.device, **asked)
         cluster = workers.profile_cluster(say)
-        modes = find_backend("native").modes_to_search(workers.device)
+        modes = find_backend("native").capabilities.modes_to_search(workers.device)
         return workers.profile_model(spec, workload, grid_points(spec, workload, modes), cluster)
 
 
@@ -98,14 +99,14 @@ def tuned(
     Raises:
         InputError: something that was asked for can't be. ClusterError: all plans failed.
     """
-    require_runtime(request.backend)
+    require_ranks_to_run_in(request.backend.capabilities)
     study = study_in(how.study)
     with study.held(), start_workers(hosts, request.gpus, say=say) as workers:
         workload = _workload(request.spec, workers.device, asked, how.resume)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)
         if request.mode is not None:
-            require_mode(request.backend, request.mode, workers.device)
+            require_mode(request.backend.capabilities, request.mode, workers.device)
         cluster = study.cluster(workers, say)
         task = request.task(workload, cluster)
         requests = points_to_measure(task)

@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ditplan.exporting.exported import Exported, call_of_plan, commented, evidence
+from ditplan.exporting.exported import call_of_plan, commented, evidence
+from ditplan.profiles.backend import Exported
 from ditplan.profiles.catalog import find_model, model_names
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from ditplan.exporting.engines import Engine
-from ditplan.exporting.exported import Exported, call_of_plan, commented, evidence
+from ditplan.exporting.exported import call_of_plan, commented, evidence
+from ditplan.profiles.backend import Exported
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.host import quoted
@@ -73,6 +74,27 @@ def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
     return _script(CACHE_DIT, plan, name, imports, parallel)
 
 
+def require_pipeline_class(plan: ExecutionPlan, name: str) -> None:
+    """Refuses a plan of a pipeline whose name could be anything to Python.
+
+    Raises:
+        InputError: names the field.
+    """
+    if not plan.model.pipeline_class.isidentifier():
+        raise InputError(
+            f"{name}: model.pipeline_class is {quoted(plan.model.pipeline_class)}; it must be the "
+            "name of a class of diffusers"
+        )
+
+
+def saving(plan: ExecutionPlan) -> tuple[str, str]:
+    """A line to import, and one that saves what the pipeline gave to `out`."""
+    if plan.workload.frames > 1:
+        called = "export_to_video(result.frames[0], out)"
+        return "\nfrom diffusers.utils import export_to_video", called
+    return "", "result.images[0].save(out)"
+
+
 def _degrees(one: Configuration, word: str) -> str:
     """Arguments for the axes that are split; a degree of 1 is left to the library."""
     split = [axis for axis in ("ring", "ulysses") if getattr(one.mesh, axis) > 1]
@@ -83,11 +105,7 @@ def _script(
     engine: Engine, plan: ExecutionPlan, name: str, imports: str, parallel: str
 ) -> Exported:
     engine.require_axes(plan)
-    if not plan.model.pipeline_class.isidentifier():
-        raise InputError(
-            f"{name}: model.pipeline_class is {quoted(plan.model.pipeline_class)}; it must be the "
-            "name of a class of diffusers"
-        )
+    require_pipeline_class(plan, name)
     w = plan.workload
     arguments, unknown = call_of_plan(plan)
     left = engine.not_expressed(plan) + unknown
@@ -99,12 +117,9 @@ def _script(
         f"  torchrun --nproc-per-node={plan.mesh.size} FILE MODEL PROMPT OUT",
         *evidence(plan, name, engine.name, left),
     ]
-    is_video = w.frames > 1
-    if is_video:
-        imports += "\nfrom diffusers.utils import export_to_video"
-    save = "export_to_video(result.frames[0], out)" if is_video else "result.images[0].save(out)"
+    more, save = saving(plan)
     body = SCRIPT.format(
-        imports=imports,
+        imports=imports + more,
         ranks=plan.mesh.size,
         pipeline=plan.model.pipeline_class,
         dtype=w.dtype,

@@ -14,8 +14,9 @@ from tests.distributed.small_models import plan_for, workload
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
-FRONT = {"checking", "command", "cost_table", "exporting", "lock", "measuring", "models", "outputs"}
-FRONT |= {"planning", "prompts", "revalidating", "running", "serving", "settings", "study"}
+FRONT = {"backends", "checking", "command", "cost_table", "exporting", "lock", "measuring"}
+FRONT |= {"models", "outputs", "planning", "prompts", "revalidating", "running", "serving"}
+FRONT |= {"settings", "study"}
 FRONT |= {"explaining"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
