@@ -265,7 +265,8 @@ def compared_at(
         priced, key=lambda pair: pair[1].prediction.latency_s * pair[1].lead, default=(None, None)
     )
     if own is not None and own.too_big:
-        own, why_not = None, f"does not fit: {own.too_big}"
+        why_not = f"does not fit: {own.too_big}"
+        own = None
     return Compared(value, *_seconds(own), rival, *_seconds(best), why_not)
 
 
