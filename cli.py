@@ -20,6 +20,7 @@ from ditplan import __version__
 from ditplan.command.backends import show_backends
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
+from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
@@ -282,6 +283,12 @@ def simulate_command(
         Path | None,
         typer.Option(help="Write when each rank and link does what, for ui.perfetto.dev."),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model's measured blocks: a file of `profile --model`, or a study's."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Price exactly one configuration."""
@@ -291,7 +298,7 @@ def simulate_command(
     if trace is not None:
         require_folder(trace)
     asked = {"gpus": gpus, "backend": backend, **given(workload), **given(mesh)}
-    found = simulate(model, cluster, **checked(SimulateSettings, asked))
+    found = simulate(model, cluster, profile=profile, **checked(SimulateSettings, asked))
     terminal.show(str(found))
     result = found.to_json()
     if trace is not None:
@@ -320,6 +327,13 @@ app.command(
     epilog="Examples: `ditplan check --baseline plans/baseline`, "
     "`ditplan check --baseline plans/baseline --update`",
 )(check_command)
+
+
+app.command(
+    name="explain",
+    epilog="Examples: `ditplan explain --plan plan.json`, "
+    "`ditplan explain --plan plan.json --cluster cluster.json --json`",
+)(explain_command)
 
 
 app.command(
