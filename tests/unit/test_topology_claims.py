@@ -206,4 +206,3 @@ def test_a_variable_is_set_for_a_while_alone() -> None:
         assert environment()[name] == "outer"
         raise KeyError
     assert name not in environment()
-
