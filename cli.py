@@ -36,6 +36,7 @@ from ditplan.command.options import (
     MeshOptions,
     Model,
     OptionalModel,
+    Refresh,
     Weights,
     WorkloadOptions,
     given,
@@ -187,6 +188,7 @@ def tune_command(
         ),
     ] = False,
     dry_run: DryRun = False,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
@@ -237,6 +239,9 @@ def tune_command(
         if sampler != "planner":
             wrong = Setting("sampler", sampler)
             raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
+        if refresh:
+            wrong = Setting("refresh")
+            raise InputError(Setting("workloads"), " measures nothing; leave out ", wrong)
         book = plan_book(
             model, cluster, workloads, otherwise=otherwise, progress=terminal.say, **settings
         )
@@ -254,6 +259,7 @@ def tune_command(
         budget_s=budget,
         study=out.with_suffix(".study"),
         resume=resumed,
+        refresh=refresh,
         progress=terminal.say,
         **settings,
     )
