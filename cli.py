@@ -23,7 +23,7 @@ from ditplan.command.cluster import cluster_app
 from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
-from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
+from ditplan.command.hosts import asked_hosts, refuse_hosts, refuse_measuring, show_what_would_run
 from ditplan.command.import_config import import_config_command
 from ditplan.command.options import (
     BackendName,
@@ -233,15 +233,7 @@ def tune_command(
         on_paper = paper is not None or measure == 0
         protect_measured(out, model, settings, chosen, on_paper=on_paper)
     if workloads is not None:
-        if measure:
-            wrong = Setting("measure", measure)
-            raise InputError(Setting("workloads"), " plans on paper; leave out ", wrong)
-        if sampler != "planner":
-            wrong = Setting("sampler", sampler)
-            raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
-        if refresh:
-            wrong = Setting("refresh")
-            raise InputError(Setting("workloads"), " measures nothing; leave out ", wrong)
+        refuse_measuring(Setting("workloads"), measure=measure, sampler=sampler, refresh=refresh)
         book = plan_book(
             model, cluster, workloads, otherwise=otherwise, progress=terminal.say, **settings
         )

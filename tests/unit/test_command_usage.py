@@ -70,7 +70,7 @@ REFRESHING = {
     ),
     "refresh with a mix": (
         ["tune", "--model", "sd3", "--workloads", "m.json", "--refresh"],
-        "--workloads measures nothing; leave out --refresh",
+        "--workloads plans on paper; leave out --refresh",
     ),
 }
 
