@@ -5,7 +5,8 @@ from dataclasses import replace
 from ditplan.exporting.engines import Engine
 from ditplan.exporting.exported import call_of_plan, commented, evidence
 from ditplan.profiles.backend import Exported
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.catalog import find_model, model_names
+from ditplan.profiles.context_parallel import is_uneven
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.host import quoted
 from ditplan.profiles.plan import ExecutionPlan
@@ -14,7 +15,7 @@ DIFFUSERS = Engine(
     name="diffusers",
     version="0.42.1",
     axes=("ring", "ulysses"),
-    uneven_heads=None,
+    uneven_heads=[],
     modes={"eager": [], "compile": []},
     sharded=None,
     flags=lambda _one: [],
@@ -54,7 +55,7 @@ def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
     if one.mesh.size > 1:
         parallel = (
             "pipe.transformer.enable_parallelism(\n"
-            f"    config=ContextParallelConfig({_degrees(one, 'degree')})\n)\n"
+            f"    config=ContextParallelConfig({_degrees(plan, 'degree')})\n)\n"
         )
     imports = f"from diffusers import ContextParallelConfig, {plan.model.pipeline_class}"
     return _script(DIFFUSERS, plan, name, imports, parallel)
@@ -68,7 +69,7 @@ def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
             "cache_dit.enable_cache(\n"
             "    pipe,\n"
             "    cache_config=None,\n"
-            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(one, 'size')}),\n)\n"
+            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(plan, 'size')}),\n)\n"
         )
     imports = f"import cache_dit\nfrom diffusers import {plan.model.pipeline_class}"
     return _script(CACHE_DIT, plan, name, imports, parallel)
@@ -95,10 +96,19 @@ def saving(plan: ExecutionPlan) -> tuple[str, str]:
     return "", "result.images[0].save(out)"
 
 
-def _degrees(one: Configuration, word: str) -> str:
-    """Arguments for the axes that are split; a degree of 1 is left to the library."""
-    split = [axis for axis in ("ring", "ulysses") if getattr(one.mesh, axis) > 1]
-    return ", ".join(f"{axis}_{word}={getattr(one.mesh, axis)}" for axis in split)
+def _degrees(plan: ExecutionPlan, word: str) -> str:
+    """Arguments for the axes that are split, and for sizes of a known model that don't divide; a
+    degree of 1 is left to the library.
+    """
+    mesh = plan.mesh
+    split = [axis for axis in ("ring", "ulysses") if getattr(mesh, axis) > 1]
+    words = [f"{axis}_{word}={getattr(mesh, axis)}" for axis in split]
+    if plan.model.name in model_names():
+        model, work = find_model(plan.model.name), plan.workload
+        lengths = {"image": model.image_tokens(work), "text": model.text_tokens(work)}
+        if is_uneven(model.heads, lengths, mesh.ring, mesh.ulysses):
+            words += [f"{axis}_anything=True" for axis in split]
+    return ", ".join(words)
 
 
 def _script(
