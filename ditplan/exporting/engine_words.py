@@ -8,9 +8,10 @@ from typing import Literal
 
 from ditplan.profiles.configuration import Configuration
 
-Kind = Literal["count", "counts", "number", "switch", "boolean", "text"]
-"""What stands behind a flag: a whole number from 0 on, several, any number, nothing (in a file true
-or false), true or false (true where nothing stands), words."""
+Kind = Literal["count", "counts", "rest", "number", "switch", "boolean", "text"]
+"""What stands behind a flag: a whole number from 0 on, several, one or `auto` for all ranks that
+are left, any number, nothing (in a file true or false), true or false (true where nothing stands),
+words."""
 
 Meaning = Literal[
     # of the mesh
@@ -117,8 +118,8 @@ CALL = (
     _read("model", "model", "model_path", kind="text"),
     _read("height", "height"),
     _read("width", "width"),
-    _read("frames", "num_frames"),
-    _read("steps", "num_inference_steps"),
+    _read("frames", "num_frames", "frames", "video_length"),
+    _read("steps", "num_inference_steps", "steps", "infer_steps"),
     _read("scale", "true_cfg_scale", "cfg_scale", "guidance_scale", kind="number"),
     _read("batch", "batch_size", "num_images_per_prompt", "num_outputs_per_prompt"),
     _read("text_tokens", "max_sequence_length"),
@@ -201,14 +202,16 @@ DIFFUSERS_WORDS = EngineWords(
 )
 CACHE_DIT_WORDS = EngineWords(
     (
-        Word("ring", ("ring_size", "ring"), sparse=True),
-        Word("ulysses", ("ulysses_size", "ulysses"), sparse=True),
+        Word("ring", ("ring_size", "ring"), "rest", sparse=True),
+        Word("ulysses", ("ulysses_size", "ulysses"), "rest", sparse=True),
         _read("tensor", "tp_size", "tp"),
         _read("parallel_type", "parallel_type", "parallel", kind="text"),
         _read("compile", "compile", kind="switch"),
-        _read("uneven_heads", "ulysses_anything", kind="boolean"),
-        _read("aside", "ulysses_float8", "ulysses_async", kind="boolean"),
-        _read("aside", "parallel_vae", "parallel_text_encoder", kind="switch"),
+        _read("uneven_heads", "ulysses_anything", "uaa", kind="boolean"),
+        _read("aside", "ulysses_float8", "ulysses_async", "ufp8", "uaqkv", kind="boolean"),
+        _read("aside", "ring_rotate_method", "rotate", kind="text"),
+        _read("aside", "ring_no_convert_to_fp32", "ring_no_fp32", "no_fp32", kind="switch"),
+        _read("aside", "parallel_vae", "parallel_text_encoder", "parallel_text", kind="switch"),
         _read("aside", "parallel_controlnet", kind="switch"),
         _read("aside", "backend", "extra_parallel_modules", "extra_parallel_kwargs", kind="text"),
         _read("aside", "parallel_kwargs", kind="text"),

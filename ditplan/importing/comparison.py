@@ -84,7 +84,7 @@ class Comparison:
             )
         near = approximation_text(best.quality)
         return Sentence(
-            f"{seconds}; {_named(best)} is predicted {1 + self.slower:.2g} times as fast "
+            f"{seconds}; {_named(best)} is predicted {1 + self.slower:.3g} times as fast "
             f"({best.prediction.latency_s:.4g} s{', ' + near if near else ''}); "
             "measure: `",
             self.command,

@@ -120,7 +120,7 @@ def test_sglang_splits_guidance_for_models_that_use_it() -> None:
     ("engine", "text", "words"),
     [
         ("xdit", f"torchrun --nproc_per_node=8 x.py {FLUX} --ulysses_degree 4", "8 are started"),
-        ("xdit", f"x.py {FLUX} --ulysses_degre 4", "did you mean ulysses_degree?"),
+        ("xdit", f"x.py {FLUX} --ulysses_degre 4", "Did you mean ulysses_degree?"),
         ("xdit", f"x.py {FLUX} --ulysses_degree four", "a whole number from 1 on"),
         ("xdit", f"x.py {FLUX} --ulysses_degree 0", "a whole number from 1 on"),
         ("xdit", f"x.py {FLUX} --ulysses_degree 2 --ulysses_degree 4", "said 2; leave one out"),
