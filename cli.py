@@ -1,5 +1,6 @@
-"""The command line: what each command takes and shows. What it does lies in `ditplan.planning` and
-`ditplan.measuring`, for Python as well; a command imports it when it runs, for the sake of others.
+"""The command line: what each command takes and shows. What it does lies in `ditplan.planning`,
+`ditplan.measuring` and `ditplan.running`, for Python as well; a command imports it when it runs,
+for the sake of others.
 """
 
 import sys
@@ -16,11 +17,14 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from ditplan import __version__
+from ditplan.command.backends import show_backends
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
+from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
+from ditplan.command.import_config import import_config_command
 from ditplan.command.options import (
     BackendName,
     Cluster,
@@ -279,6 +283,12 @@ def simulate_command(
         Path | None,
         typer.Option(help="Write when each rank and link does what, for ui.perfetto.dev."),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model's measured blocks: a file of `profile --model`, or a study's."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Price exactly one configuration."""
@@ -288,7 +298,7 @@ def simulate_command(
     if trace is not None:
         require_folder(trace)
     asked = {"gpus": gpus, "backend": backend, **given(workload), **given(mesh)}
-    found = simulate(model, cluster, **checked(SimulateSettings, asked))
+    found = simulate(model, cluster, profile=profile, **checked(SimulateSettings, asked))
     terminal.show(str(found))
     result = found.to_json()
     if trace is not None:
@@ -320,6 +330,13 @@ app.command(
 
 
 app.command(
+    name="explain",
+    epilog="Examples: `ditplan explain --plan plan.json`, "
+    "`ditplan explain --plan plan.json --cluster cluster.json --json`",
+)(explain_command)
+
+
+app.command(
     name="table",
     epilog="Examples: `ditplan table --book book.json`, `ditplan table --book book.json --json`",
 )(table_command)
@@ -332,16 +349,27 @@ app.command(
 )(export_command)
 
 
+app.command(
+    name="import-config",
+    epilog='Example: `ditplan import-config "torchrun --nproc_per_node=8 flux_example.py '
+    '--model black-forest-labs/FLUX.1-dev --ulysses_degree 8" --from xdit '
+    "--cluster 8xa100-nvlink`",
+)(import_config_command)
+
+
 app.add_typer(cluster_app, name="cluster")
 
 
-@app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list clusters --json`")
+@app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list backends --json`")
 def list_command(
     what: Annotated[Named, typer.Argument(help="Of what.")],
     as_json: Json = False,
 ) -> None:
-    """Name what there is: one name a line."""
+    """Name what there is: one name a line; of backends, what each can do and where it is from."""
     terminal = Terminal(as_json)
+    if what == "backends":
+        show_backends(terminal)
+        return
     names = names_of(what)
     terminal.show("\n".join(names))
     terminal.finish({"names": names})

@@ -237,7 +237,7 @@ def notes_on(ranking: SearchResult) -> Iterator[str]:
             "slow devices are listed before fast ones, and plans use the first ranks: list fast "
             f"devices first, and {other.configuration.mesh} takes {_seconds(other.latency_s)} s"
         )
-    if not ranking.backend.runs_here:
+    if ranking.backend.capabilities.runs != "in ranks":
         yield f"plans of backend {ranking.backend.name} are priced here and not run"
 
 

@@ -11,7 +11,8 @@ from ditplan.planner.space.approximations import (
     ApproximationPolicy,
     step_caches_within,
 )
-from ditplan.profiles.backends import BACKENDS, Backend, require_mode
+from ditplan.profiles.backends import LoadedBackend, find_backend
+from ditplan.profiles.capabilities import require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.family import ModelFamily, family_of
@@ -22,6 +23,11 @@ from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
 QUALITIES = ("safe", "exact", "any")
+
+
+def native() -> LoadedBackend:
+    """The backend of what nobody asked another one for: this package's own runtime."""
+    return find_backend("native")
 
 
 def workload_for(
@@ -154,7 +160,7 @@ class Task:
     gpus: int | None = None
     pins: Mapping[str, int] = field(default_factory=dict)
     modes: tuple[Mode, ...] | None = None
-    backend: Backend = BACKENDS["native"]
+    backend: LoadedBackend = field(default_factory=native)
     profile: ModelProfile | None = None
     allowed: ApproximationPolicy | None = None
     known: MeasuredQuality | None = None
@@ -173,9 +179,9 @@ class Task:
         Raises:
             InputError: a demanded mode that the backend doesn't have on these devices.
         """
-        searched = self.modes or self.backend.modes_to_search(self.device_kind)
+        searched = self.modes or self.backend.capabilities.modes_to_search(self.device_kind)
         for mode in searched:
-            require_mode(self.backend, mode, self.device_kind)
+            require_mode(self.backend.capabilities, mode, self.device_kind)
         return searched
 
     @property
@@ -200,7 +206,7 @@ class TuneRequest:
     patches: int | None = None
     warmup_steps: int | None = None
     mode: Mode | None = None
-    backend: Backend = BACKENDS["native"]
+    backend: LoadedBackend = field(default_factory=native)
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
 

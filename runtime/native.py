@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ditplan.profiles.backends import find_backend, require_mode, require_runtime
+from ditplan.profiles.backends import find_backend
+from ditplan.profiles.capabilities import require_mode, require_ranks_to_run_in
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import ModelFamily, family_of
@@ -264,10 +265,10 @@ def _apply_pipefusion(
 
 
 def _checked_family(model: nn.Module, plan: ExecutionPlan, context: RankContext) -> ModelFamily:
-    backend = find_backend(plan.backend)
-    require_runtime(backend)
+    capabilities = find_backend(plan.backend).capabilities
+    require_ranks_to_run_in(capabilities)
     kind: DeviceKind = "cpu" if context.device.type == "cpu" else "cuda"
-    require_mode(backend, plan.configuration.mode, kind)
+    require_mode(capabilities, plan.configuration.mode, kind)
     if context.world_size < plan.mesh.size:
         plan.require_ranks(context.world_size)
     name = type(model).__name__

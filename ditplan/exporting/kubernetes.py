@@ -5,8 +5,9 @@ address.
 import json
 from typing import Any
 
-from ditplan.exporting.exported import Exported, commented, digest_of_plan, dns_label, evidence
+from ditplan.exporting.exported import commented, digest_of_plan, dns_label, evidence
 from ditplan.exporting.launchers import PORT, HostShare, ranks_per_host, shares_of
+from ditplan.profiles.backend import Exported
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
 

@@ -10,7 +10,7 @@ from ditplan.planner.network.topology import Topology
 from ditplan.planner.objectives import Figures, Objective, choose, pareto_set, quality_order
 from ditplan.planner.search.text_sizes import text_sizes_of
 from ditplan.planner.space.candidate import groups_of
-from ditplan.profiles.backends import Backend
+from ditplan.profiles.backends import LoadedBackend
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
@@ -143,7 +143,7 @@ class SearchResult:
     spec: ModelSpec
     workload: Workload
     cluster: ClusterProfile
-    backend: Backend
+    backend: LoadedBackend
     objective: Objective
     text_lengths: Mapping[int, float] = field(default_factory=dict)
     ended: str = ""
@@ -196,7 +196,7 @@ def build_plan(
     spec: ModelSpec,
     workload: Workload,
     cluster: ClusterProfile,
-    backend: Backend,
+    backend: LoadedBackend,
     text_lengths: Mapping[int, float],
 ) -> ExecutionPlan:
     """The plan that runs a candidate, with nothing said of others; `text_lengths` as in `Task`."""

@@ -17,29 +17,24 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from ditplan.profiles.errors import InputError, PlanWarning
+from ditplan.profiles.errors import PlanWarning
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 from ditplan.runtime.ranks.exchange import BEAT_S
 from ditplan.runtime.ranks.folders import remove_if_orphaned
 from ditplan.runtime.ranks.frames import Frame, Kind, Line
+from ditplan.runtime.ranks.messages import GOODBYE, LEAVE_S, Raised, Saying
 from ditplan.runtime.ranks.relayed_store import RelayedStore
 from ditplan.runtime.ranks.seat import STACK_SIGNAL
-
-LEAVE_S = 5.0
-GOODBYE = b""
-
-Saying = Literal["heartbeat", "warning", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -54,29 +49,6 @@ class Ticket:
     def to_json(self) -> str:
         """The ticket as one line."""
         return json.dumps(asdict(self))
-
-
-@dataclass(frozen=True)
-class Raised:
-    """An exception in a rank: its last line, its message and its traceback."""
-
-    summary: str
-    message: str
-    traceback: str
-    is_input_error: bool
-
-    @classmethod
-    def from_exception(cls, error: BaseException) -> "Raised":
-        """Describes an exception that was just caught, leaving out this file's own frames."""
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-            trace = trace.tb_next
-        return cls(
-            summary="".join(traceback.format_exception_only(error)).strip(),
-            message=str(error),
-            traceback="".join(traceback.format_exception(type(error), error, trace)),
-            is_input_error=isinstance(error, InputError),
-        )
 
 
 class Channel:
@@ -120,7 +92,7 @@ class Channel:
                 warnings.showwarning = partial(self._warn, warnings.showwarning)
                 result = pickle.dumps(work())
         except BaseException as error:  # noqa: BLE001 - whatever it is, the pool must hear of it
-            self.send("failed", asdict(Raised.from_exception(error)))
+            self.send("failed", asdict(Raised.from_exception(error, __file__)))
         else:
             self.send("done", result)
         finally:

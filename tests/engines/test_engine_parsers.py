@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ditplan.exporting.export import Target, export
+from ditplan.exporting.export import export
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster, find_model
@@ -18,7 +18,7 @@ from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from tests.engines.source_parser import StrictParser, parser_of
 
 ENGINES = Path(__file__).parents[2] / ".engines"
-SOURCES: dict[Target, tuple[str, tuple[str, ...]]] = {
+SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "xdit": ("xfuser/config/args.py", ("add_cli_args",)),
     "sglang": ("sglang/multimodal_gen/runtime/server_args/*.py", ()),
     "vllm-omni": ("vllm_omni/entrypoints/cli/serve.py", ()),
@@ -47,7 +47,7 @@ def plans() -> list[ExecutionPlan]:
     return found
 
 
-def parser_for(to: Target) -> StrictParser:
+def parser_for(to: str) -> StrictParser:
     """The parser of an engine."""
     pattern, functions = SOURCES[to]
     return parser_of(sorted(ENGINES.glob(pattern)), functions)
@@ -60,7 +60,7 @@ def words_of(text: str) -> list[str]:
     return words[next(n for n, word in enumerate(words) if word.startswith("--")) :]
 
 
-def flags_of(to: Target, text: str) -> list[str]:
+def flags_of(to: str, text: str) -> list[str]:
     """Those that are for the engine, not for what starts it."""
     words = words_of(text)
     if to == "xdit":
@@ -75,7 +75,7 @@ def test_the_versions_are_those_that_exports_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("to", SOURCES)
-def test_engines_read_every_exported_plan(to: Target, plans: list[ExecutionPlan]) -> None:
+def test_engines_read_every_exported_plan(to: str, plans: list[ExecutionPlan]) -> None:
     parser, read = parser_for(to), 0
     for plan in plans:
         try:
@@ -94,7 +94,7 @@ def test_engines_read_every_exported_plan(to: Target, plans: list[ExecutionPlan]
 
 
 @pytest.mark.parametrize("to", SOURCES)
-def test_a_flag_that_an_engine_does_not_have_is_noticed(to: Target) -> None:
+def test_a_flag_that_an_engine_does_not_have_is_noticed(to: str) -> None:
     with pytest.raises(ValueError, match="unrecognized arguments: --no-such-flag"):
         parser_for(to).parse_args(["--no-such-flag", "1"])
 

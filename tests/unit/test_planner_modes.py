@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.memory import memory_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
@@ -15,6 +14,7 @@ from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, TimePoint
@@ -238,3 +238,11 @@ def test_a_ring_over_nvlink_between_hosts_passes_keys_on() -> None:
     cluster = known.model_copy(update={"links": links})
     task = replace(TASK, cluster=cluster, pins={"ring": 2})
     assert search(task).to_plan().configuration.ring == "pass"
+
+
+def test_rule_of_thumb_is_compared_in_the_mode_in_which_it_is_fastest() -> None:
+    priced, _ = price_all(TASK, Topology(TASK.cluster))
+    (baseline,) = (ranked for ranked in priced if ranked.is_baseline)
+    alike = [r for r in priced if r.configuration.mesh == baseline.configuration.mesh]
+    assert {ranked.configuration.mode for ranked in alike} == set(MODES)
+    assert baseline.prediction.latency_s == min(r.prediction.latency_s for r in alike)
