@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ditplan.exporting.engine_words import CACHE_DIT_WORDS, DIFFUSERS_WORDS
 from ditplan.exporting.engines import Engine
 from ditplan.exporting.exported import call_of_plan, commented, evidence
 from ditplan.profiles.backend import Exported
@@ -19,8 +20,10 @@ DIFFUSERS = Engine(
     modes={"eager": [], "compile": []},
     sharded=None,
     flags=lambda _one: [],
+    modes=("eager", "compile"),
+    words=DIFFUSERS_WORDS,
 )
-CACHE_DIT = replace(DIFFUSERS, name="cache-dit", version="1.5.3")
+CACHE_DIT = replace(DIFFUSERS, name="cache-dit", version="1.5.3", words=CACHE_DIT_WORDS)
 
 SCRIPT = """\
 import os
@@ -56,6 +59,7 @@ def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
         parallel = (
             "pipe.transformer.enable_parallelism(\n"
             f"    config=ContextParallelConfig({_degrees(plan, 'degree')})\n)\n"
+            f"    config=ContextParallelConfig({_degrees(DIFFUSERS, one)})\n)\n"
         )
     imports = f"from diffusers import ContextParallelConfig, {plan.model.pipeline_class}"
     return _script(DIFFUSERS, plan, name, imports, parallel)
@@ -70,6 +74,7 @@ def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
             "    pipe,\n"
             "    cache_config=None,\n"
             f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(plan, 'size')}),\n)\n"
+            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(CACHE_DIT, one)}),\n)\n"
         )
     imports = f"import cache_dit\nfrom diffusers import {plan.model.pipeline_class}"
     return _script(CACHE_DIT, plan, name, imports, parallel)
@@ -109,6 +114,9 @@ def _degrees(plan: ExecutionPlan, word: str) -> str:
         if is_uneven(model.heads, lengths, mesh.ring, mesh.ulysses):
             words += [f"{axis}_anything=True" for axis in split]
     return ", ".join(words)
+def _degrees(engine: Engine, one: Configuration) -> str:
+    """Arguments for the axes that are split; a degree of 1 is left to the library."""
+    return ", ".join(f"{word.in_file}={value}" for word, value in engine.words.said(one))
 
 
 def _script(
