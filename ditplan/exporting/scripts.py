@@ -16,10 +16,6 @@ DIFFUSERS = Engine(
     name="diffusers",
     version="0.42.1",
     axes=("ring", "ulysses"),
-    uneven_heads=[],
-    modes={"eager": [], "compile": []},
-    sharded=None,
-    flags=lambda _one: [],
     modes=("eager", "compile"),
     words=DIFFUSERS_WORDS,
 )
@@ -58,8 +54,7 @@ def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
     if one.mesh.size > 1:
         parallel = (
             "pipe.transformer.enable_parallelism(\n"
-            f"    config=ContextParallelConfig({_degrees(plan, 'degree')})\n)\n"
-            f"    config=ContextParallelConfig({_degrees(DIFFUSERS, one)})\n)\n"
+            f"    config=ContextParallelConfig({_degrees(DIFFUSERS, plan)})\n)\n"
         )
     imports = f"from diffusers import ContextParallelConfig, {plan.model.pipeline_class}"
     return _script(DIFFUSERS, plan, name, imports, parallel)
@@ -73,8 +68,7 @@ def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
             "cache_dit.enable_cache(\n"
             "    pipe,\n"
             "    cache_config=None,\n"
-            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(plan, 'size')}),\n)\n"
-            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(CACHE_DIT, one)}),\n)\n"
+            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(CACHE_DIT, plan)}),\n)\n"
         )
     imports = f"import cache_dit\nfrom diffusers import {plan.model.pipeline_class}"
     return _script(CACHE_DIT, plan, name, imports, parallel)
@@ -101,22 +95,19 @@ def saving(plan: ExecutionPlan) -> tuple[str, str]:
     return "", "result.images[0].save(out)"
 
 
-def _degrees(plan: ExecutionPlan, word: str) -> str:
+def _degrees(engine: Engine, plan: ExecutionPlan) -> str:
     """Arguments for the axes that are split, and for sizes of a known model that don't divide; a
     degree of 1 is left to the library.
     """
     mesh = plan.mesh
-    split = [axis for axis in ("ring", "ulysses") if getattr(mesh, axis) > 1]
-    words = [f"{axis}_{word}={getattr(mesh, axis)}" for axis in split]
+    words = [f"{word.in_file}={value}" for word, value in engine.words.said(plan.configuration)]
     if plan.model.name in model_names():
         model, work = find_model(plan.model.name), plan.workload
         lengths = {"image": model.image_tokens(work), "text": model.text_tokens(work)}
         if is_uneven(model.heads, lengths, mesh.ring, mesh.ulysses):
+            split = [axis for axis in ("ring", "ulysses") if getattr(mesh, axis) > 1]
             words += [f"{axis}_anything=True" for axis in split]
     return ", ".join(words)
-def _degrees(engine: Engine, one: Configuration) -> str:
-    """Arguments for the axes that are split; a degree of 1 is left to the library."""
-    return ", ".join(f"{word.in_file}={value}" for word, value in engine.words.said(one))
 
 
 def _script(
