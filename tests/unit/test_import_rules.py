@@ -17,7 +17,7 @@ FOLDERS = ("planner", "profiles", "runtime")
 FRONT = {"backends", "checking", "command", "cost_table", "exporting", "lock", "measuring"}
 FRONT |= {"models", "outputs", "planning", "prompts", "revalidating", "running", "serving"}
 FRONT |= {"settings", "study"}
-FRONT |= {"explaining"}
+FRONT |= {"explaining", "reporting"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
@@ -63,6 +63,7 @@ DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
 ONE_DOOR = {
     "networkx": "planner/network/topology.py",
     "optuna": "planner/search/",
+    "plotly": "ditplan/reporting/plotting.py",
     "triton": "runtime/transport/push_kernel.py",
 }
 ENVIRONMENT_DOOR = "runtime/ranks/environment.py"
@@ -71,6 +72,7 @@ FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
     "ditplan/command/terminal.py",  # opens /dev/null to write to
     "ditplan/lock.py",  # opens a lock of its own
+    "ditplan/reporting/page.py",  # what ships with it; JSON that plotly has just written
     "runtime/admission/board.py",  # memory that ranks share
     "runtime/ranks/folders.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
