@@ -24,6 +24,7 @@ from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
+from ditplan.command.import_config import import_config_command
 from ditplan.command.options import (
     BackendName,
     Cluster,
@@ -314,6 +315,14 @@ app.command(
     epilog="Examples: `ditplan export --plan plan.json --to slurm > job.sh`, "
     "`ditplan export --plan plan.json --to sglang`",
 )(export_command)
+
+
+app.command(
+    name="import-config",
+    epilog='Example: `ditplan import-config "torchrun --nproc_per_node=8 flux_example.py '
+    '--model black-forest-labs/FLUX.1-dev --ulysses_degree 8" --from xdit '
+    "--cluster 8xa100-nvlink`",
+)(import_config_command)
 
 
 app.add_typer(cluster_app, name="cluster")

@@ -8,16 +8,11 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.record import write_atomically
 from ditplan.reporting.cluster_figures import cluster_graph, heat_map
 from ditplan.reporting.crossover_figures import crossovers
+from ditplan.reporting.evidence_figures import predicted_against_measured, quality
 from ditplan.reporting.figure import Figure, LeftOut
 from ditplan.reporting.page import page
 from ditplan.reporting.plotting import require_plotly
-from ditplan.reporting.ranking_figures import (
-    pareto,
-    parts,
-    predicted_against_measured,
-    quality,
-    ranking,
-)
+from ditplan.reporting.ranking_figures import pareto, parts, ranking
 from ditplan.reporting.study_figures import history
 from ditplan.reporting.timeline_figures import predicted_timeline, recorded_timeline
 

@@ -14,10 +14,9 @@ from tests.distributed.small_models import plan_for, workload
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
-FRONT = {"backends", "checking", "command", "cost_table", "exporting", "lock", "measuring"}
-FRONT |= {"models", "outputs", "planning", "prompts", "revalidating", "running", "serving"}
-FRONT |= {"settings", "study"}
-FRONT |= {"explaining", "reporting"}
+FRONT = {"backends", "checking", "command", "cost_table", "explaining", "exporting"}
+FRONT |= {"importing", "lock", "measuring", "models", "outputs", "planning", "prompts", "reporting"}
+FRONT |= {"revalidating", "running", "serving", "settings", "study"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
