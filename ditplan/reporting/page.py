@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from ditplan import __version__
 from ditplan.explaining.explanation import Explanation
 from ditplan.reporting.figure import Figure, LeftOut, Table
 from ditplan.reporting.plotting import checked_json, compressed_script
@@ -45,7 +44,7 @@ def page(found: Explanation, shown: Sequence[Figure | LeftOut]) -> str:
 {"".join(_section(one) for one in figures)}{_left_out(shown)}</main>
 <footer>
 {"".join(f"<p>{escape(_sentence(note))}</p>" for note in found.notes)}
-<p>Made by ditplan {escape(__version__)} from {escape(str(found.subject.path))}.</p>
+<p>Made by ditplan from {escape(str(found.subject.path))}.</p>
 </footer>
 <script type="application/json" id="figures">{_safe_json(drawn)}</script>
 <script type="text/plain" id="plotly">{compressed_script()}</script>
