@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ditplan.exporting.engines import export_sglang, export_vllm_omni
-from ditplan.exporting.kubernetes import export_kubernetes
+from ditplan.exporting.kubernetes import export_jobset, export_kubernetes
 from ditplan.exporting.launchers import export_mpirun, export_slurm, export_torchrun
 from ditplan.exporting.scripts import export_cache_dit
 from ditplan.profiles.backend import Exported
@@ -16,6 +16,7 @@ LAUNCHERS: dict[str, Callable[[ExecutionPlan, str], Exported]] = {
     "mpirun": export_mpirun,
     "slurm": export_slurm,
     "kubernetes": export_kubernetes,
+    "jobset": export_jobset,
 }
 ENGINES: dict[str, Callable[[ExecutionPlan, str], Exported]] = {
     "sglang": export_sglang,
