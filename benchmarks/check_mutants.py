@@ -121,8 +121,8 @@ MUTANTS = (
         "axes",
         "ring and ulysses swapped in a share",
         SHARE,
-        "        ring=mesh.ring,\n        ulysses=ulysses,\n",
-        "        ring=ulysses,\n        ulysses=mesh.ring,\n",
+        "            ring=mesh.ring,\n            ulysses=ulysses,\n",
+        "            ring=ulysses,\n            ulysses=mesh.ring,\n",
     ),
     Mutant(
         "axes",
