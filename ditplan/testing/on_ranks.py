@@ -45,7 +45,7 @@ class Outcome:
 
 def outcome_of(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> Outcome:
     """Runs a small random model on this rank alone, under a plan, and alone again."""
-    pipeline = small_pipeline(context, spec, plan)
+    pipeline = _kept_pipeline(context, spec, plan)
     alone, before = latents_of(pipeline, spec, plan), state_of(pipeline)
     distance: float | None = None
     try:
@@ -80,6 +80,14 @@ def _kill(*args: Any, **kwargs: Any) -> None:
 
 def _raise(*args: Any, **kwargs: Any) -> None:
     raise RuntimeError("made to fail")
+
+
+def _kept_pipeline(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> Any:
+    """The pipeline of the plan before, if it is of the same model."""
+    if context.kept.get("small model") != spec.config_hash:
+        context.kept["small pipeline"] = small_pipeline(context, spec, plan)
+        context.kept["small model"] = spec.config_hash
+    return context.kept["small pipeline"]
 
 
 def small_pipeline(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> Any:

@@ -7,7 +7,7 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.models.inspection import inspect_configs
 
 HEAD_DIM = 16
-STEPS = 3
+STEPS = 2
 UNEVEN, EVEN = (5, 7), (6, 12)
 """Heads and text tokens: such that nothing divides by 2, 3 or 4, and such that all does by 2 and 3.
 """

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,24 +26,35 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(installed: Path, arguments: Sequence[str], timeout_s: float = 120) -> str:
-    """What Python prints that has the package beside ditplan."""
-    path = os.pathsep.join([str(installed / "site"), str(ROOT)])
-    done = subprocess.run(
+def python(site: Path, *arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """A run of Python that has a folder of packages beside ditplan."""
+    path = os.pathsep.join([str(site), str(ROOT)])
+    return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        cwd=installed,
+        cwd=site.parent,
         capture_output=True,
         text=True,
         check=False,
         timeout=timeout_s,
     )
+
+
+def command(installed: Path, *arguments: str) -> str:
+    """What a command of ditplan prints."""
+    done = python(installed / "site", "-m", "ditplan", *arguments, timeout_s=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+def suite(site: Path, tests: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """A run of the tests that the package has."""
+    usual = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests)]
+    return python(site, "-m", "pytest", *usual, *options, timeout_s=600)
+
+
 def test_it_is_listed_with_where_it_comes_from(installed: Path) -> None:
-    found = json.loads(run(installed, ["-m", "ditplan", "list", "backends", "--json"]))
+    found = json.loads(command(installed, "list", "backends", "--json"))
     (own,) = (one for one in found["backends"] if one["name"] == NAME)
     assert own["origin"] == "split-guidance 0.1.0"
     assert (own["axes"], own["runs"]) == (["cfg"], "in ranks")
@@ -53,30 +63,73 @@ def test_it_is_listed_with_where_it_comes_from(installed: Path) -> None:
 
 def test_its_best_plan_splits_guidance_and_is_exported_in_its_words(installed: Path) -> None:
     paper = ["tune", "--model", "sd3", "--cluster", "8xh100-nvlink", "--backend", NAME, "--json"]
-    best = json.loads(run(installed, ["-m", "ditplan", *paper]))["best"]
+    best = json.loads(command(installed, *paper))["best"]
     assert (best["cfg"], best["gpus"], best["mode"], best["backend"]) == (2, 2, "eager", NAME)
-    said = run(installed, ["-m", "ditplan", "export", "--plan", "plan.json", "--to", NAME])
+    said = command(installed, "export", "--plan", "plan.json", "--to", NAME)
     assert "torchrun --nproc-per-node=2" in said
 
 
 def test_its_plans_are_tuned_and_run_on_ranks(installed: Path) -> None:
-    program = ["-m", "ditplan"]
     size = ["--height", "64", "--width", "64", "--steps", "2"]
-    tune = ["tune", "--model", "sd3-tiny", "--hosts", "localhost:2", *size, "--backend", NAME]
-    best = json.loads(
-        run(installed, [*program, *tune, "--cfg", "2", "--measure", "1", "--json"], 300)
-    )["best"]
-    assert best["backend"] == NAME
+    asked = ["--backend", NAME, "--cfg", "2", "--measure", "1", "--force", "--json"]
+    hosts = ["--hosts", "localhost:2"]
+    best = json.loads(command(installed, "tune", "--model", "sd3-tiny", *hosts, *size, *asked))
+    assert best["best"]["backend"] == NAME
     plan = json.loads((installed / "plan.json").read_text())
     assert plan["measurement"] is not None
-    picture = ["run", "--plan", "plan.json", "--hosts", "localhost:2", "--prompt", "a red circle"]
-    run(installed, [*program, *picture, "--out", "picture.png"], 300)
+    picture = ["--prompt", "a red circle", "--out", "picture.png"]
+    command(installed, "run", "--plan", "plan.json", *hosts, *picture)
     assert (installed / "picture.png").stat().st_size > 0
 
 
+FAULTS = {
+    "halves are swapped": (
+        "runtime.py",
+        "halves if first_comes_first",
+        "halves if not first_comes_first",
+        "equal_one_device",
+    ),
+    "the order of ranks is forgotten": (
+        "runtime.py",
+        "if first_comes_first else halves[::-1]",
+        "",
+        "sit_where_the_plan_says",
+    ),
+    "the model stays changed": (
+        "runtime.py",
+        'vars(model).pop("forward", None)',
+        'vars(model).get("forward")',
+        "equal_one_device",
+    ),
+    "anything is accepted": (
+        "backend.py",
+        "if why := CAPABILITIES.why_unsupported(configuration, model):",
+        "if why := None:",
+        "not_claimed_is_refused",
+    ),
+    "torch is imported": (
+        "backend.py",
+        "import shlex",
+        "import shlex\nimport torch",
+        "found_without_torch",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_that_breaks_a_promise_fails(installed: Path, tmp_path: Path, fault: str) -> None:
+    name, right, wrong, test = FAULTS[fault]
+    site = tmp_path / "site"
+    shutil.copytree(installed / "site", site)
+    source = site / "split_guidance" / name
+    assert right in source.read_text()
+    source.write_text(source.read_text().replace(right, wrong))
+    done = suite(site, installed / "sources/tests", "-k", f"{test} and not cogvideox")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert test in done.stdout.partition("FAILED ")[2]
+
+
 def test_it_passes_what_is_asked_of_all_backends(installed: Path) -> None:
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(installed)]
-    tests = str(installed / "sources/tests")
-    said = run(installed, ["-m", "pytest", *options, tests], timeout_s=600)
-    assert " passed" in said
-    assert "failed" not in said
+    done = suite(installed / "site", installed / "sources/tests")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
