@@ -13,7 +13,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -299,12 +299,17 @@ class BackendTests:
             )
             if case is not None
         )
-        large = usual.changed(mesh=Mesh(dp=ranks + 1), placement=tuple(range(ranks + 1)))
-        others = [spec for spec, _ in models_of(family) if spec != usual.spec]
+        can, usual_mesh = backend.capabilities, usual.configuration.mesh
+        axis = next(axis for axis in AXES if getattr(usual_mesh, axis) > 1)
+        many = ranks + 1
+        large = usual.changed(mesh=Mesh(**{axis: many}), placement=tuple(range(many)))
+        other = next(spec for spec, _ in models_of(family) if spec != usual.spec)
+        modes = [mode for mode in get_args(Mode) if mode not in can.modes_on(self.device)]
         beyond = [case for case in unclaimed(backend) if case.spec.family == family]
         for spec, case in [
             (usual.spec, large),
-            (others[0], usual),
+            (other, usual),
+            *((usual.spec, usual.changed(mode=mode)) for mode in modes),
             *((case.spec, case) for case in beyond),
         ]:
             plan = case.plan(self.name)
