@@ -15,7 +15,7 @@ from ditplan.profiles.locations import Location
 from ditplan.profiles.mesh import AXES, Mesh, placement_of
 from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, PlannedModel, Quality, bare_plan
-from ditplan.profiles.workload import Workload
+from ditplan.profiles.workload import Dtype, Workload
 from ditplan.testing.small_models import (
     EVEN,
     FAMILIES,
@@ -66,9 +66,10 @@ class Case:
         """The same with other parts of its configuration."""
         return replace(self, configuration=replace(self.configuration, **parts))
 
-    def why_unsupported(self, backend: LoadedBackend) -> str | None:
+    def why_unsupported(self, backend: LoadedBackend, dtype: Dtype = "float32") -> str | None:
         """What the backend says against it."""
-        return backend.why_unsupported(self.configuration, self.spec, self.workload)
+        work = self.workload.model_copy(update={"dtype": dtype})
+        return backend.why_unsupported(self.configuration, self.spec, work)
 
 
 def families_of(capabilities: Capabilities) -> tuple[str, ...]:
