@@ -154,9 +154,7 @@ class BackendTests:
             for case in cases_of(backend, family, Mesh(**{axis: degree}))
         ]
         assert asked, f"no model of its families can be split by {axis}"
-        said = [
-            case.why_unsupported(backend, dtype) for case in asked for dtype in get_args(Dtype)
-        ]
+        said = [case.why_unsupported(backend, dtype) for case in asked for dtype in get_args(Dtype)]
         assert None in said, f"it claims {axis} and accepts it nowhere: {said[0]}"
 
     def test_a_mode_that_is_claimed_is_accepted(self) -> None:
