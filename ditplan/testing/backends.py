@@ -95,13 +95,14 @@ class BackendTests:
         return find_backend(cls.name)
 
     @pytest.fixture(scope="class")
-    def pools(self) -> Iterator[Pools]:
+    @classmethod
+    def pools(cls) -> Iterator[Pools]:
         """Ranks by their number, started when they are first asked for, and anew once ended."""
         started: dict[int, RankPool] = {}
 
         def pool(ranks: int) -> RankPool:
             if ranks not in started or not started[ranks].is_open:
-                started[ranks] = RankPool(None, ranks, self.device, start_timeout_s=600)
+                started[ranks] = RankPool(None, ranks, cls.device, start_timeout_s=600)
             return started[ranks]
 
         yield pool
@@ -335,7 +336,10 @@ class BackendTests:
                 call_that_fails, case.spec, plan, 1, is_killed, timeout_s=self.timeout_s
             )
         assert caught.value.exit_code == ClusterError.exit_code == 3
-        assert caught.value.ranks == (1,), str(caught.value)
+        said = str(caught.value)
+        # the others may say that they miss it
+        assert 1 in caught.value.ranks, said
+        assert "rank 1" in said
         if not is_killed:
-            assert "made to fail" in str(caught.value)
-            assert "Traceback" in str(caught.value)
+            assert "made to fail" in said
+            assert "Traceback" in said
