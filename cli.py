@@ -20,6 +20,7 @@ from ditplan import __version__
 from ditplan.command.backends import show_backends
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
+from ditplan.command.compare import compare_command
 from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
@@ -302,6 +303,13 @@ app.command(
     epilog="Examples: `ditplan explain --plan plan.json`, "
     "`ditplan explain --plan plan.json --cluster cluster.json --json`",
 )(explain_command)
+
+
+app.command(
+    name="compare",
+    epilog="Examples: `ditplan compare old.json new.json`, "
+    "`ditplan compare old.study new.study --json`",
+)(compare_command)
 
 
 app.command(

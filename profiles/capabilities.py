@@ -41,7 +41,8 @@ class Capabilities(FrozenModel):
 
     `balances` says whether stages may have any number of blocks, and ranks any number of tokens,
     `folds_skips` whether models with long skips have the folded schedule, `shards_weights` whether
-    ranks can share weights out, `caches_steps` whether there are step caches. `loads_parts` says
+    ranks can share weights out, `caches_steps` whether there are step caches, `chooses_kernels`
+    whether a plan says which kernel computes attention. `loads_parts` says
     whether `prepare` takes a pipeline of which a rank has loaded what it runs alone.
 
     `runs` says where its plans run: "in ranks" that ditplan starts, or a job's; "elsewhere", by
@@ -60,6 +61,7 @@ class Capabilities(FrozenModel):
     folds_skips: bool = False
     shards_weights: bool = False
     caches_steps: bool = False
+    chooses_kernels: bool = False
     loads_parts: bool = False
     runs: Running
 

