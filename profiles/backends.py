@@ -31,6 +31,9 @@ OWN = {
 }
 """The entry points of pyproject.toml: a checkout that isn't installed has no metadata."""
 
+LAUNCHERS = ("torchrun", "mpirun", "slurm", "kubernetes")
+"""What `export --to` takes beside backends, so that none is called so."""
+
 METHODS = {
     "capabilities": (),
     "costs": (),
@@ -190,6 +193,8 @@ class _NoBackendError(Exception):
 
 def _checked(found: object, name: str) -> tuple[Capabilities, CostConstants]:
     """What a plug-in says of itself, if it is a backend of this name."""
+    if name in LAUNCHERS:
+        raise _NoBackendError(f"`export --to {name}` means the launcher; give it another name")
     if isinstance(found, type):
         raise _NoBackendError(f"it names the class {found.__name__}, not an object of it")
     for method, arguments in METHODS.items():
