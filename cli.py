@@ -20,9 +20,11 @@ from ditplan import __version__
 from ditplan.command.backends import show_backends
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
+from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
 from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
+from ditplan.command.import_config import import_config_command
 from ditplan.command.options import (
     BackendName,
     Cluster,
@@ -281,6 +283,12 @@ def simulate_command(
         Path | None,
         typer.Option(help="Write when each rank and link does what, for ui.perfetto.dev."),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model's measured blocks: a file of `profile --model`, or a study's."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Price exactly one configuration."""
@@ -290,7 +298,7 @@ def simulate_command(
     if trace is not None:
         require_folder(trace)
     asked = {"gpus": gpus, "backend": backend, **given(workload), **given(mesh)}
-    found = simulate(model, cluster, **checked(SimulateSettings, asked))
+    found = simulate(model, cluster, profile=profile, **checked(SimulateSettings, asked))
     terminal.show(str(found))
     result = found.to_json()
     if trace is not None:
@@ -322,6 +330,13 @@ app.command(
 
 
 app.command(
+    name="explain",
+    epilog="Examples: `ditplan explain --plan plan.json`, "
+    "`ditplan explain --plan plan.json --cluster cluster.json --json`",
+)(explain_command)
+
+
+app.command(
     name="table",
     epilog="Examples: `ditplan table --book book.json`, `ditplan table --book book.json --json`",
 )(table_command)
@@ -332,6 +347,14 @@ app.command(
     epilog="Examples: `ditplan export --plan plan.json --to slurm > job.sh`, "
     "`ditplan export --plan plan.json --to sglang`",
 )(export_command)
+
+
+app.command(
+    name="import-config",
+    epilog='Example: `ditplan import-config "torchrun --nproc_per_node=8 flux_example.py '
+    '--model black-forest-labs/FLUX.1-dev --ulysses_degree 8" --from xdit '
+    "--cluster 8xa100-nvlink`",
+)(import_config_command)
 
 
 app.add_typer(cluster_app, name="cluster")

@@ -39,7 +39,7 @@ from ditplan.profiles.catalog import find_cluster
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import Mode
+from ditplan.profiles.model import Mode, ModelProfile
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
@@ -267,13 +267,17 @@ def plan_book(
 
 
 def simulate(
-    model: str | Path, cluster: Cluster, **settings: Unpack[SimulateSettings]
+    model: str | Path,
+    cluster: Cluster,
+    *,
+    profile: Path | None = None,
+    **settings: Unpack[SimulateSettings],
 ) -> SimulateResult:
     """Prices exactly one configuration; all degrees that aren't given are 1, and the mode is the
-    fastest if none is given.
+    fastest if none is given. `profile` is a file of the model's measured blocks.
 
     Raises:
-        InputError: it isn't legal; says why.
+        InputError: it isn't legal, or the profile is of something else; says why.
     """
     asked = checked(SimulateSettings, settings)
     named, known = model_named(model), _cluster(cluster)
@@ -284,6 +288,7 @@ def simulate(
         known,
         gpus=asked.get("gpus"),
         backend=find_backend(asked.get("backend", "native")),
+        profile=None if profile is None else ModelProfile.load(profile),
         known=named.known_quality(workload),
     )
     demanded = asked.get("mode")

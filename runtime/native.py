@@ -121,8 +121,11 @@ def _parallelize(
     mode = plan.configuration.mode
     family = _checked_family(model, plan, context)
     prepared = prepared_for(model, family, plan, context)
-    built_of(model, context).at_least(MOST_GRAPHS + len(plan.text_sizes))
-    vars(model)[BUILT] = built_of(model, context)
+    built = built_of(model, context)
+    built.at_least(MOST_GRAPHS + len(plan.text_sizes))
+    vars(model)[BUILT] = built
+    built.watchers.append(calls.weights_moved)
+    undo.callback(built.watchers.remove, calls.weights_moved)
     undo.callback(vars(model).pop, BUILT)
     require_neighbours(model, plan, family)
     may_fall_back = plan.fallback == "eager"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ditplan.exporting.engine_words import CACHE_DIT_WORDS, DIFFUSERS_WORDS
 from ditplan.exporting.engines import Engine
 from ditplan.exporting.exported import call_of_plan, commented, evidence
 from ditplan.profiles.backend import Exported
@@ -14,12 +15,10 @@ DIFFUSERS = Engine(
     name="diffusers",
     version="0.42.1",
     axes=("ring", "ulysses"),
-    uneven_heads=None,
-    modes={"eager": [], "compile": []},
-    sharded=None,
-    flags=lambda _one: [],
+    modes=("eager", "compile"),
+    words=DIFFUSERS_WORDS,
 )
-CACHE_DIT = replace(DIFFUSERS, name="cache-dit", version="1.5.3")
+CACHE_DIT = replace(DIFFUSERS, name="cache-dit", version="1.5.3", words=CACHE_DIT_WORDS)
 
 SCRIPT = """\
 import os
@@ -54,7 +53,7 @@ def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
     if one.mesh.size > 1:
         parallel = (
             "pipe.transformer.enable_parallelism(\n"
-            f"    config=ContextParallelConfig({_degrees(one, 'degree')})\n)\n"
+            f"    config=ContextParallelConfig({_degrees(DIFFUSERS, one)})\n)\n"
         )
     imports = f"from diffusers import ContextParallelConfig, {plan.model.pipeline_class}"
     return _script(DIFFUSERS, plan, name, imports, parallel)
@@ -68,7 +67,7 @@ def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
             "cache_dit.enable_cache(\n"
             "    pipe,\n"
             "    cache_config=None,\n"
-            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(one, 'size')}),\n)\n"
+            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(CACHE_DIT, one)}),\n)\n"
         )
     imports = f"import cache_dit\nfrom diffusers import {plan.model.pipeline_class}"
     return _script(CACHE_DIT, plan, name, imports, parallel)
@@ -95,10 +94,9 @@ def saving(plan: ExecutionPlan) -> tuple[str, str]:
     return "", "result.images[0].save(out)"
 
 
-def _degrees(one: Configuration, word: str) -> str:
+def _degrees(engine: Engine, one: Configuration) -> str:
     """Arguments for the axes that are split; a degree of 1 is left to the library."""
-    split = [axis for axis in ("ring", "ulysses") if getattr(one.mesh, axis) > 1]
-    return ", ".join(f"{axis}_{word}={getattr(one.mesh, axis)}" for axis in split)
+    return ", ".join(f"{word.in_file}={value}" for word, value in engine.words.said(one))
 
 
 def _script(

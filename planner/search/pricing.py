@@ -228,18 +228,20 @@ def price_one(
     *,
     patches: int | None = None,
     warmup_steps: int | None = None,
+    model: CostModel | None = None,
 ) -> PricedCandidate:
     """One configuration on the cluster's first ranks, in the usual order.
 
     `task.gpus` is the number that the mesh must use, None for any; pins, modes and what is allowed
     have no say. PipeFusion has as many patches as stages and one warm-up step if not said
-    otherwise. That it doesn't fit into memory is information, not an error.
+    otherwise. That it doesn't fit into memory is information, not an error. `model` is the task's
+    cost model, where there is one already.
 
     Raises:
         InputError: the backend can't run the mesh or the mode, the cluster has fewer GPUs, or its
             profile lacks something.
     """
-    topology = Topology(task.cluster)
+    topology = model.topology if model else Topology(task.cluster)
     _check_gpus(task, topology)
     spec, workload = task.spec, task.workload
     if wrong := why_illegal(mesh, spec, workload, task.gpus, task.backend, approximate=True):
@@ -262,7 +264,7 @@ def price_one(
         raise InputError(found.sentence)
     asked = Configuration(mesh, placement_of(mesh), mode, pipefusion=part)
     require_supported(task.backend, asked, spec, workload)
-    return _price(task, cost_model_of(task, topology), asked)
+    return _price(task, model or cost_model_of(task, topology), asked)
 
 
 def price_choice(

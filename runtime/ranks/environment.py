@@ -1,8 +1,9 @@
 """The environment of this process, and that of ranks. No other file reads the environment."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
 """Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
@@ -21,6 +22,20 @@ def environment() -> Mapping[str, str]:
 def set_where_unset(name: str, value: str) -> None:
     """Sets a variable of this process that nobody has set."""
     os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """A variable of this process for as long as the context lasts, then what it was before."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def carried(environment: Mapping[str, str]) -> dict[str, str]:
