@@ -36,6 +36,7 @@ LENGTHS = tuple(range(5, 45))
 TEXT_SIZES = (16, 32, 48)
 REQUESTS, RANKS = 200, 2
 JOB = Path(__file__).with_name("production_job.py")
+SETTINGS = {"OMP_NUM_THREADS": "1", "DIFFUSERS_VERBOSITY": "error"}
 MOST_OFF = 1e-5
 """How far rounding may take the latents, which are of the order of 1."""
 
@@ -80,7 +81,7 @@ def serve(works: list[Workload], folder: Path) -> list[dict[str, Any]]:
     subprocess.run(
         [*launcher, "--standalone", JOB.name],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
+        env=os.environ | SETTINGS | {"PYTHONPATH": str(package)},
         timeout=3000,
         check=True,
     )
