@@ -17,6 +17,7 @@ from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.limits import ModelLimits, dtype_fault, warmup_excess, workload_fault
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
 from ditplan.profiles.quality import MeasuredQuality
@@ -171,6 +172,12 @@ class Task:
     def device_kind(self) -> DeviceKind:
         """What the cluster's ranks run on."""
         return self.cluster.devices[0].kind
+
+    @property
+    def own_choice(self) -> Mesh | None:
+        """The mesh that the backend's engine takes of the GPUs, where it chooses one by itself."""
+        gpus = self.gpus or len(self.cluster.devices)
+        return self.backend.own_choice(self.spec, self.workload, gpus)
 
     @property
     def searched_modes(self) -> tuple[Mode, ...]:

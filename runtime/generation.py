@@ -14,14 +14,13 @@ import psutil
 import torch
 from PIL import Image
 
-from ditplan.profiles.backends import find_backend
+from ditplan.profiles.backends import find_backend, require_supported
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import require_fit
-from ditplan.runtime.admission.on_backend import prepare
 from ditplan.runtime.blocks import block_paths
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import (
@@ -30,6 +29,7 @@ from ditplan.runtime.models.loading import (
     pictures_of,
     prompt_embeddings,
 )
+from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import weight_group_of
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
@@ -48,6 +48,7 @@ def measure_plan(
         InputError: the plan doesn't fit model or ranks.
     """
     workload = plan.workload
+    require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
     loaded = _kept_pipeline(context, spec, weights, plan)
     with _in_force(loaded, plan, context) as pipeline:
         if context.rank not in plan.configuration.placement:
@@ -84,6 +85,7 @@ def generate(
     """
     require_fit(plan, context)
     workload = plan.workload
+    require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
     loaded = _kept_pipeline(context, spec, weights, plan)
     with _in_force(loaded, plan, context) as pipeline:
         if context.rank not in plan.configuration.placement:

@@ -56,13 +56,6 @@ class Engine:
                 Command("tune", (Setting("model", plan.model.name), Setting("cfg", 2))),
                 "`",
             )
-        if not self.words.has("uneven_heads") and (heads := _uneven_heads(plan)):
-            raise InputError(
-                f"{self.name} needs a ulysses degree that divides the {heads} heads of "
-                f"{plan.model.name}, and the plan is {plan.mesh}; tune with another: `",
-                Command("tune", (Setting("model", plan.model.name), Setting("ulysses", 1))),
-                "`",
-            )
 
     def not_expressed(self, plan: ExecutionPlan) -> tuple[str, ...]:
         """What of a plan the engine doesn't do, a sentence each."""

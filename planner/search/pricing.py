@@ -63,7 +63,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
         raise InputError(_why_none_fits(task, priced))
     candidates = [ranked.configuration for ranked in sorted(fitting, key=_by_latency)]
     priced += _with_step_caches(task, model, fitting)
-    baseline = baseline_of(candidates, task.spec, task.workload, topology)
+    baseline = baseline_of(candidates, task.spec, task.workload, topology, task.own_choice)
     marked = [replace(r, is_baseline=True) if r.configuration is baseline else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
@@ -159,7 +159,7 @@ def _note(front: ParetoFront, ranked: PricedCandidate) -> None:
 def _advised(task: Task, space: Space) -> Mesh:
     """The mesh that the rule of thumb takes if it fits."""
     usual = [Configuration(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
-    return baseline_of(usual, task.spec, task.workload, space.topology).mesh
+    return baseline_of(usual, task.spec, task.workload, space.topology, task.own_choice).mesh
 
 
 def _quality_of(task: Task, candidate: Configuration) -> Quality:
@@ -334,9 +334,10 @@ def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> Pric
     Raises:
         InputError: the cluster profile lacks something.
     """
+    chooses = task.backend.capabilities.chooses_kernels
     candidate = replace(
         candidate,
-        attention=model.attention_kernel(candidate, task.workload),
+        attention=model.attention_kernel(candidate, task.workload) if chooses else "auto",
         ring=model.ring_variant(candidate),
     )
     quality = _quality_of(task, candidate)
