@@ -44,7 +44,14 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
 from ditplan.prompts import longest_text, text_lengths
-from ditplan.settings import PlanSettings, SimulateSettings, checked, degrees_in, workload_in
+from ditplan.settings import (
+    PlanSettings,
+    SimulateSettings,
+    checked,
+    degrees_in,
+    vae_parallel_in,
+    workload_in,
+)
 
 Cluster = ClusterProfile | Path | str
 """A cluster, the file of one, or the name of a recorded one."""
@@ -284,6 +291,7 @@ def simulate(
         gpus=asked.get("gpus"),
         backend=find_backend(asked.get("backend", "native")),
         known=named.known_quality(workload),
+        vae_parallel=vae_parallel_in(asked, named.spec),
     )
     demanded = asked.get("mode")
     modes = (demanded,) if demanded else task.searched_modes
@@ -331,6 +339,7 @@ def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
             settings.get("objective", "latency"), settings.get("max_latency_s")
         ),
         text_lengths=lengths,
+        vae_parallel=vae_parallel_in(settings, named.spec),
     )
 
 

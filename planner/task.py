@@ -143,9 +143,9 @@ class Task:
 
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
     leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
-    that none may; `known` is what was measured of their quality. `objective` decides between legal
-    plans. `text_lengths` says how often texts of so many tokens come; empty, all up to the
-    workload's come alike often.
+    that none may; `known` is what was measured of their quality. `vae_parallel` ranks decode.
+    `objective` decides between legal plans. `text_lengths` says how often texts of so many tokens
+    come; empty, all up to the workload's come alike often.
     """
 
     spec: ModelSpec
@@ -160,6 +160,7 @@ class Task:
     known: MeasuredQuality | None = None
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     @property
     def device_kind(self) -> DeviceKind:
@@ -203,6 +204,7 @@ class TuneRequest:
     backend: Backend = BACKENDS["native"]
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     def allowed(self, workload: Workload) -> ApproximationPolicy | None:
         """Which approximate plans the user allows at a workload.
@@ -238,4 +240,5 @@ class TuneRequest:
             known=self.known(workload),
             objective=self.objective,
             text_lengths=self.text_lengths,
+            vae_parallel=self.vae_parallel,
         )

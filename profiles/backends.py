@@ -16,8 +16,8 @@ class Backend(FrozenModel):
     have ring and ulysses, None for all. `balances` says
     whether stages may have any number of blocks, and ranks any number of tokens, `folds_skips`
     whether models with long skips have the folded schedule, `shards_weights` whether ranks can
-    share weights out, `caches_steps` whether there are step caches, `runs_here` whether this
-    package runs its plans or only prices them.
+    share weights out, `caches_steps` whether there are step caches, `splits_vae` whether ranks can
+    decode a picture together, `runs_here` whether this package runs its plans or only prices them.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Backend(FrozenModel):
     folds_skips: bool = True
     shards_weights: bool = True
     caches_steps: bool = True
+    splits_vae: bool = True
     runs_here: bool = True
 
     @property
@@ -69,6 +70,7 @@ BACKENDS = {
         folds_skips=False,
         shards_weights=False,
         caches_steps=False,
+        splits_vae=False,
         runs_here=False,
     ),
     # its context parallelism; the families are those of its transformers that have a `_cp_plan`
@@ -82,9 +84,22 @@ BACKENDS = {
         folds_skips=False,
         shards_weights=False,
         caches_steps=False,
+        splits_vae=False,
         runs_here=False,
     ),
 }
+
+
+SPLIT_VAES = (
+    "AutoencoderKL",
+    "AutoencoderKLFlux2",
+    "AutoencoderDC",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLWan",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+)
+"""The classes of VAEs that ranks can share, by rows of the picture: their layers are known."""
 
 
 def require_mode(backend: Backend, mode: Mode, device: DeviceKind) -> None:

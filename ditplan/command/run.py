@@ -10,7 +10,23 @@ from ditplan.command.options import DryRun, HostOptions, Json, Weights, with_opt
 from ditplan.command.terminal import Terminal
 from ditplan.models import model_of_plan
 from ditplan.outputs import require_picture
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
+
+
+def decoding_on(plan: ExecutionPlan, ranks: int | None) -> ExecutionPlan:
+    """The plan with so many ranks that decode; as it is for None.
+
+    Raises:
+        InputError: it has fewer ranks.
+    """
+    if ranks is None:
+        return plan
+    if ranks > plan.mesh.size:
+        raise InputError(
+            Setting("vae_parallel", ranks), f": the plan has {plan.mesh.size}; use that or less"
+        )
+    return plan.configured(vae_parallel=ranks)
 
 
 @with_options
@@ -29,6 +45,12 @@ def run_command(
             "says from then on that it holds here.",
         ),
     ] = False,
+    vae_parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many ranks decode the picture together; the plan's if left out."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +58,7 @@ def run_command(
     from ditplan.measuring import run_plan
 
     terminal = Terminal(as_json)
-    loaded = ExecutionPlan.load(plan)
+    loaded = decoding_on(ExecutionPlan.load(plan), vae_parallel)
     require_picture(out, loaded.workload)
     model = model_of_plan(loaded, plan, weights)
     entries = asked_hosts(hosts, terminal.say)

@@ -189,7 +189,7 @@ def _chunks(part: torch.Tensor) -> Sequence[torch.Tensor]:
     if part.dtype not in (torch.float16, torch.bfloat16) or part.numel() <= CHUNK:
         return (part,)
     dim = -1 if part.ndim == 3 else -2
-    return part.split(max(1, CHUNK * part.shape[dim] // part.numel()), dim)
+    return torch.split(part, max(1, CHUNK * part.shape[dim] // part.numel()), dim)
 
 
 def _moments(part: torch.Tensor, groups: int) -> torch.Tensor:

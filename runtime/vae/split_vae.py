@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ditplan.profiles.backends import SPLIT_VAES
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.family import pixels_per_latent
 from ditplan.runtime.groups import AxisGroup, RankContext
@@ -22,16 +23,6 @@ from ditplan.runtime.vae.layers import split_layers
 from ditplan.runtime.vae.rows import Rows
 from ditplan.runtime.vae.tiles import SharedTiles
 
-SPLIT_CLASSES = (
-    "AutoencoderKL",
-    "AutoencoderKLFlux2",
-    "AutoencoderDC",
-    "AutoencoderKLQwenImage",
-    "AutoencoderKLWan",
-    "AutoencoderKLCogVideoX",
-    "AutoencoderKLHunyuanVideo",
-)
-"""The classes whose layers are known, each held against one device by the tests."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -57,7 +48,7 @@ class VaeGroups:
         if everyone is None:
             return None
         index = ranks.index(context.rank)
-        inner = computing and AxisGroup(ranks[:degree], computing, index)
+        inner = AxisGroup(ranks[:degree], computing, index) if computing else None
         return cls(AxisGroup(ranks, everyone, index), inner, degree)
 
     def given_all(self, part: torch.Tensor | None, owner: int, like: torch.Tensor) -> torch.Tensor:
@@ -100,9 +91,9 @@ def require_splittable(name: str) -> None:
     Raises:
         InputError: names those that are.
     """
-    if name not in SPLIT_CLASSES:
+    if name not in SPLIT_VAES:
         raise InputError(
-            f"a VAE of class {name} can't be split over ranks, only {', '.join(SPLIT_CLASSES)}; "
+            f"a VAE of class {name} can't be split over ranks, only {', '.join(SPLIT_VAES)}; "
             "use vae_parallel 1"
         )
 

@@ -75,8 +75,9 @@ def test_the_comparison_notices(ranks: RankPool, name: str, fault: str) -> None:
 @pytest.mark.parametrize("name", CUT_INTO_TILES)
 def test_tiles_over_ranks_are_those_of_one_bit_for_bit(ranks: RankPool, name: str) -> None:
     results = ranks.run(tiles_are_equal, name, (0, 1, 2, 3), 3, timeout_s=TIMEOUT_S)
-    assert all(equal for _, equal in results)
-    calls = [calls for calls, _ in results]
+    found = [of_rank for of_rank in results if of_rank is not None]
+    assert all(equal for _, equal in found)
+    calls = [calls for calls, _ in found]
     # the fourth rank gets what the first three compute
     assert calls[3] == 0 < min(calls[:3]) <= max(calls[:3]) <= 2 * min(calls[:3])
 
@@ -91,6 +92,6 @@ def test_tiles_over_ranks_are_those_of_one_bit_for_bit(ranks: RankPool, name: st
 )
 def test_what_cannot_be_split_is_refused(ranks: RankPool, change: str, said: str) -> None:
     first, second, *others = ranks.run(refusal_of, change, timeout_s=TIMEOUT_S)
-    assert said in first
+    assert first is not None and said in first
     assert first == second
     assert others == [None, None]

@@ -120,9 +120,9 @@ def decoded_both_ways(
     with torch.no_grad():
         whole = [vae.decode(latent_of(name, height)).sample for height in heights]
         with ExitStack() as undo:
-            apply_vae(vae, groups, undo)
             if fault:
                 undo.enter_context(planted(fault))
+            apply_vae(vae, groups, undo)
             for height, expected in zip(heights, whole, strict=True):
                 picture = vae.decode(latent_of(name, height)).sample
                 assert picture.shape == expected.shape
