@@ -8,7 +8,7 @@ from typing import Any, Unpack, get_args
 
 from rich.table import Table
 
-from ditplan.measuring import Hosts, Measuring, Say, choice_of, tuned
+from ditplan.measuring import Measuring, tuned
 from ditplan.models import NamedModel, check_weights, model_named
 from ditplan.planner.objectives import FASTEST, objective_for
 from ditplan.planner.report import (
@@ -39,11 +39,12 @@ from ditplan.profiles.catalog import find_cluster
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.mesh import Mesh
-from ditplan.profiles.model import Mode
+from ditplan.profiles.model import Mode, ModelProfile
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
 from ditplan.prompts import longest_text, text_lengths
+from ditplan.running import Hosts, Say, choice_of
 from ditplan.settings import (
     PlanSettings,
     SimulateSettings,
@@ -273,13 +274,17 @@ def plan_book(
 
 
 def simulate(
-    model: str | Path, cluster: Cluster, **settings: Unpack[SimulateSettings]
+    model: str | Path,
+    cluster: Cluster,
+    *,
+    profile: Path | None = None,
+    **settings: Unpack[SimulateSettings],
 ) -> SimulateResult:
     """Prices exactly one configuration; all degrees that aren't given are 1, and the mode is the
-    fastest if none is given.
+    fastest if none is given. `profile` is a file of the model's measured blocks.
 
     Raises:
-        InputError: it isn't legal; says why.
+        InputError: it isn't legal, or the profile is of something else; says why.
     """
     asked = checked(SimulateSettings, settings)
     named, known = model_named(model), _cluster(cluster)
@@ -290,6 +295,7 @@ def simulate(
         known,
         gpus=asked.get("gpus"),
         backend=find_backend(asked.get("backend", "native")),
+        profile=None if profile is None else ModelProfile.load(profile),
         known=named.known_quality(workload),
         vae_parallel=vae_parallel_in(asked, named.spec),
     )

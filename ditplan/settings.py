@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from ditplan.planner.objectives import ObjectiveName
-from ditplan.profiles.backends import SPLIT_VAES, find_backend
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.bounds import (
     MOST_SECONDS,
     Batch,
@@ -21,6 +21,7 @@ from ditplan.profiles.bounds import (
     Steps,
     TextSize,
 )
+from ditplan.profiles.capabilities import SPLIT_VAES
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode, ModelSpec
@@ -122,7 +123,7 @@ def vae_parallel_in(settings: Mapping[str, Any], spec: ModelSpec) -> int:
     degree: int = settings.get("vae_parallel", 1)
     backend = find_backend(settings.get("backend", "native"))
     asked = Setting("vae_parallel", degree)
-    if degree > 1 and not backend.splits_vae:
+    if degree > 1 and not backend.capabilities.splits_vae:
         raise InputError(asked, f": backend {backend.name} decodes on one rank; leave it out")
     if degree > 1 and spec.vae_class not in SPLIT_VAES:
         raise InputError(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from ditplan.planner.constants import CostConstants, MemoryConstants
+from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.cost.breakdown import CostBreakdown, worst_source
 from ditplan.planner.cost.lower_bounds import LowerBounds
 from ditplan.planner.cost.memory import Memory, MemoryModel, held_parameters
@@ -27,6 +27,7 @@ from ditplan.planner.simulation.timeline import Timeline, exact_timeline
 from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import ClusterProfile, Device
 from ditplan.profiles.configuration import Configuration, RingVariant
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import AttentionKernel, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Prediction

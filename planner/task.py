@@ -11,17 +11,24 @@ from ditplan.planner.space.approximations import (
     ApproximationPolicy,
     step_caches_within,
 )
-from ditplan.profiles.backends import BACKENDS, Backend, require_mode
+from ditplan.profiles.backends import LoadedBackend, find_backend
+from ditplan.profiles.capabilities import require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.limits import ModelLimits, dtype_fault, warmup_excess, workload_fault
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
 QUALITIES = ("safe", "exact", "any")
+
+
+def native() -> LoadedBackend:
+    """The backend of what nobody asked another one for: this package's own runtime."""
+    return find_backend("native")
 
 
 def workload_for(
@@ -154,7 +161,7 @@ class Task:
     gpus: int | None = None
     pins: Mapping[str, int] = field(default_factory=dict)
     modes: tuple[Mode, ...] | None = None
-    backend: Backend = BACKENDS["native"]
+    backend: LoadedBackend = field(default_factory=native)
     profile: ModelProfile | None = None
     allowed: ApproximationPolicy | None = None
     known: MeasuredQuality | None = None
@@ -168,15 +175,21 @@ class Task:
         return self.cluster.devices[0].kind
 
     @property
+    def own_choice(self) -> Mesh | None:
+        """The mesh that the backend's engine takes of the GPUs, where it chooses one by itself."""
+        gpus = self.gpus or len(self.cluster.devices)
+        return self.backend.own_choice(self.spec, self.workload, gpus)
+
+    @property
     def searched_modes(self) -> tuple[Mode, ...]:
         """The modes to choose from.
 
         Raises:
             InputError: a demanded mode that the backend doesn't have on these devices.
         """
-        searched = self.modes or self.backend.modes_to_search(self.device_kind)
+        searched = self.modes or self.backend.capabilities.modes_to_search(self.device_kind)
         for mode in searched:
-            require_mode(self.backend, mode, self.device_kind)
+            require_mode(self.backend.capabilities, mode, self.device_kind)
         return searched
 
     @property
@@ -201,7 +214,7 @@ class TuneRequest:
     patches: int | None = None
     warmup_steps: int | None = None
     mode: Mode | None = None
-    backend: Backend = BACKENDS["native"]
+    backend: LoadedBackend = field(default_factory=native)
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
     vae_parallel: int = 1

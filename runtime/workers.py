@@ -6,8 +6,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind, LinkKind
 from ditplan.profiles.errors import ClusterError
 from ditplan.profiles.fingerprint import RankFacts
@@ -16,14 +14,14 @@ from ditplan.profiles.model import ModelProfile, ModelSpec, PointRequest
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.profiling.cluster_profiler import profile_cluster
 from ditplan.runtime.profiling.slowest_points import slowest_of_ranks
 from ditplan.runtime.ranks.by_name import ByName
-from ditplan.runtime.ranks.environment import cores
+from ditplan.runtime.ranks.environment import cores, environment
+from ditplan.runtime.ranks.gpu_count import gpus_here
 from ditplan.runtime.ranks.pool import RankPool
 from ditplan.runtime.ranks.survey import Room
 
-# the ranks alone import diffusers and torch's compiler for these
+# the ranks alone import torch and diffusers for these
 GENERATE = ByName("ditplan.runtime.generation", "generate")
 MEASURE_PLAN = ByName("ditplan.runtime.generation", "measure_plan")
 GATHER_FACTS = ByName("ditplan.runtime.admission.fit", "gathered_facts")
@@ -37,13 +35,13 @@ LOADING_TIMEOUT_S = 900.0
 
 def room_here() -> Room:
     """What ranks of this machine run on, and how many it has room for: one a GPU, or a core."""
-    kind = device_kind()
-    return Room(kind, torch.cuda.device_count() if kind == "cuda" else cores())
+    gpus = gpus_here(environment())
+    return Room("cuda", gpus) if gpus else Room("cpu", cores())
 
 
 def device_kind() -> DeviceKind:
     """What ranks of this machine run on: GPUs if there are any."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return room_here().device
 
 
 class Workers:
@@ -97,6 +95,9 @@ class Workers:
         self, say: Callable[[str], None], budget_s: float | None = None
     ) -> ClusterProfile:
         """Measures devices, links and collectives, for about so long if that is given."""
+        # it brings torch, which a tune of a known cluster and runs of plans do without
+        from ditplan.runtime.profiling.cluster_profiler import profile_cluster
+
         name = f"{self.ranks}x{self.device}"
         return profile_cluster(self.pool(), name, hosts=self.hosts(), budget_s=budget_s, say=say)
 

@@ -50,7 +50,7 @@ def show_what_would_run(
         InputError: too few slots, or an interface that can't be used. ClusterError: hosts that
             can't be reached.
     """
-    from ditplan.measuring import what_would_run
+    from ditplan.running import what_would_run
 
     found = what_would_run(hosts, gpus, needed)
     terminal.show(str(found))

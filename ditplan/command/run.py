@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ditplan.command.backends import shown_instead
 from ditplan.command.hosts import asked_hosts, show_what_would_run
 from ditplan.command.options import DryRun, HostOptions, Json, Weights, with_options
 from ditplan.command.terminal import Terminal
@@ -12,6 +13,11 @@ from ditplan.models import model_of_plan
 from ditplan.outputs import require_picture
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
+
+NOTHING_RAN = dict.fromkeys(
+    ("out", "latency_s", "predicted_s", "measured_s", "end_to_end_s", "peak_memory_bytes")
+)
+"""What is said of a plan whose backend runs nothing."""
 
 
 def decoding_on(plan: ExecutionPlan, ranks: int | None) -> ExecutionPlan:
@@ -55,11 +61,15 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Execute a plan: make a picture, and compare the time with what was predicted and measured."""
-    from ditplan.measuring import run_plan
+    from ditplan.running import run_plan
 
     terminal = Terminal(as_json)
     loaded = decoding_on(ExecutionPlan.load(plan), vae_parallel)
     require_picture(out, loaded.workload)
+    if (text := shown_instead(loaded, plan)) is not None:
+        terminal.show(text)
+        terminal.finish({**NOTHING_RAN, "ranks": loaded.mesh.size, "would_run": text})
+        return
     model = model_of_plan(loaded, plan, weights)
     entries = asked_hosts(hosts, terminal.say)
     if dry_run:

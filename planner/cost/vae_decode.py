@@ -2,9 +2,9 @@
 
 import math
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.memo import KeyTuple
 from ditplan.planner.network.topology import Topology
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.family import pixels_per_latent
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload

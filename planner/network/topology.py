@@ -11,7 +11,6 @@ from typing import NamedTuple, TypeGuard
 
 import networkx as nx
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import (
     AxisGroups,
@@ -37,6 +36,7 @@ from ditplan.planner.network.traffic import (
 )
 from ditplan.planner.network.twin_hosts import are_alike, moved, pairs_seen, renamed, touches
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, LinkKind, Operation
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.device_kinds import with_kinds_named
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import Source

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import psutil
 
 from ditplan.profiles.errors import ClusterError
-from ditplan.runtime.groups import GROUP_TIMEOUT, RANK_IS_GONE
+from ditplan.runtime.groups import GROUP_TIMEOUT
 from ditplan.runtime.ranks.folders import is_running
+from ditplan.runtime.ranks.messages import RANK_IS_GONE
 
 CAPACITY = 16 << 10
 """Bytes of the largest message."""

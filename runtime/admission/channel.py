@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import ClusterError
 from ditplan.runtime.admission.board import CAPACITY, Board, make_board
-from ditplan.runtime.groups import CONTROL, RANK_IS_GONE, RankContext
+from ditplan.runtime.groups import CONTROL, RankContext
+from ditplan.runtime.ranks.messages import RANK_IS_GONE
 
 DIGEST_BYTES = 16
 TICK_S = 0.002

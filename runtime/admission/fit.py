@@ -14,7 +14,7 @@ from ditplan.profiles.book import PlanBook
 from ditplan.profiles.cluster import DeviceKind, LinkKind
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.evidence import chosen_line
-from ditplan.profiles.family import load_families, number_of, pixels_per_latent
+from ditplan.profiles.family import known_family, number_of, pixels_per_latent
 from ditplan.profiles.fingerprint import RankFacts
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.plan import ExecutionPlan
@@ -109,7 +109,7 @@ def limits_of(pipeline: Any, name: str) -> ModelLimits | None:
     said with what there is as soon as a plan is put in force.
     """
     model, vae = pipeline.transformer, getattr(pipeline, "vae", None)
-    family = load_families().get(type(model).__name__)
+    family = known_family(type(model).__name__)
     if family is None:
         return None
     unit = None

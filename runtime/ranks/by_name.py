@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ditplan.runtime.groups import RankContext
+if TYPE_CHECKING:
+    from ditplan.runtime.groups import RankContext
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ByName:
     module: str
     name: str
 
-    def __call__(self, context: RankContext, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, context: "RankContext", *args: Any, **kwargs: Any) -> Any:
         """Calls it, on a rank."""
         return getattr(import_module(self.module), self.name)(context, *args, **kwargs)
 

@@ -8,10 +8,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ditplan.runtime.groups import RANK_IS_GONE
 from ditplan.runtime.ranks.agent_link import AgentLink
 from ditplan.runtime.ranks.fleet import Event, Fleet, Process
-from ditplan.runtime.ranks.rank_process import Raised
+from ditplan.runtime.ranks.messages import RANK_IS_GONE, Raised
 from ditplan.runtime.ranks.seat import STACK_S
 
 TICK_S = 0.2

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-import torch
-
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.errors import ClusterError, InputError, PlanWarning
 from ditplan.profiles.host import Host
@@ -28,7 +26,8 @@ from ditplan.runtime.ranks.environment import (
 )
 from ditplan.runtime.ranks.fleet import Fleet, Process
 from ditplan.runtime.ranks.frames import NOBODY, Frame, Kind
-from ditplan.runtime.ranks.rank_process import GOODBYE, LEAVE_S
+from ditplan.runtime.ranks.gpu_count import gpus_here
+from ditplan.runtime.ranks.messages import GOODBYE, LEAVE_S
 
 LOG_S = 10.0
 THIS_MACHINE = HostChoice.of([Host("localhost")])
@@ -243,7 +242,7 @@ class RankPool:
 def _require_room(ranks: int, device: DeviceKind) -> None:
     if ranks < 1:
         raise InputError(f"{ranks} ranks can't be started; at least 1 is needed")
-    gpus = torch.cuda.device_count() if device == "cuda" else ranks
+    gpus = gpus_here(environment()) if device == "cuda" else ranks
     if ranks > gpus:
         raise InputError(
             f"{ranks} ranks need a GPU each, this machine has {gpus}; use fewer, or CPU ranks"

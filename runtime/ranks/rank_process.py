@@ -17,29 +17,25 @@ import socket
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from ditplan.profiles.errors import InputError, PlanWarning
+from ditplan.profiles.errors import PlanWarning
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.runtime.ranks.environment import nccl_writes_topology
 from ditplan.runtime.ranks.exchange import BEAT_S
 from ditplan.runtime.ranks.folders import remove_if_orphaned
 from ditplan.runtime.ranks.frames import Frame, Kind, Line
+from ditplan.runtime.ranks.messages import GOODBYE, LEAVE_S, Raised, Saying
 from ditplan.runtime.ranks.relayed_store import RelayedStore
 from ditplan.runtime.ranks.seat import STACK_SIGNAL
-
-LEAVE_S = 5.0
-GOODBYE = b""
-
-Saying = Literal["heartbeat", "warning", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -54,29 +50,6 @@ class Ticket:
     def to_json(self) -> str:
         """The ticket as one line."""
         return json.dumps(asdict(self))
-
-
-@dataclass(frozen=True)
-class Raised:
-    """An exception in a rank: its last line, its message and its traceback."""
-
-    summary: str
-    message: str
-    traceback: str
-    is_input_error: bool
-
-    @classmethod
-    def from_exception(cls, error: BaseException) -> "Raised":
-        """Describes an exception that was just caught, leaving out this file's own frames."""
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-            trace = trace.tb_next
-        return cls(
-            summary="".join(traceback.format_exception_only(error)).strip(),
-            message=str(error),
-            traceback="".join(traceback.format_exception(type(error), error, trace)),
-            is_input_error=isinstance(error, InputError),
-        )
 
 
 class Channel:
@@ -120,7 +93,7 @@ class Channel:
                 warnings.showwarning = partial(self._warn, warnings.showwarning)
                 result = pickle.dumps(work())
         except BaseException as error:  # noqa: BLE001 - whatever it is, the pool must hear of it
-            self.send("failed", asdict(Raised.from_exception(error)))
+            self.send("failed", asdict(Raised.from_exception(error, __file__)))
         else:
             self.send("done", result)
         finally:
@@ -172,16 +145,20 @@ def join(ticket: Ticket, store: RelayedStore) -> RankContext:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=ticket.rank,
-        world_size=ticket.world_size,
-        timeout=GROUP_TIMEOUT,
-        device_id=device if on_gpu else None,
-    )
+    dump = Path(ticket.folder) / f"topology-{ticket.rank}.xml"
+    # here alone: with a device of its own, NCCL makes the communicator of all ranks at once
+    with nccl_writes_topology(str(dump), ticket.rank):
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=ticket.rank,
+            world_size=ticket.world_size,
+            timeout=GROUP_TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
     groups = GroupCache(ticket.rank, ticket.world_size)
-    return RankContext(ticket.rank, ticket.world_size, device, groups)
+    written = dump if dump.exists() else None
+    return RankContext(ticket.rank, ticket.world_size, device, groups, topology_file=written)
 
 
 def run_task(context: RankContext, task: bytes) -> object:

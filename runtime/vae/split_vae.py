@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ditplan.profiles.backends import SPLIT_VAES
+from ditplan.profiles.capabilities import SPLIT_VAES
 from ditplan.profiles.errors import InputError, PlanWarning
 from ditplan.profiles.family import pixels_per_latent
 from ditplan.runtime.groups import AxisGroup, RankContext

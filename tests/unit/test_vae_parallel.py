@@ -87,7 +87,8 @@ def test_simulate_and_plan_take_the_degree_and_refuse_what_cannot_be() -> None:
     one = ditplan.simulate("sd3", "8xa100-nvlink", gpus=2, ulysses=2, mode="eager")
     two = ditplan.simulate("sd3", "8xa100-nvlink", gpus=2, ulysses=2, mode="eager", vae_parallel=2)
     assert two.to_json()["vae_parallel"] == 2
-    assert two.to_json()["end_to_end_s"] < one.to_json()["end_to_end_s"]
+    ends = [result.priced.prediction.end_to_end_s for result in (two, one)]
+    assert ends == sorted(set(ends))
     with pytest.raises(InputError, match="there is 1 to decode"):
         ditplan.simulate("sd3", "8xa100-nvlink", gpus=1, vae_parallel=2)
     with pytest.raises(InputError, match="there are 2 to decode"):
