@@ -147,6 +147,17 @@ def test_what_is_not_said_is_what_the_engine_chooses(engine: str, text: str, mes
     assert read(text, engine).mesh == mesh
 
 
+@pytest.mark.parametrize("engine", ["sglang", "vllm-omni"])
+def test_a_ring_that_gathers_is_read_again(engine: str, tmp_path: Path) -> None:
+    spec = find_model("qwen-image")
+    planned = PlannedModel.of_spec(spec)
+    plan = bare_plan(planned, spec.defaults, Mesh(cfg=2, ring=4), ring="gather")
+    path = tmp_path / "job.sh"
+    path.write_text(export(plan, engine, "plan.json").text)
+    found = read(str(path), engine)
+    assert (found.mesh, found.gathers) == (plan.mesh, True)
+
+
 def test_sglang_splits_guidance_for_models_that_use_it() -> None:
     assert read("--num-gpus 8", "sglang", guides=False).mesh == Mesh(ulysses=8)
     assert read("--num-gpus 2", "sglang", guides=False).gathers
