@@ -74,8 +74,9 @@ def generate(
     seed: int,
     suffix: str,
 ) -> tuple[RankRun, list[bytes]] | None:
-    """Makes the prompt's pictures with the plan. Its first rank decodes them, and gives what files
-    of such a `suffix` hold; the file system that they are for may be another host's.
+    """Makes the prompt's pictures with the plan. Its first rank decodes them, or all do where they
+    share the VAE; the first gives what files of such a `suffix` hold: the file system that they are
+    for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
     embeddings derived from the prompt take their place.
@@ -96,8 +97,9 @@ def generate(
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
         first = context.rank == plan.configuration.placement[0]
         _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
+        decodes = first or plan.configuration.vae_parallel > 1
         run, images = _timed(
-            context, pipeline, spec, workload, words, "pil" if first else "latent", seed
+            context, pipeline, spec, workload, words, "pil" if decodes else "latent", seed
         )
     return run, encoded(images, suffix, frame_rate(spec)) if first else []
 
