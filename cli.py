@@ -20,6 +20,7 @@ from ditplan import __version__
 from ditplan.command.backends import show_backends
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
+from ditplan.command.compare import compare_command
 from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
@@ -29,14 +30,13 @@ from ditplan.command.options import (
     BackendName,
     Cluster,
     DryRun,
-    ExactCluster,
     Gpus,
     HostOptions,
     Json,
     MeshOptions,
-    Model,
     OptionalModel,
     Refresh,
+    Report,
     Weights,
     WorkloadOptions,
     given,
@@ -44,8 +44,10 @@ from ditplan.command.options import (
 )
 from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
+from ditplan.command.report import prepare_report, report_on
 from ditplan.command.resume import named_model, plan_to_resume
 from ditplan.command.run import run_command
+from ditplan.command.simulate import simulate_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_named
@@ -56,7 +58,7 @@ from ditplan.profiles.book import Otherwise
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.host_choice import HostChoice
 from ditplan.runtime.ranks.launchers import launcher_of
-from ditplan.settings import PlanSettings, SimulateSettings, checked
+from ditplan.settings import PlanSettings, checked
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -187,6 +189,7 @@ def tune_command(
             "workload.",
         ),
     ] = False,
+    report: Report = None,
     dry_run: DryRun = False,
     refresh: Refresh = False,
     as_json: Json = False,
@@ -207,6 +210,7 @@ def tune_command(
     require_folder(out)
     if out.suffix == ".study":
         raise InputError(f"{out}: measurements go to a folder of this name; name another file")
+    prepare_report(report, workloads)
     asked = {
         "gpus": gpus,
         "backend": backend,
@@ -261,50 +265,15 @@ def tune_command(
     found.plan.save(out)
     terminal.show(found.table())
     terminal.show(f"{out}: {found}")
-    terminal.finish({"plan": str(out)} | found.to_json())
+    written = report_on(report, out, cluster, model, terminal)
+    terminal.finish({"plan": str(out)} | found.to_json() | written)
 
 
-@app.command(
+app.command(
     name="simulate",
     epilog="Examples: `ditplan simulate --cluster 8xa100-nvlink --model sd3 --cfg 2 --ulysses 4`, "
     "`ditplan simulate --cluster 8xl20-pcie --model flux-dev --pipefusion 8 --trace trace.json`",
-)
-@with_options
-def simulate_command(
-    cluster: ExactCluster,
-    model: Model,
-    workload: WorkloadOptions,
-    mesh: MeshOptions,
-    gpus: Gpus = None,
-    backend: BackendName = "native",
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Write when each rank and link does what, for ui.perfetto.dev."),
-    ] = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            help="The model's measured blocks: a file of `profile --model`, or a study's."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Price exactly one configuration."""
-    from ditplan.planning import simulate
-
-    terminal = Terminal(as_json)
-    if trace is not None:
-        require_folder(trace)
-    asked = {"gpus": gpus, "backend": backend, **given(workload), **given(mesh)}
-    found = simulate(model, cluster, profile=profile, **checked(SimulateSettings, asked))
-    terminal.show(str(found))
-    result = found.to_json()
-    if trace is not None:
-        found.save_trace(trace)
-        shown = f"steps 1 to {found.timeline.shown_steps} of {found.timeline.steps}"
-        terminal.show(f"{trace}: {shown}; open it in https://ui.perfetto.dev")
-        result["trace"] = str(trace)
-    terminal.finish(result)
+)(simulate_command)
 
 
 app.command(
@@ -332,6 +301,13 @@ app.command(
     epilog="Examples: `ditplan explain --plan plan.json`, "
     "`ditplan explain --plan plan.json --cluster cluster.json --json`",
 )(explain_command)
+
+
+app.command(
+    name="compare",
+    epilog="Examples: `ditplan compare old.json new.json`, "
+    "`ditplan compare old.study new.study --json`",
+)(compare_command)
 
 
 app.command(

@@ -45,7 +45,14 @@ from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
 from ditplan.prompts import longest_text, text_lengths
 from ditplan.running import Hosts, Say, choice_of
-from ditplan.settings import PlanSettings, SimulateSettings, checked, degrees_in, workload_in
+from ditplan.settings import (
+    PlanSettings,
+    SimulateSettings,
+    checked,
+    degrees_in,
+    vae_parallel_in,
+    workload_in,
+)
 
 Cluster = ClusterProfile | Path | str
 """A cluster, the file of one, or the name of a recorded one."""
@@ -292,6 +299,7 @@ def simulate(
         backend=find_backend(asked.get("backend", "native")),
         profile=None if profile is None else ModelProfile.load(profile),
         known=named.known_quality(workload),
+        vae_parallel=vae_parallel_in(asked, named.spec),
     )
     demanded = asked.get("mode")
     modes = (demanded,) if demanded else task.searched_modes
@@ -339,6 +347,7 @@ def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
             settings.get("objective", "latency"), settings.get("max_latency_s")
         ),
         text_lengths=lengths,
+        vae_parallel=vae_parallel_in(settings, named.spec),
     )
 
 

@@ -8,17 +8,19 @@ from typing import Literal
 
 from ditplan.profiles.configuration import Configuration
 
-Kind = Literal["count", "counts", "number", "switch", "boolean", "text"]
-"""What stands behind a flag: a whole number from 0 on, several, any number, nothing (in a file true
-or false), true or false (true where nothing stands), words."""
+Kind = Literal["count", "counts", "rest", "number", "switch", "boolean", "text"]
+"""What stands behind a flag: a whole number from 0 on, several, one or `auto` for all ranks that
+are left, any number, nothing (in a file true or false), true or false (true where nothing stands),
+words."""
 
 Meaning = Literal[
     # of the mesh
     "dp", "cfg", "pipefusion", "ring", "ulysses", "gpus", "sequence", "cfg_pair",
     # of PipeFusion, and how ranks run their share
     "patches", "warmup_steps", "blocks_per_stage", "compile", "eager", "sharded", "uneven_heads",
+    "kv_gather",
     # what isn't exported: other parallelisms, hosts, and what is beside the denoising loop
-    "kv_gather", "tensor", "stages_of_layers", "parallel_type", "hosts", "denoiser_gpus",
+    "tensor", "stages_of_layers", "parallel_type", "hosts", "denoiser_gpus",
     "more_gpus", "aside",
     # of the call
     "model", "height", "width", "frames", "steps", "scale", "batch", "text_tokens", "negative",
@@ -72,6 +74,12 @@ class EngineWords:
         name = word.names[0]
         return f"--{name.replace('_', '-') if self.has_dashes else name}"
 
+    def gathers(self, one: Configuration) -> bool:
+        """Whether a ring that gathers its keys first is said as such, in place of a ring."""
+        mesh = one.mesh
+        alone = mesh.ring > 1 and mesh.ulysses == 1
+        return self.has("kv_gather") and one.ring == "gather" and alone
+
     def said(
         self, one: Configuration, *, has_uneven_heads: bool = False
     ) -> Iterator[tuple[Word, str | int | bool | tuple[int, ...]]]:
@@ -80,6 +88,10 @@ class EngineWords:
             if not word.is_written:
                 continue
             value = _value(word.means, one)
+            if word.means == "kv_gather":
+                value = one.mesh.ring if self.gathers(one) else None
+            if word.means == "ring" and self.gathers(one):
+                value = 1
             if word.means == "uneven_heads":
                 value = "advanced_uaa" if has_uneven_heads else None
             if value is not None and not (word.sparse and value == 1):
@@ -117,8 +129,8 @@ CALL = (
     _read("model", "model", "model_path", kind="text"),
     _read("height", "height"),
     _read("width", "width"),
-    _read("frames", "num_frames"),
-    _read("steps", "num_inference_steps"),
+    _read("frames", "num_frames", "frames", "video_length"),
+    _read("steps", "num_inference_steps", "steps", "infer_steps"),
     _read("scale", "true_cfg_scale", "cfg_scale", "guidance_scale", kind="number"),
     _read("batch", "batch_size", "num_images_per_prompt", "num_outputs_per_prompt"),
     _read("text_tokens", "max_sequence_length"),
@@ -159,7 +171,7 @@ SGLANG_WORDS = EngineWords(
         Word("compile", ("enable_torch_compile",), "boolean"),
         Word("sharded", ("use_fsdp_inference",), "boolean"),
         _read("cfg_pair", "enable_cfg_parallel", kind="boolean"),
-        _read("kv_gather", "kv_gather_degree"),
+        Word("kv_gather", ("kv_gather_degree",)),
         _read("tensor", "tp_size"),
         _read("hosts", "nnodes"),
         _read("aside", "node_rank", "encoder_tp", "denoiser_tp", "decoder_sp"),
@@ -178,7 +190,7 @@ VLLM_WORDS = EngineWords(
         Word("sharded", ("use_hsdp",), "switch"),
         Word("uneven_heads", ("ulysses_mode",), "text"),
         _read("sequence", "sequence_parallel_size"),
-        _read("kv_gather", "allgather_degree"),
+        Word("kv_gather", ("allgather_degree",)),
         _read("tensor", "tensor_parallel_size", "tp"),
         _read("stages_of_layers", "pipeline_parallel_size", "pp"),
         _read("aside", "vae_patch_parallel_size", "text_encoder_tp_size", "hsdp_shard_size"),
@@ -201,14 +213,16 @@ DIFFUSERS_WORDS = EngineWords(
 )
 CACHE_DIT_WORDS = EngineWords(
     (
-        Word("ring", ("ring_size", "ring"), sparse=True),
-        Word("ulysses", ("ulysses_size", "ulysses"), sparse=True),
+        Word("ring", ("ring_size", "ring"), "rest", sparse=True),
+        Word("ulysses", ("ulysses_size", "ulysses"), "rest", sparse=True),
         _read("tensor", "tp_size", "tp"),
         _read("parallel_type", "parallel_type", "parallel", kind="text"),
         _read("compile", "compile", kind="switch"),
-        _read("uneven_heads", "ulysses_anything", kind="boolean"),
-        _read("aside", "ulysses_float8", "ulysses_async", kind="boolean"),
-        _read("aside", "parallel_vae", "parallel_text_encoder", kind="switch"),
+        _read("uneven_heads", "ulysses_anything", "uaa", kind="boolean"),
+        _read("aside", "ulysses_float8", "ulysses_async", "ufp8", "uaqkv", kind="boolean"),
+        _read("aside", "ring_rotate_method", "rotate", kind="text"),
+        _read("aside", "ring_no_convert_to_fp32", "ring_no_fp32", "no_fp32", kind="switch"),
+        _read("aside", "parallel_vae", "parallel_text_encoder", "parallel_text", kind="switch"),
         _read("aside", "parallel_controlnet", kind="switch"),
         _read("aside", "backend", "extra_parallel_modules", "extra_parallel_kwargs", kind="text"),
         _read("aside", "parallel_kwargs", kind="text"),

@@ -17,6 +17,7 @@ WITH_VALUE |= {"local_addr", "logs_specs", "event_log_handler", "numa_binding", 
 
 MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "srun")
 MPI_RANKS = ("-n", "-np", "--np", "--ntasks")
+SERVERS = ("vllm", "vllm-omni", "sglang")
 LONGEST = 64 * 1024
 MOST_RANKS = 65_536
 
@@ -49,9 +50,8 @@ def read_words(words: Sequence[str], where: str) -> Written:
     while rest and _is_assignment(rest[0]):
         environment.append(rest.pop(0))
     head, rest, ranks = _launched(rest, where)
-    if not head:
-        while rest and not _is_flag(rest[0]):
-            head.append(rest.pop(0))
+    while rest and not _is_flag(rest[0]):
+        head.append(rest.pop(0))
     settings = flags_in(rest)
     if not settings and not head:
         raise InputError(
@@ -128,9 +128,9 @@ def _count(text: str, flag: str, where: str) -> int:
 
 
 def _served_model(head: Sequence[str]) -> str | None:
-    """What is behind `serve`, which is no flag to vLLM."""
+    """What is behind `serve`, which may be no flag."""
     for at, word in enumerate(head[:-1]):
-        if word == "serve" and at and head[at - 1].rpartition("/")[2] in ("vllm", "vllm-omni"):
+        if word == "serve" and at and head[at - 1].rpartition("/")[2] in SERVERS:
             return head[at + 1]
     return None
 

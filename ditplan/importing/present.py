@@ -4,6 +4,7 @@ would choose, and what it accepts and can't run is refused.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ditplan.exporting.engine_words import EngineWords
 from ditplan.exporting.engines import SGLANG, VLLM_OMNI, XDIT, Engine
@@ -40,6 +41,7 @@ class Present:
     notes: tuple[str, ...] = field(default=())
 
 
+RING_AND_ULYSSES: tuple[Literal["ring", "ulysses"], ...] = ("ring", "ulysses")
 Rules = Callable[[Understood, Surroundings], Present]
 
 
@@ -227,23 +229,43 @@ def _vllm(said: Understood, around: Surroundings) -> Present:
     return Present(mesh, gathers=gather > 1, notes=tuple(notes))
 
 
+def _with_the_rest(name: str, said: Understood, ranks: int | None) -> dict[str, int]:
+    """The degrees of a ring and of ulysses, of which one may be what the other leaves."""
+    counts = {axis: said.count(axis) for axis in RING_AND_ULYSSES}
+    degrees: dict[str, int] = {
+        axis: 1 if count is None else count for axis, count in counts.items()
+    }
+    left = [axis for axis in RING_AND_ULYSSES if degrees[axis] == 0]
+    if not left:
+        return degrees
+    if ranks is None or len(left) > 1:
+        raise InputError(
+            f"{name}: {said.place(left[0])} is auto, all ranks that are left, and nothing says how "
+            "many; give the command with its torchrun, or --gpus"
+        )
+    (other,) = (degrees[axis] for axis in RING_AND_ULYSSES if axis != left[0])
+    return degrees | {left[0]: max(1, ranks // other)}
+
+
 def _context_parallel(name: str) -> Rules:
     """Ring x ulysses of diffusers and cache-dit, which don't look at the number of ranks."""
 
     def rules(said: Understood, around: Surroundings) -> Present:
-        degrees = {"ring": said.counted("ring"), "ulysses": said.counted("ulysses")}
+        degrees = _with_the_rest(name, said, around.ranks)
         if kind := said.values.get("parallel_type"):
-            if kind not in ("ulysses", "ring"):
+            if kind not in ("ulysses", "ring", "usp"):
                 raise InputError(
-                    f"{name}: {said.place('parallel_type')} {kind} isn't priced here; it reads "
-                    "ulysses and ring, and degrees in a file"
+                    f"{name}: {said.place('parallel_type')} {kind} isn't priced here; ulysses, "
+                    "ring and usp are"
                 )
             if around.ranks is None:
                 raise InputError(
                     f"{name}: {said.place('parallel_type')} {kind} takes all ranks, and nothing "
                     "says how many; give the command with its torchrun"
                 )
-            degrees[str(kind)] = around.ranks
+            half = max(1, around.ranks // 2)
+            split = {"ulysses": half, "ring": around.ranks // half}
+            degrees |= split if kind == "usp" else {str(kind): around.ranks}
         mesh = Mesh(**degrees)
         accepted = f"{name} doesn't look, and the others do nothing or the same again"
         _require_product(name, mesh, around.ranks, accepted)

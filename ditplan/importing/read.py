@@ -12,8 +12,12 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.files import path_text, read_text
 
 DOCUMENTS = (".yaml", ".yml", ".json")
-FILES_IN_COMMANDS = {"sglang": "config", "vllm-omni": "deploy_config", "cache-dit": "config_path"}
-"""The flag by which an engine is given a configuration file."""
+FILES_IN_COMMANDS = {
+    "sglang": ("config",),
+    "vllm-omni": ("deploy_config",),
+    "cache-dit": ("config_path", "config"),
+}
+"""The flags by which an engine is given a configuration file."""
 
 
 def read_text_or_file(given: str, engine: str) -> Written:
@@ -26,12 +30,12 @@ def read_text_or_file(given: str, engine: str) -> Written:
     if os.path.isfile(given) or _looks_like_a_file(given):
         return _of_file(Path(given), engine)
     written = read_words(split_words(given, "the command"), "the command")
-    flag = FILES_IN_COMMANDS.get(engine)
-    named = [one for one in written.settings if one.name == flag and one.values]
+    naming = FILES_IN_COMMANDS.get(engine, ())
+    named = [one for one in written.settings if one.name in naming and one.values]
     if not named:
         return written
     file = _of_file(Path(named[0].values[0]), engine)
-    flags = [one for one in written.settings if one.name != flag]
+    flags = [one for one in written.settings if one.name not in naming]
     said = {one.name for one in flags}
     below = [one for one in file.settings if one.name not in said]
     return Written((*below, *flags), written.command, written.ranks, file.notes)

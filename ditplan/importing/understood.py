@@ -30,6 +30,7 @@ UNPRICED = {
 UNPRICED |= {"gemm", "offload", "residency", "sparse", "vsa", "taylorseer", "attn", "attention"}
 """Words by which a setting changes how long steps take, though not how they are split."""
 
+FROM_0: tuple[Meaning, ...] = ("warmup_steps", "more_gpus", "denoiser_gpus", "aside")
 MOST = 10**6
 MOST_SHOWN = 8
 
@@ -119,10 +120,10 @@ def _refuse_parallel(setting: Setting, words: EngineWords) -> None:
         return
     known = sorted(name for word in words.words for name in word.names)
     near = difflib.get_close_matches(setting.name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"Did you mean {near[0]}? " if near else ""
     raise InputError(
-        f"{setting.where}: isn't known, and by its name it says how a model is split; {hint}"
-        "leave it out if it doesn't matter"
+        f"{setting.where}: isn't known, and by its name it says how a model is split. {hint}"
+        "Leave it out if it doesn't matter"
     )
 
 
@@ -137,17 +138,27 @@ def _value(setting: Setting, word: Word) -> Value:
     if word.kind == "text":
         return given
     if word.kind in ("switch", "boolean"):
-        if not given:
-            return True
-        if word.kind == "switch" and setting.is_flag:
-            raise InputError(f"{wrong}a switch, without {one_line(given, 30)} behind it")
-        if given.lower() not in ("true", "false"):
-            raise InputError(f"{wrong}true or false")
-        return given.lower() == "true"
+        return _switched(given, wrong, is_bare=word.kind == "switch" and setting.is_flag)
     if word.kind == "number":
         return _number(given, wrong)
+    if word.kind == "rest" and given == "auto":
+        return 0
+    return _counted(setting, word, wrong)
+
+
+def _switched(given: str, wrong: str, *, is_bare: bool) -> bool:
+    if not given:
+        return True
+    if is_bare:
+        raise InputError(f"{wrong}a switch, without {one_line(given, 30)} behind it")
+    if given.lower() not in ("true", "false"):
+        raise InputError(f"{wrong}true or false")
+    return given.lower() == "true"
+
+
+def _counted(setting: Setting, word: Word, wrong: str) -> int | tuple[int, ...]:
     counts = tuple(int(one) for one in setting.values if re.fullmatch(r"\d{1,7}", one, re.ASCII))
-    least = 0 if word.means in ("warmup_steps", "more_gpus", "denoiser_gpus", "aside") else 1
+    least = 0 if word.means in FROM_0 else 1
     if len(counts) != len(setting.values) or not counts or max(counts) > MOST:
         raise InputError(f"{wrong}a whole number from {least} on")
     if word.kind == "counts":

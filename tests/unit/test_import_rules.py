@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("planner", "profiles", "runtime")
 FRONT = {"backends", "checking", "command", "cost_table", "explaining", "exporting"}
 FRONT |= {"importing", "lock", "measuring", "models", "outputs", "planning", "prompts"}
-FRONT |= {"revalidating", "running", "serving", "settings", "study"}
+FRONT |= {"reporting", "revalidating", "running", "serving", "settings", "study", "testing"}
 """What lies in ditplan/ itself: with cli.py the one place where planner and runtime meet."""
 MAY_IMPORT = {
     "cli": {"planner", "runtime", "profiles", "__version__", *FRONT},
@@ -45,10 +45,10 @@ ORDER = {
         ("admission",),
         ("transport", "compilation", "batch"),
         ("sequence",),
-        ("pipefusion",),
+        ("pipefusion", "vae"),
         ("models",),
         ("prepared",),
-        ("native", "profiling"),
+        ("native", "on_backend", "profiling"),
         ("context_parallel",),
         ("generation", "family_check"),
         ("workers",),
@@ -56,12 +56,13 @@ ORDER = {
 }
 """The rooms of a folder, its subfolders and the files beside them: a room imports from rooms in
 lines above its own, and from itself."""
-MOST_ROOMS = {"planner": 12, "runtime": 22}
+MOST_ROOMS = {"planner": 12, "runtime": 24}
 OUTSIDE_PROFILES = {*sys.stdlib_module_names, "pydantic"}
 DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
 ONE_DOOR = {
     "networkx": "planner/network/link_graph.py",
     "optuna": "planner/search/",
+    "plotly": "ditplan/reporting/plotting.py",
     "triton": "runtime/transport/push_kernel.py",
 }
 ENVIRONMENT_DOOR = "runtime/ranks/environment.py"
@@ -70,6 +71,7 @@ FILE_DOOR = "profiles/files.py"
 READS_WHAT_NO_USER_GIVES = {
     "ditplan/command/terminal.py",  # opens /dev/null to write to
     "ditplan/lock.py",  # opens a lock of its own
+    "ditplan/reporting/page.py",  # what ships with it; JSON that plotly has just written
     "runtime/admission/board.py",  # memory that ranks share
     "runtime/ranks/folders.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
