@@ -15,7 +15,7 @@ from tests.distributed.small_models import plan_for, small_sd3, workload
 def made_anew(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> list[Made]:
     """What new ranks make of a plan, with nothing but the user's cache folder left of others."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / f"inductor {number}"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / f"inductor-{number}"))
     plan = plan_for(small_sd3(), Mesh(ulysses=2), workload()).configured(mode="compile")
     plan = plan.model_copy(update={"fallback": "refuse"})
     with RankPool(None, 2, "cpu") as pool:
