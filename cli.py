@@ -17,22 +17,26 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 from ditplan import __version__
+from ditplan.command.backends import show_backends
 from ditplan.command.check import check_command
 from ditplan.command.cluster import cluster_app
+from ditplan.command.compare import compare_command
+from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
-from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
+from ditplan.command.hosts import asked_hosts, refuse_hosts, refuse_measuring, show_what_would_run
+from ditplan.command.import_config import import_config_command
 from ditplan.command.options import (
     BackendName,
     Cluster,
     DryRun,
-    ExactCluster,
     Gpus,
     HostOptions,
     Json,
     MeshOptions,
-    Model,
     OptionalModel,
+    Refresh,
+    Report,
     Weights,
     WorkloadOptions,
     given,
@@ -40,8 +44,10 @@ from ditplan.command.options import (
 )
 from ditplan.command.preflight import preflight_command
 from ditplan.command.profile import profile_command
+from ditplan.command.report import prepare_report, report_on
 from ditplan.command.resume import named_model, plan_to_resume
 from ditplan.command.run import run_command
+from ditplan.command.simulate import simulate_command
 from ditplan.command.table import table_command
 from ditplan.command.terminal import Terminal, run
 from ditplan.models import model_named
@@ -52,7 +58,7 @@ from ditplan.profiles.book import Otherwise
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.host_choice import HostChoice
 from ditplan.runtime.ranks.launchers import launcher_of
-from ditplan.settings import PlanSettings, SimulateSettings, checked
+from ditplan.settings import PlanSettings, checked
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -183,7 +189,9 @@ def tune_command(
             "workload.",
         ),
     ] = False,
+    report: Report = None,
     dry_run: DryRun = False,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
@@ -202,6 +210,7 @@ def tune_command(
     require_folder(out)
     if out.suffix == ".study":
         raise InputError(f"{out}: measurements go to a folder of this name; name another file")
+    prepare_report(report, workloads)
     asked = {
         "gpus": gpus,
         "backend": backend,
@@ -228,12 +237,7 @@ def tune_command(
         on_paper = paper is not None or measure == 0
         protect_measured(out, model, settings, chosen, on_paper=on_paper)
     if workloads is not None:
-        if measure:
-            wrong = Setting("measure", measure)
-            raise InputError(Setting("workloads"), " plans on paper; leave out ", wrong)
-        if sampler != "planner":
-            wrong = Setting("sampler", sampler)
-            raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
+        refuse_measuring(Setting("workloads"), measure=measure, sampler=sampler, refresh=refresh)
         book = plan_book(
             model, cluster, workloads, otherwise=otherwise, progress=terminal.say, **settings
         )
@@ -251,6 +255,7 @@ def tune_command(
         budget_s=budget,
         study=out.with_suffix(".study"),
         resume=resumed,
+        refresh=refresh,
         progress=terminal.say,
         **settings,
     )
@@ -260,44 +265,15 @@ def tune_command(
     found.plan.save(out)
     terminal.show(found.table())
     terminal.show(f"{out}: {found}")
-    terminal.finish({"plan": str(out)} | found.to_json())
+    written = report_on(report, out, cluster, model, terminal)
+    terminal.finish({"plan": str(out)} | found.to_json() | written)
 
 
-@app.command(
+app.command(
     name="simulate",
     epilog="Examples: `ditplan simulate --cluster 8xa100-nvlink --model sd3 --cfg 2 --ulysses 4`, "
     "`ditplan simulate --cluster 8xl20-pcie --model flux-dev --pipefusion 8 --trace trace.json`",
-)
-@with_options
-def simulate_command(
-    cluster: ExactCluster,
-    model: Model,
-    workload: WorkloadOptions,
-    mesh: MeshOptions,
-    gpus: Gpus = None,
-    backend: BackendName = "native",
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Write when each rank and link does what, for ui.perfetto.dev."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Price exactly one configuration."""
-    from ditplan.planning import simulate
-
-    terminal = Terminal(as_json)
-    if trace is not None:
-        require_folder(trace)
-    asked = {"gpus": gpus, "backend": backend, **given(workload), **given(mesh)}
-    found = simulate(model, cluster, **checked(SimulateSettings, asked))
-    terminal.show(str(found))
-    result = found.to_json()
-    if trace is not None:
-        found.save_trace(trace)
-        shown = f"steps 1 to {found.timeline.shown_steps} of {found.timeline.steps}"
-        terminal.show(f"{trace}: {shown}; open it in https://ui.perfetto.dev")
-        result["trace"] = str(trace)
-    terminal.finish(result)
+)(simulate_command)
 
 
 app.command(
@@ -321,6 +297,20 @@ app.command(
 
 
 app.command(
+    name="explain",
+    epilog="Examples: `ditplan explain --plan plan.json`, "
+    "`ditplan explain --plan plan.json --cluster cluster.json --json`",
+)(explain_command)
+
+
+app.command(
+    name="compare",
+    epilog="Examples: `ditplan compare old.json new.json`, "
+    "`ditplan compare old.study new.study --json`",
+)(compare_command)
+
+
+app.command(
     name="table",
     epilog="Examples: `ditplan table --book book.json`, `ditplan table --book book.json --json`",
 )(table_command)
@@ -333,16 +323,27 @@ app.command(
 )(export_command)
 
 
+app.command(
+    name="import-config",
+    epilog='Example: `ditplan import-config "torchrun --nproc_per_node=8 flux_example.py '
+    '--model black-forest-labs/FLUX.1-dev --ulysses_degree 8" --from xdit '
+    "--cluster 8xa100-nvlink`",
+)(import_config_command)
+
+
 app.add_typer(cluster_app, name="cluster")
 
 
-@app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list clusters --json`")
+@app.command(name="list", epilog="Examples: `ditplan list models`, `ditplan list backends --json`")
 def list_command(
     what: Annotated[Named, typer.Argument(help="Of what.")],
     as_json: Json = False,
 ) -> None:
-    """Name what there is: one name a line."""
+    """Name what there is: one name a line; of backends, what each can do and where it is from."""
     terminal = Terminal(as_json)
+    if what == "backends":
+        show_backends(terminal)
+        return
     names = names_of(what)
     terminal.show("\n".join(names))
     terminal.finish({"names": names})

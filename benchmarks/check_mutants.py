@@ -14,7 +14,8 @@ class Mutant:
     new: str
 
 
-CONSTANTS = "planner/constants.py"
+CONSTANTS = "profiles/cost_constants.py"
+MEMORY_CONSTANTS = "planner/constants.py"
 MEMORY = "planner/cost/memory.py"
 RANK = "planner/cost/rank_activities.py"
 SHARE = "planner/cost/share.py"
@@ -84,7 +85,7 @@ MUTANTS = (
     Mutant(
         "factor",
         "activations take half",
-        CONSTANTS,
+        MEMORY_CONSTANTS,
         "hidden_copies: float = 18.0",
         "hidden_copies: float = 9.0",
     ),
@@ -105,7 +106,7 @@ MUTANTS = (
     Mutant(
         "unit",
         "the context in kilobytes",
-        CONSTANTS,
+        MEMORY_CONSTANTS,
         "cuda_context_bytes: int = 700_000_000",
         "cuda_context_bytes: int = 700_000",
     ),
@@ -120,8 +121,8 @@ MUTANTS = (
         "axes",
         "ring and ulysses swapped in a share",
         SHARE,
-        "        ring=mesh.ring,\n        ulysses=ulysses,\n",
-        "        ring=ulysses,\n        ulysses=mesh.ring,\n",
+        "            ring=mesh.ring,\n            ulysses=ulysses,\n",
+        "            ring=ulysses,\n            ulysses=mesh.ring,\n",
     ),
     Mutant(
         "axes",

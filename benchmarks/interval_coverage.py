@@ -5,9 +5,10 @@ intervals of each source would have to be wider or narrower.
 
 A prediction's *reach* is how far the measurement is from it, in half widths of its interval: 1 is
 an end of the interval. The 90% quantile of a group's reaches is 1 where its share in
-`planner/constants.py` is right. For the coverage kept out that quantile is taken from all clusters
-(or models, where all rows come from one machine) but one, and the intervals of the one are made as
-wide as it says. Of `published/latencies.csv` only rows count that no constant was fitted to.
+`profiles/cost_constants.py` is right. For the coverage kept out that quantile is taken from all
+clusters (or models, where all rows come from one machine) but one, and the intervals of
+the one are made as wide as it says. Of `published/latencies.csv` only rows count
+that no constant was fitted to.
 
 `--data` is a folder with `published_2026_11.csv`, more published latencies: those of whole models
 on a recorded cluster that this planner can price are shown beside, and none of the shares was

@@ -1,4 +1,4 @@
-"""What kernels of the recorded runs reach: where constants of `planner/constants.py` come from.
+"""What kernels of recorded runs reach: where constants of `profiles/cost_constants.py` come from.
 
     python -m benchmarks.measured_efficiencies
 

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from ditplan.planner.constants import XDIT, CostConstants, ModeConstants
+from ditplan.backends.xdit import COSTS as XDIT
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.enumerate import evenly_staged
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.cost_constants import CostConstants, ModeConstants
 from ditplan.profiles.mesh import placement_of
 
 if TYPE_CHECKING:

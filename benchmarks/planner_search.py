@@ -88,7 +88,7 @@ def everything(task: Task) -> Iterator[Configuration]:
     gpus = task.gpus or len(task.cluster.devices)
     image, text = spec.image_tokens(workload), spec.text_tokens(workload)
     family = family_of(spec.transformer_class)
-    schedule = schedule_of(spec, task.backend)
+    schedule = schedule_of(spec, task.backend.capabilities)
     blocks = math.ceil(spec.block_count / 2) if schedule == "folded" else spec.block_count
     for degrees in itertools.product(range(1, gpus + 1), repeat=len(AXES)):
         if math.prod(degrees) > gpus:
@@ -235,7 +235,7 @@ def tpe(world: World, trials: int, told: int = 0) -> list[int]:
     What it asks for is replaced by the nearest candidate that wasn't run.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    axes = world.task.backend.axes
+    axes = world.task.backend.capabilities.axes
     known = [parameters_of(r.configuration, axes) | {"patches": patches_of(r)} for r in world.found]
     distributions = distributions_of(known)
     study = optuna.create_study(

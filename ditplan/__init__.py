@@ -9,13 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditplan.profiles.book import PlanBook
-from ditplan.profiles.plan import ExecutionPlan
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ditplan.planning import BookResult, PlanResult, SimulateResult, plan, plan_book, simulate
+    from ditplan.profiles.book import PlanBook
+    from ditplan.profiles.plan import ExecutionPlan
     from ditplan.runtime.admission.fit import Attached
     from ditplan.runtime.models.warm_up import Size
     from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift
@@ -41,20 +40,31 @@ __all__ = [
     "warm_up",
 ]
 
-PLANNING = {"BookResult", "PlanResult", "SimulateResult", "plan", "plan_book", "simulate"}
-"""What comes from `ditplan.planning`, which is imported when it is first asked for."""
+LATER = {
+    "ExecutionPlan": "ditplan.profiles.plan",
+    "PlanBook": "ditplan.profiles.book",
+    "BookResult": "ditplan.planning",
+    "PlanResult": "ditplan.planning",
+    "SimulateResult": "ditplan.planning",
+    "plan": "ditplan.planning",
+    "plan_book": "ditplan.planning",
+    "simulate": "ditplan.planning",
+}
+"""What is imported when it is first asked for, and from where."""
 
 
-def load(path: Path | str) -> ExecutionPlan:
+def load(path: Path | str) -> "ExecutionPlan":
     """Reads a plan from its file; books of plans are read with `PlanBook.load`.
 
     Raises:
         InputError: no such file, or no plan; names the file, the field and the remedy.
     """
+    from ditplan.profiles.plan import ExecutionPlan
+
     return ExecutionPlan.load(path)
 
 
-def attach(plan: ExecutionPlan) -> "Attached":
+def attach(plan: "ExecutionPlan") -> "Attached":
     """Finds this process' place in a job started by torchrun, srun, Open MPI's mpirun or MPICH's
     mpiexec: its rank, its device, and the plan for the job's ranks.
 
@@ -71,7 +81,7 @@ def attach(plan: ExecutionPlan) -> "Attached":
 
 
 def parallelize(
-    pipeline: Any, plan: ExecutionPlan, *, on_drift: "OnDrift | None" = None
+    pipeline: Any, plan: "ExecutionPlan", *, on_drift: "OnDrift | None" = None
 ) -> "PipelineUnderPlan":
     """Puts a plan in force on a diffusers pipeline, in a job that a launcher started.
 
@@ -90,7 +100,7 @@ def parallelize(
 
 
 def warm_up(
-    pipeline: Any, plan: ExecutionPlan, sizes: "Sequence[Size] | None" = None
+    pipeline: Any, plan: "ExecutionPlan", sizes: "Sequence[Size] | None" = None
 ) -> "Counters":
     """Has all compiled and captured that requests will ask for; gives how much that was.
 
@@ -114,7 +124,7 @@ def counters(pipeline: Any) -> "Counters":
     return counted(pipeline)
 
 
-def serve(pipeline: Any, book: PlanBook) -> "BookServer":
+def serve(pipeline: Any, book: "PlanBook") -> "BookServer":
     """A pipeline that serves requests by the plans of a book, in a job started by torchrun.
 
     Every rank calls it with the same book, and asks it for the same: `server.request(height=...,
@@ -139,10 +149,10 @@ def live_steps(pipeline: Any) -> "LiveSteps | None":
 
 
 def __getattr__(name: str) -> Any:
-    if name in PLANNING:
-        return getattr(import_module("ditplan.planning"), name)
+    if name in LATER:
+        return getattr(import_module(LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *PLANNING})
+    return sorted({*globals(), *LATER})

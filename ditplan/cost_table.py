@@ -63,10 +63,15 @@ def cost_table(book: PlanBook, cluster: str | None = None) -> tuple[TableRow, ..
     Raises:
         InputError: a plan has no numbers, or nothing is known of its cluster.
     """
-    return tuple(_row(entry.plan, cluster) for entry in book.entries)
+    return tuple(table_row(entry.plan, cluster) for entry in book.entries)
 
 
-def _row(plan: ExecutionPlan, cluster: str | None) -> TableRow:
+def table_row(plan: ExecutionPlan, cluster: str | None) -> TableRow:
+    """What a call by a plan takes; `cluster` as in `cost_table`.
+
+    Raises:
+        InputError: as `cost_table`.
+    """
     predicted, measured, workload = plan.prediction, plan.measurement, plan.workload
     latency_s = measured.latency_s if measured else predicted.latency_s if predicted else None
     if latency_s is None:

@@ -13,7 +13,8 @@ from ditplan.planner.search.ranking import SearchResult, fingerprint_of
 from ditplan.planner.search.sampler_names import SamplerName
 from ditplan.planner.search.search import search
 from ditplan.planner.task import TuneRequest, workload_for
-from ditplan.profiles.backends import find_backend, require_mode, require_runtime
+from ditplan.profiles.backends import find_backend
+from ditplan.profiles.capabilities import require_mode, require_ranks_to_run_in
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.family import family_of
 from ditplan.profiles.limits import ModelLimits
@@ -31,7 +32,8 @@ SMALL_MODEL_PARAMETERS = 100_000_000
 @dataclass(frozen=True)
 class Measuring:
     """How to measure plans: with which weights, how many of them, for how long, who chooses them,
-    where what was measured is kept, and which plan it goes on from.
+    where what was measured is kept, and which plan it goes on from. With `refresh` the cluster is
+    measured anew, whatever is kept of it.
     """
 
     study: Path
@@ -40,6 +42,7 @@ class Measuring:
     budget_s: float | None = None
     sampler: SamplerName = "planner"
     resume: ExecutionPlan | None = None
+    refresh: bool = False
 
 
 def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
@@ -86,7 +89,7 @@ def measured_blocks(
     with start_workers(None, gpus or 1) as workers:
         workload = workload_for(spec, workers.device, **asked)
         cluster = workers.profile_cluster(say)
-        modes = find_backend("native").modes_to_search(workers.device)
+        modes = find_backend("native").capabilities.modes_to_search(workers.device)
         return workers.profile_model(spec, workload, grid_points(spec, workload, modes), cluster)
 
 
@@ -98,15 +101,15 @@ def tuned(
     Raises:
         InputError: something that was asked for can't be. ClusterError: all plans failed.
     """
-    require_runtime(request.backend)
+    require_ranks_to_run_in(request.backend.capabilities)
     study = study_in(how.study)
     with study.held(), start_workers(hosts, request.gpus, say=say) as workers:
         workload = _workload(request.spec, workers.device, asked, how.resume)
         # what can't be planned is refused before anything is measured
         request.allowed(workload)
         if request.mode is not None:
-            require_mode(request.backend, request.mode, workers.device)
-        cluster = study.cluster(workers, say)
+            require_mode(request.backend.capabilities, request.mode, workers.device)
+        cluster = study.cluster(workers, say, refresh=how.refresh)
         task = request.task(workload, cluster)
         requests = points_to_measure(task)
         study.keep_cluster(cluster)

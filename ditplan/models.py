@@ -8,6 +8,7 @@ from typing import Any
 from ditplan.profiles.catalog import find_model, known_quality, shipped_weights
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.fingerprint import config_changes
+from ditplan.profiles.hub_ids import shipped_as
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.quality import MeasuredQuality
@@ -28,14 +29,15 @@ class NamedModel:
 
 
 def model_named(name: str | Path) -> NamedModel:
-    """A shipped model by its name, or the model in a folder.
+    """A shipped model by its name or hub id, or the model in a folder.
 
     Raises:
-        InputError: neither, or a folder whose pipeline isn't known.
+        InputError: none of them, or a folder whose pipeline isn't known.
     """
     # unlike pathlib's, os.path's answer for a name that no file can have is no
     if not os.path.isdir(name):
-        return NamedModel(find_model(str(name)), shipped_weights(str(name).lower()), True)
+        shipped = shipped_as(str(name)) or str(name)
+        return NamedModel(find_model(shipped), shipped_weights(shipped.lower()), True)
     folder = Path(name)
     return NamedModel(_inspected(folder, folder.resolve().name), folder, False)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ditplan.models import NamedModel
 from ditplan.outputs import save_files
+from ditplan.profiles.backends import find_backend, require_supported
+from ditplan.profiles.capabilities import require_ranks_to_run_in
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.evidence import chosen_line
 from ditplan.profiles.family import family_of
@@ -100,9 +102,13 @@ def run_plan(
     its file, it is measured here first and saved there.
 
     Raises:
-        InputError: hosts, devices or software that the plan isn't for, or a workload that the model
-            or the devices can't do; or `out` can't be written. ClusterError: a rank failed.
+        InputError: a backend that doesn't run it here; hosts, devices or software that the plan
+            isn't for, or a workload that the model or the devices can't do; or `out` can't be
+            written. ClusterError: a rank failed.
     """
+    backend = find_backend(plan.backend)
+    require_ranks_to_run_in(backend.capabilities)
+    require_supported(backend, plan.configuration, model.spec, plan.workload)
     plan, choice = _on_its_devices(plan, choice_of(hosts))
     with start_workers(choice, None, needed=plan, say=say) as workers:
         limits = ModelLimits.of_spec(model.spec, family_of(model.spec.transformer_class))

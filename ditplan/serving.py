@@ -13,7 +13,8 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import admitted, limits_of, require_fit, require_possible
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.warm_up import Size, warm_up_calls, workloads_of
-from ditplan.runtime.native import parallelize, transformers_of
+from ditplan.runtime.native import transformers_of
+from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import BUILT, forget_graphs
 from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift, keep_live_steps
 from ditplan.runtime.ranks.attach import seated_in_job
@@ -79,17 +80,21 @@ def under_plan(pipeline: Any, plan: ExecutionPlan, on_drift: OnDrift | None) -> 
     with ExitStack() as undo:
         undo.callback(context.groups.close)
         live = LiveSteps(pipeline, plan, context, on_drift)
-        _put_in_force(pipeline, plan, context, live, undo)
-        return PipelineUnderPlan(pipeline, undo.pop_all())
+        called = _put_in_force(pipeline, plan, context, live, undo)
+        return PipelineUnderPlan(called, undo.pop_all())
 
 
 def _put_in_force(
     pipeline: Any, plan: ExecutionPlan, context: RankContext, live: LiveSteps, undo: ExitStack
-) -> None:
-    """Puts a plan in force whose calls are watched; closing `undo` takes it away again."""
-    undo.enter_context(parallelize(pipeline, plan, context, live.watching))
+) -> Any:
+    """Puts a plan in force whose calls are watched, and gives the pipeline to call; closing `undo`
+    takes it away again.
+    """
+    prepared = prepare(pipeline, plan, replace(context, watch=live.watching))
+    undo.callback(prepared.close)
     if not plan.changes_nothing:
         keep_live_steps(live, pipeline.transformer, undo)
+    return prepared.pipeline
 
 
 def counters(pipeline: Any) -> Counters:
@@ -139,6 +144,7 @@ class BookServer:
         self._pipeline, self._book = pipeline, book
         self._context = replace(context, keeps_graphs=True)
         self._plan: ExecutionPlan | None = None
+        self._called = pipeline
         self._live: dict[int, LiveSteps] = {}
         self._in_force = ExitStack()
 
@@ -188,9 +194,9 @@ class BookServer:
             if number not in self._live:
                 self._live[number] = LiveSteps(self._pipeline, plan, self._context)
             live = self._live[number]
-            _put_in_force(self._pipeline, plan, self._context, live, self._in_force)
+            self._called = _put_in_force(self._pipeline, plan, self._context, live, self._in_force)
             self._plan = plan
-        return self._pipeline
+        return self._called
 
     def close(self) -> None:
         """Takes the plan away, and gives back what was kept of the others."""

@@ -11,17 +11,24 @@ from ditplan.planner.space.approximations import (
     ApproximationPolicy,
     step_caches_within,
 )
-from ditplan.profiles.backends import BACKENDS, Backend, require_mode
+from ditplan.profiles.backends import LoadedBackend, find_backend
+from ditplan.profiles.capabilities import require_mode
 from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.limits import ModelLimits, dtype_fault, warmup_excess, workload_fault
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
 from ditplan.profiles.quality import MeasuredQuality
 from ditplan.profiles.workload import Workload
 
 QUALITIES = ("safe", "exact", "any")
+
+
+def native() -> LoadedBackend:
+    """The backend of what nobody asked another one for: this package's own runtime."""
+    return find_backend("native")
 
 
 def workload_for(
@@ -143,9 +150,9 @@ class Task:
 
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
     leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
-    that none may; `known` is what was measured of their quality. `objective` decides between legal
-    plans. `text_lengths` says how often texts of so many tokens come; empty, all up to the
-    workload's come alike often.
+    that none may; `known` is what was measured of their quality. `vae_parallel` ranks decode.
+    `objective` decides between legal plans. `text_lengths` says how often texts of so many tokens
+    come; empty, all up to the workload's come alike often.
     """
 
     spec: ModelSpec
@@ -154,17 +161,24 @@ class Task:
     gpus: int | None = None
     pins: Mapping[str, int] = field(default_factory=dict)
     modes: tuple[Mode, ...] | None = None
-    backend: Backend = BACKENDS["native"]
+    backend: LoadedBackend = field(default_factory=native)
     profile: ModelProfile | None = None
     allowed: ApproximationPolicy | None = None
     known: MeasuredQuality | None = None
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     @property
     def device_kind(self) -> DeviceKind:
         """What the cluster's ranks run on."""
         return self.cluster.devices[0].kind
+
+    @property
+    def own_choice(self) -> Mesh | None:
+        """The mesh that the backend's engine takes of the GPUs, where it chooses one by itself."""
+        gpus = self.gpus or len(self.cluster.devices)
+        return self.backend.own_choice(self.spec, self.workload, gpus)
 
     @property
     def searched_modes(self) -> tuple[Mode, ...]:
@@ -173,9 +187,9 @@ class Task:
         Raises:
             InputError: a demanded mode that the backend doesn't have on these devices.
         """
-        searched = self.modes or self.backend.modes_to_search(self.device_kind)
+        searched = self.modes or self.backend.capabilities.modes_to_search(self.device_kind)
         for mode in searched:
-            require_mode(self.backend, mode, self.device_kind)
+            require_mode(self.backend.capabilities, mode, self.device_kind)
         return searched
 
     @property
@@ -200,9 +214,10 @@ class TuneRequest:
     patches: int | None = None
     warmup_steps: int | None = None
     mode: Mode | None = None
-    backend: Backend = BACKENDS["native"]
+    backend: LoadedBackend = field(default_factory=native)
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     def allowed(self, workload: Workload) -> ApproximationPolicy | None:
         """Which approximate plans the user allows at a workload.
@@ -238,4 +253,5 @@ class TuneRequest:
             known=self.known(workload),
             objective=self.objective,
             text_lengths=self.text_lengths,
+            vae_parallel=self.vae_parallel,
         )

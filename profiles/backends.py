@@ -1,129 +1,219 @@
-"""What each runtime can run: data, since the planner must know it and imports no runtime."""
+"""The backends that are installed: found by their entry points, loaded when asked for, checked.
 
-from ditplan.profiles.cluster import DeviceKind
-from ditplan.profiles.errors import InputError, Setting
-from ditplan.profiles.mesh import AXES
-from ditplan.profiles.model import Mode
-from ditplan.profiles.record import FrozenModel
+One that is broken is named with what is wrong, and stands in the way of no other.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+from ditplan.profiles.backend import Backend, Choosing
+from ditplan.profiles.capabilities import Capabilities
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.cost_constants import CostConstants
+from ditplan.profiles.errors import InputError, one_line
+from ditplan.profiles.mesh import Mesh
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.workload import Workload
+
+GROUP = "ditplan.backends"
+OURS = "ditplan"
+OWN = {
+    "native": "ditplan.backends.native:NATIVE",
+    "dry-run": "ditplan.backends.dry_run:DRY_RUN",
+    "xdit": "ditplan.backends.xdit:XDIT",
+    "diffusers": "ditplan.backends.diffusers:DIFFUSERS",
+    "sglang": "ditplan.backends.sglang:SGLANG",
+    "vllm-omni": "ditplan.backends.vllm_omni:VLLM_OMNI",
+    "cache-dit": "ditplan.backends.cache_dit:CACHE_DIT",
+}
+"""The entry points of pyproject.toml: a checkout that isn't installed has no metadata."""
+
+LAUNCHERS = ("torchrun", "mpirun", "slurm", "kubernetes")
+"""What `export --to` takes beside backends, so that none is called so."""
+
+METHODS = {
+    "capabilities": (),
+    "costs": (),
+    "why_unsupported": ("configuration", "model", "workload"),
+    "prepare": ("pipeline", "plan", "context"),
+    "emit": ("plan", "file"),
+}
+"""What a backend is called with."""
+
+LONGEST_REASON = 160
+"""Of what a plug-in's error says, in characters."""
 
 
-class Backend(FrozenModel):
-    """A runtime: the mesh axes it can use (all other degrees stay 1) and its execution modes.
-
-    Those of `approximate_axes` give another result than one device.
-    `cpu_modes` are those of `modes` that it can run on CPUs, which have no graphs to capture into.
-    `staged_families` have pipefusion; None leaves it to the families themselves. `split_families`
-    have ring and ulysses, None for all. `balances` says
-    whether stages may have any number of blocks, and ranks any number of tokens, `folds_skips`
-    whether models with long skips have the folded schedule, `shards_weights` whether ranks can
-    share weights out, `caches_steps` whether there are step caches, `runs_here` whether this
-    package runs its plans or only prices them.
+@dataclass(frozen=True)
+class LoadedBackend:
+    """A backend that can be used, with what it says of itself; `origin` is the distribution that
+    brings it, with its version.
     """
 
     name: str
-    axes: tuple[str, ...]
-    approximate_axes: tuple[str, ...] = ()
-    modes: tuple[Mode, ...]
-    cpu_modes: tuple[Mode, ...]
-    staged_families: tuple[str, ...] | None = None
-    split_families: tuple[str, ...] | None = None
-    balances: bool = True
-    folds_skips: bool = True
-    shards_weights: bool = True
-    caches_steps: bool = True
-    runs_here: bool = True
+    origin: str
+    plugin: Backend = field(repr=False)
+    capabilities: Capabilities = field(repr=False)
+    costs: CostConstants = field(repr=False)
 
-    @property
-    def exact_axes(self) -> tuple[str, ...]:
-        """The axes that give one device's result."""
-        return tuple(axis for axis in self.axes if axis not in self.approximate_axes)
+    def why_unsupported(
+        self, configuration: Configuration, model: ModelSpec, workload: Workload
+    ) -> str | None:
+        """As the plug-in's."""
+        return self.plugin.why_unsupported(configuration, model, workload)
 
-    def modes_on(self, device: DeviceKind) -> tuple[Mode, ...]:
-        """The execution modes it has on a kind of device."""
-        return self.cpu_modes if device == "cpu" else self.modes
-
-    def modes_to_search(self, device: DeviceKind) -> tuple[Mode, ...]:
-        """Those that are tried unasked: on CPUs compiling takes longer than it saves."""
-        return ("eager",) if device == "cpu" else self.modes
+    def own_choice(self, model: ModelSpec, workload: Workload, gpus: int) -> Mesh | None:
+        """The mesh that its engine takes of so many GPUs; None where it always has to be told."""
+        plugin: object = self.plugin
+        return plugin.own_choice(model, workload, gpus) if isinstance(plugin, Choosing) else None
 
 
-NATIVE = Backend(
-    name="native",
-    axes=AXES,
-    approximate_axes=("pipefusion",),
-    modes=("eager", "compile", "graph", "compile+graph"),
-    cpu_modes=("eager", "compile"),
-)
+@dataclass(frozen=True)
+class BrokenBackend:
+    """An entry point that can't be used, and why, in one line."""
 
-BACKENDS = {
-    "native": NATIVE,
-    "dry-run": NATIVE.model_copy(update={"name": "dry-run", "runs_here": False}),
-    "xdit": Backend(
-        name="xdit",
-        axes=AXES,
-        approximate_axes=("pipefusion",),
-        modes=("eager", "compile"),
-        cpu_modes=(),
-        staged_families=("flux", "hunyuan-dit", "pixart", "sana", "sd3"),
-        balances=False,
-        folds_skips=False,
-        shards_weights=False,
-        caches_steps=False,
-        runs_here=False,
-    ),
-    # its context parallelism; the families are those of its transformers that have a `_cp_plan`
-    "diffusers": Backend(
-        name="diffusers",
-        axes=("ring", "ulysses"),
-        modes=("eager", "compile"),
-        cpu_modes=(),
-        split_families=("flux", "flux2", "qwen-image", "wan"),
-        balances=False,
-        folds_skips=False,
-        shards_weights=False,
-        caches_steps=False,
-        runs_here=False,
-    ),
-}
+    name: str
+    origin: str
+    why: str
 
 
-def require_mode(backend: Backend, mode: Mode, device: DeviceKind) -> None:
-    """Refuses a mode that a backend doesn't have on a kind of device.
+@dataclass(frozen=True)
+class Installed:
+    """The entry points of all backends, by name, none of them loaded.
 
-    Raises:
-        InputError: says which modes it has there.
+    Ours win over others of the same name; among others of one name there is no choosing.
     """
-    if mode not in backend.modes_on(device):
-        devices = "CPUs" if device == "cpu" else "GPUs"
-        if not backend.modes_on(device):
-            raise InputError(f"backend {backend.name} doesn't run on {devices}; use native")
-        raise InputError(
-            f"backend {backend.name} can't run mode {mode} on {devices}; there it has "
-            f"{', '.join(backend.modes_on(device))}"
-        )
+
+    points: Mapping[str, tuple[EntryPoint, ...]]
+
+    @classmethod
+    def of(cls, found: Iterable[EntryPoint]) -> "Installed":
+        """What is found beside ours."""
+        points = {name: (EntryPoint(name, value, GROUP),) for name, value in OWN.items()}
+        for point in sorted(found, key=lambda one: (one.name, origin_of(one))):
+            if point.dist is None or point.dist.name != OURS:
+                points[point.name] = (*points.get(point.name, ()), point)
+        return cls(points)
+
+    def load(self, name: str) -> LoadedBackend:
+        """A backend by its name.
+
+        Raises:
+            InputError: there is none of that name, or it is broken; says what there is.
+        """
+        if name not in self.points:
+            given = one_line(repr(name), 60)
+            raise InputError(f"unknown backend {given}; there is {', '.join(self.points)}")
+        first, *others = self.points[name]
+        if others and name not in OWN:
+            raise InputError(_clash(name, (first, *others)))
+        return _loaded(first)
+
+    def load_all(self) -> tuple[LoadedBackend | BrokenBackend, ...]:
+        """All that are installed, with those that are broken, and those whose name is taken."""
+        found: list[LoadedBackend | BrokenBackend] = []
+        for name, points in self.points.items():
+            if name in OWN and len(points) > 1:
+                others = ", ".join(map(origin_of, points[1:]))
+                found.append(BrokenBackend(name, others, _clash(name, points)))
+            try:
+                found.append(self.load(name))
+            except InputError as error:
+                found.append(BrokenBackend(name, ", ".join(map(origin_of, points)), str(error)))
+        return tuple(found)
 
 
-def require_runtime(backend: Backend) -> None:
-    """Refuses to run what this package only prices.
-
-    Raises:
-        InputError: says what to do instead.
-    """
-    if not backend.runs_here:
-        raise InputError(
-            f"plans of backend {backend.name} are priced here and not run; plan on paper with ",
-            Setting("cluster", "NAME"),
-            ", or use ",
-            Setting("backend", "native"),
-        )
+def origin_of(point: EntryPoint) -> str:
+    """The distribution that an entry point comes from, with its version."""
+    return OURS if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 
-def find_backend(name: str) -> Backend:
+@cache
+def installed() -> Installed:
+    """What is installed in this process's environment."""
+    return Installed.of(entry_points(group=GROUP))
+
+
+def backend_names() -> tuple[str, ...]:
+    """The names of the installed backends, ours first."""
+    return tuple(installed().points)
+
+
+@cache
+def find_backend(name: str) -> LoadedBackend:
     """A backend by name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or it is broken.
     """
-    if name not in BACKENDS:
-        raise InputError(f"unknown backend {name!r}; there is {', '.join(BACKENDS)}")
-    return BACKENDS[name]
+    return installed().load(name)
+
+
+def require_supported(
+    backend: LoadedBackend, configuration: Configuration, model: ModelSpec, workload: Workload
+) -> None:
+    """Refuses what a backend can't run.
+
+    Raises:
+        InputError: says why, and what would be right.
+    """
+    if why := backend.why_unsupported(configuration, model, workload):
+        raise InputError(why)
+
+
+def _clash(name: str, points: Iterable[EntryPoint]) -> str:
+    claimed = " and ".join(map(origin_of, points))
+    return f"backend {name!r} is claimed by {claimed}: rename or uninstall one of them"
+
+
+def _loaded(point: EntryPoint) -> LoadedBackend:
+    """What an entry point names, if it is a backend.
+
+    Raises:
+        InputError: names the plug-in and what is wrong with it.
+    """
+    name, origin = point.name, origin_of(point)
+    plugin = f"backend {one_line(repr(name), 60)} ({origin}, {point.value})"
+    try:
+        found = point.load()
+        capabilities, costs = _checked(found, name)
+    except (Exception, SystemExit) as error:
+        kind = "" if isinstance(error, _NoBackendError) else f"{type(error).__name__}: "
+        why = one_line(f"{kind}{error}", LONGEST_REASON)
+        raise InputError(f"{plugin} can't be used: {why}") from error
+    return LoadedBackend(name, origin, found, capabilities, costs)
+
+
+class _NoBackendError(Exception):
+    """What an entry point names is no backend; the message says why."""
+
+
+def _checked(found: object, name: str) -> tuple[Capabilities, CostConstants]:
+    """What a plug-in says of itself, if it is a backend of this name."""
+    if name in LAUNCHERS:
+        raise _NoBackendError(f"`export --to {name}` means the launcher; give it another name")
+    if isinstance(found, type):
+        raise _NoBackendError(f"it names the class {found.__name__}, not an object of it")
+    for method, arguments in METHODS.items():
+        if not callable(own := getattr(found, method, None)):
+            raise _NoBackendError(f"it has no method {method}()")
+        try:
+            inspect.signature(own).bind(*arguments)
+        except TypeError as error:
+            raise _NoBackendError(f"{method}({', '.join(arguments)}): {error}") from error
+    assert isinstance(found, Backend)
+    capabilities, costs = found.capabilities(), found.costs()
+    if not isinstance(capabilities, Capabilities):
+        raise _NoBackendError(f"capabilities() gives a {type(capabilities).__name__}")
+    # what was made by `model_construct` or `model_copy` was never checked
+    Capabilities.model_validate(capabilities.model_dump())
+    if capabilities.name != name:
+        raise _NoBackendError(f"its capabilities are called {capabilities.name!r}")
+    if not isinstance(costs, CostConstants):
+        raise _NoBackendError(f"costs() gives a {type(costs).__name__}")
+    if missing := [mode for mode in capabilities.modes if mode not in costs.modes]:
+        raise _NoBackendError(f"costs() has nothing for mode {missing[0]}")
+    return capabilities, costs

@@ -271,6 +271,11 @@ class ModelFamily(FrozenModel):
         )
 
 
+def family_names() -> tuple[str, ...]:
+    """The names of all shipped families, which are those of their files."""
+    return tuple(sorted(path.stem for path in FAMILIES.glob("*.toml")))
+
+
 @functools.cache
 def load_families() -> dict[str, ModelFamily]:
     """All shipped families by transformer class name.
@@ -302,14 +307,31 @@ def family_of(transformer_class: str) -> ModelFamily:
     Raises:
         InputError: none is shipped for it.
     """
-    families = load_families()
-    if transformer_class not in families:
+    family = known_family(transformer_class)
+    if family is None:
         raise InputError(
             f"{one_line(transformer_class, 60)}: no family describes this transformer class; there "
-            f"are {', '.join(family.name for family in families.values())} (CONTRIBUTING.md says "
+            f"are {', '.join(one.name for one in load_families().values())} (CONTRIBUTING.md says "
             "how to add one)"
         )
-    return families[transformer_class]
+    return family
+
+
+@functools.cache
+def known_family(transformer_class: str) -> ModelFamily | None:
+    """The family of a diffusers transformer class; None if none is shipped for it.
+
+    Of the shipped files those that name the class are parsed: a job needs a single one.
+
+    Raises:
+        InputError: as `load_family`.
+    """
+    for path in sorted(FAMILIES.glob("*.toml")):
+        if transformer_class in read_text(path, "a family of models, in TOML"):
+            family = load_family(path)
+            if family.transformer_class == transformer_class:
+                return family
+    return None
 
 
 def number_of(name: str, config: Mapping[str, Any]) -> int:

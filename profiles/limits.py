@@ -3,14 +3,16 @@ for `tune`, `simulate`, `run`, `parallelize` and whoever reads a plan.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Sentence, Setting
 from ditplan.profiles.family import ModelFamily
-from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
+
+if TYPE_CHECKING:
+    from ditplan.profiles.cluster import DeviceKind
+    from ditplan.profiles.model import ModelSpec
 
 MOST_GUIDED_PASSES = 2
 """With guidance, where the model's usual workload doesn't have more."""
@@ -40,7 +42,7 @@ class ModelLimits:
         )
 
     @classmethod
-    def of_spec(cls, spec: ModelSpec, family: ModelFamily) -> Self:
+    def of_spec(cls, spec: "ModelSpec", family: ModelFamily) -> Self:
         """Those of a model whose spec is known."""
         usual = spec.defaults.passes
         return cls(
@@ -79,7 +81,7 @@ def workload_fault(limits: ModelLimits, workload: Workload) -> Sentence | None:
     return None
 
 
-def dtype_fault(workload: Workload, device: DeviceKind) -> Sentence | None:
+def dtype_fault(workload: Workload, device: "DeviceKind") -> Sentence | None:
     """Why a workload can't run on such devices, in one sentence; None if it can."""
     if device == "cpu" and workload.dtype != "float32":
         return Sentence(Setting("dtype", workload.dtype), ": on CPUs the dtype is float32")

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from ditplan.profiles.bounds import DeviceNumber, RankNumber
-from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import one_line
 from ditplan.profiles.record import FrozenModel, shortened
+
+if TYPE_CHECKING:
+    from ditplan.profiles.cluster import ClusterProfile
 
 
 class Location(FrozenModel):
@@ -21,7 +24,7 @@ class Location(FrozenModel):
     device: DeviceNumber
 
 
-def locations_of(cluster: ClusterProfile, ranks: Iterable[int]) -> tuple[Location, ...]:
+def locations_of(cluster: "ClusterProfile", ranks: Iterable[int]) -> tuple[Location, ...]:
     """Where some of a cluster's ranks sit, ascending."""
     everywhere = [(host.name, device) for host in cluster.hosts for device in host.device_numbers]
     return tuple(

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, PositiveInt, model_validator
 
 from ditplan.profiles.bounds import TextSize
-from ditplan.profiles.catalog import shipped_config
-from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.evidence import SIGNATURE, signature_of
-from ditplan.profiles.family import load_families
+from ditplan.profiles.family import known_family
 from ditplan.profiles.fingerprint import (
     Fingerprint,
     Mismatch,
@@ -28,10 +26,14 @@ from ditplan.profiles.limits import (
 )
 from ditplan.profiles.locations import Location, why_not_located
 from ditplan.profiles.mesh import AXES, Mesh
-from ditplan.profiles.model import ModelSpec, Source
+from ditplan.profiles.model import Source
 from ditplan.profiles.plan_schema_1 import plan_of_schema_1
 from ditplan.profiles.record import FrozenModel, Record
 from ditplan.profiles.workload import Workload
+
+if TYPE_CHECKING:
+    from ditplan.profiles.cluster import DeviceKind
+    from ditplan.profiles.model import ModelSpec
 
 Fallback = Literal["eager", "refuse"]
 
@@ -73,11 +75,17 @@ class PlannedModel(FrozenModel):
         return cls(name=name, pipeline_class=pipeline_class, transformers=(transformer,))
 
     @classmethod
-    def of_spec(cls, spec: ModelSpec) -> Self:
+    def of_spec(cls, spec: "ModelSpec") -> Self:
         """The model of a spec."""
         return cls.of(
             spec.name, spec.pipeline_class, spec.transformer_class, spec.config_hash, spec.config
         )
+
+    @property
+    def family(self) -> str:
+        """The family of its transformers; empty where none describes them."""
+        known = known_family(self.transformers[0].transformer_class)
+        return known.name if known else ""
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -237,7 +245,7 @@ class ExecutionPlan(Record):
         if why := configuration_fault(self.configuration, self.workload):
             return why
         transformer_class = self.model.transformers[0].transformer_class
-        if family := load_families().get(transformer_class):
+        if family := known_family(transformer_class):
             limits = ModelLimits.of_family(self.model.name, family)
             if why := workload_fault(limits, self.workload):
                 return why
@@ -306,6 +314,9 @@ class ExecutionPlan(Record):
             )
         if config_hash == planned.config_hash:
             return
+        # only here is more of what is shipped read than the plan itself
+        from ditplan.profiles.catalog import shipped_config
+
         recorded = planned.config or shipped_config(self.model.name, planned.config_hash)
         if recorded is None or config is None:
             raise InputError(
@@ -320,7 +331,7 @@ class ExecutionPlan(Record):
                 f"{changes[0]}{more}; load the right weights or tune this model"
             )
 
-    def require_workload(self, limits: ModelLimits, device: DeviceKind) -> None:
+    def require_workload(self, limits: ModelLimits, device: "DeviceKind") -> None:
         """Refuses to run what the model or the devices can't do.
 
         Raises:

@@ -16,9 +16,12 @@ from ditplan.profiles.files import field_text, parse_json, path_text, read_text
 
 
 class FrozenModel(BaseModel):
-    """A value: immutable, and unknown fields are errors."""
+    """A value: immutable, and unknown fields are errors.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    What validates it is built when it is first used: a process uses few of all the records.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values in some fields.

@@ -1,10 +1,12 @@
 """What ranks do with a plan: time its denoising loop, or make a picture with it."""
 
+import contextlib
 import gc
 import hashlib
 import io
 import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import psutil
 import torch
 from PIL import Image
 
+from ditplan.profiles.backends import find_backend, require_supported
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -27,7 +30,7 @@ from ditplan.runtime.models.loading import (
     pictures_of,
     prompt_embeddings,
 )
-from ditplan.runtime.native import parallelize
+from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import weight_group_of
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
@@ -46,8 +49,9 @@ def measure_plan(
         InputError: the plan doesn't fit model or ranks.
     """
     workload = plan.workload
-    pipeline = _kept_pipeline(context, spec, weights, plan)
-    with parallelize(pipeline, plan, context):
+    require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
+    loaded = _kept_pipeline(context, spec, weights, plan)
+    with _in_force(loaded, plan, context) as pipeline:
         if context.rank not in plan.configuration.placement:
             return None
         embeddings = prompt_embeddings(spec, workload, context.device, seed=1)
@@ -59,7 +63,7 @@ def measure_plan(
                 _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
-        unused = _bytes_of_other_blocks(pipeline, plan.blocks_of(context.rank))
+        unused = _bytes_of_other_blocks(loaded, plan.blocks_of(context.rank))
         return run.model_copy(update={"memory_bytes": run.memory_bytes - unused})
 
 
@@ -72,8 +76,9 @@ def generate(
     seed: int,
     suffix: str,
 ) -> tuple[RankRun, list[bytes]] | None:
-    """Makes the prompt's pictures with the plan. Its first rank decodes them, and gives what files
-    of such a `suffix` hold; the file system that they are for may be another host's.
+    """Makes the prompt's pictures with the plan. Its first rank decodes them, or all do where they
+    share the VAE; the first gives what files of such a `suffix` hold: the file system that they are
+    for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
     embeddings derived from the prompt take their place.
@@ -83,8 +88,9 @@ def generate(
     """
     require_fit(plan, context)
     workload = plan.workload
-    pipeline = _kept_pipeline(context, spec, weights, plan)
-    with parallelize(pipeline, plan, context):
+    require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
+    loaded = _kept_pipeline(context, spec, weights, plan)
+    with _in_force(loaded, plan, context) as pipeline:
         if context.rank not in plan.configuration.placement:
             return None
         words = words_of_prompt(prompt, workload)
@@ -94,10 +100,19 @@ def generate(
         first = context.rank == plan.configuration.placement[0]
         with kept_code(plan, context):
             _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
+        decodes = first or plan.configuration.vae_parallel > 1
         run, images = _timed(
-            context, pipeline, spec, workload, words, "pil" if first else "latent", seed
+            context, pipeline, spec, workload, words, "pil" if decodes else "latent", seed
         )
     return run, encoded(images, suffix, frame_rate(spec)) if first else []
+
+
+@contextlib.contextmanager
+def _in_force(pipeline: Any, plan: ExecutionPlan, context: RankContext) -> Iterator[Any]:
+    """The pipeline to call under a plan; afterwards the one that was given is as it was."""
+    prepared = prepare(pipeline, plan, context)
+    with contextlib.closing(prepared):
+        yield prepared.pipeline
 
 
 def words_of_prompt(prompt: str, workload: Workload) -> dict[str, Any]:
@@ -150,9 +165,12 @@ def _kept_pipeline(
 ) -> Any:
     """The pipeline this process loaded before, or loads now; one at a time, they are large.
 
-    One that was loaded whole serves plans with stages as well.
+    One that was loaded whole serves plans with stages as well. Only backends that say so are given
+    one of which a rank has loaded its part alone.
     """
-    blocks, weight_group = plan.blocks_of(context.rank), weight_group_of(plan, context)
+    takes_parts = find_backend(plan.backend).capabilities.loads_parts
+    blocks = plan.blocks_of(context.rank) if takes_parts else None
+    weight_group = weight_group_of(plan, context) if takes_parts else None
     key = (spec.config_hash, weights, plan.workload.dtype, weight_group and weight_group.ranks)
     if context.kept.get("pipeline key") not in ((*key, None), (*key, blocks)):
         if context.kept.pop("pipeline", None) is not None:

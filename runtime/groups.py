@@ -10,9 +10,11 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -257,7 +259,9 @@ class RankContext:
     """What a task gets: which rank this is, the device that is its own, and the process groups.
 
     `kept` holds what tasks leave for later tasks in the same process, such as a loaded pipeline.
-    With `keeps_graphs` a plan's graphs stay while others are in force.
+    With `keeps_graphs` a plan's graphs stay while others are in force. `watch` is made around each
+    call of a pipeline under a plan, and given what tells kinds of calls apart. `topology_file` is
+    what NCCL wrote of this host when it joined the ranks.
     """
 
     rank: int
@@ -266,6 +270,8 @@ class RankContext:
     groups: GroupCache
     kept: dict[str, Any] = field(default_factory=dict)
     keeps_graphs: bool = False
+    watch: Callable[[Hashable], AbstractContextManager[Any]] | None = None
+    topology_file: Path | None = None
 
 
 Work = Callable[[], object]

@@ -61,6 +61,7 @@ class ModuleState:
                 self._tensors += (module._parameters.values(), module._buffers.values())
             self._kept = list(_kept_by(self._modules))
         self._same, self._equal = self._objects(), self._features()
+        self._places = self._weight_places()
 
     def has_changed(self) -> bool:
         """Whether anything of it is other than it was."""
@@ -69,7 +70,15 @@ class ModuleState:
             len(same) != len(self._same)
             or not all(map(is_, same, self._same))
             or self._features() != self._equal
+            or self._weight_places() != self._places
         )
+
+    def note_moved(self, weights: Sequence[nn.Parameter]) -> None:
+        """Takes as unchanged where these lie now."""
+        moved = {id(weight): weight.data_ptr() for weight in weights}
+        # others may have added some meanwhile, which is a change of its own
+        pairs = zip(self._plain_tensors(), self._places, strict=False)
+        self._places = [moved.get(id(one), place) for one, place in pairs]
 
     def _objects(self) -> list[Any]:
         return list(chain.from_iterable(chain(self._children, self._tensors, self._kept)))
@@ -81,11 +90,16 @@ class ModuleState:
             [getattr(one, "forward", None) for one in (type(self._model), *self._classes)],
             [one.get("forward") for one in self._dicts],
             [tuple(filter(_stays, one.items())) for one in self._hooks],
-            [one.data_ptr() for one in chain.from_iterable(self._tensors) if type(one) in PLAIN],
             slot is None or slot.is_reached,
             [_own_compiled(module) for module in (self._model, *self._slotted)],
             *_neighbours(self._model),
         )
+
+    def _plain_tensors(self) -> Iterator[torch.Tensor]:
+        return (one for one in chain.from_iterable(self._tensors) if type(one) in PLAIN)
+
+    def _weight_places(self) -> list[int]:
+        return [one.data_ptr() for one in self._plain_tensors()]
 
 
 def _own_compiled(module: nn.Module) -> Any:
@@ -249,6 +263,11 @@ class PlanInForce:
             yield
         finally:
             self._calls -= 1
+
+    def note_moved(self, weights: Sequence[nn.Parameter]) -> None:
+        """Takes it for no change by others that the plan itself has moved these weights."""
+        for state in self._states:
+            state.note_moved(weights)
 
     def _require_models(self) -> None:
         for name, model in self._models.items():

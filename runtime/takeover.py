@@ -188,6 +188,19 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any], undo: ExitSt
     (slot_of(module) or ForwardSlot(module)).put(forward, undo)
 
 
+def leave_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Takes a forward away that was set on a module over its class's, wherever hooks that have come
+    since then keep it.
+    """
+    for place in _places(module):
+        if place.get() is not forward:
+            continue
+        if place.is_outermost:
+            place.remove()
+        else:
+            place.set(own_forward(module))
+
+
 def signature_of(arguments: Any) -> Hashable:
     """What calls have in common that differ in the numbers in their tensors alone."""
     leaves, structure = pytree.tree_flatten(arguments)

@@ -17,8 +17,8 @@ from ditplan.planner.space.enumerate import patching_violation, why_illegal
 from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
 from ditplan.planning import task_on_paper
-from ditplan.profiles.backends import require_mode
 from ditplan.profiles.baseline import DIGITS, Answer, RecordedCase, RecordedPlan, rounded
+from ditplan.profiles.capabilities import require_mode
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError
@@ -210,14 +210,19 @@ def why_not_legal(task: Task, topology: Topology, configuration: Configuration) 
     if not wrong and part:
         found = patching_violation(mesh, spec, workload, part.patches, part.warmup_steps)
         wrong = found.sentence if found else None
-    if not wrong and part and part.schedule != (usual := schedule_of(spec, task.backend)):
+    if (
+        not wrong
+        and part
+        and part.schedule != (usual := schedule_of(spec, task.backend.capabilities))
+    ):
         wrong = f"its schedule is {part.schedule}, that of {spec.name} is {usual}"
     if not wrong and part and sum(part.blocks_per_stage) != spec.block_count:
         wrong = f"its stages have {sum(part.blocks_per_stage)} blocks, {spec.block_count} there are"
+    wrong = wrong or task.backend.why_unsupported(configuration, spec, workload)
     if wrong:
         return str(wrong)
     try:
-        require_mode(task.backend, configuration.mode, task.device_kind)
+        require_mode(task.backend.capabilities, configuration.mode, task.device_kind)
     except InputError as error:
         return str(error)
     return ""

@@ -77,12 +77,20 @@ def _plans_in(path: Path) -> tuple[ExecutionPlan, ...]:
     return ()
 
 
-def _cluster_of(plan: ExecutionPlan, path: Path) -> ClusterProfile | None:
+def cluster_named_by(plan: ExecutionPlan, path: Path) -> str | None:
+    """The shipped cluster that a plan's fingerprint names, or the file beside the plan's `path`
+    that has it; None where there is neither.
+    """
     name = plan.fingerprint.cluster
     if name in cluster_names():
-        return find_cluster(name)
+        return name
     beside = (path.parent / f"{name}.json", path.with_suffix(".study") / "cluster.json")
-    return next((ClusterProfile.load(file) for file in beside if file.is_file()), None)
+    return next((str(file) for file in beside if file.is_file()), None)
+
+
+def _cluster_of(plan: ExecutionPlan, path: Path) -> ClusterProfile | None:
+    name = cluster_named_by(plan, path)
+    return None if name is None else find_cluster(name)
 
 
 def verdict_on_plan(saved: SavedPlan, bounds: Bounds) -> Verdict:

@@ -1,11 +1,11 @@
-"""The command `cluster new`."""
+"""The commands `cluster new` and `cluster scale`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ditplan.command.options import Json
+from ditplan.command.options import ExactCluster, Json
 from ditplan.command.terminal import Terminal
 from ditplan.outputs import require_folder
 from ditplan.profiles.data_sheets import data_sheets
@@ -63,3 +63,29 @@ def new_command(
             "links": [link.model_dump() for link in cluster.links],
         }
     )
+
+
+@cluster_app.command(
+    name="scale",
+    epilog="Example: `ditplan cluster scale --cluster 8xl20-pcie --link pcie --times 0.5 "
+    "--out slower.json`",
+)
+def scale_command(
+    cluster: ExactCluster,
+    link: Annotated[str, typer.Option(help="The kind of the links, such as pcie or ethernet.")],
+    times: Annotated[
+        float, typer.Option(min=1e-3, max=1e3, help="So many times the bandwidth that they have.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write a cluster file with other bandwidth on all links of a kind, to ask what if."""
+    from ditplan.planner.network.scaled_links import with_links_scaled
+    from ditplan.profiles.catalog import find_cluster
+
+    terminal = Terminal(as_json)
+    require_folder(out)
+    scaled = with_links_scaled(find_cluster(cluster), link, times)
+    scaled.save(out)
+    terminal.show(f"{out}: {scaled.source}")
+    terminal.finish({"out": str(out), "links": [one.model_dump() for one in scaled.links]})

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ditplan.profiles.backends import BACKENDS
+from ditplan.profiles.backends import backend_names
 from ditplan.profiles.baseline import Baseline, MeasuredBaseline
 from ditplan.profiles.book import PlanBook
 from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.evidence import SIGNATURE, evidence_of, signature_of
-from ditplan.profiles.family import load_families
+from ditplan.profiles.family import family_names
 from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.locations import places_of
 from ditplan.profiles.measured_plans import MeasuredPlans
@@ -38,14 +38,14 @@ Named = Literal["models", "clusters", "families", "backends"]
 
 
 def names_of(what: Named) -> list[str]:
-    """What is shipped of a kind, by name."""
+    """What there is of a kind, by name."""
     if what == "models":
         return model_names()
     if what == "clusters":
         return cluster_names()
     if what == "families":
-        return sorted(family.name for family in load_families().values())
-    return list(BACKENDS)
+        return list(family_names())
+    return list(backend_names())
 
 
 @dataclass(frozen=True)

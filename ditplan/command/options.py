@@ -74,6 +74,13 @@ Interface = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would run where, and start no rank.")
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.html",
+        help="Write a page for a browser with figures of all this; needs `ditplan[report]`.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Refresh = Annotated[
     bool,
@@ -147,6 +154,10 @@ class MeshOptions:
     mode: Annotated[
         Mode | None,
         typer.Option(help="Demand this way of executing each rank's share (graph: CUDA graph)."),
+    ] = None
+    vae_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many ranks decode a picture together; 1 if left out."),
     ] = None
 
 

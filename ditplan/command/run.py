@@ -5,12 +5,34 @@ from typing import Annotated
 
 import typer
 
+from ditplan.command.backends import shown_instead
 from ditplan.command.hosts import asked_hosts, show_what_would_run
 from ditplan.command.options import DryRun, HostOptions, Json, Weights, with_options
 from ditplan.command.terminal import Terminal
 from ditplan.models import model_of_plan
 from ditplan.outputs import require_picture
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
+
+NOTHING_RAN = dict.fromkeys(
+    ("out", "latency_s", "predicted_s", "measured_s", "end_to_end_s", "peak_memory_bytes")
+)
+"""What is said of a plan whose backend runs nothing."""
+
+
+def decoding_on(plan: ExecutionPlan, ranks: int | None) -> ExecutionPlan:
+    """The plan with so many ranks that decode; as it is for None.
+
+    Raises:
+        InputError: it has fewer ranks.
+    """
+    if ranks is None:
+        return plan
+    if ranks > plan.mesh.size:
+        raise InputError(
+            Setting("vae_parallel", ranks), f": the plan has {plan.mesh.size}; use that or less"
+        )
+    return plan.configured(vae_parallel=ranks)
 
 
 @with_options
@@ -29,6 +51,12 @@ def run_command(
             "says from then on that it holds here.",
         ),
     ] = False,
+    vae_parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many ranks decode the picture together; the plan's if left out."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -36,8 +64,12 @@ def run_command(
     from ditplan.running import run_plan
 
     terminal = Terminal(as_json)
-    loaded = ExecutionPlan.load(plan)
+    loaded = decoding_on(ExecutionPlan.load(plan), vae_parallel)
     require_picture(out, loaded.workload)
+    if (text := shown_instead(loaded, plan)) is not None:
+        terminal.show(text)
+        terminal.finish({**NOTHING_RAN, "ranks": loaded.mesh.size, "would_run": text})
+        return
     model = model_of_plan(loaded, plan, weights)
     entries = asked_hosts(hosts, terminal.say)
     if dry_run:

@@ -5,12 +5,18 @@ All three order ranks alike: dp, cfg, stages, ring, ulysses, far neighbours firs
 """
 
 import shlex
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ditplan.exporting.exported import Exported, call_of_plan, commented, evidence
+from ditplan.exporting.engine_words import (
+    SGLANG_WORDS,
+    VLLM_WORDS,
+    XDIT_WORDS,
+    EngineWords,
+    Word,
+)
+from ditplan.exporting.exported import call_of_plan, commented, evidence
+from ditplan.profiles.backend import Exported
 from ditplan.profiles.catalog import find_model, model_names
-from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
@@ -23,19 +29,13 @@ Flags = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Engine:
-    """What an engine's words can say of a configuration.
-
-    `modes` are the flags of the execution modes it has; `sharded` those for weights in pieces, and
-    `uneven_heads` those for heads that ulysses doesn't divide; None where it has no such thing.
-    """
+    """What an engine can do of a configuration, and the words in which it is told."""
 
     name: str
     version: str
     axes: tuple[str, ...]
-    uneven_heads: Flags | None
-    modes: Mapping[Mode, Flags]
-    sharded: Flags | None
-    flags: Callable[[Configuration], Flags]
+    modes: tuple[Mode, ...]
+    words: EngineWords
 
     def require_axes(self, plan: ExecutionPlan) -> None:
         """Refuses a plan whose mesh the engine doesn't have.
@@ -56,13 +56,6 @@ class Engine:
                 Command("tune", (Setting("model", plan.model.name), Setting("cfg", 2))),
                 "`",
             )
-        if self.uneven_heads is None and (heads := _uneven_heads(plan)):
-            raise InputError(
-                f"{self.name} needs a ulysses degree that divides the {heads} heads of "
-                f"{plan.model.name}, and the plan is {plan.mesh}; tune with another: `",
-                Command("tune", (Setting("model", plan.model.name), Setting("ulysses", 1))),
-                "`",
-            )
 
     def not_expressed(self, plan: ExecutionPlan) -> tuple[str, ...]:
         """What of a plan the engine doesn't do, a sentence each."""
@@ -77,13 +70,13 @@ class Engine:
         if one.mode not in self.modes:
             near = "compile" if "compile" in self.modes and "compile" in one.mode else "eager"
             found.append(f"mode {one.mode}: {self.name} runs {near} instead")
-        if one.weights == "sharded" and self.sharded is None:
+        if one.weights == "sharded" and not self.words.has("sharded"):
             found.append("weights in pieces: each rank holds all of them, and needs the memory")
         if one.token_shares:
             found.append(f"{one.shares_text}: {self.name} shares tokens out equally")
         if one.step_cache:
             found.append(f"step cache {one.step_cache}: every step is computed")
-        if one.ring != "pass":
+        if one.ring != "pass" and not self.words.gathers(one):
             found.append(f"ring variant {one.ring}: {self.name} passes keys on from rank to rank")
         if one.attention not in ("auto", "cpu"):
             found.append(f"attention kernel {one.attention}: {self.name} chooses its own")
@@ -97,15 +90,26 @@ class Engine:
         Raises:
             InputError: the engine doesn't have an axis of the plan's mesh.
         """
+        return [(self.words.flag(word), _typed(word, value)) for word, value in self.settings(plan)]
+
+    def settings(
+        self, plan: ExecutionPlan
+    ) -> list[tuple[Word, str | int | bool | tuple[int, ...]]]:
+        """What the engine is told of a plan's configuration.
+
+        Raises:
+            InputError: the engine doesn't have an axis of the plan's mesh.
+        """
         self.require_axes(plan)
-        one = plan.configuration
-        near: Mode = "compile" if "compile" in one.mode else "eager"
-        flags = [*self.flags(one), *self.modes.get(one.mode, self.modes.get(near, []))]
-        if one.weights == "sharded" and self.sharded is not None:
-            flags += self.sharded
-        if self.uneven_heads is not None and _uneven_heads(plan):
-            flags += self.uneven_heads
-        return flags
+        has_uneven_heads = bool(_uneven_heads(plan))
+        return list(self.words.said(plan.configuration, has_uneven_heads=has_uneven_heads))
+
+
+def _typed(word: Word, value: str | int | bool | tuple[int, ...]) -> str:
+    """A value as it is typed behind its flag; nothing for a switch that is on."""
+    if value is True:
+        return "true" if word.kind == "boolean" else ""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _uneven_heads(plan: ExecutionPlan) -> int:
@@ -117,75 +121,26 @@ def _uneven_heads(plan: ExecutionPlan) -> int:
     return heads if heads % plan.mesh.ulysses else 0
 
 
-def _xdit_flags(one: Configuration) -> Flags:
-    mesh = one.mesh
-    flags = [
-        ("--data_parallel_degree", str(mesh.dp)),
-        ("--ulysses_degree", str(mesh.ulysses)),
-        ("--ring_degree", str(mesh.ring)),
-        ("--pipefusion_parallel_degree", str(mesh.pipefusion)),
-    ]
-    if mesh.cfg > 1:
-        flags.append(("--use_cfg_parallel", ""))
-    if part := one.pipefusion:
-        flags += [
-            ("--num_pipeline_patch", str(part.patches)),
-            ("--warmup_steps", str(part.warmup_steps)),
-            ("--attn_layer_num_for_pp", " ".join(map(str, part.blocks_per_stage))),
-        ]
-    return flags
-
-
-def _sglang_flags(one: Configuration) -> Flags:
-    mesh = one.mesh
-    # a sequence of two ranks would be a gather of keys and values if it weren't said
-    flags = [
-        ("--num-gpus", str(mesh.size)),
-        ("--sp-degree", str(mesh.sequence_parallel)),
-        ("--ulysses-degree", str(mesh.ulysses)),
-        ("--ring-degree", str(mesh.ring)),
-        ("--dp-size", str(mesh.dp)),
-    ]
-    return [*flags, ("--cfg-parallel-size", str(mesh.cfg))]
-
-
-def _vllm_flags(one: Configuration) -> Flags:
-    mesh = one.mesh
-    flags = [
-        ("--num-gpus", str(mesh.size)),
-        ("--ulysses-degree", str(mesh.ulysses)),
-        ("--ring-degree", str(mesh.ring)),
-        ("--cfg-parallel-size", str(mesh.cfg)),
-    ]
-    return flags + ([("--data-parallel-size", str(mesh.dp))] if mesh.dp > 1 else [])
-
-
 XDIT = Engine(
     name="xDiT",
     version="0.7.0",
     axes=AXES,
-    uneven_heads=None,
-    modes={"eager": [], "compile": [("--use_torch_compile", "")]},
-    sharded=[("--shard_dit", "")],
-    flags=_xdit_flags,
+    modes=("eager", "compile"),
+    words=XDIT_WORDS,
 )
 SGLANG = Engine(
     name="SGLang",
     version="0.5.23",
     axes=("dp", "cfg", "ring", "ulysses"),
-    uneven_heads=None,
-    modes={"eager": [], "compile": [("--enable-torch-compile", "")]},
-    sharded=[("--use-fsdp-inference", "true")],
-    flags=_sglang_flags,
+    modes=("eager", "compile"),
+    words=SGLANG_WORDS,
 )
 VLLM_OMNI = Engine(
     name="vLLM-Omni",
     version="0.30.0",
     axes=("dp", "cfg", "ring", "ulysses"),
-    uneven_heads=[("--ulysses-mode", "advanced_uaa")],
-    modes={"eager": [("--enforce-eager", "")], "compile": []},
-    sharded=[("--use-hsdp", "")],
-    flags=_vllm_flags,
+    modes=("eager", "compile"),
+    words=VLLM_WORDS,
 )
 
 

@@ -1,44 +1,48 @@
-"""Plans for other launchers and engines: one function for each."""
+"""Plans for launchers and engines: a backend writes its own words, the others are here."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
-from ditplan.exporting.engines import export_sglang, export_vllm_omni, export_xdit
-from ditplan.exporting.exported import Exported
-from ditplan.exporting.kubernetes import export_kubernetes
+from ditplan.exporting.engine_files import export_sglang_config, export_vllm_deploy
+from ditplan.exporting.kubernetes import export_jobset, export_kubernetes
 from ditplan.exporting.launchers import export_mpirun, export_slurm, export_torchrun
-from ditplan.exporting.scripts import export_cache_dit, export_diffusers
+from ditplan.profiles.backend import Exported
+from ditplan.profiles.backends import backend_names, find_backend
+from ditplan.profiles.errors import InputError, Setting, one_line
 from ditplan.profiles.plan import ExecutionPlan
 
-Target = Literal[
-    "torchrun",
-    "mpirun",
-    "slurm",
-    "kubernetes",
-    "xdit",
-    "diffusers",
-    "sglang",
-    "vllm-omni",
-    "cache-dit",
-]
-TARGETS: dict[Target, Callable[[ExecutionPlan, str], Exported]] = {
+LAUNCHERS: dict[str, Callable[[ExecutionPlan, str], Exported]] = {
     "torchrun": export_torchrun,
     "mpirun": export_mpirun,
     "slurm": export_slurm,
     "kubernetes": export_kubernetes,
-    "xdit": export_xdit,
-    "diffusers": export_diffusers,
-    "sglang": export_sglang,
-    "vllm-omni": export_vllm_omni,
-    "cache-dit": export_cache_dit,
+    "jobset": export_jobset,
 }
-assert tuple(TARGETS) == get_args(Target)
+FILES: dict[str, tuple[str, Callable[[ExecutionPlan, str], Exported]]] = {
+    "sglang-config": ("sglang", export_sglang_config),
+    "vllm-omni-deploy": ("vllm-omni", export_vllm_deploy),
+}
+"""Configuration files, each with the backend that can say the same by flags."""
 
 
-def export(plan: ExecutionPlan, to: Target, name: str) -> Exported:
+def targets() -> tuple[str, ...]:
+    """All that a plan can be exported to: launchers, the installed backends and their files."""
+    return tuple(dict.fromkeys((*LAUNCHERS, *backend_names(), *FILES)))
+
+
+def export(plan: ExecutionPlan, to: str, name: str) -> Exported:
     """What a launcher or engine needs to do what a plan says; `name` is the plan's file.
 
     Raises:
-        InputError: it can't do that; says what to plan instead.
+        InputError: there is none of that name, or it can't do that; says what would be right.
     """
-    return TARGETS[to](plan, name)
+    if own := LAUNCHERS.get(to):
+        return own(plan, name)
+    if to in FILES:
+        backend, file = FILES[to]
+        # what it can't do by flags it can't do by a file
+        find_backend(backend).plugin.emit(plan, name)
+        return file(plan, name)
+    if to not in backend_names():
+        given = Setting("to", one_line(to, 60))
+        raise InputError(given, f": there are {', '.join(targets())}")
+    return find_backend(to).plugin.emit(plan, name)

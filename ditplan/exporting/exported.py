@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from ditplan.profiles.catalog import find_model, model_names
@@ -13,15 +12,6 @@ from ditplan.profiles.plan import ExecutionPlan
 
 WIDEST = 160
 """Of a line of evidence, in characters."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A file or command of another tool; `not_expressed` says what of the plan it can't hold."""
-
-    to: str
-    text: str
-    not_expressed: tuple[str, ...]
 
 
 def digest_of_plan(plan: ExecutionPlan) -> str:

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ditplan.exporting.exported import Exported, commented, digest_of_plan, evidence
+from ditplan.exporting.exported import commented, digest_of_plan, evidence
+from ditplan.profiles.backend import Exported
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.host import Host
 from ditplan.profiles.plan import ExecutionPlan

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.breakdown import SOURCES
 from ditplan.planner.cost.mixed_devices import Load
 from ditplan.planner.cost.roofline import DeviceTimes, Timed
@@ -10,6 +9,7 @@ from ditplan.planner.cost.share import RankShard
 from ditplan.planner.cost.step import Step
 from ditplan.planner.memo import Memo
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.model import BlockRun, Mode, ModelProfile, ModelSpec
 from ditplan.profiles.workload import Dtype, Workload
 

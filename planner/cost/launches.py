@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from ditplan.planner.constants import CostConstants, ModeConstants
 from ditplan.planner.cost.computing import Computing
 from ditplan.planner.cost.roofline import overlapped_s
 from ditplan.planner.cost.step import Step
 from ditplan.planner.memo import Memo
+from ditplan.profiles.cost_constants import CostConstants, ModeConstants
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 

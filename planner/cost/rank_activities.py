@@ -4,7 +4,7 @@ bounds and the timeline read.
 
 from collections.abc import Iterator
 
-from ditplan.planner.constants import CostConstants, counts_on_all
+from ditplan.planner.constants import counts_on_all
 from ditplan.planner.cost.activities import (
     Activity,
     CollectiveCost,
@@ -20,6 +20,7 @@ from ditplan.planner.network.groups import Groups
 from ditplan.planner.network.topology import Topology
 from ditplan.profiles.cluster import PEER_OPERATIONS, Device, Operation
 from ditplan.profiles.configuration import RingVariant
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import Attention, BlockRun, ModelSpec
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from functools import partial
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.activities import Activity, CollectiveCost, RingAttention
 from ditplan.planner.cost.breakdown import CostBreakdown
 from ditplan.planner.cost.computing import Computing
@@ -18,6 +17,7 @@ from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.candidate import groups_of
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.workload import Dtype, Workload
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.share import (
     RankShard,
     attention_flops,
@@ -18,6 +17,7 @@ from ditplan.planner.cost.share import (
 )
 from ditplan.planner.memo import Memo
 from ditplan.profiles.cluster import Device
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.model import (
     AttentionKernel,
     BlockRun,

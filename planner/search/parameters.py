@@ -60,7 +60,7 @@ class ParameterSpace:
 
     def parameters(self, candidate: Configuration) -> dict[str, object]:
         """A candidate as parameters, with the first of the orders that are the same here."""
-        found = parameters_of(candidate, self._task.backend.axes)
+        found = parameters_of(candidate, self._task.backend.capabilities.axes)
         order = self._known_order(candidate.mesh, candidate.order) or candidate.order
         found["order"] = ">".join(order)
         if STEP_CACHE in self.distributions and candidate.pipefusion is None:
@@ -89,7 +89,7 @@ class ParameterSpace:
         Raises:
             InputError: the cluster profile lacks something.
         """
-        mesh = Mesh(**{axis: parameters[axis] for axis in self._task.backend.axes})
+        mesh = Mesh(**{axis: parameters[axis] for axis in self._task.backend.capabilities.axes})
         choice = self._choices.get(mesh)
         if choice is None:
             return self._why_illegal(mesh)
@@ -124,7 +124,7 @@ class ParameterSpace:
         spec, workload, backend = task.spec, task.workload, task.backend
         return (
             why_illegal(mesh, spec, workload, None, backend, approximate=is_approximate)
-            or why_no_setting(mesh, spec, workload, task.allowed, backend)
+            or why_no_setting(mesh, spec, workload, task.allowed, backend.capabilities)
             or f"{mesh} is not among the meshes asked for, or fills hosts unevenly"
         )
 
@@ -153,12 +153,14 @@ class ParameterSpace:
     @property
     def _caches(self) -> tuple[TaylorSeer, ...]:
         allowed = self._task.allowed
-        return allowed.step_caches if allowed and self._task.backend.caches_steps else ()
+        return (
+            allowed.step_caches if allowed and self._task.backend.capabilities.caches_steps else ()
+        )
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         """Degrees in logs, since each doubling is a choice of its own; the others as they occur."""
         found: dict[str, BaseDistribution] = {}
-        for axis in self._task.backend.axes:
+        for axis in self._task.backend.capabilities.axes:
             most = max(getattr(mesh, axis) for mesh in self._choices)
             found[axis] = IntDistribution(1, most, log=True)
         orders = {">".join(order): None for known in self._orders.values() for order in known}

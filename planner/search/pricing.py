@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from ditplan.planner.constants import constants_of
 from ditplan.planner.cost.memory import why_swapping, why_too_big
 from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.planner.cost_model import CostModel
@@ -32,7 +31,8 @@ from ditplan.planner.space.enumerate import (
 )
 from ditplan.planner.space.legality import schedule_of
 from ditplan.planner.task import Task
-from ditplan.profiles.backends import require_mode
+from ditplan.profiles.backends import require_supported
+from ditplan.profiles.capabilities import require_mode
 from ditplan.profiles.cluster import Device
 from ditplan.profiles.configuration import Configuration, PipeFusion, TaylorSeer
 from ditplan.profiles.errors import InputError, Setting
@@ -63,7 +63,7 @@ def price_all(task: Task, topology: Topology) -> tuple[list[PricedCandidate], di
         raise InputError(_why_none_fits(task, priced))
     candidates = [ranked.configuration for ranked in sorted(fitting, key=_by_latency)]
     priced += _with_step_caches(task, model, fitting)
-    baseline = baseline_of(candidates, task.spec, task.workload, topology)
+    baseline = baseline_of(candidates, task.spec, task.workload, topology, task.own_choice)
     marked = [replace(r, is_baseline=True) if r.configuration is baseline else r for r in priced]
     dropped = dict(space.dropped)
     if unpriced:
@@ -91,7 +91,7 @@ def _with_step_caches(
     task: Task, model: CostModel, fitting: Iterable[PricedCandidate]
 ) -> list[PricedCandidate]:
     """Exact plans with each step cache that is allowed."""
-    if task.allowed is None or not task.backend.caches_steps:
+    if task.allowed is None or not task.backend.capabilities.caches_steps:
         return []
     exact = [ranked.configuration for ranked in fitting if ranked.configuration.pipefusion is None]
     return [
@@ -159,7 +159,7 @@ def _note(front: ParetoFront, ranked: PricedCandidate) -> None:
 def _advised(task: Task, space: Space) -> Mesh:
     """The mesh that the rule of thumb takes if it fits."""
     usual = [Configuration(choice.mesh, (), choice.settings[0][1]) for choice in space.choices]
-    return baseline_of(usual, task.spec, task.workload, space.topology).mesh
+    return baseline_of(usual, task.spec, task.workload, space.topology, task.own_choice).mesh
 
 
 def _quality_of(task: Task, candidate: Configuration) -> Quality:
@@ -186,6 +186,7 @@ def space_of(task: Task, topology: Topology) -> Space:
             f"the degrees asked for, {pinned}, need {pinned.size} GPUs and there are {gpus}; "
             "ask for smaller ones"
         )
+    _check_vae_ranks(task, gpus)
     space = enumerate_space(
         task.spec,
         task.workload,
@@ -200,7 +201,9 @@ def space_of(task: Task, topology: Topology) -> Space:
         approximate = task.allowed is not None
         why = why_illegal(
             pinned, task.spec, task.workload, None, task.backend, approximate=approximate
-        ) or why_no_setting(pinned, task.spec, task.workload, task.allowed, task.backend)
+        ) or why_no_setting(
+            pinned, task.spec, task.workload, task.allowed, task.backend.capabilities
+        )
         raise InputError(why or f"no mesh of at most {gpus} GPUs is legal: {space.dropped}")
     return space
 
@@ -226,23 +229,25 @@ def price_one(
     *,
     patches: int | None = None,
     warmup_steps: int | None = None,
+    model: CostModel | None = None,
 ) -> PricedCandidate:
     """One configuration on the cluster's first ranks, in the usual order.
 
     `task.gpus` is the number that the mesh must use, None for any; pins, modes and what is allowed
     have no say. PipeFusion has as many patches as stages and one warm-up step if not said
-    otherwise. That it doesn't fit into memory is information, not an error.
+    otherwise. That it doesn't fit into memory is information, not an error. `model` is the task's
+    cost model, where there is one already.
 
     Raises:
         InputError: the backend can't run the mesh or the mode, the cluster has fewer GPUs, or its
             profile lacks something.
     """
-    topology = Topology(task.cluster)
+    topology = model.topology if model else Topology(task.cluster)
     _check_gpus(task, topology)
     spec, workload = task.spec, task.workload
     if wrong := why_illegal(mesh, spec, workload, task.gpus, task.backend, approximate=True):
         raise InputError(wrong)
-    require_mode(task.backend, mode, task.device_kind)
+    require_mode(task.backend.capabilities, mode, task.device_kind)
     if mesh.size > topology.ranks:
         raise InputError(
             f"{mesh} needs {mesh.size} GPUs, cluster {task.cluster.name} has {topology.ranks}; "
@@ -251,13 +256,17 @@ def price_one(
     if mesh.pipefusion == 1 and (patches is not None or warmup_steps is not None):
         stages = Setting("pipefusion", "2 or more")
         raise InputError(*PIPEFUSION_S, ": give ", stages, ", or leave them out")
+    _check_vae_ranks(task, mesh.size)
     patches = mesh.pipefusion if patches is None else patches
     warmup_steps = 1 if warmup_steps is None else warmup_steps
-    part = evenly_staged(mesh, spec, patches, warmup_steps, schedule_of(spec, task.backend))
+    part = evenly_staged(
+        mesh, spec, patches, warmup_steps, schedule_of(spec, task.backend.capabilities)
+    )
     if part and (found := patching_violation(mesh, spec, workload, patches, warmup_steps)):
         raise InputError(found.sentence)
-    model = cost_model_of(task, topology)
-    return _price(task, model, Configuration(mesh, placement_of(mesh), mode, pipefusion=part))
+    asked = Configuration(mesh, placement_of(mesh), mode, pipefusion=part)
+    require_supported(task.backend, asked, spec, workload)
+    return _price(task, model or cost_model_of(task, topology), asked)
 
 
 def price_choice(
@@ -294,16 +303,23 @@ def _check_gpus(task: Task, topology: Topology) -> None:
         )
 
 
+def _check_vae_ranks(task: Task, ranks: int) -> None:
+    if task.vae_parallel > ranks:
+        raise InputError(
+            Setting("vae_parallel", task.vae_parallel),
+            f": there {'are' if ranks > 1 else 'is'} {ranks} to decode; use that or less",
+        )
+
+
 def cost_model_of(task: Task, topology: Topology) -> CostModel:
     """Prices the task's model on its cluster as its backend runs it."""
-    constants = constants_of(task.backend.name)
-    return CostModel(topology, task.spec, task.profile, constants=constants)
+    return CostModel(topology, task.spec, task.profile, constants=task.backend.costs)
 
 
 def _price(task: Task, model: CostModel, candidate: Configuration) -> PricedCandidate:
     """With weights on every rank, or in pieces on all of them where these don't fit."""
     found = _price_shares(task, model, candidate)
-    if found.too_big and task.backend.shards_weights and candidate.can_share_weights:
+    if found.too_big and task.backend.capabilities.shards_weights and candidate.can_share_weights:
         return _price_shares(task, model, replace(candidate, weights="sharded"))
     return found
 
@@ -312,7 +328,7 @@ def _price_shares(task: Task, model: CostModel, candidate: Configuration) -> Pri
     """With blocks and tokens shared out as is best: by speed, or equally if that is faster or what
     fits.
     """
-    if not task.backend.balances:
+    if not task.backend.capabilities.balances:
         return priced_as_is(task, model, candidate)
     equal = priced_as_is(task, model, model.balanced(candidate, task.workload))
     shared = model.shared_by_speed(candidate, task.workload)
@@ -328,10 +344,12 @@ def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> Pric
     Raises:
         InputError: the cluster profile lacks something.
     """
+    chooses = task.backend.capabilities.chooses_kernels
     candidate = replace(
         candidate,
-        attention=model.attention_kernel(candidate, task.workload),
+        attention=model.attention_kernel(candidate, task.workload) if chooses else "auto",
         ring=model.ring_variant(candidate),
+        vae_parallel=min(task.vae_parallel, candidate.mesh.size),
     )
     quality = _quality_of(task, candidate)
     is_unknown = not quality.exact and quality.relative_l2 is None

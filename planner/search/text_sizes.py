@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from ditplan.planner.constants import constants_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
-from ditplan.profiles.backends import Backend
+from ditplan.profiles.backends import LoadedBackend
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.family import family_of
@@ -19,7 +18,7 @@ def text_sizes_of(
     spec: ModelSpec,
     workload: Workload,
     cluster: ClusterProfile,
-    backend: Backend,
+    backend: LoadedBackend,
     lengths: Mapping[int, float],
 ) -> tuple[int, ...]:
     """The sizes for a configuration; none where the model's texts are all of one length, or
@@ -30,7 +29,7 @@ def text_sizes_of(
     """
     if not family_of(spec.transformer_class).rounds_text or configuration.mode == "eager":
         return ()
-    model = CostModel(Topology(cluster), spec, None, constants=constants_of(backend.name))
+    model = CostModel(Topology(cluster), spec, None, constants=backend.costs)
 
     def seconds(tokens: int) -> float:
         longer = workload.model_copy(update={"text_tokens": tokens})

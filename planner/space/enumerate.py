@@ -24,12 +24,13 @@ from ditplan.planner.space.legality import (
     violation,
 )
 from ditplan.planner.space.stage_blocks import unfolded
-from ditplan.profiles.backends import Backend
+from ditplan.profiles.backends import LoadedBackend
+from ditplan.profiles.capabilities import Capabilities
 from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule
 from ditplan.profiles.errors import Part, Sentence, Setting
 from ditplan.profiles.family import family_of
 from ditplan.profiles.limits import warmup_excess
-from ditplan.profiles.mesh import AXES, Mesh, axis_orders
+from ditplan.profiles.mesh import AXES, Mesh, axis_orders, placement_of
 from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.splits import patch_bounds, split_sizes
 from ditplan.profiles.workload import Workload
@@ -43,7 +44,7 @@ def why_illegal(
     spec: ModelSpec,
     workload: Workload,
     gpus: int | None,
-    backend: Backend,
+    backend: LoadedBackend,
     *,
     approximate: bool = False,
 ) -> str | None:
@@ -56,13 +57,16 @@ def why_illegal(
         return Sentence(
             f"{mesh} needs {_count(mesh.size, 'GPU')}, {gpus} {'was' if gpus == 1 else 'were'} "
             f"asked for: the degrees must multiply to {gpus}",
-            *_example(spec, workload, gpus, backend),
+            *_example(spec, workload, gpus, backend.capabilities),
             ", or ask for ",
             Setting("gpus", mesh.size),
         )
-    found = violation(mesh, spec, workload, backend, approximate=approximate)
+    capabilities = backend.capabilities
+    found = violation(mesh, spec, workload, capabilities, approximate=approximate)
     if not found:
-        return None
+        part = evenly_staged(mesh, spec, mesh.pipefusion, 1, schedule_of(spec, capabilities))
+        usual = Configuration(mesh, placement_of(mesh), capabilities.modes[0], pipefusion=part)
+        return backend.why_unsupported(usual, spec, workload)
     is_off = found.reason == CFG_REASON and workload.passes == 1 and _has_passes_to_split(spec)
     return Sentence(found.sentence, " (guidance is off)" if is_off else "")
 
@@ -97,7 +101,7 @@ def legal_meshes(
     spec: ModelSpec,
     workload: Workload,
     gpus: int,
-    backend: Backend,
+    capabilities: Capabilities,
     *,
     pins: Mapping[str, int] | None = None,
     exactly: bool = False,
@@ -106,9 +110,9 @@ def legal_meshes(
     """Legal meshes of at most (or exactly) so many GPUs, small ones first, and the others
     counted by reason.
     """
-    axes = backend.axes if approximate else backend.exact_axes
+    axes = capabilities.axes if approximate else capabilities.exact_axes
     one_picture = {"dp": 1} if workload.batch == 1 else {}
-    rules, pinned = rules_of(spec, workload, backend), one_picture | dict(pins or {})
+    rules, pinned = rules_of(spec, workload, capabilities), one_picture | dict(pins or {})
     degrees = degrees_within(gpus, axes, pinned)
     if exactly:
         degrees = degrees[degrees.prod(axis=1) == gpus]
@@ -120,7 +124,10 @@ def legal_meshes(
     for row in degrees[small_first[broken[small_first] == len(rules)]].tolist():
         mesh = Mesh(**dict(zip(AXES, row, strict=True)))
         # pins can ask for what the backend doesn't have
-        if pins and (found := violation(mesh, spec, workload, backend, approximate=approximate)):
+        found = (
+            violation(mesh, spec, workload, capabilities, approximate=approximate) if pins else None
+        )
+        if found:
             dropped[found.reason] += 1
         else:
             legal.append(mesh)
@@ -132,7 +139,7 @@ def enumerate_space(
     workload: Workload,
     topology: Topology,
     gpus: int,
-    backend: Backend,
+    backend: LoadedBackend,
     *,
     pins: Mapping[str, int] | None = None,
     modes: Sequence[Mode] = ("eager",),
@@ -147,7 +154,7 @@ def enumerate_space(
         spec,
         workload,
         gpus,
-        backend,
+        backend.capabilities,
         pins=pins,
         exactly=exactly,
         approximate=allowed is not None,
@@ -157,7 +164,7 @@ def enumerate_space(
     def settings_of(stages: int, ranks: int) -> Settings | Violation:
         """The same for all meshes of so many stages and ranks of a sequence."""
         mesh = Mesh(pipefusion=stages, ulysses=ranks)
-        parts = _pipefusion_parts(mesh, spec, workload, allowed, backend)
+        parts = _pipefusion_parts(mesh, spec, workload, allowed, backend.capabilities)
         return parts if isinstance(parts, Violation) else tuple(itertools.product(parts, modes))
 
     choices: list[Choice] = []
@@ -167,16 +174,28 @@ def enumerate_space(
         if isinstance(settings, Violation):
             dropped[settings.reason] = dropped.get(settings.reason, 0) + 1
             continue
+        placement = placement_of(mesh)
+        supported = tuple(
+            (part, mode)
+            for part, mode in settings
+            if not backend.why_unsupported(
+                Configuration(mesh, placement, mode, pipefusion=part), spec, workload
+            )
+        )
+        if not supported:
+            reason = f"not supported by {backend.name}"
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
         orders = axis_orders(mesh)
         if mesh.size > max(EXHAUSTIVE_RANKS, topology.ranks_per_host):
             is_part = mesh.size % topology.ranks_per_host
             even = () if is_part else _even_orders(mesh, orders, topology.ranks_per_host)
             if not even:
                 reason = "fills a host partly" if is_part else "fills hosts unevenly"
-                uneven.append((reason, Choice(mesh, settings, orders)))
+                uneven.append((reason, Choice(mesh, supported, orders)))
                 continue
             orders = even
-        choices.append(Choice(mesh, settings, orders))
+        choices.append(Choice(mesh, supported, orders))
     if choices:
         for reason, _ in uneven:
             dropped[reason] = dropped.get(reason, 0) + 1
@@ -225,11 +244,16 @@ def _evenly_staged(
 
 
 def baseline_of(
-    candidates: Sequence[Configuration], spec: ModelSpec, workload: Workload, topology: Topology
+    candidates: Sequence[Configuration],
+    spec: ModelSpec,
+    workload: Workload,
+    topology: Topology,
+    own: Mesh | None = None,
 ) -> Configuration:
-    """What users choose by hand, among the candidates: the baseline that a search must beat.
+    """What is run without a search, among the candidates: the baseline that it must beat.
 
-    As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
+    The engine's `own` choice where it has one that is a candidate; else what users choose by hand,
+    as xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
     as far as heads divide and the host reaches, ring over the rest, ranks in the usual order.
     Of candidates that differ in nothing of this the first counts.
     """
@@ -241,6 +265,7 @@ def baseline_of(
             mesh.ulysses if spec.heads % mesh.ulysses == 0 and mesh.ulysses <= host else 0
         )
         return (
+            mesh == own,
             mesh.size,
             mesh.cfg == min(2, workload.passes),
             mesh.pipefusion == 1,
@@ -256,7 +281,7 @@ def _pipefusion_parts(
     spec: ModelSpec,
     workload: Workload,
     allowed: ApproximationPolicy | None,
-    backend: Backend,
+    capabilities: Capabilities,
 ) -> list[PipeFusion | None] | Violation:
     """The settings of PipeFusion to try on a mesh, or why there are none."""
     if mesh.pipefusion == 1 or allowed is None:
@@ -270,7 +295,7 @@ def _pipefusion_parts(
             "; leave pipefusion at 1, or allow more",
         ),
     )
-    schedule = schedule_of(spec, backend)
+    schedule = schedule_of(spec, capabilities)
     for patches, warmup_steps in allowed.settings(mesh.pipefusion):
         found = patching_violation(mesh, spec, workload, patches, warmup_steps)
         if found:
@@ -285,10 +310,10 @@ def why_no_setting(
     spec: ModelSpec,
     workload: Workload,
     allowed: ApproximationPolicy | None,
-    backend: Backend,
+    capabilities: Capabilities,
 ) -> str | None:
     """Why no allowed setting of PipeFusion can run on a legal mesh; None if one can."""
-    found = _pipefusion_parts(mesh, spec, workload, allowed, backend)
+    found = _pipefusion_parts(mesh, spec, workload, allowed, capabilities)
     return found.sentence if isinstance(found, Violation) else None
 
 
@@ -297,9 +322,11 @@ def _has_passes_to_split(spec: ModelSpec) -> bool:
     return family_of(spec.transformer_class).guidance != "embedded"
 
 
-def _example(spec: ModelSpec, workload: Workload, gpus: int, backend: Backend) -> Iterator[Part]:
+def _example(
+    spec: ModelSpec, workload: Workload, gpus: int, capabilities: Capabilities
+) -> Iterator[Part]:
     """Such as `, such as cfg=2 ulysses=4`, when there is a legal mesh of so many GPUs."""
-    legal, _ = legal_meshes(spec, workload, gpus, backend, exactly=True)
+    legal, _ = legal_meshes(spec, workload, gpus, capabilities, exactly=True)
     if gpus == 1 or not legal:
         return
     best = max(legal, key=lambda mesh: (mesh.cfg == min(2, workload.passes), mesh.ulysses))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ditplan.profiles.backends import Backend
+from ditplan.profiles.capabilities import Capabilities
 from ditplan.profiles.configuration import Schedule
 from ditplan.profiles.errors import Sentence, Setting
 from ditplan.profiles.family import family_of
@@ -64,10 +64,10 @@ class Rule:
         )
 
 
-def schedule_of(spec: ModelSpec, backend: Backend) -> Schedule:
+def schedule_of(spec: ModelSpec, capabilities: Capabilities) -> Schedule:
     """PipeFusion's schedule for a model: folded where a block needs what its mirror returned."""
     has_skips = family_of(spec.transformer_class).long_skips is not None
-    return "folded" if has_skips and backend.folds_skips else "linear"
+    return "folded" if has_skips and capabilities.folds_skips else "linear"
 
 
 def first_broken(rules: Sequence[Rule], degrees: Degrees) -> NDArray[np.int64]:
@@ -80,27 +80,20 @@ def first_broken(rules: Sequence[Rule], degrees: Degrees) -> NDArray[np.int64]:
     return found
 
 
-def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rule, ...]:
+def rules_of(spec: ModelSpec, workload: Workload, capabilities: Capabilities) -> tuple[Rule, ...]:
     """What a model, a workload and a backend demand of any mesh, in the order in which it is
     said.
     """
     family, image = family_of(spec.transformer_class), spec.image_tokens(workload)
     dp, cfg, pipefusion, ring, ulysses = range(len(AXES))
     rules = []
-    if backend.staged_families is None:
-        why = f": {family.no_pipefusion}" if family.no_pipefusion else ""
-    else:
-        on_it = f" on backend {backend.name}"
-        why = on_it if family.name not in backend.staged_families else ""
-    if why:
-        why = f"{spec.name} can't run with pipefusion{why}; leave it at 1"
+    no_stages = family.no_pipefusion if capabilities.staged_families is None else None
+    if no_stages:
+        why = f"{spec.name} can't run with pipefusion: {no_stages}; leave it at 1"
         rules.append(Rule("no stages for this model", "", (pipefusion,), 1, sentence=why))
-    if backend.split_families is not None and family.name not in backend.split_families:
-        for place in (ring, ulysses):
-            why = (
-                f"{spec.name} can't run with {AXES[place]} on backend {backend.name}; leave it at 1"
-            )
-            rules.append(Rule(f"no {AXES[place]} for this model", "", (place,), 1, sentence=why))
+    for place, what in ((pipefusion, "stages"), (ring, "ring"), (ulysses, "ulysses")):
+        if not_here := capabilities.why_not_split(spec, AXES[place]):
+            rules.append(Rule(f"no {what} for this model", "", (place,), 1, sentence=not_here))
     if family.guidance == "calls":
         why = (
             f"{spec.name} makes a call for each pass, which can't be split over cfg together with "
@@ -114,7 +107,7 @@ def rules_of(spec: ModelSpec, workload: Workload, backend: Backend) -> tuple[Rul
         else (image, "image tokens")
     )
     stage_limit = (spec.block_count, "blocks")
-    if schedule_of(spec, backend) == "folded":
+    if schedule_of(spec, capabilities) == "folded":
         stage_limit = (math.ceil(spec.block_count / 2), "blocks with mirrors")
     rules += [
         Rule("dp > pictures", "dp", (dp,), workload.batch, "pictures a batch"),
@@ -132,7 +125,7 @@ def violation(
     mesh: Mesh,
     spec: ModelSpec,
     workload: Workload,
-    backend: Backend,
+    capabilities: Capabilities,
     *,
     approximate: bool = False,
 ) -> Violation | None:
@@ -141,13 +134,9 @@ def violation(
     Axes that give another result than one device are against the rules unless `approximate`.
     """
     for axis, degree in zip(AXES, mesh.degrees, strict=True):
-        if degree > 1 and axis not in backend.axes:
-            return Violation(
-                f"{axis} not in {backend.name}",
-                f"backend {backend.name} can't run {axis}{degree}: it has "
-                f"{', '.join(backend.axes)}; leave {axis} at 1",
-            )
-        if degree > 1 and axis in backend.approximate_axes and not approximate:
+        if why := capabilities.why_no_degree(axis, degree):
+            return Violation(f"{axis} not in {capabilities.name}", why)
+        if degree > 1 and axis in capabilities.approximate_axes and not approximate:
             return Violation(
                 f"{axis} not exact",
                 Sentence(
@@ -157,7 +146,7 @@ def violation(
                     f", or leave {axis} at 1",
                 ),
             )
-    rules = rules_of(spec, workload, backend)
+    rules = rules_of(spec, workload, capabilities)
     (number,) = first_broken(rules, np.array([mesh.degrees]))
     return rules[number].violation(mesh, spec) if number < len(rules) else None
 

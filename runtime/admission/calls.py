@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
+from torch import nn
 
 Around = Callable[[], AbstractContextManager[Any]]
 
@@ -24,7 +25,8 @@ class Calls:
     """The calls of a plan's pipeline; each is made within all of `around`.
 
     `pieces` say of which weights a rank has only a piece, `graphs` forget what was captured,
-    `watches` are made around each call as well, and told of which kind it is.
+    `watches` are made around each call as well, and told of which kind it is. `weights_moved` is
+    told which weights the plan itself has moved.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,7 @@ class Calls:
         self.watches: list[Watch] = []
         self.pieces: list[Callable[[torch.Tensor], bool]] = []
         self.graphs: list[Callable[[], None]] = []
+        self.weights_moved: Callable[[Sequence[nn.Parameter]], None] = lambda _weights: None
         self._is_in_call = False
 
     @property

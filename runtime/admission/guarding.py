@@ -91,6 +91,7 @@ def put_in_force(
             across_steps=plan.configuration.pipefusion is not None,
         )
 
+        calls.weights_moved = in_force.note_moved
         if guard is not None:
             guard.renew = in_force.put_anew
         in_force.open(undo)

@@ -69,7 +69,7 @@ def require_neighbours(model: nn.Module, plan: ExecutionPlan, family: ModelFamil
             f"{name} is parallel already by diffusers' enable_parallelism, which can't be beside a "
             "plan; load it anew, or run it without a plan"
         )
-    hooks = _hooks_of_others(model)
+    hooks = hooks_of_others(model)
     _require_same_steps(model, plan, family, hooks)
     sharded, graphs = plan.configuration.weights == "sharded", "graph" in plan.configuration.mode
     moving = [hook for hook in hooks if "offloading" in hook]
@@ -87,7 +87,7 @@ def require_neighbours(model: nn.Module, plan: ExecutionPlan, family: ModelFamil
         )
 
 
-def _hooks_of_others(model: nn.Module) -> dict[str, str]:
+def hooks_of_others(model: nn.Module) -> dict[str, str]:
     """What there is on a model's modules, and where: of each kind one place."""
     found: dict[str, str] = {}
     for path, module in model.named_modules():

@@ -75,13 +75,13 @@ class CompiledBlocks:
         for name, blocks in alike.items():
             kind = self._kind_of(name, blocks)
             movable = blocks if self._movable else []
-            _pack(kind, movable)
+            self._pack(kind, movable)
             for block in blocks:
                 if has_other_forward(block):
                     _fall_back(name, "the forward of one has been replaced", may_fall_back)
                     continue
                 plain = inner_forward(block)
-                forward = partial(_run, name, kind, movable, block, plain, may_fall_back)
+                forward = partial(self._run, name, kind, movable, block, plain, may_fall_back)
                 replace_forward(block, forward, undo)
 
     def _kind_of(self, name: str, blocks: Sequence[nn.Module]) -> Kind:
@@ -95,6 +95,47 @@ class CompiledBlocks:
             kind = Kind(run, backend, inside)
             self._kinds[name] = kind
         return kind
+
+    def _run(
+        self,
+        name: str,
+        kind: Kind,
+        movable: list[nn.Module],
+        block: nn.Module,
+        plain: Callable[..., Any],
+        may_fall_back: bool,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if kind.failed:
+            return plain(*args, **kwargs)
+        try:
+            result = kind.run(block, *args, **kwargs)
+        except COMPILE_ERRORS as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            try:
+                _fall_back(name, reason, may_fall_back)
+            except InputError as refusal:
+                raise refusal from error
+            kind.failed = True
+            return plain(*args, **kwargs)
+        if len(kind.backend.packed) > kind.packed:
+            self._pack(kind, movable)
+        return result
+
+    def _pack(self, kind: Kind, blocks: list[nn.Module]) -> None:
+        """Brings weights together as the compiled code of this kind of block wants them, where a
+        block has all of them: adapters come and go.
+        """
+        for block in blocks:
+            parameters = dict(block.named_parameters()) if kind.backend.packed else {}
+            for paths in kind.backend.packed:
+                found = [parameters.get(path) for path in paths]
+                weights = [one for one in found if type(one) is nn.Parameter and not one.is_meta]
+                fitting = len(weights) == len(paths) and len({one.dtype for one in weights}) == 1
+                if fitting and pack(weights):
+                    self._built.note_moved(weights)
+        kind.packed = len(kind.backend.packed)
 
 
 def _inside(blocks: Sequence[nn.Module]) -> list[Any]:
@@ -125,44 +166,3 @@ def _fall_back(name: str, reason: str, may_fall_back: bool) -> None:
         PlanWarning,
         stacklevel=3,
     )
-
-
-def _run(
-    name: str,
-    kind: Kind,
-    movable: list[nn.Module],
-    block: nn.Module,
-    plain: Callable[..., Any],
-    may_fall_back: bool,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    if kind.failed:
-        return plain(*args, **kwargs)
-    try:
-        result = kind.run(block, *args, **kwargs)
-    except COMPILE_ERRORS as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        try:
-            _fall_back(name, reason, may_fall_back)
-        except InputError as refusal:
-            raise refusal from error
-        kind.failed = True
-        return plain(*args, **kwargs)
-    if len(kind.backend.packed) > kind.packed:
-        _pack(kind, movable)
-    return result
-
-
-def _pack(kind: Kind, blocks: list[nn.Module]) -> None:
-    """Brings weights together as the compiled code of this kind of block wants them, where a block
-    has all of them: adapters come and go.
-    """
-    for block in blocks:
-        parameters = dict(block.named_parameters()) if kind.backend.packed else {}
-        for paths in kind.backend.packed:
-            found = [parameters.get(path) for path in paths]
-            weights = [one for one in found if type(one) is nn.Parameter and not one.is_meta]
-            if len(weights) == len(paths) and len({one.dtype for one in weights}) == 1:
-                pack(weights)
-    kind.packed = len(kind.backend.packed)

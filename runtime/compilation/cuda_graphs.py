@@ -33,7 +33,8 @@ class GraphedForward:
 
     A signature is all shapes, dtypes and values that aren't tensors. Weights are read at replay
     where they lay at capture: after replacing them (not after changing them in place) make a new
-    one. All graphs share one memory pool, which is why results are copied out of it.
+    one. Those that compiled code brought together, as `built` tells, are captured anew. All graphs
+    share one memory pool, which is why results are copied out of it.
 
     Raises (when called):
         InputError: the forward can't be captured and must not fall back to eager calls.
@@ -51,7 +52,7 @@ class GraphedForward:
         longest unused goes.
         """
         self._at_least, self._built = most, built or Built()
-        self._forward = forward
+        self._forward, self._weight_moves = forward, self._built.weight_moves
         self._device = device
         self._may_fall_back = may_fall_back
         self._captured: dict[Hashable, Captured | None] = {}
@@ -75,6 +76,7 @@ class GraphedForward:
             self.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget_if_weights_moved()
         leaves, structure = pytree.tree_flatten((args, kwargs))
         key = (structure, tuple(signature_of_leaf(leaf) for leaf in leaves))
         if key not in self._captured:
@@ -89,6 +91,11 @@ class GraphedForward:
             static.copy_(given)
         captured.graph.replay()
         return pytree.tree_map_only(torch.Tensor, torch.clone, captured.outputs)
+
+    def _forget_if_weights_moved(self) -> None:
+        if self._weight_moves != self._built.weight_moves:
+            self.clear()
+            self._weight_moves = self._built.weight_moves
 
     def _evict(self) -> None:
         while len(self._captured) >= max(self._at_least, self._built.shapes):
@@ -118,6 +125,7 @@ class GraphedForward:
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UP_CALLS):
                 self._forward(*args, **kwargs)
+        self._forget_if_weights_moved()
         torch.cuda.synchronize(self._device)
         # what the warm-up took is not needed again: replays have a pool of their own
         torch.cuda.empty_cache()

@@ -92,13 +92,19 @@ PRODUCT_OF_PARTS = torch.ops.ditplan.product_of_parts.default
 PRODUCTS = torch.ops.ditplan.products.default
 
 
-def pack(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Moves parameters to where they follow each other in memory; their values stay."""
-    if side_by_side(parameters) is None:
-        together = torch.cat([parameter.data for parameter in parameters])
-        rows = [parameter.shape[0] for parameter in parameters]
-        for parameter, part in zip(parameters, together.split(rows), strict=True):
-            parameter.data = part
+def pack(parameters: Sequence[torch.nn.Parameter]) -> bool:
+    """Moves parameters to where they follow each other in memory; their values stay.
+
+    Returns:
+        whether they had to be moved.
+    """
+    if side_by_side(parameters) is not None:
+        return False
+    together = torch.cat([parameter.data for parameter in parameters])
+    rows = [parameter.shape[0] for parameter in parameters]
+    for parameter, part in zip(parameters, together.split(rows), strict=True):
+        parameter.data = part
+    return True
 
 
 def side_by_side(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:

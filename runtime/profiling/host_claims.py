@@ -11,7 +11,9 @@ import psutil
 from ditplan.profiles.data_sheets import PCIE_LANE_BYTES_PER_S
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.profiling.measured_links import HostClaims
-from ditplan.runtime.profiling.pair_rounds import HostRanks, Pair
+from ditplan.runtime.profiling.pair_rounds import Pair
+from ditplan.runtime.profiling.topology_claims import with_topology
+from ditplan.runtime.profiling.topology_dump import TopologyDump
 from ditplan.runtime.ranks.devices import DeviceReport
 from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.gpu_inventory import Ancestor, Gpu, GpuInventory, gpu_inventory
@@ -28,6 +30,7 @@ class HostReport:
     bytes/s.
     """
 
+    is_virtual: bool
     inventory: GpuInventory
     paths: tuple[tuple[str, ...], ...]
     has_rdma: bool
@@ -51,6 +54,7 @@ def _report(inventory: GpuInventory, virtual: bool, has_rdma: bool) -> HostRepor
     stats = psutil.net_if_stats()
     up = {name: one for name, one in stats.items() if one.isup and "loopback" not in one.flags}
     return HostReport(
+        is_virtual=virtual,
         inventory=inventory,
         paths=tuple(
             () if virtual or gpu.pci_address is None else pci_path(gpu.pci_address)
@@ -62,8 +66,10 @@ def _report(inventory: GpuInventory, virtual: bool, has_rdma: bool) -> HostRepor
     )
 
 
-def claims_of(host: HostRanks, report: HostReport, devices: Sequence[DeviceReport]) -> HostClaims:
-    """What a host claims of the devices of its ranks."""
+def claims_of(
+    report: HostReport, devices: Sequence[DeviceReport], dump: TopologyDump | None = None
+) -> HostClaims:
+    """What a host claims of the devices of its ranks; of its `dump` what nothing else says."""
     interface = report.interface if report.interface in report.interfaces else None
     others = {name: rate for name, rate in report.interfaces.items() if rate and name != interface}
     fastest = max(others, key=lambda name: others[name] or 0.0, default=None)
@@ -79,7 +85,11 @@ def claims_of(host: HostRanks, report: HostReport, devices: Sequence[DeviceRepor
     if any(gpu is None for gpu in facts):
         return claims
     gpus = [gpu for gpu in facts if gpu is not None]
-    return _with_gpus(claims, report, gpus)
+    claims = _with_gpus(claims, report, gpus)
+    if dump is None:
+        return claims
+    addresses = [gpu.pci_address or "" for gpu in gpus]
+    return with_topology(claims, dump, addresses, is_virtual=report.is_virtual)
 
 
 def _with_gpus(claims: HostClaims, report: HostReport, gpus: Sequence[Gpu]) -> HostClaims:

@@ -9,11 +9,14 @@ from ditplan.runtime.profiling.link_warnings import link_warnings
 from ditplan.runtime.profiling.measured_links import HostClaims, links_of, speeds_by_host
 from ditplan.runtime.profiling.pair_rounds import HostRanks, representatives, rounds_of
 from ditplan.runtime.profiling.pair_sweep import measure_rounds, of_kind, speeds_of
+from ditplan.runtime.profiling.topology_dump import TopologyDump, topology_of_host
 from ditplan.runtime.ranks.devices import DeviceReport, common_link_kind
 from ditplan.runtime.ranks.pool import RankPool
 
 INSPECTING_S = 60.0
 LEAST_TIMEOUT_S = 60.0
+READING_S = 60.0
+"""For what NCCL wrote of the hosts."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,13 @@ def measured_links(
     Raises:
         RankError: a rank failed.
     """
-    claims = _claims(pool, hosts, reports)
     if pool.size < 2:
         return FoundLinks((), ())
+    dumps = pool.run(topology_of_host, hosts, timeout_s=READING_S)
+    claims = _claims(pool, hosts, reports, dumps)
+    faults = [
+        f"{host.name}: {dump.fault}" for host in hosts if (dump := dumps[host.first]) and dump.fault
+    ]
     inside = {
         host.name: representatives(
             host.size, claims[host.name].ancestors, claims[host.name].bridged
@@ -64,11 +71,15 @@ def measured_links(
         f"{left} of {len(rounds)} rounds of links had no room in the time: what they would have "
         "told is inferred from hosts like them; give it more time"
     ]
-    return FoundLinks(tuple(links), (*link_warnings(claims, speeds), *(late if left else ())))
+    warnings = (*faults, *link_warnings(claims, speeds), *(late if left else ()))
+    return FoundLinks(tuple(links), warnings)
 
 
 def _claims(
-    pool: RankPool, hosts: Sequence[HostRanks], reports: Sequence[DeviceReport]
+    pool: RankPool,
+    hosts: Sequence[HostRanks],
+    reports: Sequence[DeviceReport],
+    dumps: Sequence[TopologyDump | None],
 ) -> Mapping[str, HostClaims]:
     first = [host.first for host in hosts]
     found = pool.run(inspect_host, first, timeout_s=INSPECTING_S)
@@ -76,5 +87,6 @@ def _claims(
     for host in hosts:
         report = found[host.first]
         assert report is not None
-        claims[host.name] = claims_of(host, report, [reports[rank] for rank in host.ranks])
+        devices = [reports[rank] for rank in host.ranks]
+        claims[host.name] = claims_of(report, devices, dumps[host.first])
     return claims

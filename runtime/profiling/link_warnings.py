@@ -1,16 +1,24 @@
 """Where what was measured of links is less than what hosts claim, or than other hosts have."""
 
+import itertools
 import statistics
 from collections.abc import Iterator, Mapping
 
 from ditplan.profiles.data_sheets import sheet_named
 from ditplan.runtime.profiling.measured_links import HostClaims, HostSpeeds, kind_within
+from ditplan.runtime.ranks.gpu_inventory import ANCESTORS, Ancestor
 
 SLOW = 0.7
 """A host with less than so much of the median of all is slow: alike ones differ by some percent."""
 
 CLAIM_KEPT = 0.5
 """An interface of which less than so much was measured may not be what it claims to be."""
+
+NAMES: dict[Ancestor, str] = {
+    "pcie-switch": "PCIe switch",
+    "pcie-switches": "tree of PCIe switches",
+    "host-bridge": "host bridge",
+}
 
 
 def link_warnings(
@@ -36,11 +44,12 @@ def _gpu_warnings(host: str, claim: HostClaims, speed: HostSpeeds) -> Iterator[s
     rate = max(one.bytes_per_s for one in speed.inside.values())
     if kind_within(claim, speed.inside) == "nvlink":
         return
+    yield from _wiring_warnings(host, claim, speed)
     sheet = sheet_named(claim.gpu or "")
     if claim.nvlinks:
         yield (
-            f"{host}: NVML has {claim.nvlinks} NVLinks a GPU active, {rate / 1e9:.3g} GB/s were "
-            "measured, as over PCIe; is NCCL kept from using them?"
+            f"{host}: {claim.nvlinks} NVLinks a GPU are said to be active, {rate / 1e9:.3g} GB/s "
+            "were measured, as over PCIe; is NCCL kept from using them?"
         )
     elif claim.nvlinks == 0 and sheet is not None and sheet.nvlink_gpus > 2:
         yield (
@@ -49,9 +58,38 @@ def _gpu_warnings(host: str, claim: HostClaims, speed: HostSpeeds) -> Iterator[s
         )
 
 
+def _wiring_warnings(host: str, claim: HostClaims, speed: HostSpeeds) -> Iterator[str]:
+    """Of a near pair of GPUs that is slower than a far one: PCIe is wired otherwise, or a link on
+    the way is at fault.
+    """
+    order = tuple(ANCESTORS.values())
+    known = [
+        (claim.ancestors[pair], one.bytes_per_s, pair)
+        for pair, one in speed.inside.items()
+        if pair in claim.ancestors and pair not in claim.bridged
+    ]
+    for (near, slow, pair), (far, rate, other) in itertools.permutations(known, 2):
+        is_nearer = order.index(near) < order.index(far)
+        if near in NAMES and is_nearer and slow < SLOW * rate:
+            yield (
+                f"{host}: GPUs {pair[0]} and {pair[1]} are said to share a {NAMES[near]}, but "
+                f"exchange {_gbit(slow)}; {other[0]} and {other[1]}, which don't, have "
+                f"{_gbit(rate)}; look at ACS in the firmware"
+            )
+            return
+
+
 def _network_warnings(host: str, claim: HostClaims, speed: HostSpeeds) -> Iterator[str]:
     rates = [speed.host_bytes_per_s or 0.0, speed.flow.bytes_per_s if speed.flow else 0.0]
-    if not (rate := max(rates)) or claim.has_rdma:
+    if claim.has_rdma:
+        together, claimed = speed.host_bytes_per_s, claim.adapters_bytes_per_s
+        if together and claimed and together < CLAIM_KEPT * claimed:
+            yield (
+                f"{host}: its adapters claim {_gbit(claimed)} together, {_gbit(together)} were "
+                "measured; look at the links of its adapters, and at GPUDirect RDMA"
+            )
+        return
+    if not (rate := max(rates)):
         return
     claimed = claim.interface_bytes_per_s
     if claimed is not None and rate < CLAIM_KEPT * claimed:
@@ -102,4 +140,4 @@ def _outliers(what: str, rates: Mapping[str, float]) -> Iterator[str]:
 
 
 def _gbit(bytes_per_s: float) -> str:
-    return f"{8 * bytes_per_s / 1e9:.3g} Gbit/s"
+    return f"{float(f'{8 * bytes_per_s / 1e9:.3g}'):g} Gbit/s"

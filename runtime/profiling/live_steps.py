@@ -12,7 +12,7 @@ import torch
 
 from ditplan.profiles.errors import PlanWarning
 from ditplan.profiles.evidence import evidence_of
-from ditplan.profiles.family import ModelFamily, load_families, number_of, pixels_per_latent
+from ditplan.profiles.family import ModelFamily, known_family, number_of, pixels_per_latent
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.inputs import InputShape, latent_frames_per_token
@@ -206,7 +206,7 @@ def _planned_shape(pipeline: Any, plan: ExecutionPlan) -> tuple[int, ...] | None
     pipeline has no VAE to tell it by.
     """
     model, vae = pipeline.transformer, getattr(pipeline, "vae", None)
-    family: ModelFamily | None = load_families().get(type(model).__name__)
+    family: ModelFamily | None = known_family(type(model).__name__)
     if vae is None or family is None:
         return None
     work, config = plan.workload, model.config

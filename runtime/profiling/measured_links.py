@@ -34,9 +34,11 @@ class HostClaims:
         bridged: pairs that NVLink joins, where it joins some and not all.
         gpu: what its GPUs are called.
         pcie_bytes_per_s: the raw rate of a GPU's PCIe link at its best.
-        nvlinks: the fewest that a GPU has active.
+        nvlinks: the fewest that a GPU has active, by NVML, or by NCCL where NVML doesn't say.
         strangers: how many pairs of GPUs may not read each other's memory.
-        has_rdma: it has adapters for InfiniBand or RDMA over Ethernet.
+        has_rdma: it has adapters for InfiniBand or RDMA over Ethernet, and NCCL uses them.
+        adapters_bytes_per_s: what those claim together, as far as its GPUs can use them at once.
+        nearest_adapters: which of those is nearest to each device; empty where nobody knows.
         interface: the one over which its ranks talk to others.
         interface_bytes_per_s: what that one claims; None where it claims nothing.
         faster: another interface that claims more, and what.
@@ -50,6 +52,8 @@ class HostClaims:
     nvlinks: int | None = None
     strangers: int = 0
     has_rdma: bool = False
+    adapters_bytes_per_s: float | None = None
+    nearest_adapters: tuple[int, ...] = ()
     interface: str | None = None
     interface_bytes_per_s: float | None = None
     faster: tuple[str, float] | None = None
@@ -286,10 +290,13 @@ def _outside(
     lane_s = max(LEAST_LATENCY_S, 1.01 * inner_s)
     lane: LinkKind = "memory" if claims.device == "cpu" else "pcie"
     fastest = max([flow.bytes_per_s, *(speed.bytes_per_s for speed in inside)])
+    near = claims.nearest_adapters
+    # as many as were measured, or the claim isn't about what ranks use
+    is_known = set(near) == set(range(adapters))
     for device in range(host.size):
-        nic = f"{host.name}/nic{device * adapters // host.size}"
-        way = (lane_s, fastest)
-        yield _link(f"{host.name}/{device}", nic, lane, way, "an adapter's lanes; assumed")
+        nic = f"{host.name}/nic{near[device] if is_known else device * adapters // host.size}"
+        source = "an adapter's lanes; " + ("nearest by NCCL's topology" if is_known else "assumed")
+        yield _link(f"{host.name}/{device}", nic, lane, (lane_s, fastest), source)
     for adapter in range(adapters):
         way = (max(LEAST_LATENCY_S, flow.latency_s / 2 - lane_s), flow.bytes_per_s)
         yield _link(f"{host.name}/nic{adapter}", "network", kind, way, rates.source)

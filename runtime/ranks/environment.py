@@ -1,13 +1,16 @@
 """The environment of this process, and that of ranks. No other file reads the environment."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
 """Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
 for ever where ranks get to it at different times."""
+
+TOPOLOGY_FILE, TOPOLOGY_RANK = "NCCL_TOPO_DUMP_FILE", "NCCL_TOPO_DUMP_FILE_RANK"
 
 CARRIED = ("NCCL_", "TORCH_NCCL_", "TORCHINDUCTOR_")
 """What begins so is the same for all ranks, on whatever host: what was set where the command runs.
@@ -27,6 +30,32 @@ def set_where_unset(name: str, value: str) -> None:
 def cache_folder() -> Path:
     """Where this user's programs keep what can be made anew: ditplan's folder there."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditplan"
+
+
+@contextlib.contextmanager
+def nccl_writes_topology(path: str, rank: int) -> Iterator[None]:
+    """Has NCCL write what it finds of this host's topology to a file, when it makes a communicator
+    in which this process has this rank. Not where somebody has it written elsewhere.
+    """
+    if TOPOLOGY_FILE in os.environ:
+        yield
+        return
+    with variable_set(TOPOLOGY_FILE, path), variable_set(TOPOLOGY_RANK, str(rank)):
+        yield
+
+
+@contextlib.contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """A variable of this process for as long as the context lasts, then what it was before."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def carried(environment: Mapping[str, str]) -> dict[str, str]:

@@ -22,6 +22,11 @@ def pci_path(address: str, devices: Path = DEVICES) -> tuple[str, ...]:
     return ()
 
 
+def has_device(address: str, devices: Path = DEVICES) -> bool:
+    """Whether this machine has a PCI device at an address."""
+    return (devices / address).exists()
+
+
 def common_ancestor(
     path: Sequence[str], other: Sequence[str], nodes: tuple[int | None, int | None]
 ) -> Ancestor | None:

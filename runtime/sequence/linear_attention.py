@@ -88,7 +88,7 @@ def apply_rows(
     for name, module in _found(model, rows.linear_attentions):
         attention: Any = type(module)
         take_class(
-            module, intercepted(attention, _StateSum), name, undo, _ask_ranks=operators.summed
+            module, intercepted(attention, StateSum), name, undo, _ask_ranks=operators.summed
         )
     for name, module in _found(model, rows.convolutions):
         if not isinstance(module, nn.Conv2d) or module.kernel_size != (3, 3):
@@ -133,7 +133,7 @@ class _RowConvolution(nn.Conv2d):
         )
 
 
-class _StateSum(Interceptor):
+class StateSum(Interceptor):
     """While entered, the first matrix product is summed over ranks: values times keys."""
 
     functions = (torch.matmul, torch.Tensor.matmul)

@@ -23,6 +23,8 @@ MESH = ("--cfg", "2", "--ulysses", "2")
 """Two ways to place it: Ulysses, which exchanges much more, inside the hosts or across them."""
 TRANSPOSED = ("dp", "pipefusion", "ring", "ulysses", "cfg")
 """The order of axes in which Ulysses lies across the hosts."""
+ROUNDS = 3
+"""Of runs to compare, in turns."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,10 @@ def test_plan_and_transpose_run_in_the_predicted_order(at_1_gbit: Tuned) -> None
     (other,) = (one for one in found["alternatives"] if one["order"].index("cfg") == 4)
     assert found["best"]["latency_s"] < other["latency_s"]
     transpose(at_1_gbit.plan).save(machines["n1"].path(f"{FOLDER}/transposed.json"))
-    assert ran(machines, "fast")[0] < ran(machines, "transposed")[0]
+    rounds = [[ran(machines, name)[0] for name in ("fast", "transposed")] for _ in range(ROUNDS)]
+    # other work on the machine makes a run slower, never faster
+    fast, transposed = map(min, zip(*rounds, strict=True))
+    assert fast < transposed
 
 
 def test_the_picture_is_that_of_one_device(

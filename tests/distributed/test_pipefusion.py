@@ -367,6 +367,14 @@ def test_graphs_go_with_their_plan(ranks: RankPool, mesh: Mesh) -> None:
         assert (during > 0, after) == (True, 0)
 
 
+def test_weights_that_compiled_code_moves_within_a_call_are_no_change(ranks: RankPool) -> None:
+    # a spec of its own: its kept pipeline hasn't had its weights moved by another test
+    spec = small_sd3(num_layers=5)
+    plan = plan_for(spec, Mesh(pipefusion=2), workload(steps=STEPS), None, stages(2, 3))
+    plan = plan.configured(mode="compile+graph")
+    assert all(during for during, _ in ranks.run(graphs_held, spec, plan, timeout_s=600)[:2])
+
+
 def refusal(ranks: RankPool, task: Any, *args: Any, **kwargs: Any) -> str:
     """What all ranks refuse with one voice; they can go on afterwards."""
     with pytest.raises(InputError) as caught:

@@ -7,8 +7,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ditplan.exporting.export import Target, export
+from ditplan.exporting.export import export
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import cluster_names, find_cluster, find_model
@@ -18,7 +19,7 @@ from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from tests.engines.source_parser import StrictParser, parser_of
 
 ENGINES = Path(__file__).parents[2] / ".engines"
-SOURCES: dict[Target, tuple[str, tuple[str, ...]]] = {
+SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "xdit": ("xfuser/config/args.py", ("add_cli_args",)),
     "sglang": ("sglang/multimodal_gen/runtime/server_args/*.py", ()),
     "vllm-omni": ("vllm_omni/entrypoints/cli/serve.py", ()),
@@ -47,7 +48,7 @@ def plans() -> list[ExecutionPlan]:
     return found
 
 
-def parser_for(to: Target) -> StrictParser:
+def parser_for(to: str) -> StrictParser:
     """The parser of an engine."""
     pattern, functions = SOURCES[to]
     return parser_of(sorted(ENGINES.glob(pattern)), functions)
@@ -60,7 +61,7 @@ def words_of(text: str) -> list[str]:
     return words[next(n for n, word in enumerate(words) if word.startswith("--")) :]
 
 
-def flags_of(to: Target, text: str) -> list[str]:
+def flags_of(to: str, text: str) -> list[str]:
     """Those that are for the engine, not for what starts it."""
     words = words_of(text)
     if to == "xdit":
@@ -75,7 +76,7 @@ def test_the_versions_are_those_that_exports_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("to", SOURCES)
-def test_engines_read_every_exported_plan(to: Target, plans: list[ExecutionPlan]) -> None:
+def test_engines_read_every_exported_plan(to: str, plans: list[ExecutionPlan]) -> None:
     parser, read = parser_for(to), 0
     for plan in plans:
         try:
@@ -86,7 +87,8 @@ def test_engines_read_every_exported_plan(to: Target, plans: list[ExecutionPlan]
         read += 1
         ulysses, ring = (found.get(f"{axis}_degree") for axis in ("ulysses", "ring"))
         # vLLM-Omni's flags have a short name, too, by which the parser knows them
-        degrees = (ulysses or found.get("usp"), ring or found.get("ring"))
+        gather = found.get("kv_gather_degree") or found.get("allgather_degree") or 1
+        degrees = (ulysses or found.get("usp"), int(ring or found["ring"]) * int(gather))
         assert degrees == (plan.mesh.ulysses, plan.mesh.ring)
         if to != "xdit":
             assert found["num_gpus"] == plan.mesh.size
@@ -94,9 +96,29 @@ def test_engines_read_every_exported_plan(to: Target, plans: list[ExecutionPlan]
 
 
 @pytest.mark.parametrize("to", SOURCES)
-def test_a_flag_that_an_engine_does_not_have_is_noticed(to: Target) -> None:
+def test_a_flag_that_an_engine_does_not_have_is_noticed(to: str) -> None:
     with pytest.raises(ValueError, match="unrecognized arguments: --no-such-flag"):
         parser_for(to).parse_args(["--no-such-flag", "1"])
+
+
+@pytest.mark.parametrize(
+    ("to", "file", "owner"),
+    [
+        ("sglang-config", "sglang/multimodal_gen/runtime/server_args/server_args.py", "ServerArgs"),
+        ("vllm-omni-deploy", "vllm_omni/config/stage_config.py", "StageDeployConfig"),
+    ],
+)
+def test_servers_have_the_fields_of_exported_files(to: str, file: str, owner: str) -> None:
+    spec = find_model("wan2.1-14b")
+    mesh = Mesh(cfg=2, ring=2, ulysses=2)
+    plan = bare_plan(PlannedModel.of_spec(spec), spec.defaults, mesh, weights="sharded")
+    read = yaml.safe_load(export(plan, to, "plan.json").text)
+    fields = read["stages"][0] if "stages" in read else read
+    classes = ast.walk(ast.parse((ENGINES / file).read_text()))
+    found = next(one for one in classes if isinstance(one, ast.ClassDef) and one.name == owner)
+    known = {ast.unparse(line.target) for line in found.body if isinstance(line, ast.AnnAssign)}
+    assert fields.keys() <= known
+    assert fields["ulysses_degree"] == fields["ring_degree"] == 2
 
 
 def test_cache_dit_has_the_fields_that_exports_set(plans: list[ExecutionPlan]) -> None:
@@ -115,7 +137,10 @@ def test_cache_dit_has_the_fields_that_exports_set(plans: list[ExecutionPlan]) -
     for plan in plans:
         if plan.mesh.cfg > 1 or plan.mesh.pipefusion > 1 or plan.mesh.size == 1:
             continue
-        text = export(plan, "cache-dit", "plan.json").text
+        try:
+            text = export(plan, "cache-dit", "plan.json").text
+        except InputError:
+            continue
         calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         made = [call for call in calls if ast.unparse(call.func).endswith("ParallelismConfig")]
         assert {word.arg for word in made[0].keywords} <= fields

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ditplan.planner.space.enumerate import legal_meshes, patching_violation, why_illegal
 from ditplan.planner.space.placement import seatings
-from ditplan.profiles.backends import BACKENDS
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Device
 from ditplan.profiles.configuration import Configuration, PipeFusion, Schedule, TaylorSeer
@@ -18,7 +18,7 @@ from tests.unit.planner_factories import a_cluster, a_device, a_link, a_table, s
 
 MODES: tuple[Mode, ...] = ("eager", "compile", "graph", "compile+graph")
 SCHEDULES: tuple[Schedule, ...] = ("linear", "folded")
-NATIVE = BACKENDS["native"]
+NATIVE = find_backend("native")
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,9 @@ class Draws:
     def __init__(self, scene: Scene, seed: int) -> None:
         self._scene, self._random = scene, random.Random(seed)
         plain, ranks = scene.workloads[0], len(scene.cluster.devices)
-        self._meshes, _ = legal_meshes(scene.spec, plain, ranks, NATIVE, approximate=True)
+        self._meshes, _ = legal_meshes(
+            scene.spec, plain, ranks, NATIVE.capabilities, approximate=True
+        )
 
     def family(self) -> tuple[Pair, list[Pair]]:
         """A legal candidate for a workload, and others that differ from it in one thing each."""

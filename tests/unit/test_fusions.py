@@ -174,13 +174,13 @@ def test_packed_parameters_keep_their_values_and_lie_side_by_side() -> None:
     parameters = [nn.Parameter(torch.randn(rows, 6)) for rows in (4, 1, 3)]
     before = torch.cat([parameter.detach().clone() for parameter in parameters])
     assert side_by_side(parameters) is None
-    pack(parameters)
+    assert pack(parameters)
     together = side_by_side(parameters)
     assert together is not None
     assert torch.equal(together, before)
     assert all(parameter.is_contiguous() for parameter in parameters)
     at = parameters[0].data_ptr()
-    pack(parameters)
+    assert not pack(parameters)
     assert parameters[0].data_ptr() == at
 
 

@@ -92,6 +92,17 @@ def test_what_graphs_read_anew_changes_nothing(model: Any, change: str) -> None:
     assert not state.has_changed()
 
 
+def test_weights_that_the_plan_itself_moved_are_no_change(model: Any) -> None:
+    state = ModuleState(model, of_graphs=True)
+    own, other = model.proj_out.weight, model.proj_out.bias
+    own.data = own.data.clone()
+    state.note_moved([own])
+    assert not state.has_changed()
+    other.data = other.data.clone()
+    state.note_moved([own])
+    assert state.has_changed()
+
+
 def test_a_forward_that_a_class_is_given_is_noticed(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

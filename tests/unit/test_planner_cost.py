@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.memory import memory_of, why_too_big
 from ditplan.planner.cost.share import share_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.tables import interpolate_s
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.enumerate import enumerate_space
-from ditplan.profiles.backends import BACKENDS
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import cluster_names, find_cluster
 from ditplan.profiles.cluster import CollectiveTable, Device
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.splits import split_sizes
@@ -321,7 +321,7 @@ def test_every_recorded_cluster_can_be_planned_for(name: str) -> None:
     topology = Topology(cluster)
     model = CostModel(topology, SPEC)
     gpus = len(cluster.devices)
-    space = enumerate_space(SPEC, WORKLOAD, topology, gpus, BACKENDS["native"])
+    space = enumerate_space(SPEC, WORKLOAD, topology, gpus, find_backend("native"))
     for candidate in space.candidates:
         found = model.price(candidate, WORKLOAD)
         assert candidate.mesh.size == 1 or sum(found.link_bytes.values()) > 0

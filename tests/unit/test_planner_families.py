@@ -28,7 +28,9 @@ def step_s(name: str, mesh: Mesh) -> float:
 def why_not(name: str, mesh: Mesh) -> str:
     """Why a mesh can't run a model."""
     spec = find_model(name)
-    found = violation(mesh, spec, spec.defaults, find_backend("native"), approximate=True)
+    found = violation(
+        mesh, spec, spec.defaults, find_backend("native").capabilities, approximate=True
+    )
     return found.sentence if found else ""
 
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.memory import memory_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.topology import Topology
@@ -15,6 +14,7 @@ from ditplan.planner.search.pricing import price_all
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import AttentionKernel, Mode, ModelProfile, TimePoint

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.memory import memory_of
 from ditplan.planner.cost.profile_points import wanted_points
 from ditplan.planner.cost.roofline import block_size
@@ -23,9 +22,10 @@ from ditplan.planner.search.storage import study_name
 from ditplan.planner.space.approximations import STEP_CACHES, ApproximationPolicy
 from ditplan.planner.space.enumerate import enumerate_space, evenly_staged, patching_violation
 from ditplan.planner.task import Task, allowed_for
-from ditplan.profiles.backends import BACKENDS
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model, known_quality
 from ditplan.profiles.configuration import Configuration, PipeFusion
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelSpec, PointRequest
@@ -343,7 +343,7 @@ def test_what_is_left_out_is_searched(
     allowed: ApproximationPolicy, expected: set[tuple[int, int, int]]
 ) -> None:
     topology = Topology(TASK.cluster)
-    space = enumerate_space(SPEC, WORKLOAD, topology, 4, BACKENDS["native"], allowed=allowed)
+    space = enumerate_space(SPEC, WORKLOAD, topology, 4, find_backend("native"), allowed=allowed)
     parts = [(c.mesh.pipefusion, c.pipefusion) for c in space.candidates if c.pipefusion]
     assert {(n, p.patches, p.warmup_steps) for n, p in parts} == expected
     assert len(set(space.candidates)) == len(space.candidates)

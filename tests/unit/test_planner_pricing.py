@@ -52,7 +52,8 @@ def test_one_mesh_that_cannot_run_says_what_would_be_right(
 
 
 def test_a_mode_that_the_backend_lacks_is_refused() -> None:
-    backend = TASK.backend.model_copy(update={"modes": ("eager",)})
+    eager = TASK.backend.capabilities.model_copy(update={"modes": ("eager",)})
+    backend = replace(TASK.backend, capabilities=eager)
     with pytest.raises(
         InputError, match="backend native can't run mode graph on GPUs; there it has eager"
     ):

@@ -9,18 +9,21 @@ from hypothesis import strategies as st
 from ditplan.planner.network.topology import Topology
 from ditplan.planner.space.enumerate import baseline_of, enumerate_space, legal_meshes, why_illegal
 from ditplan.planner.space.placement import placements
-from ditplan.profiles.backends import BACKENDS, Backend
+from ditplan.profiles.backends import find_backend
+from ditplan.profiles.capabilities import Capabilities
 from ditplan.profiles.catalog import find_model
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.mesh import AXES, Mesh, placement_of
 from tests.unit.planner_factories import WORKLOAD, a_cluster, sd3_like
 
-NATIVE = BACKENDS["native"]
-WIDE = Backend(
+NATIVE = find_backend("native")
+WIDE = Capabilities(
     name="wide",
     axes=("cfg", "pipefusion", "ring", "ulysses"),
     modes=("eager",),
     cpu_modes=("eager",),
+    families=None,
+    runs="never",
 )
 
 
@@ -32,19 +35,25 @@ WIDE = Backend(
     text=st.integers(0, 5),
     height=st.sampled_from([16, 32, 64]),
     exactly=st.booleans(),
-    backend=st.sampled_from([NATIVE, WIDE]),
+    capabilities=st.sampled_from([NATIVE.capabilities, WIDE]),
 )
 def test_enumeration_equals_brute_force(
-    gpus: int, heads: int, passes: int, text: int, height: int, exactly: bool, backend: Backend
+    gpus: int,
+    heads: int,
+    passes: int,
+    text: int,
+    height: int,
+    exactly: bool,
+    capabilities: Capabilities,
 ) -> None:
     spec = sd3_like(heads)
     workload = WORKLOAD.model_copy(
         update={"height": height, "width": 32, "passes": passes, "text_tokens": text}
     )
-    legal, dropped = legal_meshes(spec, workload, gpus, backend, exactly=exactly)
+    legal, dropped = legal_meshes(spec, workload, gpus, capabilities, exactly=exactly)
     expected, others = set(), 0
-    for degrees in itertools.product(range(1, gpus + 1), repeat=len(backend.exact_axes)):
-        mesh = Mesh(**dict(zip(backend.exact_axes, degrees, strict=True)))
+    for degrees in itertools.product(range(1, gpus + 1), repeat=len(capabilities.exact_axes)):
+        mesh = Mesh(**dict(zip(capabilities.exact_axes, degrees, strict=True)))
         if mesh.size > gpus or (exactly and mesh.size != gpus):
             continue
         if mesh.dp > 1:
@@ -71,7 +80,9 @@ def test_uneven_heads_and_tokens_are_legal() -> None:
 
 
 def test_pins_keep_their_degree() -> None:
-    legal, _ = legal_meshes(sd3_like(), WORKLOAD, 8, NATIVE, pins={"ulysses": 2, "cfg": 1})
+    legal, _ = legal_meshes(
+        sd3_like(), WORKLOAD, 8, NATIVE.capabilities, pins={"ulysses": 2, "cfg": 1}
+    )
     assert {(mesh.cfg, mesh.ulysses) for mesh in legal} == {(1, 2)}
     assert {mesh.ring for mesh in legal} == {1, 2, 3, 4}
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditplan.planner.constants import constants_of
 from ditplan.planner.cost_model import CostModel
 from ditplan.planner.network.groups import AxisGroups, groups_along
 from ditplan.planner.network.topology import Topology
@@ -158,7 +157,7 @@ def test_bounds_are_never_above_prices() -> None:
             backend=find_backend(backend),
             allowed=ApproximationPolicy(),
         )
-        model = CostModel(Topology(cluster), spec, constants=constants_of(backend))
+        model = CostModel(Topology(cluster), spec, constants=find_backend(backend).costs)
         space = space_of(task, Topology(cluster))
         bounds = model.lower_bounds(spec.defaults)
         for choice in chance.sample(space.choices, min(25, len(space.choices))):

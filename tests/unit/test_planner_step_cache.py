@@ -9,7 +9,7 @@ from ditplan.planner.report import candidate_json
 from ditplan.planner.search.ranking import SearchResult
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task, allowed_for
-from ditplan.profiles.backends import BACKENDS
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_model, known_quality
 from ditplan.profiles.configuration import Configuration, TaylorSeer
 from ditplan.profiles.mesh import Mesh
@@ -30,7 +30,7 @@ def planned(quality: str, backend: str = "native", **pins: int) -> SearchResult:
             TINY.defaults,
             a_cluster(devices=2),
             pins=pins,
-            backend=BACKENDS[backend],
+            backend=find_backend(backend),
             allowed=found,
             known=KNOWN,
         )

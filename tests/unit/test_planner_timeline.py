@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.cost.activities import RingAttention
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.share import share_of
@@ -30,6 +29,7 @@ from ditplan.profiles.backends import find_backend
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
 from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, ranks, sd3_like
@@ -290,7 +290,7 @@ def test_a_long_loop_costs_what_is_shown_and_takes_what_the_price_says(
 ) -> None:
     spec, cluster = find_model(model), find_cluster("8xa100-nvlink")
     workload = spec.defaults.model_copy(update={"steps": 20_000})
-    schedule = schedule_of(spec, find_backend("native"))
+    schedule = schedule_of(spec, find_backend("native").capabilities)
     part = evenly_staged(mesh, spec, 4, warmup, schedule)
     candidate = Configuration(mesh, placement_of(mesh), "compile", pipefusion=part)
     cost_model = CostModel(cluster, spec)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditplan.planner.constants import CostConstants
 from ditplan.planner.network.topology import Topology
 from ditplan.profiles.cluster import ClusterProfile, Operation
+from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.errors import InputError
 from tests.unit.planner_factories import a_cluster, a_table
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ditplan.planner.task import workload_for
 from ditplan.profiles import catalog, family
-from ditplan.profiles.backends import BACKENDS, find_backend
+from ditplan.profiles.backends import backend_names, find_backend
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import AXES
 from tests.unit.factories import a_cluster, a_model_spec
@@ -87,6 +87,7 @@ def test_every_shipped_family_is_found_by_its_class() -> None:
     families = family.load_families()
     assert {"FluxTransformer2DModel", "SD3Transformer2DModel"} <= set(families)
     assert all(family.family_of(name) == known for name, known in families.items())
+    assert sorted(known.name for known in families.values()) == list(family.family_names())
 
 
 def test_an_unknown_transformer_class_is_told_which_there_are() -> None:
@@ -105,9 +106,10 @@ def test_guidance_is_not_asked_of_a_model_that_has_it_as_an_input(guidance: bool
 
 
 def test_backends_name_only_axes_of_the_mesh() -> None:
-    for name, backend in BACKENDS.items():
-        assert find_backend(name).name == name
-        assert set(backend.axes) <= set(AXES)
+    for name in backend_names():
+        backend = find_backend(name)
+        assert backend.name == backend.capabilities.name == name
+        assert set(backend.capabilities.axes) <= set(AXES)
     with pytest.raises(InputError, match=r"unknown backend 'nativ'; there is .*native"):
         find_backend("nativ")
 

@@ -1,0 +1,1 @@
+"""What somebody runs now, in an engine's words, priced against the best."""
