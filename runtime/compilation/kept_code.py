@@ -59,6 +59,7 @@ def key_of(plan: ExecutionPlan, context: RankContext) -> str:
             name: version for name, version in software.items() if name not in {"nccl", "driver"}
         },
         "device": device_name(context),
+        "backend": plan.backend,
         "model": [one.config_hash for one in plan.model.transformers],
         "configuration": plan.configuration.key,
         "workload": plan.workload.model_dump(mode="json", exclude={"steps"}),
