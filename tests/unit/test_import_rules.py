@@ -74,6 +74,7 @@ READS_WHAT_NO_USER_GIVES = {
     "ditplan/reporting/page.py",  # what ships with it; JSON that plotly has just written
     "runtime/admission/board.py",  # memory that ranks share
     "runtime/ranks/folders.py",  # what it has written itself
+    "runtime/compilation/kept_code.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
     "runtime/ranks/agent.py",  # logs of ranks, and what command and agents say to each other
     "runtime/ranks/fleet.py",
