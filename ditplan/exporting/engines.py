@@ -76,6 +76,8 @@ class Engine:
             found.append(f"{one.shares_text}: {self.name} shares tokens out equally")
         if one.step_cache:
             found.append(f"step cache {one.step_cache}: every step is computed")
+        if one.vae_parallel > 1:
+            found.append(f"a VAE over {one.vae_parallel} ranks: {self.name} decodes as it does")
         if one.ring != "pass" and not self.words.gathers(one):
             found.append(f"ring variant {one.ring}: {self.name} passes keys on from rank to rank")
         if one.attention not in ("auto", "cpu"):
