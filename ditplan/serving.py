@@ -11,10 +11,10 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import admitted, limits_of, require_fit, require_possible
-from ditplan.runtime.admission.on_backend import prepare
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.warm_up import Size, warm_up_calls, workloads_of
 from ditplan.runtime.native import transformers_of
+from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import BUILT, forget_graphs
 from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift, keep_live_steps
 from ditplan.runtime.ranks.attach import seated_in_job

@@ -10,6 +10,7 @@ from rich.table import Table
 from ditplan.planner.objectives import Objective
 from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.workload_mix import Mixed
+from ditplan.planner.space.enumerate import why_illegal
 from ditplan.planner.task import Task
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import ModelSpec
@@ -43,7 +44,8 @@ def ranking_table(ranking: SearchResult, rows: int = 12) -> Table:
         cells = table_cells(place, ranked, ranking.workload.batch)
         table.add_row(*(escape(cells[heading]) for heading in headings))
     table.caption_justify = "left"
-    said = [*caption_parts(shown, hidden=len(numbered) - len(shown)), ranking.ended]
+    hidden = len(numbered) - len(shown)
+    said = [*caption_parts(shown, hidden, starred_text(ranking)), ranking.ended]
     if "copies" in headings:
         said.insert(1, "per s: what all copies make")
     table.caption = "; ".join(filter(None, said))
@@ -118,7 +120,15 @@ def digits_after_point(seconds: float) -> int:
     return max(0, 2 - math.floor(math.log10(seconds)))
 
 
-def caption_parts(shown: list[tuple[int, PricedCandidate]], hidden: int) -> list[str]:
+def starred_text(ranking: SearchResult) -> str:
+    """What the baseline is: the engine's own choice where it has one that can run."""
+    own = [one for one in ranking.ranked if one.configuration.mesh == ranking.own_choice]
+    return f"what {ranking.backend.name} takes by itself" if own else "rule of thumb"
+
+
+def caption_parts(
+    shown: list[tuple[int, PricedCandidate]], hidden: int, starred_is: str
+) -> list[str]:
     """What is said below the table."""
     orders = any(ranked.configuration.order != AXES for _, ranked in shown)
     patched = any(ranked.configuration.pipefusion for _, ranked in shown)
@@ -126,7 +136,7 @@ def caption_parts(shown: list[tuple[int, PricedCandidate]], hidden: int) -> list
     parts = ["seconds of denoising, predicted with their 90% interval"]
     corrected = any(ranked.corrected_s is not None for _, ranked in shown)
     parts += ["(was s): before it was corrected by what was measured"] if corrected else []
-    parts += ["* rule of thumb"] if starred else []
+    parts += [f"* {starred_is}"] if starred else []
     parts += ["(a > b): ranks far apart along a, next to each other along b"] if orders else []
     words = "p, w, b: PipeFusion's patches, warm-up steps, blocks a stage; not exact"
     parts += [words] if patched else []
@@ -156,6 +166,7 @@ def tune_json(ranking: SearchResult) -> dict[str, object]:
         "pruned": ranking.pruned,
         "search_s": ranking.search_s,
         "ended": ranking.ended,
+        "own_choice": str(ranking.own_choice) if ranking.own_choice else None,
         "notes": list(notes_on(ranking)),
     }
 
@@ -174,6 +185,7 @@ def candidate_json(ranked: PricedCandidate, backend: str, batch: int = 1) -> dic
         **dict(zip(AXES, mesh.degrees, strict=True)),
         **shares_json(ranked),
         "mode": ranked.configuration.mode,
+        "vae_parallel": ranked.configuration.vae_parallel,
         "backend": backend,
         "order": list(ranked.configuration.order),
         "placement": list(ranked.configuration.placement),
@@ -237,6 +249,11 @@ def notes_on(ranking: SearchResult) -> Iterator[str]:
             "slow devices are listed before fast ones, and plans use the first ranks: list fast "
             f"devices first, and {other.configuration.mesh} takes {_seconds(other.latency_s)} s"
         )
+    own = ranking.own_choice
+    if own and all(one.configuration.mesh != own for one in ranking.ranked):
+        backend, spec = ranking.backend, ranking.spec
+        why = why_illegal(own, spec, ranking.workload, None, backend, approximate=True)
+        yield f"{backend.name} would take {own} by itself" + (f": {why}" if why else "")
     if ranking.backend.capabilities.runs != "in ranks":
         yield f"plans of backend {ranking.backend.name} are priced here and not run"
 

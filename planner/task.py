@@ -17,6 +17,7 @@ from ditplan.profiles.cluster import ClusterProfile, DeviceKind
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.family import ModelFamily, family_of
 from ditplan.profiles.limits import ModelLimits, dtype_fault, warmup_excess, workload_fault
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import Mode, ModelProfile, ModelSpec
 from ditplan.profiles.plan import Fallback
 from ditplan.profiles.quality import MeasuredQuality
@@ -149,9 +150,9 @@ class Task:
 
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
     leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
-    that none may; `known` is what was measured of their quality. `objective` decides between legal
-    plans. `text_lengths` says how often texts of so many tokens come; empty, all up to the
-    workload's come alike often.
+    that none may; `known` is what was measured of their quality. `vae_parallel` ranks decode.
+    `objective` decides between legal plans. `text_lengths` says how often texts of so many tokens
+    come; empty, all up to the workload's come alike often.
     """
 
     spec: ModelSpec
@@ -166,11 +167,18 @@ class Task:
     known: MeasuredQuality | None = None
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     @property
     def device_kind(self) -> DeviceKind:
         """What the cluster's ranks run on."""
         return self.cluster.devices[0].kind
+
+    @property
+    def own_choice(self) -> Mesh | None:
+        """The mesh that the backend's engine takes of the GPUs, where it chooses one by itself."""
+        gpus = self.gpus or len(self.cluster.devices)
+        return self.backend.own_choice(self.spec, self.workload, gpus)
 
     @property
     def searched_modes(self) -> tuple[Mode, ...]:
@@ -209,6 +217,7 @@ class TuneRequest:
     backend: LoadedBackend = field(default_factory=native)
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     def allowed(self, workload: Workload) -> ApproximationPolicy | None:
         """Which approximate plans the user allows at a workload.
@@ -244,4 +253,5 @@ class TuneRequest:
             known=self.known(workload),
             objective=self.objective,
             text_lengths=self.text_lengths,
+            vae_parallel=self.vae_parallel,
         )

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from ditplan.profiles.capabilities import Capabilities
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.cost_constants import CostConstants
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
@@ -83,4 +84,13 @@ class Backend(Protocol):
         Raises:
             InputError: they can't say it, or there are none.
         """
+        ...
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """What a backend has besides whose engine chooses a mesh where none is given."""
+
+    def own_choice(self, model: ModelSpec, workload: Workload, gpus: int) -> Mesh | None:
+        """The mesh that the engine takes of so many GPUs; None where it always has to be told."""
         ...

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from ditplan.profiles.backend import Backend
+from ditplan.profiles.backend import Backend, Choosing
 from ditplan.profiles.capabilities import Capabilities
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.errors import InputError, one_line
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 
@@ -24,8 +25,14 @@ OWN = {
     "dry-run": "ditplan.backends.dry_run:DRY_RUN",
     "xdit": "ditplan.backends.xdit:XDIT",
     "diffusers": "ditplan.backends.diffusers:DIFFUSERS",
+    "sglang": "ditplan.backends.sglang:SGLANG",
+    "vllm-omni": "ditplan.backends.vllm_omni:VLLM_OMNI",
+    "cache-dit": "ditplan.backends.cache_dit:CACHE_DIT",
 }
 """The entry points of pyproject.toml: a checkout that isn't installed has no metadata."""
+
+LAUNCHERS = ("torchrun", "mpirun", "slurm", "kubernetes")
+"""What `export --to` takes beside backends, so that none is called so."""
 
 METHODS = {
     "capabilities": (),
@@ -57,6 +64,11 @@ class LoadedBackend:
     ) -> str | None:
         """As the plug-in's."""
         return self.plugin.why_unsupported(configuration, model, workload)
+
+    def own_choice(self, model: ModelSpec, workload: Workload, gpus: int) -> Mesh | None:
+        """The mesh that its engine takes of so many GPUs; None where it always has to be told."""
+        plugin: object = self.plugin
+        return plugin.own_choice(model, workload, gpus) if isinstance(plugin, Choosing) else None
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,8 @@ class _NoBackendError(Exception):
 
 def _checked(found: object, name: str) -> tuple[Capabilities, CostConstants]:
     """What a plug-in says of itself, if it is a backend of this name."""
+    if name in LAUNCHERS:
+        raise _NoBackendError(f"`export --to {name}` means the launcher; give it another name")
     if isinstance(found, type):
         raise _NoBackendError(f"it names the class {found.__name__}, not an object of it")
     for method, arguments in METHODS.items():

@@ -1,20 +1,46 @@
 """What a backend can run: data, since the planner must know it and imports no runtime."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
-from ditplan.profiles.family import load_families
+from ditplan.profiles.family import family_names
 from ditplan.profiles.mesh import AXES
-from ditplan.profiles.model import Mode, ModelSpec
+from ditplan.profiles.model import Mode
 from ditplan.profiles.record import FrozenModel
 
 Running = Literal["in ranks", "elsewhere", "never"]
 NAME = r"[a-z0-9]+([.-][a-z0-9]+)*"
 """What a backend may be called: it stands in plans and on command lines."""
+
+
+SPLIT_VAES = (
+    "AutoencoderKL",
+    "AutoencoderKLFlux2",
+    "AutoencoderDC",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLWan",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+)
+"""The classes of VAEs that ranks can share, by rows of the picture: their layers are known."""
+
+
+class OfFamily(Protocol):
+    """A model, as a spec or as a plan names it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """The family of its transformer."""
+        ...
 
 
 class Capabilities(FrozenModel):
@@ -27,7 +53,9 @@ class Capabilities(FrozenModel):
 
     `balances` says whether stages may have any number of blocks, and ranks any number of tokens,
     `folds_skips` whether models with long skips have the folded schedule, `shards_weights` whether
-    ranks can share weights out, `caches_steps` whether there are step caches. `loads_parts` says
+    ranks can share weights out, `caches_steps` whether there are step caches, `splits_vae` whether
+    ranks can decode a picture together, `chooses_kernels` whether a plan says which kernel computes
+    attention. `loads_parts` says
     whether `prepare` takes a pipeline of which a rank has loaded what it runs alone.
 
     `runs` says where its plans run: "in ranks" that ditplan starts, or a job's; "elsewhere", by
@@ -46,13 +74,15 @@ class Capabilities(FrozenModel):
     folds_skips: bool = False
     shards_weights: bool = False
     caches_steps: bool = False
+    splits_vae: bool = False
+    chooses_kernels: bool = False
     loads_parts: bool = False
     runs: Running
 
     @model_validator(mode="after")
     def _names_what_there_is(self) -> Self:
-        known = sorted({family.name for family in load_families().values()})
-        families = self.families or tuple(known)
+        known = family_names()
+        families = self.families or known
         for field, names, allowed in (
             ("axes", self.axes, AXES),
             ("approximate_axes", self.approximate_axes, self.axes),
@@ -87,7 +117,7 @@ class Capabilities(FrozenModel):
         axes = ", ".join(self.axes) or "none"
         return f"backend {self.name} can't run {axis}{degree}: it has {axes}; leave {axis} at 1"
 
-    def why_not_split(self, model: ModelSpec, axis: str) -> str | None:
+    def why_not_split(self, model: OfFamily, axis: str) -> str | None:
         """Why an axis can't be split for a model of this family; None if it can."""
         of_axis = {
             "pipefusion": self.staged_families,
@@ -98,7 +128,7 @@ class Capabilities(FrozenModel):
             return None
         return f"{model.name} can't run with {axis} on backend {self.name}; leave it at 1"
 
-    def why_not_model(self, model: ModelSpec) -> str | None:
+    def why_not_model(self, model: OfFamily) -> str | None:
         """Why it doesn't have a model at all; None if it has."""
         if self.families is None or model.family in self.families:
             return None
@@ -108,7 +138,7 @@ class Capabilities(FrozenModel):
             Setting("backend", "native"),
         )
 
-    def why_unsupported(self, configuration: Configuration, model: ModelSpec) -> str | None:
+    def why_unsupported(self, configuration: Configuration, model: OfFamily) -> str | None:
         """Why it can't run a configuration of a model, as far as data says it: one sentence with
         what would be right; None if it can.
         """
@@ -125,6 +155,7 @@ class Capabilities(FrozenModel):
         for is_asked, is_had, what in (
             (configuration.weights == "sharded", self.shards_weights, "weights in pieces"),
             (configuration.step_cache, self.caches_steps, "step caches"),
+            (configuration.vae_parallel > 1, self.splits_vae, "VAE over several ranks"),
             (configuration.token_shares, self.balances, "unequal shares of tokens"),
             (part and part.schedule == "folded", self.folds_skips, "folded schedule"),
         ):

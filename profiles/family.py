@@ -271,6 +271,11 @@ class ModelFamily(FrozenModel):
         )
 
 
+def family_names() -> tuple[str, ...]:
+    """The names of all shipped families, which are those of their files."""
+    return tuple(sorted(path.stem for path in FAMILIES.glob("*.toml")))
+
+
 @functools.cache
 def load_families() -> dict[str, ModelFamily]:
     """All shipped families by transformer class name.

@@ -82,6 +82,12 @@ class PlannedModel(FrozenModel):
         )
 
     @property
+    def family(self) -> str:
+        """The family of its transformers; empty where none describes them."""
+        known = known_family(self.transformers[0].transformer_class)
+        return known.name if known else ""
+
+    @property
     def key(self) -> tuple[str, ...]:
         """What two plans have in common that are for one model."""
         digests = (one.transformer_class + one.config_hash for one in self.transformers)

@@ -14,15 +14,15 @@ import psutil
 import torch
 from PIL import Image
 
-from ditplan.profiles.backends import find_backend
+from ditplan.profiles.backends import find_backend, require_supported
 from ditplan.profiles.family import family_of
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import require_fit
-from ditplan.runtime.admission.on_backend import prepare
 from ditplan.runtime.blocks import block_paths
+from ditplan.runtime.compilation.kept_code import kept_code
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import (
     call_arguments,
@@ -30,6 +30,7 @@ from ditplan.runtime.models.loading import (
     pictures_of,
     prompt_embeddings,
 )
+from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import weight_group_of
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
 
@@ -48,6 +49,7 @@ def measure_plan(
         InputError: the plan doesn't fit model or ranks.
     """
     workload = plan.workload
+    require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
     loaded = _kept_pipeline(context, spec, weights, plan)
     with _in_force(loaded, plan, context) as pipeline:
         if context.rank not in plan.configuration.placement:
@@ -57,7 +59,8 @@ def measure_plan(
         key = (plan.configuration, workload)
         # graphs are gone when their plan isn't in force; compiled code and loaded kernels stay
         if key not in warm or "graph" in plan.configuration.mode:
-            _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
+            with kept_code(plan, context):
+                _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
         unused = _bytes_of_other_blocks(loaded, plan.blocks_of(context.rank))
@@ -73,8 +76,9 @@ def generate(
     seed: int,
     suffix: str,
 ) -> tuple[RankRun, list[bytes]] | None:
-    """Makes the prompt's pictures with the plan. Its first rank decodes them, and gives what files
-    of such a `suffix` hold; the file system that they are for may be another host's.
+    """Makes the prompt's pictures with the plan. Its first rank decodes them, or all do where they
+    share the VAE; the first gives what files of such a `suffix` hold: the file system that they are
+    for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
     embeddings derived from the prompt take their place.
@@ -84,6 +88,7 @@ def generate(
     """
     require_fit(plan, context)
     workload = plan.workload
+    require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
     loaded = _kept_pipeline(context, spec, weights, plan)
     with _in_force(loaded, plan, context) as pipeline:
         if context.rank not in plan.configuration.placement:
@@ -93,9 +98,11 @@ def generate(
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
         first = context.rank == plan.configuration.placement[0]
-        _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
+        with kept_code(plan, context):
+            _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
+        decodes = first or plan.configuration.vae_parallel > 1
         run, images = _timed(
-            context, pipeline, spec, workload, words, "pil" if first else "latent", seed
+            context, pipeline, spec, workload, words, "pil" if decodes else "latent", seed
         )
     return run, encoded(images, suffix, frame_rate(spec)) if first else []
 

@@ -1,12 +1,15 @@
-"""diffusers' context parallelism as a backend: priced, and exported as a script."""
+"""diffusers' context parallelism as a backend: run in ranks, and exported as a script."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from ditplan.backends.elsewhere import require_same_mesh, sequences_of
 from ditplan.exporting.scripts import export_diffusers
 from ditplan.profiles.backend import Exported, Prepared
-from ditplan.profiles.capabilities import Capabilities, require_ranks_to_run_in
+from ditplan.profiles.capabilities import Capabilities
 from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.context_parallel import why_not_split
 from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -16,11 +19,11 @@ CAPABILITIES = Capabilities(
     name="diffusers",
     axes=("ring", "ulysses"),
     modes=("eager", "compile"),
-    cpu_modes=(),
+    cpu_modes=("eager",),
     families=None,
     # those of its transformers that have a `_cp_plan`
     split_families=("flux", "flux2", "qwen-image", "wan"),
-    runs="elsewhere",
+    runs="in ranks",
 )
 _USUAL = CostConstants()
 COSTS = CostConstants(
@@ -34,8 +37,21 @@ that FLUX, 1024px, over Ulysses-2 takes about its measured 3.83 s (two H100, 20 
 as in `native`."""
 
 
+def rules(configuration: Configuration, model: ModelSpec, workload: Workload) -> str | None:
+    """For sizes that don't divide, and for rings."""
+    mesh = configuration.mesh
+    if mesh.ring > 1 and workload.dtype == "float32":
+        return (
+            f"ring{mesh.ring} of diffusers needs attention kernels that give their log-sum-exp: "
+            "those of GPUs, for half precision; leave ring at 1, or use bfloat16"
+        )
+    lengths = sequences_of(model, workload)
+    why = why_not_split(model.heads, lengths, mesh.ring, mesh.ulysses)
+    return why and f"backend diffusers: {why}"
+
+
 class Diffusers:
-    """What a script of diffusers' runs."""
+    """What `enable_parallelism` with a `ContextParallelConfig` runs."""
 
     def capabilities(self) -> Capabilities:
         """Rings and Ulysses."""
@@ -48,20 +64,24 @@ class Diffusers:
     def why_unsupported(
         self, configuration: Configuration, model: ModelSpec, workload: Workload
     ) -> str | None:
-        """Nothing but what data says."""
-        return CAPABILITIES.why_unsupported(configuration, model)
+        """Its own rules for sizes that don't divide, and for rings."""
+        why = CAPABILITIES.why_unsupported(configuration, model)
+        return why or rules(configuration, model, workload)
 
     def prepare(self, pipeline: Any, plan: ExecutionPlan, context: Any) -> Prepared:
-        """Refuses to.
+        """As `ditplan.runtime.context_parallel.context_parallelize`."""
+        from ditplan.runtime.context_parallel import context_parallelize
 
-        Raises:
-            InputError: it runs elsewhere.
-        """
-        require_ranks_to_run_in(CAPABILITIES)
-        raise AssertionError("it runs elsewhere")
+        undo: ExitStack = context_parallelize(pipeline, plan, context, context.watch)
+        return Prepared(pipeline, undo.close)
 
     def emit(self, plan: ExecutionPlan, file: str) -> Exported:
-        """A script that torchrun starts."""
+        """A script that torchrun starts.
+
+        Raises:
+            InputError: it would refuse the plan's mesh.
+        """
+        require_same_mesh(CAPABILITIES, rules, plan, file)
         return export_diffusers(plan, file)
 
 

@@ -1,16 +1,15 @@
 """xDiT as a backend: priced and exported; its own launcher runs it."""
 
-from typing import Any
-
+from ditplan.backends.elsewhere import ElsewhereBackend, why_not_divided
 from ditplan.exporting.engines import export_xdit
-from ditplan.profiles.backend import Exported, Prepared
-from ditplan.profiles.capabilities import Capabilities, require_ranks_to_run_in
+from ditplan.profiles.capabilities import Capabilities
 from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.cost_constants import CostConstants, ModeConstants
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import ModelSpec
-from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
+
+MOST_CFG = 2
 
 CAPABILITIES = Capabilities(
     name="xdit",
@@ -46,35 +45,20 @@ efficiencies to those on H100: devices with shares of their own have them in the
 """
 
 
-class Xdit:
-    """What xDiT's own launcher runs."""
-
-    def capabilities(self) -> Capabilities:
-        """Its parallelisms, and the families of its pipelines with stages."""
-        return CAPABILITIES
-
-    def costs(self) -> CostConstants:
-        """Those that were fitted to published latencies."""
-        return COSTS
-
-    def why_unsupported(
-        self, configuration: Configuration, model: ModelSpec, workload: Workload
-    ) -> str | None:
-        """Nothing but what data says."""
-        return CAPABILITIES.why_unsupported(configuration, model)
-
-    def prepare(self, pipeline: Any, plan: ExecutionPlan, context: Any) -> Prepared:
-        """Refuses to.
-
-        Raises:
-            InputError: it runs elsewhere.
-        """
-        require_ranks_to_run_in(CAPABILITIES)
-        raise AssertionError("it runs elsewhere")
-
-    def emit(self, plan: ExecutionPlan, file: str) -> Exported:
-        """A command for a script that reads xDiT's arguments."""
-        return export_xdit(plan, file)
+def rules(configuration: Configuration, model: ModelSpec, workload: Workload) -> str | None:
+    """Guidance for two ranks, equal heads (`xfuser/model_executor/layers/usp.py`), and stages of
+    all blocks, which it takes as they are given.
+    """
+    if configuration.mesh.cfg > MOST_CFG:
+        return f"xdit shares guidance out to 2 ranks, and cfg is {configuration.mesh.cfg}; use 2"
+    part = configuration.pipefusion
+    if part and sum(part.blocks_per_stage) != model.block_count:
+        blocks = " + ".join(map(str, part.blocks_per_stage))
+        return (
+            f"the stages have {blocks} blocks, and {model.name} has {model.block_count}; divide "
+            "all of them"
+        )
+    return why_not_divided("xdit", configuration, model)
 
 
-XDIT = Xdit()
+XDIT = ElsewhereBackend(CAPABILITIES, COSTS, export_xdit, rules)

@@ -11,7 +11,7 @@ from ditplan.profiles.catalog import cluster_names, model_names
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.evidence import SIGNATURE, evidence_of, signature_of
-from ditplan.profiles.family import load_families
+from ditplan.profiles.family import family_names
 from ditplan.profiles.files import parse_json, path_text, read_text
 from ditplan.profiles.locations import places_of
 from ditplan.profiles.measured_plans import MeasuredPlans
@@ -44,7 +44,7 @@ def names_of(what: Named) -> list[str]:
     if what == "clusters":
         return cluster_names()
     if what == "families":
-        return sorted(family.name for family in load_families().values())
+        return list(family_names())
     return list(backend_names())
 
 

@@ -56,13 +56,6 @@ class Engine:
                 Command("tune", (Setting("model", plan.model.name), Setting("cfg", 2))),
                 "`",
             )
-        if not self.words.has("uneven_heads") and (heads := _uneven_heads(plan)):
-            raise InputError(
-                f"{self.name} needs a ulysses degree that divides the {heads} heads of "
-                f"{plan.model.name}, and the plan is {plan.mesh}; tune with another: `",
-                Command("tune", (Setting("model", plan.model.name), Setting("ulysses", 1))),
-                "`",
-            )
 
     def not_expressed(self, plan: ExecutionPlan) -> tuple[str, ...]:
         """What of a plan the engine doesn't do, a sentence each."""
@@ -83,7 +76,7 @@ class Engine:
             found.append(f"{one.shares_text}: {self.name} shares tokens out equally")
         if one.step_cache:
             found.append(f"step cache {one.step_cache}: every step is computed")
-        if one.ring != "pass":
+        if one.ring != "pass" and not self.words.gathers(one):
             found.append(f"ring variant {one.ring}: {self.name} passes keys on from rank to rank")
         if one.attention not in ("auto", "cpu"):
             found.append(f"attention kernel {one.attention}: {self.name} chooses its own")

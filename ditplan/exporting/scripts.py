@@ -6,7 +6,8 @@ from ditplan.exporting.engine_words import CACHE_DIT_WORDS, DIFFUSERS_WORDS
 from ditplan.exporting.engines import Engine
 from ditplan.exporting.exported import call_of_plan, commented, evidence
 from ditplan.profiles.backend import Exported
-from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.catalog import find_model, model_names
+from ditplan.profiles.context_parallel import is_uneven
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.host import quoted
 from ditplan.profiles.plan import ExecutionPlan
@@ -53,7 +54,7 @@ def export_diffusers(plan: ExecutionPlan, name: str) -> Exported:
     if one.mesh.size > 1:
         parallel = (
             "pipe.transformer.enable_parallelism(\n"
-            f"    config=ContextParallelConfig({_degrees(DIFFUSERS, one)})\n)\n"
+            f"    config=ContextParallelConfig({_degrees(DIFFUSERS, plan)})\n)\n"
         )
     imports = f"from diffusers import ContextParallelConfig, {plan.model.pipeline_class}"
     return _script(DIFFUSERS, plan, name, imports, parallel)
@@ -67,7 +68,7 @@ def export_cache_dit(plan: ExecutionPlan, name: str) -> Exported:
             "cache_dit.enable_cache(\n"
             "    pipe,\n"
             "    cache_config=None,\n"
-            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(CACHE_DIT, one)}),\n)\n"
+            f"    parallelism_config=cache_dit.ParallelismConfig({_degrees(CACHE_DIT, plan)}),\n)\n"
         )
     imports = f"import cache_dit\nfrom diffusers import {plan.model.pipeline_class}"
     return _script(CACHE_DIT, plan, name, imports, parallel)
@@ -94,9 +95,19 @@ def saving(plan: ExecutionPlan) -> tuple[str, str]:
     return "", "result.images[0].save(out)"
 
 
-def _degrees(engine: Engine, one: Configuration) -> str:
-    """Arguments for the axes that are split; a degree of 1 is left to the library."""
-    return ", ".join(f"{word.in_file}={value}" for word, value in engine.words.said(one))
+def _degrees(engine: Engine, plan: ExecutionPlan) -> str:
+    """Arguments for the axes that are split, and for sizes of a known model that don't divide; a
+    degree of 1 is left to the library.
+    """
+    mesh = plan.mesh
+    words = [f"{word.in_file}={value}" for word, value in engine.words.said(plan.configuration)]
+    if plan.model.name in model_names():
+        model, work = find_model(plan.model.name), plan.workload
+        lengths = {"image": model.image_tokens(work), "text": model.text_tokens(work)}
+        if is_uneven(model.heads, lengths, mesh.ring, mesh.ulysses):
+            split = [axis for axis in ("ring", "ulysses") if getattr(mesh, axis) > 1]
+            words += [f"{axis}_anything=True" for axis in split]
+    return ", ".join(words)
 
 
 def _script(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ditplan.exporting.engine_files import why_no_deploy_file
 from ditplan.importing.present import ENGINES, Present, ReadEngine, Surroundings, present_of
 from ditplan.importing.read import read_text_or_file
 from ditplan.importing.request import model_of, workload_of
@@ -18,7 +19,6 @@ from ditplan.planner.search.ranking import PricedCandidate, SearchResult
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.planning import task_on_paper
-from ditplan.profiles.backends import find_backend
 from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.configuration import Weights
 from ditplan.profiles.errors import Command, InputError, Sentence, Setting, one_line
@@ -126,15 +126,15 @@ def import_config(
         )
     said = understand(written, reader.words)
     named = model_of(said, model)
+    _require_read(written, named, engine)
     around = Surroundings(written.ranks or gpus, guides=named.spec.defaults.passes > 1)
     now = present_of(reader, said, around)
     wanted = workload_of(said, named, engine, asked or {})
     batch = wanted.get("batch", named.spec.defaults.batch)
     now = one_replica(now, reader, batch)
     _require_heads(now.mesh, named, reader, said)
-    backend, notes = _backend_for(engine, reader, now.notes)
     others = {axis: 1 for axis in AXES if axis not in reader.engine.axes}
-    asked_for = {"gpus": now.mesh.size, "backend": backend, **others, **wanted}
+    asked_for = {"gpus": now.mesh.size, "backend": engine, **others, **wanted}
     task = task_on_paper(named, cluster(), checked(PlanSettings, asked_for))
     priced, more = _priced(now, task, reader)
     found = search(task)
@@ -144,7 +144,7 @@ def import_config(
             Setting("model", model or named.spec.name),
             *(Setting(name, value) for name, value in wanted.items()),
             Setting("gpus", now.mesh.size),
-            Setting("backend", backend),
+            Setting("backend", engine),
             place,
             Setting("out", "plan.json"),
         ),
@@ -152,7 +152,7 @@ def import_config(
     export = Command("export", (Setting("plan", "plan.json"), Setting("to", engine)))
     own = _rewritten(found, reader, written, said)
     command = Sentence(own) if own else Sentence(tune, " && ", export)
-    return Comparison(reader.name, found.cluster.name, priced, found, command, (*notes, *more))
+    return Comparison(reader.name, found.cluster.name, priced, found, command, (*now.notes, *more))
 
 
 def find_engine(name: str) -> ReadEngine:
@@ -166,6 +166,15 @@ def find_engine(name: str) -> ReadEngine:
             f"unknown engine {one_line(repr(name), 60)}; there is {', '.join(ENGINES)}"
         )
     return ENGINES[name]
+
+
+def _require_read(written: Written, named: NamedModel, engine: str) -> None:
+    """Refuses a file that the engine starts without."""
+    fields = [one for one in written.settings if not one.is_flag and "field " in one.where]
+    if engine != "vllm-omni" or not fields or any(one.name == "pipeline" for one in fields):
+        return
+    if why := why_no_deploy_file(named.spec.pipeline_class):
+        raise InputError(f"{fields[0].where}: {why}; give it as flags")
 
 
 def one_replica(now: Present, reader: ReadEngine, batch: int) -> Present:
@@ -190,17 +199,6 @@ def _require_heads(mesh: Mesh, named: NamedModel, reader: ReadEngine, said: Unde
             f"{named.spec.name}: {reader.name} starts with it and fails in the first step; use "
             f"{fitting[-1]}"
         )
-
-
-def _backend_for(
-    engine: str, reader: ReadEngine, notes: tuple[str, ...]
-) -> tuple[str, tuple[str, ...]]:
-    """By whose prices an engine is judged, and the notes with one where they aren't its own."""
-    try:
-        return find_backend(engine).name, notes
-    except InputError:
-        other = "diffusers" if engine == "cache-dit" else "xdit"
-        return other, (*notes, f"{reader.name} has no prices of its own here: {other}'s are taken")
 
 
 def _priced(

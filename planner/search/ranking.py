@@ -16,6 +16,7 @@ from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import InputError, Sentence, Setting
 from ditplan.profiles.fingerprint import Fingerprint
 from ditplan.profiles.locations import locations_of
+from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import (
     ExecutionPlan,
@@ -132,7 +133,8 @@ class SearchResult:
 
     `legal` counts candidates that could run, `pruned` those dropped by reason. `ended` says why
     fewer were measured than asked for. `better_order` is the best plan on paper with fast devices
-    listed first, where that is faster. `fingerprint` is what the best plan's ranks found where they
+    listed first, where that is faster. `own_choice` is the mesh that the backend's engine takes by
+    itself, where it does. `fingerprint` is what the best plan's ranks found where they
     ran, `resumed` the plan that it goes on from.
     """
 
@@ -148,6 +150,7 @@ class SearchResult:
     text_lengths: Mapping[int, float] = field(default_factory=dict)
     ended: str = ""
     better_order: PricedCandidate | None = None
+    own_choice: Mesh | None = None
     fingerprint: Fingerprint | None = None
     resumed: ExecutionPlan | None = None
 

@@ -71,6 +71,7 @@ def search(
         resumed=trials.resume if trials else None,
         ended=ended,
         better_order=better_order(task, topology, ranked[0]),
+        own_choice=task.own_choice,
     )
 
 

@@ -244,11 +244,16 @@ def _evenly_staged(
 
 
 def baseline_of(
-    candidates: Sequence[Configuration], spec: ModelSpec, workload: Workload, topology: Topology
+    candidates: Sequence[Configuration],
+    spec: ModelSpec,
+    workload: Workload,
+    topology: Topology,
+    own: Mesh | None = None,
 ) -> Configuration:
-    """What users choose by hand, among the candidates: the baseline that a search must beat.
+    """What is run without a search, among the candidates: the baseline that it must beat.
 
-    As xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
+    The engine's `own` choice where it has one that is a candidate; else what users choose by hand,
+    as xDiT's and SGLang's guides advise: all GPUs, cfg 2 first when there is guidance, then ulysses
     as far as heads divide and the host reaches, ring over the rest, ranks in the usual order.
     Of candidates that differ in nothing of this the first counts.
     """
@@ -260,6 +265,7 @@ def baseline_of(
             mesh.ulysses if spec.heads % mesh.ulysses == 0 and mesh.ulysses <= host else 0
         )
         return (
+            mesh == own,
             mesh.size,
             mesh.cfg == min(2, workload.passes),
             mesh.pipefusion == 1,

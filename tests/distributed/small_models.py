@@ -6,54 +6,20 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.models.inspection import inspect_configs
+from ditplan.testing.small_models import PARTS, SCHEDULER, UNEVEN, VAE, transformers
 
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "shift_factor": 0.0,
-}
-SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+__all__ = ["SCHEDULER", "VAE", "plan_for", "small_flux", "small_sd3", "workload"]
+SD3, FLUX = (transformers(*UNEVEN)[name] for name in ("sd3", "flux"))
 
 
 def small_sd3(**changes: object) -> ModelSpec:
     """Three blocks of five heads, so that nothing divides by 2, 3 or 4."""
-    config = {
-        "_class_name": "SD3Transformer2DModel",
-        "sample_size": 32,
-        "patch_size": 2,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 3,
-        "attention_head_dim": 16,
-        "num_attention_heads": 5,
-        "joint_attention_dim": 24,
-        "caption_projection_dim": 80,
-        "pooled_projection_dim": 12,
-        "pos_embed_max_size": 32,
-    }
-    return inspect_configs("small-sd3", config | changes, VAE, SCHEDULER, 0)
+    return inspect_configs("small-sd3", SD3 | changes, VAE, SCHEDULER, 0)
 
 
 def small_flux(**changes: object) -> ModelSpec:
     """Two double and two single blocks of five heads, with guidance as an input."""
-    config = {
-        "_class_name": "FluxTransformer2DModel",
-        "in_channels": 16,
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "attention_head_dim": 16,
-        "num_attention_heads": 5,
-        "joint_attention_dim": 24,
-        "pooled_projection_dim": 12,
-        "guidance_embeds": True,
-        "axes_dims_rope": [4, 6, 6],
-    }
-    scheduler = SCHEDULER | {"use_dynamic_shifting": True}
-    return inspect_configs("small-flux", config | changes, VAE, scheduler, 0)
+    return inspect_configs("small-flux", FLUX | changes, *PARTS["flux"], 0)
 
 
 def workload(**changes: object) -> Workload:

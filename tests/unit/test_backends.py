@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ditplan.backends import Capabilities
 from ditplan.cli import app
-from ditplan.exporting.export import export
+from ditplan.exporting.export import LAUNCHERS, export
 from ditplan.planner.search.pricing import price_one
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import (
@@ -25,6 +25,7 @@ from ditplan.profiles.backends import (
     find_backend,
     installed,
 )
+from ditplan.profiles.backends import LAUNCHERS as RESERVED
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.configuration import Configuration, PipeFusion, TaylorSeer
 from ditplan.profiles.errors import InputError
@@ -168,6 +169,12 @@ def test_a_broken_plug_in_is_named_in_a_line_and_the_others_work(plug_in: Any, f
     assert [one.why for one in found if isinstance(one, BrokenBackend)] == [message]
     assert f"broken: {message}" in shown("list", "backends")
     assert find_backend("native").name == "native"
+
+
+def test_a_backend_is_not_called_as_a_launcher(plug_in: Any) -> None:
+    plug_in("third-party", GOOD.format(name="slurm"), "slurm")
+    assert "`export --to slurm` means the launcher" in refused("slurm")
+    assert tuple(LAUNCHERS) == RESERVED
 
 
 def test_a_name_that_two_claim_is_nobodys_and_ours_stay_ours(plug_in: Any) -> None:

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ditplan.planner.network.topology import Topology
+from ditplan.planner.report import notes_on, ranking_table
 from ditplan.planner.search.pricing import price_all, price_one
+from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.backends import backend_names, find_backend
 from ditplan.profiles.capabilities import require_ranks_to_run_in
@@ -70,3 +72,29 @@ def test_a_dry_run_costs_what_native_does_and_runs_nothing() -> None:
     require_ranks_to_run_in(NATIVE.capabilities)
     with pytest.raises(InputError, match="are priced here and not run"):
         require_ranks_to_run_in(DRY_RUN.capabilities)
+
+
+@pytest.mark.parametrize(
+    ("backend", "model", "gpus", "mesh", "star"),
+    [
+        ("sglang", "qwen-image", 8, Mesh(cfg=2, ulysses=4), "what sglang takes by itself"),
+        ("sglang", "qwen-image", 4, Mesh(cfg=2, ring=2), "what sglang takes by itself"),
+        ("sglang", "flux-dev", 8, Mesh(ulysses=8), "what sglang takes by itself"),
+        ("vllm-omni", "flux-dev", 8, Mesh(), "what vllm-omni takes by itself"),
+        # which doesn't divide its 30 heads
+        ("sglang", "z-image", 8, Mesh(cfg=2, ulysses=4), "rule of thumb"),
+        ("xdit", "qwen-image", 8, None, "rule of thumb"),
+    ],
+)
+def test_the_baseline_is_what_the_engine_takes_by_itself(
+    backend: str, model: str, gpus: int, mesh: Mesh | None, star: str
+) -> None:
+    spec, cluster = find_model(model), find_cluster("8xh100-nvlink")
+    found = search(Task(spec, spec.defaults, cluster, gpus=gpus, backend=find_backend(backend)))
+    assert found.own_choice == mesh
+    (baseline,) = (one for one in found.ranked if one.is_baseline)
+    is_own = "by itself" in star
+    assert (baseline.configuration.mesh == mesh) == is_own
+    assert f"* {star}" in str(ranking_table(found, rows=99).caption)
+    said = [note for note in notes_on(found) if "by itself" in note]
+    assert bool(said) == (mesh is not None and not is_own)

@@ -87,6 +87,7 @@ def test_every_shipped_family_is_found_by_its_class() -> None:
     families = family.load_families()
     assert {"FluxTransformer2DModel", "SD3Transformer2DModel"} <= set(families)
     assert all(family.family_of(name) == known for name, known in families.items())
+    assert sorted(known.name for known in families.values()) == list(family.family_names())
 
 
 def test_an_unknown_transformer_class_is_told_which_there_are() -> None:

@@ -1,0 +1,1 @@
+"""What ships for those who extend ditplan: tests of what they wrote."""

@@ -1,0 +1,1 @@
+"""A backend for ditplan: the two passes of guidance on two ranks."""
