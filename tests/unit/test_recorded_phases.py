@@ -1,6 +1,7 @@
 """`run --trace` records what ranks did: pieces that touch, in the format of `simulate --trace`."""
 
 import json
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,8 @@ from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.rank_run import Phase
 from ditplan.profiles.trace_events import recorded_trace
 from ditplan.reporting.timeline_figures import rows_of
-from ditplan.runtime.generation import _call
+from ditplan.runtime.generation import _call, generate
+from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.models.loading import load_pipeline, prompt_embeddings
 from ditplan.runtime.profiling.phases import (
     SHOWN_STEPS,
@@ -113,3 +115,22 @@ def test_what_can_not_be_told_is_refused() -> None:
     require_recordable(whole, CPU)
     with pytest.raises(InputError, match="ranks on CPUs only"):
         require_recordable(whole, torch.device("cuda"))
+
+
+def test_a_plan_that_makes_a_picture_is_recorded_in_another_run() -> None:
+    spec = find_model("sd3-tiny")
+    workload = spec.defaults.model_copy(update={"steps": 3, "dtype": "float32"})
+    plan = bare_plan(PlannedModel.of_spec(spec), workload, Mesh())
+    plan = plan.model_copy(update={"on_mismatch": "warn"})
+    context = RankContext(0, 1, CPU, GroupCache(0, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = generate(context, spec, None, plan, "a red circle", 0, ".png", records=True)
+    assert made is not None
+    run, files = made
+    assert len(files) == 1
+    text = recorded_trace(plan.configuration, run.phases, run.latency_s, "a test")
+    (slices,) = rows_of(text, "t.json", 3).rows.values()
+    assert {"compute", "attention", "scheduler"} <= {one.category for one in slices}
+    ends = [one.start_s + one.seconds for one in slices]
+    assert max(ends) >= sum(one.seconds for one in slices) - 1e-6
