@@ -101,6 +101,12 @@ FAULTS = {
         'vars(model).get("forward")',
         "equal_one_device",
     ),
+    "nothing is split": (
+        "runtime.py",
+        "if plan.mesh.size == 1:",
+        "if plan.mesh.size > 0:",
+        "equal_one_device",
+    ),
     "anything is accepted": (
         "backend.py",
         "if why := CAPABILITIES.why_unsupported(configuration, model):",
