@@ -38,8 +38,11 @@ check: $(INSTALLED)
 
 # The engines' own parsers take what `export` writes; their wheels without what those need, in a folder of their own.
 ENGINES := cache-dit==1.5.3 sglang==0.5.23 vllm-omni==0.30.0 xfuser==0.7.0
+# Kubernetes' own schemas, for another process.
+KUBERNETES := kubernetes-validate==1.37.0
 engines-test: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .engines $(ENGINES)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade --target .engines/kubernetes $(KUBERNETES)
 	$(PYTEST) -m engines tests/engines
 
 lint: $(INSTALLED)

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 
 from ditplan.profiles.model import ModelSpec
@@ -94,42 +93,3 @@ def say(text: str) -> None:
     """Reports progress."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-@dataclass(frozen=True)
-class Served:
-    """A warm-up, and requests after it: what was made, how far from one device, memory."""
-
-    warm_up_s: float
-    warm: Counters
-    after: Counters
-    seconds: list[float]
-    off: list[float]
-    memory_bytes: list[int]
-
-
-def serve(
-    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, works: list[Workload]
-) -> Served | None:
-    """Makes requests one after the other under a plan that was warmed up; None on ranks that it
-    doesn't use.
-    """
-    pipeline = load_pipeline(spec, None, context.device, plan.workload.dtype)
-    alone = [latents_of_call(pipeline, spec, work) for work in works]
-    sizes = list(dict.fromkeys((work.height, work.width) for work in works))
-    with parallelize(pipeline, plan, context):
-        if context.rank not in plan.configuration.placement:
-            return None
-        begin = time.monotonic()
-        warm = warm_up(pipeline, plan, sizes)
-        warm_up_s, before = time.monotonic() - begin, counters(pipeline)
-        seconds, off, memory = [], [], []
-        for number, (work, right) in enumerate(zip(works, alone, strict=True)):
-            begin = time.monotonic()
-            found = latents_of_call(pipeline, spec, work)
-            seconds.append(time.monotonic() - begin)
-            off.append(float((found - right).abs().max()))
-            memory.append(psutil.Process().memory_info().rss)
-            if context.rank == 0 and not (number + 1) % 50:
-                say(f"{number + 1} requests")
-        return Served(warm_up_s, warm, counters(pipeline) - before, seconds, off, memory)

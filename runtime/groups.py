@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -259,7 +260,8 @@ class RankContext:
 
     `kept` holds what tasks leave for later tasks in the same process, such as a loaded pipeline.
     With `keeps_graphs` a plan's graphs stay while others are in force. `watch` is made around each
-    call of a pipeline under a plan, and given what tells kinds of calls apart.
+    call of a pipeline under a plan, and given what tells kinds of calls apart. `topology_file` is
+    what NCCL wrote of this host when it joined the ranks.
     """
 
     rank: int
@@ -269,6 +271,7 @@ class RankContext:
     kept: dict[str, Any] = field(default_factory=dict)
     keeps_graphs: bool = False
     watch: Callable[[Hashable], AbstractContextManager[Any]] | None = None
+    topology_file: Path | None = None
 
 
 Work = Callable[[], object]

@@ -28,12 +28,14 @@ from ditplan.runtime.in_force import held_by_graphs
 from ditplan.runtime.models.inspection import config_digest, plain_config, usual_config
 from ditplan.runtime.pipefusion.patched_call import REMEDY, apply_patches
 from ditplan.runtime.pipefusion.stage_predictor import StagePredictor, require_stages
+from ditplan.runtime.pipefusion.visit_runner import Graphed
 from ditplan.runtime.prepared import BUILT, Prepared, built_of, prepared_for, sizes_of_texts
 from ditplan.runtime.sequence.hooks import answer_attentions, apply_sequence_parallel
 from ditplan.runtime.sequence.linear_attention import apply_rows
 from ditplan.runtime.sequence.text_rounding import round_texts
 from ditplan.runtime.step_cache import apply_step_cache
 from ditplan.runtime.takeover import inner_forward, replace_forward
+from ditplan.runtime.vae.split_vae import VaeGroups, apply_vae, require_splittable
 from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
@@ -45,16 +47,18 @@ def parallelize(
     Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take
     part in making the groups and are left alone. A plan that was in force before on the same
     transformer finds its compiled code again. Graphs are captured anew, as they hold memory; where
-    the context `keeps_graphs` those of plans without PipeFusion are found again too, until
-    `forget_graphs`. A plan of one rank that changes nothing is checked, and the pipeline left as it
-    is. Each call is made within what `watch` gives for its kind.
+    the context `keeps_graphs` they are found again too, until `forget_graphs`, with the keys and
+    values that those of PipeFusion's stages read. A plan of one rank that changes nothing is
+    checked, and the pipeline left as it is. Each call is made within what `watch` gives for its
+    kind.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or this backend.
     """
     models = transformers_of(pipeline)
 
-    check = partial(_require_possible, models, plan, context)
+    vae = getattr(pipeline, "vae", None)
+    check = partial(_require_possible, models, vae, plan, context)
     if plan.changes_nothing:
         check()
         return ExitStack()
@@ -65,6 +69,9 @@ def parallelize(
             _refuse_what_cannot_be(pipeline, plan, calls)
         for model in models.values():
             _parallelize(pipeline, model, plan, context, calls, undo, closing)
+        vae_groups = groups_for_vae(plan, context)
+        if vae is not None and vae_groups is not None:
+            apply_vae(vae, vae_groups, undo)
         if watch is not None:
             calls.watches.append(watch)
 
@@ -76,9 +83,9 @@ def parallelize(
 
 
 def _require_possible(
-    models: dict[str, nn.Module], plan: ExecutionPlan, context: RankContext
+    models: dict[str, nn.Module], vae: Any, plan: ExecutionPlan, context: RankContext
 ) -> None:
-    """Refuses transformers that can't have the plan.
+    """Refuses transformers, and a VAE, that can't have the plan.
 
     Raises:
         InputError: says why.
@@ -93,6 +100,16 @@ def _require_possible(
         )
     for model in models.values():
         require_neighbours(model, plan, _checked_family(model, plan, context))
+    if plan.configuration.vae_parallel > 1 and vae is not None:
+        require_splittable(type(vae).__name__)
+
+
+def groups_for_vae(plan: ExecutionPlan, context: RankContext) -> VaeGroups | None:
+    """The ranks that decode together, and those that want the picture; None where each decodes by
+    itself. Every rank of the world asks.
+    """
+    degree = plan.configuration.vae_parallel
+    return VaeGroups.of(context, plan.configuration.vae_ranks, degree) if degree > 1 else None
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -142,7 +159,8 @@ def _parallelize(
     elif prepared.batch_group:
         apply_cfg(model, prepared.family, prepared.batch_group, undo)
     if "graph" in mode and not prepared.route:
-        _apply_graphs(model, prepared, may_fall_back, context, calls, undo)
+        graphed = _graphed(model, prepared, may_fall_back, context, calls, undo)
+        replace_forward(model, graphed(inner_forward(model)), undo)
     round_texts(model, family, sizes_of_texts(family, plan), undo)
     if plan.configuration.step_cache:
         apply_step_cache(pipeline, model, plan.configuration.step_cache, calls.around, undo)
@@ -169,28 +187,35 @@ def _refuse_what_cannot_be(pipeline: Any, plan: ExecutionPlan, guard: CallGuard)
             )
 
     guard.checks[:] = [refuse_perturbed_attention]
+    guard.decodes_together = plan.configuration.vae_parallel > 1
 
 
-def _apply_graphs(
+def _graphed(
     model: nn.Module,
     prepared: Prepared,
     may_fall_back: bool,
     context: RankContext,
     calls: Calls,
     undo: ExitStack,
-) -> None:
-    inner, built = inner_forward(model), built_of(model, context)
-    if context.keeps_graphs and prepared.graphs:
-        graphed = prepared.graphs[0]
-    else:
-        graphed = GraphedForward(inner, context.device, may_fall_back, built=built)
-    if context.keeps_graphs:
-        prepared.graphs[:] = [graphed]
-        graphed.resume(inner, partial(held_by_graphs, model))
-    else:
-        undo.callback(graphed.clear)
-    replace_forward(model, graphed, undo)
-    calls.graphs.append(graphed.clear)
+    most: int = MOST_GRAPHS,
+) -> Graphed:
+    """What has a forward captured, once: by the graphs that were kept, or by new ones."""
+
+    def graphed(forward: Callable[..., Any]) -> GraphedForward:
+        if context.keeps_graphs and prepared.graphs:
+            made = prepared.graphs[0]
+        else:
+            built = built_of(model, context)
+            made = GraphedForward(forward, context.device, may_fall_back, most, built)
+        if context.keeps_graphs:
+            prepared.graphs[:] = [made]
+            made.resume(forward, partial(held_by_graphs, model))
+        else:
+            undo.callback(made.clear)
+        calls.graphs.append(made.clear)
+        return made
+
+    return graphed
 
 
 def _apply_sequence(model: nn.Module, prepared: Prepared, undo: ExitStack) -> None:
@@ -239,27 +264,29 @@ def _apply_pipefusion(
         prepared.route and prepared.layout and prepared.cache and plan.configuration.pipefusion
     ):
         return
-    predictor = StagePredictor(
-        pipeline.transformer,
-        prepared.family,
-        prepared.route,
-        prepared.batch_group,
-        prepared.layout,
-        prepared.cache,
-        plan.configuration.pipefusion,
-    )
-    # the whole sequence and each patch, for the two calls a step that some pipelines make
-    visits = len(plan.configuration.pipefusion.visits(prepared.route.stage))
-    most = 2 * visits * (plan.configuration.pipefusion.patches + 1)
-
-    built = built_of(pipeline.transformer, context)
-
-    def graphed(forward: Callable[..., Any]) -> GraphedForward:
-        made = GraphedForward(forward, context.device, plan.fallback == "eager", most, built)
-        calls.graphs.append(made.clear)
-        return made
-
-    predictor.apply(undo, graphed if "graph" in plan.configuration.mode else None)
+    model, part = pipeline.transformer, plan.configuration.pipefusion
+    if context.keeps_graphs and prepared.predictors:
+        predictor = prepared.predictors[0]
+    else:
+        predictor = StagePredictor(
+            model,
+            prepared.family,
+            prepared.route,
+            prepared.batch_group,
+            prepared.layout,
+            prepared.cache,
+            part,
+        )
+    if context.keeps_graphs:
+        prepared.predictors[:] = [predictor]
+    graphed = None
+    if "graph" in plan.configuration.mode:
+        # the whole sequence and each patch, for the two calls a step that some pipelines make
+        most = 2 * len(part.visits(prepared.route.stage)) * (part.patches + 1)
+        may_fall_back = plan.fallback == "eager"
+        graphed = _graphed(model, prepared, may_fall_back, context, calls, undo, most)
+    # keys and values take memory: only where graphs read them
+    predictor.apply(undo, graphed, stays=context.keeps_graphs and graphed is not None)
     if isinstance(calls, CallGuard):
         apply_patches(pipeline, predictor, calls.admit, undo)
 

@@ -1,5 +1,6 @@
 """What a process keeps of a plan for a transformer while other plans are in force."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,6 +11,7 @@ from ditplan.profiles.family import ModelFamily
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.splits import head_shares
+from ditplan.profiles.workload import Workload
 from ditplan.runtime.collectives import all_gather_uneven
 from ditplan.runtime.compilation.blocks import CompiledBlocks
 from ditplan.runtime.compilation.built import Built
@@ -17,6 +19,7 @@ from ditplan.runtime.compilation.cuda_graphs import GraphedForward
 from ditplan.runtime.compilation.operators import AttentionOperator
 from ditplan.runtime.groups import AxisGroup, RankContext
 from ditplan.runtime.pipefusion.route import StageRoute, make_route
+from ditplan.runtime.pipefusion.stage_predictor import StagePredictor
 from ditplan.runtime.sequence.adapter_attention import AdapterAttention
 from ditplan.runtime.sequence.kernels import attend
 from ditplan.runtime.sequence.layout import Layout, Patches, SequenceGroups
@@ -38,7 +41,8 @@ class Prepared:
 
     `batch_group` are the ranks that share a call's samples, `cfg_group` those that share a step's
     calls, `weight_group` those that share out the weights of their blocks. `graphs` is the forward
-    that was captured, where it is kept. `answers` are those to
+    that was captured, where it is kept, and `predictors` the one that has the keys and values which
+    it reads. `answers` are those to
     the family's self-attentions, None where they are left to the model, `adapters` those to its
     adapters.
     """
@@ -56,6 +60,17 @@ class Prepared:
     route: StageRoute | None
     cache: StaleKVCache | None
     graphs: list[GraphedForward]
+    predictors: list[StagePredictor]
+
+    def forget_graphs(self) -> None:
+        """Gives back what kept graphs hold."""
+        for graphed in self.graphs:
+            graphed.clear()
+        for predictor in self.predictors:
+            predictor.forget()
+        self.graphs.clear()
+        self.predictors.clear()
+        self.ring_buffers.clear()
 
 
 def sizes_of_texts(family: ModelFamily, plan: ExecutionPlan) -> tuple[int, ...]:
@@ -75,10 +90,7 @@ def forget_graphs(model: nn.Module, context: RankContext) -> None:
     """Gives back what kept graphs of a transformer hold, those of all plans."""
     _, of_model = context.kept.get("prepared plans", {}).get(model, (None, {}))
     for prepared in of_model.values():
-        for graphed in prepared.graphs:
-            graphed.clear()
-        prepared.graphs.clear()
-        prepared.ring_buffers.clear()
+        prepared.forget_graphs()
 
 
 def weight_group_of(plan: ExecutionPlan, context: RankContext) -> AxisGroup | None:
@@ -103,14 +115,28 @@ def prepared_for(
     renewals, of_model = kept.get(model, (None, {}))
     if renewals != context.groups.renewals:
         # what others were made of has been broken off by a call that failed
+        for broken in of_model.values():
+            broken.forget_graphs()
         of_model = {}
         kept[model] = context.groups.renewals, of_model
     # a step cache is outside of all that is prepared
-    key = replace(plan.configuration, step_cache=None), plan.text_sizes
+    key = (
+        replace(plan.configuration, step_cache=None),
+        plan.text_sizes,
+        _size_of_graphs(plan, context),
+    )
     if key not in of_model:
         of_model[key] = _prepare(family, plan, context, built_of(model, context))
     found: Prepared = of_model[key]
     return found
+
+
+def _size_of_graphs(plan: ExecutionPlan, context: RankContext) -> Workload | None:
+    """For which size graphs are kept that read keys and values of a fixed length; None where none
+    are.
+    """
+    part, mode = plan.configuration.pipefusion, plan.configuration.mode
+    return plan.workload if part and "graph" in mode and context.keeps_graphs else None
 
 
 def _prepare(
@@ -133,6 +159,7 @@ def _prepare(
         patches = Patches("image", has_filler=family.needs_text)
         cache = StaleKVCache(plan.configuration.pipefusion.patches)
     layout, ring_buffers = None, RingBuffers()
+    scope = hashlib.sha256(plan.configuration.key.encode()).hexdigest()[:12]
     answers: tuple[AttentionOperator, ...] | None = None
     if sequence or route or sizes_of_texts(family, plan):
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
@@ -163,7 +190,8 @@ def _prepare(
                     number,
                     transfer,
                     gather_masked=gather_masked,
-                )
+                ),
+                scope,
             )
             for number, declared in enumerate(family.self_attentions)
         )
@@ -172,17 +200,20 @@ def _prepare(
         local = AttentionOperator(
             lambda query, key, value, scale: attend(query, key, value, scale, kernel),
             interleaved=False,
+            scope=scope,
         )
         answers = (local,) * len(family.self_attentions)
     adapters = {
         name: AttentionOperator(
-            AdapterAttention(segments, layout, plan.configuration.attention), interleaved=False
+            AdapterAttention(segments, layout, plan.configuration.attention),
+            interleaved=False,
+            scope=scope,
         )
         for name, segments in family.adapters.items()
     }
     weight_group = weight_group_of(plan, context)
     blocks = CompiledBlocks(answers or (), movable=weight_group is None, built=built)
-    rows = RowOperators(sequence) if sequence and family.rows else None
+    rows = RowOperators(sequence, scope) if sequence and family.rows else None
     return Prepared(
         family,
         batch_group,
@@ -197,13 +228,14 @@ def _prepare(
         route,
         cache,
         graphs=[],
+        predictors=[],
     )
 
 
-def _distributed(attention: SequenceAttention) -> AttentionOperator:
+def _distributed(attention: SequenceAttention, scope: str) -> AttentionOperator:
     exchanges = attention.exchange is not None
     halves = attention if exchanges else None
-    return AttentionOperator(attention, interleaved=exchanges, halves=halves)
+    return AttentionOperator(attention, interleaved=exchanges, halves=halves, scope=scope)
 
 
 def _exchange(

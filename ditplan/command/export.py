@@ -8,7 +8,7 @@ import typer
 
 from ditplan.command.options import Json
 from ditplan.command.terminal import Terminal
-from ditplan.exporting.export import LAUNCHERS, export
+from ditplan.exporting.export import FILES, LAUNCHERS, export
 from ditplan.profiles.files import path_text
 from ditplan.profiles.plan import ExecutionPlan
 
@@ -18,8 +18,8 @@ def export_command(
     to: Annotated[
         str,
         typer.Option(
-            help=f"Whose words to say it in: {', '.join(LAUNCHERS)}, or an engine's or backend's "
-            "(`ditplan list backends`).",
+            help=f"Whose words to say it in: {', '.join((*LAUNCHERS, *FILES))}, or an "
+            "engine's or backend's (`ditplan list backends`).",
         ),
     ],
     as_json: Json = False,

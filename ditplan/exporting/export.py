@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from ditplan.exporting.kubernetes import export_kubernetes
+from ditplan.exporting.engine_files import export_sglang_config, export_vllm_deploy
+from ditplan.exporting.kubernetes import export_jobset, export_kubernetes
 from ditplan.exporting.launchers import export_mpirun, export_slurm, export_torchrun
 from ditplan.profiles.backend import Exported
 from ditplan.profiles.backends import backend_names, find_backend
@@ -14,12 +15,18 @@ LAUNCHERS: dict[str, Callable[[ExecutionPlan, str], Exported]] = {
     "mpirun": export_mpirun,
     "slurm": export_slurm,
     "kubernetes": export_kubernetes,
+    "jobset": export_jobset,
 }
+FILES: dict[str, tuple[str, Callable[[ExecutionPlan, str], Exported]]] = {
+    "sglang-config": ("sglang", export_sglang_config),
+    "vllm-omni-deploy": ("vllm-omni", export_vllm_deploy),
+}
+"""Configuration files, each with the backend that can say the same by flags."""
 
 
 def targets() -> tuple[str, ...]:
-    """All that a plan can be exported to: launchers, and the installed backends."""
-    return tuple(dict.fromkeys((*LAUNCHERS, *backend_names())))
+    """All that a plan can be exported to: launchers, the installed backends and their files."""
+    return tuple(dict.fromkeys((*LAUNCHERS, *backend_names(), *FILES)))
 
 
 def export(plan: ExecutionPlan, to: str, name: str) -> Exported:
@@ -30,6 +37,11 @@ def export(plan: ExecutionPlan, to: str, name: str) -> Exported:
     """
     if own := LAUNCHERS.get(to):
         return own(plan, name)
+    if to in FILES:
+        backend, file = FILES[to]
+        # what it can't do by flags it can't do by a file
+        find_backend(backend).plugin.emit(plan, name)
+        return file(plan, name)
     if to not in backend_names():
         given = Setting("to", one_line(to, 60))
         raise InputError(given, f": there are {', '.join(targets())}")

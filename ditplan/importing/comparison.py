@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ditplan.exporting.engine_files import why_no_deploy_file
 from ditplan.importing.present import ENGINES, Present, ReadEngine, Surroundings, present_of
 from ditplan.importing.read import read_text_or_file
 from ditplan.importing.request import model_of, workload_of
@@ -125,6 +126,7 @@ def import_config(
         )
     said = understand(written, reader.words)
     named = model_of(said, model)
+    _require_read(written, named, engine)
     around = Surroundings(written.ranks or gpus, guides=named.spec.defaults.passes > 1)
     now = present_of(reader, said, around)
     wanted = workload_of(said, named, engine, asked or {})
@@ -164,6 +166,15 @@ def find_engine(name: str) -> ReadEngine:
             f"unknown engine {one_line(repr(name), 60)}; there is {', '.join(ENGINES)}"
         )
     return ENGINES[name]
+
+
+def _require_read(written: Written, named: NamedModel, engine: str) -> None:
+    """Refuses a file that the engine starts without."""
+    fields = [one for one in written.settings if not one.is_flag and "field " in one.where]
+    if engine != "vllm-omni" or not fields or any(one.name == "pipeline" for one in fields):
+        return
+    if why := why_no_deploy_file(named.spec.pipeline_class):
+        raise InputError(f"{fields[0].where}: {why}; give it as flags")
 
 
 def one_replica(now: Present, reader: ReadEngine, batch: int) -> Present:

@@ -72,15 +72,17 @@ class StagePredictor:
         """Whether this rank is of the first stage, which has the patches' latents."""
         return self._route.is_first
 
-    def apply(self, undo: ExitStack, graphed: Graphed | None) -> None:
+    def apply(self, undo: ExitStack, graphed: Graphed | None, *, stays: bool = False) -> None:
         """Makes the model a stage; closing `undo` takes that away again.
 
         `graphed` has what a stage computes captured in CUDA graphs, transport between stages apart.
+        With `stays` this is applied again later, with all that graphs read: keys, values and what
+        is received.
         """
         self._locator.apply(undo)
         self._runner.apply(undo, graphed)
         # at once, though graphs and this refer to each other: the next plan wants their memory
-        undo.callback(self._forget_captured)
+        undo.callback(self._end_call if stays else self.forget)
 
     def numbers(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Which patch each number of a prediction belongs to: a prediction's shape, batch 1.
@@ -88,14 +90,11 @@ class StagePredictor:
         Raises:
             InputError: there are fewer tokens than patches.
         """
-        self._whole.clear()
-        self._queue.clear()
-        self._awaited.clear()
-        self._finished.clear()
+        self._end_call()
         located = self._locator.locate(inputs, self._runner.pass_through)
         if self._located is None or self._located.lengths != located.lengths:
             # captured graphs go on where keys and values lay
-            self._forget_captured()
+            self.forget()
         self._located = located
         return located.numbers
 
@@ -208,7 +207,14 @@ class StagePredictor:
             self._finish(next(coming))
         return self._finished.pop(patch)
 
-    def _forget_captured(self) -> None:
+    def _end_call(self) -> None:
+        self._whole.clear()
+        self._queue.clear()
+        self._awaited.clear()
+        self._finished.clear()
+
+    def forget(self) -> None:
+        """Gives back graphs and all that they read; all ranks of the line do, between calls."""
         self._cache.clear()
         self._route.clear()
         self._shapes.clear()

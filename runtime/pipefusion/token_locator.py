@@ -51,19 +51,20 @@ class TokenLocator:
     """
 
     def __init__(self, model: nn.Module, family: ModelFamily, layout: Layout, patches: int) -> None:
-        """`layout` has patches, whose bounds are set when tokens are located.
+        """`layout` has patches, whose bounds are set when tokens are located."""
+        self._model, self._family, self._layout, self._count = model, family, layout, patches
+        self._known: tuple[Hashable, Located] | None = None
+
+    def apply(self, undo: ExitStack) -> None:
+        """To be applied when sequences are gathered; closing `undo` takes that away again.
 
         Raises:
             InputError: the model has no module that the family names.
         """
-        self._family, self._layout, self._count = family, layout, patches
-        self._gathering = [(gather, submodule(model, gather.name)) for gather in family.gathers]
-        self._projection = submodule(model, family.projection or family.gathers[0].name)
-        self._known: tuple[Hashable, Located] | None = None
-
-    def apply(self, undo: ExitStack) -> None:
-        """To be applied when sequences are gathered; closing `undo` takes that away again."""
-        for gather, module in self._gathering:
+        # where modules were exchanged meanwhile, predictions may lie otherwise
+        self._known = None
+        for gather in self._family.gathers:
+            module = submodule(self._model, gather.name)
             undo.callback(module.register_forward_hook(partial(self._in_whole, gather)).remove)
 
     def locate(
@@ -85,7 +86,8 @@ class TokenLocator:
     def _located(
         self, inputs: dict[str, Any], pass_through: Callable[[dict[str, Any]], Any]
     ) -> Located:
-        hook = self._projection.register_forward_hook(self._numbered)
+        name = self._family.projection or self._family.gathers[0].name
+        hook = submodule(self._model, name).register_forward_hook(self._numbered)
         try:
             output = sample_of(pass_through(inputs))
         finally:

@@ -9,14 +9,14 @@ from ditplan.runtime.profiling.link_warnings import link_warnings
 from ditplan.runtime.profiling.measured_links import HostClaims, links_of, speeds_by_host
 from ditplan.runtime.profiling.pair_rounds import HostRanks, representatives, rounds_of
 from ditplan.runtime.profiling.pair_sweep import measure_rounds, of_kind, speeds_of
-from ditplan.runtime.profiling.topology_dump import TopologyDump, dump_topology
+from ditplan.runtime.profiling.topology_dump import TopologyDump, topology_of_host
 from ditplan.runtime.ranks.devices import DeviceReport, common_link_kind
 from ditplan.runtime.ranks.pool import RankPool
 
 INSPECTING_S = 60.0
 LEAST_TIMEOUT_S = 60.0
-DUMPING_S = 120.0
-"""For communicators of NCCL, one of each host after the other."""
+READING_S = 60.0
+"""For what NCCL wrote of the hosts."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def measured_links(
     """
     if pool.size < 2:
         return FoundLinks((), ())
-    dumps = pool.run(dump_topology, hosts, timeout_s=DUMPING_S + len(hosts))
+    dumps = pool.run(topology_of_host, hosts, timeout_s=READING_S)
     claims = _claims(pool, hosts, reports, dumps)
     faults = [
         f"{host.name}: {dump.fault}" for host in hosts if (dump := dumps[host.first]) and dump.fault

@@ -1,12 +1,8 @@
-"""Has NCCL write down the topology of each host, as it does when it makes a communicator."""
+"""What NCCL wrote of a host's topology when it made a communicator."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.files import read_bytes
@@ -16,12 +12,9 @@ from ditplan.profiles.nccl_topology import (
     NcclTopology,
     read_nccl_topology,
 )
-from ditplan.runtime.groups import GROUP_TIMEOUT, RankContext
+from ditplan.runtime.groups import RankContext
 from ditplan.runtime.profiling.pair_rounds import HostRanks
-from ditplan.runtime.ranks.environment import variable_set
 from ditplan.runtime.ranks.pci_tree import has_device
-
-VARIABLE = "NCCL_TOPO_DUMP_FILE"
 
 
 @dataclass(frozen=True)
@@ -37,27 +30,13 @@ class TopologyDump:
     fault: str = ""
 
 
-def dump_topology(context: RankContext, hosts: Sequence[HostRanks]) -> TopologyDump | None:
-    """What NCCL writes of this rank's host, on the host's first rank; a task for every rank.
+def topology_of_host(context: RankContext, hosts: Sequence[HostRanks]) -> TopologyDump | None:
+    """What NCCL wrote of this rank's host, on the host's first rank; a task for every rank.
 
-    None on all other ranks, of one GPU, on CPUs, and where NCCL writes nothing.
+    None on all other ranks, of one GPU, on CPUs, and where NCCL wrote nothing.
     """
-    if context.device.type != "cuda":
-        return None
-    mine = None
-    for host in hosts:
-        if host.size < 2:
-            continue
-        # of a communicator the first rank writes
-        if context.rank != host.first:
-            _make_communicator(context, host.ranks)
-            continue
-        with tempfile.TemporaryDirectory(prefix="ditplan-topology-") as folder:
-            path = Path(folder) / "dump.xml"
-            with variable_set(VARIABLE, str(path)):
-                _make_communicator(context, host.ranks)
-            mine = read_dump(path) if path.exists() else None
-    return mine
+    is_first = any(context.rank == host.first and host.size > 1 for host in hosts)
+    return read_dump(context.topology_file) if is_first and context.topology_file else None
 
 
 def read_dump(path: Path) -> TopologyDump:
@@ -70,13 +49,3 @@ def read_dump(path: Path) -> TopologyDump:
     spots = [one.spot for one in topology.gpus] + [one.spot for one in topology.adapters]
     switches = {switch for spot in spots for switch in spot.switches}
     return TopologyDump(topology, is_given=not all(map(has_device, switches)))
-
-
-def _make_communicator(context: RankContext, ranks: Sequence[int]) -> None:
-    """Makes one of some ranks and ends it again; every rank takes part in making it."""
-    group = dist.new_group(list(ranks), timeout=GROUP_TIMEOUT)
-    if context.rank in ranks:
-        # without a device bound to the world's group, NCCL makes it when it is first used
-        dist.all_reduce(torch.zeros(1, device=context.device), group=group)
-        torch.cuda.synchronize(context.device)
-        dist.destroy_process_group(group)

@@ -4,10 +4,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
 """Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
 for ever where ranks get to it at different times."""
+
+TOPOLOGY_FILE, TOPOLOGY_RANK = "NCCL_TOPO_DUMP_FILE", "NCCL_TOPO_DUMP_FILE_RANK"
 
 CARRIED = ("NCCL_", "TORCH_NCCL_", "TORCHINDUCTOR_")
 """What begins so is the same for all ranks, on whatever host: what was set where the command runs.
@@ -22,6 +25,23 @@ def environment() -> Mapping[str, str]:
 def set_where_unset(name: str, value: str) -> None:
     """Sets a variable of this process that nobody has set."""
     os.environ.setdefault(name, value)
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made anew: ditplan's folder there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditplan"
+
+
+@contextlib.contextmanager
+def nccl_writes_topology(path: str, rank: int) -> Iterator[None]:
+    """Has NCCL write what it finds of this host's topology to a file, when it makes a communicator
+    in which this process has this rank. Not where somebody has it written elsewhere.
+    """
+    if TOPOLOGY_FILE in os.environ:
+        yield
+        return
+    with variable_set(TOPOLOGY_FILE, path), variable_set(TOPOLOGY_RANK, str(rank)):
+        yield
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from ditplan.profiles.errors import PlanWarning
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
+from ditplan.runtime.ranks.environment import nccl_writes_topology
 from ditplan.runtime.ranks.exchange import BEAT_S
 from ditplan.runtime.ranks.folders import remove_if_orphaned
 from ditplan.runtime.ranks.frames import Frame, Kind, Line
@@ -144,16 +145,20 @@ def join(ticket: Ticket, store: RelayedStore) -> RankContext:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=ticket.rank,
-        world_size=ticket.world_size,
-        timeout=GROUP_TIMEOUT,
-        device_id=device if on_gpu else None,
-    )
+    dump = Path(ticket.folder) / f"topology-{ticket.rank}.xml"
+    # here alone: with a device of its own, NCCL makes the communicator of all ranks at once
+    with nccl_writes_topology(str(dump), ticket.rank):
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=ticket.rank,
+            world_size=ticket.world_size,
+            timeout=GROUP_TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
     groups = GroupCache(ticket.rank, ticket.world_size)
-    return RankContext(ticket.rank, ticket.world_size, device, groups)
+    written = dump if dump.exists() else None
+    return RankContext(ticket.rank, ticket.world_size, device, groups, topology_file=written)
 
 
 def run_task(context: RankContext, task: bytes) -> object:

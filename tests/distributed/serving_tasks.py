@@ -107,3 +107,28 @@ def served_by_a_book(
             far.append(far_apart(under, spec, work, right))
             made.append(counters(under) - at)
     return made, far
+
+
+def patches_by_a_book(
+    context: RankContext, spec: ModelSpec, book: PlanBook, rounds: int
+) -> tuple[list[Counters], list[float]]:
+    """What the requests of each round through a book's plans compile and capture, and how far each
+    is from what its plan gives eagerly and alone.
+    """
+    pipeline = lively(context, spec)
+    works = [entry.workload for entry in book.entries]
+    alone = []
+    for entry in book.entries:
+        with parallelize(pipeline, entry.plan.configured(mode="eager"), context):
+            alone.append(latents_of_call(pipeline, spec, entry.workload))
+    made, far = [], []
+    with BookServer(pipeline, book, context) as server:
+        for _ in range(rounds):
+            at = Counters(0, 0)
+            for work, right in zip(works, alone, strict=True):
+                under = server.request(height=work.height, width=work.width, steps=work.steps)
+                before = counters(under)
+                far.append(far_apart(under, spec, work, right))
+                at += counters(under) - before
+            made.append(at)
+    return made, far

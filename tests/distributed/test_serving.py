@@ -1,6 +1,7 @@
 """Serving: warm-ups after which no request compiles, books, a pipeline given back as it was."""
 
 from ditplan.profiles.book import BookEntry, PlanBook
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
@@ -8,8 +9,12 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.models.inspection import inspect_configs
 from ditplan.runtime.ranks.pool import RankPool
 from tests.distributed.family_models import TRANSFORMERS, VIDEO_VAE
-from tests.distributed.serving_tasks import requests_after_a_warm_up, served_by_a_book
-from tests.distributed.small_models import SCHEDULER, plan_for, workload
+from tests.distributed.serving_tasks import (
+    patches_by_a_book,
+    requests_after_a_warm_up,
+    served_by_a_book,
+)
+from tests.distributed.small_models import SCHEDULER, plan_for, small_sd3, workload
 
 EXACT = 1e-4
 
@@ -53,3 +58,15 @@ def test_a_book_serves_by_plan_after_plan_and_compiles_each_once(ranks: RankPool
         assert all(one.compilations for one in made[:2])
         assert not any(one.compilations for one in made[2:])
         assert max(far) <= EXACT
+
+
+def test_plans_with_pipefusion_give_the_same_again_after_others(pair: RankPool) -> None:
+    spec = small_sd3(num_layers=4)
+    part = PipeFusion(blocks_per_stage=(2, 2), patches=2, warmup_steps=1)
+    plans = [
+        plan_for(spec, Mesh(pipefusion=2), work, None, part)
+        for work in (workload(steps=4), workload(steps=4, height=36))
+    ]
+    book = PlanBook(entries=tuple(BookEntry(weight=1, plan=plan) for plan in plans))
+    for _, far in pair.run(patches_by_a_book, spec, book, 2, timeout_s=600):
+        assert max(far) <= 1e-5

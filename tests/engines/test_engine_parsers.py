@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ditplan.exporting.export import export
 from ditplan.planner.search.search import search
@@ -86,7 +87,8 @@ def test_engines_read_every_exported_plan(to: str, plans: list[ExecutionPlan]) -
         read += 1
         ulysses, ring = (found.get(f"{axis}_degree") for axis in ("ulysses", "ring"))
         # vLLM-Omni's flags have a short name, too, by which the parser knows them
-        degrees = (ulysses or found.get("usp"), ring or found.get("ring"))
+        gather = found.get("kv_gather_degree") or found.get("allgather_degree") or 1
+        degrees = (ulysses or found.get("usp"), int(ring or found["ring"]) * int(gather))
         assert degrees == (plan.mesh.ulysses, plan.mesh.ring)
         if to != "xdit":
             assert found["num_gpus"] == plan.mesh.size
@@ -97,6 +99,26 @@ def test_engines_read_every_exported_plan(to: str, plans: list[ExecutionPlan]) -
 def test_a_flag_that_an_engine_does_not_have_is_noticed(to: str) -> None:
     with pytest.raises(ValueError, match="unrecognized arguments: --no-such-flag"):
         parser_for(to).parse_args(["--no-such-flag", "1"])
+
+
+@pytest.mark.parametrize(
+    ("to", "file", "owner"),
+    [
+        ("sglang-config", "sglang/multimodal_gen/runtime/server_args/server_args.py", "ServerArgs"),
+        ("vllm-omni-deploy", "vllm_omni/config/stage_config.py", "StageDeployConfig"),
+    ],
+)
+def test_servers_have_the_fields_of_exported_files(to: str, file: str, owner: str) -> None:
+    spec = find_model("wan2.1-14b")
+    mesh = Mesh(cfg=2, ring=2, ulysses=2)
+    plan = bare_plan(PlannedModel.of_spec(spec), spec.defaults, mesh, weights="sharded")
+    read = yaml.safe_load(export(plan, to, "plan.json").text)
+    fields = read["stages"][0] if "stages" in read else read
+    classes = ast.walk(ast.parse((ENGINES / file).read_text()))
+    found = next(one for one in classes if isinstance(one, ast.ClassDef) and one.name == owner)
+    known = {ast.unparse(line.target) for line in found.body if isinstance(line, ast.AnnAssign)}
+    assert fields.keys() <= known
+    assert fields["ulysses_degree"] == fields["ring_degree"] == 2
 
 
 def test_cache_dit_has_the_fields_that_exports_set(plans: list[ExecutionPlan]) -> None:

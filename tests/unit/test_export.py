@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ditplan.cli import app
 from ditplan.exporting.export import export, targets
-from ditplan.exporting.kubernetes import why_refused
+from ditplan.exporting.kubernetes import why_refused, why_set_refused
 from ditplan.planner.search.search import search
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
@@ -23,7 +23,8 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan, PlannedModel, bare_plan
 from tests.unit.json_page import documented
 
-TARGETS = tuple(to for to in targets() if to != "dry-run")
+# no engine reads a deploy file for the model of these tests
+TARGETS = tuple(to for to in targets() if to not in ("dry-run", "vllm-omni-deploy"))
 SHELL = ("torchrun", "mpirun", "slurm", "xdit", "sglang", "vllm-omni")
 STAGES = PipeFusion(blocks_per_stage=(10, 9, 19, 19), patches=8, warmup_steps=2)
 
@@ -139,6 +140,23 @@ def test_a_mesh_that_an_engine_does_not_have_is_refused(
     message = refused(planned(mesh, **parts), to)
     assert words in message
     assert "`ditplan tune`" in message
+
+
+@pytest.mark.parametrize(
+    ("to", "flag"), [("sglang", "--kv-gather-degree"), ("vllm-omni", "--allgather-degree")]
+)
+def test_a_ring_that_gathers_its_keys_is_said_as_such(to: str, flag: str) -> None:
+    found = export(planned(Mesh(cfg=2, ring=2), "qwen-image", ring="gather"), to, "plan.json")
+    flags = flags_of(found.text)
+    assert (flags[flag], flags["--ring-degree"], flags["--ulysses-degree"]) == ("2", "1", "1")
+    assert not any("ring variant" in left for left in found.not_expressed)
+    passing = export(planned(Mesh(cfg=2, ring=2), "qwen-image"), to, "plan.json")
+    assert flags_of(passing.text)["--ring-degree"] == "2"
+    assert flag not in flags_of(passing.text)
+    # beside ulysses neither has it
+    both = export(planned(Mesh(ring=2, ulysses=2), "qwen-image", ring="gather"), to, "plan.json")
+    assert flag not in flags_of(both.text)
+    assert any("ring variant" in left for left in both.not_expressed)
 
 
 def test_uneven_heads_are_said_to_the_engine_that_has_them() -> None:
@@ -277,6 +295,52 @@ def test_a_job_that_its_schema_lets_through_is_refused(change: dict[str, Any], w
     job = job_of(plan)
     job["spec"] |= change
     assert words in str(why_refused(job))
+
+
+def jobset_of(plan: ExecutionPlan) -> dict[str, Any]:
+    """The JobSet of an exported plan."""
+    text = export(plan, "jobset", "plan.json").text
+    found: dict[str, Any] = json.loads(text.split("---\n")[1])
+    return found
+
+
+def test_pods_of_a_jobset_find_the_first_one_by_its_name() -> None:
+    plan = located(planned(Mesh(ulysses=4)), ("a", 0), ("a", 1), ("b", 0), ("b", 1))
+    jobset = jobset_of(plan)
+    assert why_set_refused(jobset) is None
+    spec, name = jobset["spec"], jobset["metadata"]["name"]
+    (group,) = spec["replicatedJobs"]
+    assert group["template"]["spec"]["completions"] == 2
+    (container,) = group["template"]["spec"]["template"]["spec"]["containers"]
+    head = f"{name}-{group['name']}-0-0.{spec['network']['subdomain']}"
+    assert f"--master-addr={head}" in container["command"]
+    assert spec["network"]["publishNotReadyAddresses"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"completions": None}, "number of completions"),
+        ({"parallelism": 1}, "must equal completions"),
+        ({"completions": 10**12, "parallelism": 10**12}, "more than 63 characters"),
+    ],
+)
+def test_a_jobset_of_jobs_that_servers_refuse_is_refused(
+    change: dict[str, Any], words: str
+) -> None:
+    plan = located(planned(Mesh(ulysses=4)), ("a", 0), ("a", 1), ("b", 0), ("b", 1))
+    jobset = jobset_of(plan)
+    jobset["metadata"]["name"] = "x" * 45
+    jobset["spec"]["replicatedJobs"][0]["template"]["spec"] |= change
+    assert words in str(why_set_refused(jobset))
+
+
+@pytest.mark.parametrize("jobs", [[], ["a", "a"], ["A_b"]])
+def test_groups_of_a_jobset_need_names(jobs: list[str]) -> None:
+    jobset = jobset_of(planned(Mesh(ulysses=2)))
+    (group,) = jobset["spec"]["replicatedJobs"]
+    jobset["spec"]["replicatedJobs"] = [group | {"name": name} for name in jobs]
+    assert why_set_refused(jobset) is not None
 
 
 def test_a_pod_that_is_started_anew_for_ever_is_refused() -> None:

@@ -97,6 +97,38 @@ def test_what_is_exported_is_read_again(engine: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("to", "engine", "model"),
+    [("sglang-config", "sglang", "flux-dev"), ("vllm-omni-deploy", "vllm-omni", "wan2.1-14b")],
+)
+def test_exported_files_are_read_again(to: str, engine: str, model: str, tmp_path: Path) -> None:
+    spec, count = find_model(model), 0
+    for cfg, ring, ulysses in product(range(1, spec.defaults.passes + 1), (1, 2, 4), (1, 2, 4)):
+        for mode in ("eager", "compile"):
+            mesh = Mesh(cfg=cfg, ring=ring, ulysses=ulysses)
+            plan = bare_plan(PlannedModel.of_spec(spec), spec.defaults, mesh, mode=mode)
+            try:
+                text = export(plan, to, "plan.json").text
+            except InputError:
+                continue
+            found = read(written(tmp_path, "c.yaml", text), engine)
+            assert (found.mesh, found.mode) == (mesh, mode)
+            count += 1
+    assert count >= 10
+
+
+def test_a_deploy_file_that_vllm_omni_starts_without_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "c.yaml", "stages:\n- stage_id: 0\n  ulysses_degree: 4\n")
+    message = refused(f"vllm serve Qwen/Qwen-Image --omni --deploy-config {path}", "vllm-omni")
+    assert "without reading a deploy file" in message
+    found = compared(path, "vllm-omni", model="wan2.1-14b")
+    assert found.present.configuration.mesh == Mesh(ulysses=4)
+    spec = find_model("qwen-image")
+    plan = bare_plan(PlannedModel.of_spec(spec), spec.defaults, Mesh(ulysses=4))
+    with pytest.raises(InputError, match="without reading a deploy file"):
+        export(plan, "vllm-omni-deploy", "plan.json")
+
+
+@pytest.mark.parametrize(
     ("engine", "text", "mesh"),
     [
         ("xdit", "--ulysses_degree 2 --ring-degree=4", Mesh(ulysses=2, ring=4)),
@@ -113,6 +145,17 @@ def test_what_is_exported_is_read_again(engine: str, tmp_path: Path) -> None:
 )
 def test_what_is_not_said_is_what_the_engine_chooses(engine: str, text: str, mesh: Mesh) -> None:
     assert read(text, engine).mesh == mesh
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm-omni"])
+def test_a_ring_that_gathers_is_read_again(engine: str, tmp_path: Path) -> None:
+    spec = find_model("qwen-image")
+    planned = PlannedModel.of_spec(spec)
+    plan = bare_plan(planned, spec.defaults, Mesh(cfg=2, ring=4), ring="gather")
+    path = tmp_path / "job.sh"
+    path.write_text(export(plan, engine, "plan.json").text)
+    found = read(str(path), engine)
+    assert (found.mesh, found.gathers) == (plan.mesh, True)
 
 
 def test_sglang_splits_guidance_for_models_that_use_it() -> None:

@@ -14,7 +14,13 @@ from ditplan.runtime.profiling.pair_rounds import HostRanks, Pair
 from ditplan.runtime.profiling.pair_sweep import PairSpeed
 from ditplan.runtime.profiling.topology_claims import with_topology
 from ditplan.runtime.profiling.topology_dump import TopologyDump, read_dump
-from ditplan.runtime.ranks.environment import environment, variable_set
+from ditplan.runtime.ranks.environment import (
+    TOPOLOGY_FILE,
+    TOPOLOGY_RANK,
+    environment,
+    nccl_writes_topology,
+    variable_set,
+)
 from tests.unit import nccl_dumps
 from tests.unit.nccl_dumps import SWITCHLESS, gpu, net, pci, processor, system
 from tests.unit.test_measured_links import H100, PCIE5, measured, rate_of, same
@@ -206,3 +212,16 @@ def test_a_variable_is_set_for_a_while_alone() -> None:
         assert environment()[name] == "outer"
         raise KeyError
     assert name not in environment()
+
+
+def test_nccl_is_asked_for_its_topology_unless_somebody_has_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(TOPOLOGY_FILE, raising=False)
+    with nccl_writes_topology("ours.xml", 3):
+        assert environment()[TOPOLOGY_FILE] == "ours.xml"
+        assert environment()[TOPOLOGY_RANK] == "3"
+    monkeypatch.setenv(TOPOLOGY_FILE, "theirs.xml")
+    with nccl_writes_topology("ours.xml", 3):
+        assert environment()[TOPOLOGY_FILE] == "theirs.xml"
+        assert TOPOLOGY_RANK not in environment()

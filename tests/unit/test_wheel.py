@@ -16,10 +16,8 @@ NEEDED += ("README.md", "LICENSE")
 JUNK = shutil.ignore_patterns("__pycache__", ".*")
 
 
-@pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an unpacked wheel, which was built from a copy: old builds aren't in it."""
-    folder = tmp_path_factory.mktemp("wheel")
+def unpacked_wheel(folder: Path) -> Path:
+    """Builds a wheel of a copy, in which old builds aren't, and unpacks it in a folder below."""
     checkout = folder / "checkout"
     checkout.mkdir()
     for name in NEEDED:
@@ -40,6 +38,12 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.extractall(folder / "unpacked")
     shutil.rmtree(checkout)
     return folder / "unpacked"
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unpacked wheel."""
+    return unpacked_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def files_below(folder: Path) -> Iterator[str]:
