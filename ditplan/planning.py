@@ -45,7 +45,14 @@ from ditplan.profiles.record import write_atomically
 from ditplan.profiles.workload import Workload
 from ditplan.prompts import longest_text, text_lengths
 from ditplan.running import Hosts, Say, choice_of
-from ditplan.settings import PlanSettings, SimulateSettings, checked, degrees_in, workload_in
+from ditplan.settings import (
+    PlanSettings,
+    SimulateSettings,
+    checked,
+    degrees_in,
+    vae_parallel_in,
+    workload_in,
+)
 
 Cluster = ClusterProfile | Path | str
 """A cluster, the file of one, or the name of a recorded one."""
@@ -166,6 +173,7 @@ def plan(
     budget_s: float | None = None,
     study: Path | str = "plan.study",
     resume: ExecutionPlan | None = None,
+    refresh: bool = False,
     progress: Say | None = None,
     **settings: Unpack[PlanSettings],
 ) -> PlanResult:
@@ -183,13 +191,14 @@ def plan(
         study: the folder that keeps what is measured; a search of the same goes on from there.
         resume: a plan to go on from: it is run again for its own workload, and beside it only what
             could now be faster.
+        refresh: measures the cluster anew, even if devices and software are the same.
         progress: is told what is being done.
 
     Raises:
         InputError: something asked for can't be. ClusterError: a rank failed, or all plans did.
     """
     say, asked = progress or _say_nothing, checked(PlanSettings, settings)
-    if cluster is not None and (hosts is not None or measure):
+    if cluster is not None and (hosts is not None or measure or refresh):
         raise InputError(
             Setting("cluster"),
             " plans for a cluster on paper; to measure one give ",
@@ -212,7 +221,7 @@ def plan(
     if weights is not None:
         check_weights(Path(weights), named.spec)
     own = named.weights if weights is None else Path(weights)
-    how = Measuring(Path(study), own, measure, budget_s, sampler, resume)
+    how = Measuring(Path(study), own, measure, budget_s, sampler, resume, refresh)
     return PlanResult(tuned(request, wanted, entries, how, say))
 
 
@@ -290,6 +299,7 @@ def simulate(
         backend=find_backend(asked.get("backend", "native")),
         profile=None if profile is None else ModelProfile.load(profile),
         known=named.known_quality(workload),
+        vae_parallel=vae_parallel_in(asked, named.spec),
     )
     demanded = asked.get("mode")
     modes = (demanded,) if demanded else task.searched_modes
@@ -337,6 +347,7 @@ def _request(named: NamedModel, settings: PlanSettings) -> TuneRequest:
             settings.get("objective", "latency"), settings.get("max_latency_s")
         ),
         text_lengths=lengths,
+        vae_parallel=vae_parallel_in(settings, named.spec),
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from ditplan.planner.objectives import ObjectiveName
+from ditplan.profiles.backends import find_backend
 from ditplan.profiles.bounds import (
     MOST_SECONDS,
     Batch,
@@ -20,9 +21,10 @@ from ditplan.profiles.bounds import (
     Steps,
     TextSize,
 )
+from ditplan.profiles.capabilities import SPLIT_VAES
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.mesh import AXES
-from ditplan.profiles.model import Mode
+from ditplan.profiles.model import Mode, ModelSpec
 from ditplan.profiles.record import shortened
 from ditplan.profiles.workload import Dtype
 
@@ -44,7 +46,7 @@ class WorkloadSettings(TypedDict, total=False):
 
 class MeshSettings(TypedDict, total=False):
     """Degrees, PipeFusion's settings and the mode; what is left out or None is left to the search,
-    or to `simulate` has degree 1.
+    or to `simulate` has degree 1. `vae_parallel` is 1 where it is left out.
     """
 
     dp: Degree | None
@@ -55,6 +57,7 @@ class MeshSettings(TypedDict, total=False):
     patches: Patches | None
     warmup_steps: Steps | None
     mode: Mode | None
+    vae_parallel: Degree | None
 
 
 class SearchSettings(MeshSettings, total=False):
@@ -109,6 +112,24 @@ def checked(kind: type[S], given: Mapping[str, Any]) -> S:
 def degrees_in(settings: Mapping[str, Any]) -> dict[str, int]:
     """The degrees that were given."""
     return {axis: settings[axis] for axis in AXES if axis in settings}
+
+
+def vae_parallel_in(settings: Mapping[str, Any], spec: ModelSpec) -> int:
+    """How many ranks shall decode a picture together.
+
+    Raises:
+        InputError: more than one, and the backend or the model's VAE can't be split.
+    """
+    degree: int = settings.get("vae_parallel", 1)
+    backend = find_backend(settings.get("backend", "native"))
+    asked = Setting("vae_parallel", degree)
+    if degree > 1 and not backend.capabilities.splits_vae:
+        raise InputError(asked, f": backend {backend.name} decodes on one rank; leave it out")
+    if degree > 1 and spec.vae_class not in SPLIT_VAES:
+        raise InputError(
+            asked, f": the VAE of {spec.name}, a {spec.vae_class}, can't be split; leave it out"
+        )
+    return degree
 
 
 def workload_in(settings: Mapping[str, Any]) -> dict[str, Any]:

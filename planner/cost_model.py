@@ -17,6 +17,7 @@ from ditplan.planner.cost.mixed_devices import ROUNDS, Load, RankKinds, rank_kin
 from ditplan.planner.cost.rank_work import RankWork
 from ditplan.planner.cost.roofline import Roofline
 from ditplan.planner.cost.step import Step
+from ditplan.planner.cost.vae_decode import exchanges_s, largest_share
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import listed
 from ditplan.planner.network.topology import Topology
@@ -61,7 +62,7 @@ class CostModel:
         self._are_all_alike = len(set(self._all_devices)) == 1
         self._one_kind: RankKinds = ((None, self._all_devices[0].name),)
         self._memory = MemoryModel(self._work.shares, spec, self.memory_constants)
-        self._around_s: Memo[tuple[str, Workload], float] = Memo()
+        self._around_s: Memo[tuple[str, Workload, tuple[int, ...]], float] = Memo()
         self._token_shares: Memo[tuple[object, ...], tuple[int, ...] | None] = Memo()
         self._pipefusion_costs: Memo[tuple[int, ...], tuple[object, PipeFusionCost]] = Memo()
         if profile is not None:
@@ -86,7 +87,7 @@ class CostModel:
         for (part, _), seconds in ledger.seconds.items():
             parts[part] = parts.get(part, 0.0) + seconds
         latency_s = math.fsum(parts.values())
-        around_s = self._around(workload, self._all_devices[candidate.placement[0]])
+        around_s = self._around(candidate, workload)
         memory = self.memory(candidate, workload, self.devices_of(candidate)[0])
         return Prediction(
             latency_s=latency_s,
@@ -284,14 +285,25 @@ class CostModel:
             return [devices[0]]
         return list(dict.fromkeys(devices[rank] for rank in candidate.placement))
 
-    def _around(self, workload: Workload, device: Device) -> float:
-        """Seconds of text encoders and VAE on the first rank."""
-        key = (device.name, workload)
+    def _around(self, candidate: Configuration, workload: Workload) -> float:
+        """Seconds of text encoders on the first rank and of the VAE on the slowest that decodes."""
+        decoding = candidate.vae_ranks[: candidate.vae_parallel]
+        first = self._all_devices[candidate.placement[0]]
+        key = (first.name, workload, decoding if len(decoding) > 1 else ())
         if key not in self._around_s:
-            self._around_s[key] = self._find_around(workload, device)
+            encode_s, decode_s = self._find_around(workload, first)
+            if len(decoding) > 1:
+                devices = {self._all_devices[rank] for rank in decoding}
+                slowest_s = max(self._find_around(workload, one)[1] for one in devices)
+                decode_s = slowest_s * largest_share(self.spec, workload, len(decoding))
+                decode_s += exchanges_s(
+                    self.topology, self.spec, workload, decoding, self.constants
+                )
+            self._around_s[key] = encode_s + decode_s
         return self._around_s[key]
 
-    def _find_around(self, workload: Workload, device: Device) -> float:
+    def _find_around(self, workload: Workload, device: Device) -> tuple[float, float]:
+        """Seconds of text encoders and of the VAE's decoder, all rows, on a device."""
         times, c, spec = self._work.computing.times_on(device), self.constants, self.spec
         roofline = Roofline(device, workload.dtype, "eager", c)
         prompts = workload.batch * min(workload.passes, 2)
@@ -308,7 +320,7 @@ class CostModel:
             "text_encode", prompts * workload.text_tokens, encode_s, workload.dtype
         )
         decode = times.simple("vae_decode", samples, decode_s, workload.dtype)
-        return encode.seconds + decode.seconds
+        return encode.seconds, decode.seconds
 
     def _setup_s(self, candidate: Configuration, workload: Workload) -> float:
         """Loading, and compiling or capturing where the mode does."""

@@ -185,6 +185,7 @@ def candidate_json(ranked: PricedCandidate, backend: str, batch: int = 1) -> dic
         **dict(zip(AXES, mesh.degrees, strict=True)),
         **shares_json(ranked),
         "mode": ranked.configuration.mode,
+        "vae_parallel": ranked.configuration.vae_parallel,
         "backend": backend,
         "order": list(ranked.configuration.order),
         "placement": list(ranked.configuration.placement),

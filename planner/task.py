@@ -150,9 +150,9 @@ class Task:
 
     `pins` are degrees that the user fixed, `modes` the execution modes that the user demands (None
     leaves the choice to the search). `allowed` says which approximate plans may be chosen, None
-    that none may; `known` is what was measured of their quality. `objective` decides between legal
-    plans. `text_lengths` says how often texts of so many tokens come; empty, all up to the
-    workload's come alike often.
+    that none may; `known` is what was measured of their quality. `vae_parallel` ranks decode.
+    `objective` decides between legal plans. `text_lengths` says how often texts of so many tokens
+    come; empty, all up to the workload's come alike often.
     """
 
     spec: ModelSpec
@@ -167,6 +167,7 @@ class Task:
     known: MeasuredQuality | None = None
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     @property
     def device_kind(self) -> DeviceKind:
@@ -216,6 +217,7 @@ class TuneRequest:
     backend: LoadedBackend = field(default_factory=native)
     objective: Objective = FASTEST
     text_lengths: Mapping[int, float] = field(default_factory=dict)
+    vae_parallel: int = 1
 
     def allowed(self, workload: Workload) -> ApproximationPolicy | None:
         """Which approximate plans the user allows at a workload.
@@ -251,4 +253,5 @@ class TuneRequest:
             known=self.known(workload),
             objective=self.objective,
             text_lengths=self.text_lengths,
+            vae_parallel=self.vae_parallel,
         )

@@ -17,6 +17,18 @@ NAME = r"[a-z0-9]+([.-][a-z0-9]+)*"
 """What a backend may be called: it stands in plans and on command lines."""
 
 
+SPLIT_VAES = (
+    "AutoencoderKL",
+    "AutoencoderKLFlux2",
+    "AutoencoderDC",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLWan",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+)
+"""The classes of VAEs that ranks can share, by rows of the picture: their layers are known."""
+
+
 class OfFamily(Protocol):
     """A model, as a spec or as a plan names it."""
 
@@ -41,8 +53,9 @@ class Capabilities(FrozenModel):
 
     `balances` says whether stages may have any number of blocks, and ranks any number of tokens,
     `folds_skips` whether models with long skips have the folded schedule, `shards_weights` whether
-    ranks can share weights out, `caches_steps` whether there are step caches, `chooses_kernels`
-    whether a plan says which kernel computes attention. `loads_parts` says
+    ranks can share weights out, `caches_steps` whether there are step caches, `splits_vae` whether
+    ranks can decode a picture together, `chooses_kernels` whether a plan says which kernel computes
+    attention. `loads_parts` says
     whether `prepare` takes a pipeline of which a rank has loaded what it runs alone.
 
     `runs` says where its plans run: "in ranks" that ditplan starts, or a job's; "elsewhere", by
@@ -61,6 +74,7 @@ class Capabilities(FrozenModel):
     folds_skips: bool = False
     shards_weights: bool = False
     caches_steps: bool = False
+    splits_vae: bool = False
     chooses_kernels: bool = False
     loads_parts: bool = False
     runs: Running
@@ -141,6 +155,7 @@ class Capabilities(FrozenModel):
         for is_asked, is_had, what in (
             (configuration.weights == "sharded", self.shards_weights, "weights in pieces"),
             (configuration.step_cache, self.caches_steps, "step caches"),
+            (configuration.vae_parallel > 1, self.splits_vae, "VAE over several ranks"),
             (configuration.token_shares, self.balances, "unequal shares of tokens"),
             (part and part.schedule == "folded", self.folds_skips, "folded schedule"),
         ):

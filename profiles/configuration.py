@@ -118,7 +118,8 @@ class Configuration:
     equal shares, and heads follow them. With "sharded" weights ranks that run the same blocks have
     a piece of each, which they gather when it runs. With a `step_cache` some steps are
     extrapolated. `ring` says how a ring's keys and values get about: passed on from rank to rank,
-    one way or both ways at once, or gathered from all ranks first.
+    one way or both ways at once, or gathered from all ranks first. When the picture is there, the
+    first `vae_parallel` of `vae_ranks` decode it together, a piece each.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -133,6 +134,7 @@ class Configuration:
     step_cache: TaylorSeer | None = None
     ring: RingVariant = "pass"
     attention: AttentionKernel = "auto"
+    vae_parallel: PositiveInt = 1
 
     def __hash__(self) -> int:
         return self._hash
@@ -151,6 +153,7 @@ class Configuration:
                 self.step_cache,
                 self.ring,
                 self.attention,
+                self.vae_parallel,
             )
         )
 
@@ -168,7 +171,9 @@ class Configuration:
         shared = f", {self.shares_text}" if self.token_shares else ""
         cached = f", {self.step_cache}" if self.step_cache else ""
         pieces = ", sharded weights" if self.weights == "sharded" else ""
-        return f"{self.mesh}, {self.mode}{placed}{self._where}{patched}{shared}{pieces}{cached}"
+        decoded = f", VAE over {self.vae_parallel} ranks" if self.vae_parallel > 1 else ""
+        parts = f"{placed}{self._where}{patched}{shared}{pieces}{cached}{decoded}"
+        return f"{self.mesh}, {self.mode}{parts}"
 
     @property
     def _where(self) -> str:
@@ -198,6 +203,8 @@ class Configuration:
             words.append(f"ring-{self.ring}")
         if self.attention != "auto":
             words.append(f"attention-{self.attention}")
+        if self.vae_parallel > 1:
+            words.append(f"vae{self.vae_parallel}")
         return " ".join(words)
 
     @cached_property
@@ -209,6 +216,14 @@ class Configuration:
     def ranks(self) -> tuple[int, ...]:
         """The ranks that take part, ascending."""
         return tuple(sorted(self.placement))
+
+    @property
+    def vae_ranks(self) -> tuple[int, ...]:
+        """Its ranks in the order in which they take part in decoding: from the placement's first
+        one on, which keeps the picture, so that those of a host follow each other.
+        """
+        first = self.ranks.index(self.placement[0])
+        return self.ranks[first:] + self.ranks[:first]
 
     @property
     def weight_group_size(self) -> int:
@@ -237,7 +252,12 @@ class Configuration:
 
     def why_unsound(self) -> str | None:
         """Why its parts don't fit each other, in a sentence; None if they do."""
-        return _why_misplaced(self) or _why_weights_stay(self) or _why_no_step_cache(self)
+        return (
+            _why_misplaced(self)
+            or _why_weights_stay(self)
+            or _why_no_step_cache(self)
+            or _why_no_vae_ranks(self)
+        )
 
 
 def _why_misplaced(one: Configuration) -> str | None:
@@ -281,5 +301,14 @@ def _why_no_step_cache(one: Configuration) -> str | None:
         return (
             "a step cache can't be combined with pipefusion: stages hold stale keys of the "
             "last step, and a step that is left out renews none; leave one of them out"
+        )
+    return None
+
+
+def _why_no_vae_ranks(one: Configuration) -> str | None:
+    if one.vae_parallel > one.mesh.size:
+        return (
+            f"vae_parallel is {one.vae_parallel}, mesh {one.mesh} has {one.mesh.size} "
+            f"rank{'s' if one.mesh.size > 1 else ''}; use {one.mesh.size} or less"
         )
     return None

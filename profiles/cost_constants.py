@@ -61,6 +61,21 @@ class CostConstants:
     bandwidth could carry meanwhile: convolutions with few channels are bound by memory. An H100
     does 32 for SD3's and FLUX's at 1024px, 47 for Wan's (measured_efficiencies, as above)."""
 
+    vae_convolutions: int = 33
+    """Convolutions of a decoder that read rows beside a rank's own, and so ask its neighbours:
+    those of SD3's and FLUX's, counted."""
+
+    vae_norms: int = 30
+    """Group normalizations of a decoder, counted in SD3's and FLUX's: each has statistics of the
+    whole picture."""
+
+    vae_halo_channels: float = 128.0
+    """Numbers of a row of a decoder's feature maps for each pixel of the picture's width: SD3's
+    and FLUX's have 64 to 256, most 128."""
+
+    vae_middle_channels: float = 512.0
+    """Channels of keys and values of the attention in a decoder's middle."""
+
     product_share: float = 0.79
     """Of the data sheet's peak, for which these efficiencies are meant, what a plain product
     reaches: where a GPU's peak was measured it is that (measured_efficiencies, as above)."""

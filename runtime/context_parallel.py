@@ -97,9 +97,9 @@ def context_parallelize(
     takes it away again.
 
     Every rank of `context`'s world calls it, in the same order. Ranks beyond the plan's mesh take
-    part in making the groups and are left alone. A plan of one rank that changes nothing is checked,
-    and the pipeline left as it is. Each call is made within what `watch` gives for
-    its kind.
+    part in making the groups and are left alone. A plan of one rank that changes nothing is
+    checked, and the pipeline left as it is. Each call is made within what `watch` gives for its
+    kind.
 
     Raises:
         InputError: the plan doesn't fit the pipeline, the world or diffusers' context parallelism.

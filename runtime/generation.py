@@ -22,6 +22,7 @@ from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import require_fit
 from ditplan.runtime.blocks import block_paths
+from ditplan.runtime.compilation.kept_code import kept_code
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import (
     call_arguments,
@@ -58,7 +59,8 @@ def measure_plan(
         key = (plan.configuration, workload)
         # graphs are gone when their plan isn't in force; compiled code and loaded kernels stay
         if key not in warm or "graph" in plan.configuration.mode:
-            _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
+            with kept_code(plan, context):
+                _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
         unused = _bytes_of_other_blocks(loaded, plan.blocks_of(context.rank))
@@ -74,8 +76,9 @@ def generate(
     seed: int,
     suffix: str,
 ) -> tuple[RankRun, list[bytes]] | None:
-    """Makes the prompt's pictures with the plan. Its first rank decodes them, and gives what files
-    of such a `suffix` hold; the file system that they are for may be another host's.
+    """Makes the prompt's pictures with the plan. Its first rank decodes them, or all do where they
+    share the VAE; the first gives what files of such a `suffix` hold: the file system that they are
+    for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
     embeddings derived from the prompt take their place.
@@ -95,9 +98,11 @@ def generate(
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
         first = context.rank == plan.configuration.placement[0]
-        _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
+        with kept_code(plan, context):
+            _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
+        decodes = first or plan.configuration.vae_parallel > 1
         run, images = _timed(
-            context, pipeline, spec, workload, words, "pil" if first else "latent", seed
+            context, pipeline, spec, workload, words, "pil" if decodes else "latent", seed
         )
     return run, encoded(images, suffix, frame_rate(spec)) if first else []
 

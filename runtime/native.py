@@ -35,6 +35,7 @@ from ditplan.runtime.sequence.linear_attention import apply_rows
 from ditplan.runtime.sequence.text_rounding import round_texts
 from ditplan.runtime.step_cache import apply_step_cache
 from ditplan.runtime.takeover import inner_forward, replace_forward
+from ditplan.runtime.vae.split_vae import VaeGroups, apply_vae, require_splittable
 from ditplan.runtime.weights.sharded import ShardedWeights, shard, shards_of
 
 
@@ -56,7 +57,8 @@ def parallelize(
     """
     models = transformers_of(pipeline)
 
-    check = partial(_require_possible, models, plan, context)
+    vae = getattr(pipeline, "vae", None)
+    check = partial(_require_possible, models, vae, plan, context)
     if plan.changes_nothing:
         check()
         return ExitStack()
@@ -67,6 +69,9 @@ def parallelize(
             _refuse_what_cannot_be(pipeline, plan, calls)
         for model in models.values():
             _parallelize(pipeline, model, plan, context, calls, undo, closing)
+        vae_groups = groups_for_vae(plan, context)
+        if vae is not None and vae_groups is not None:
+            apply_vae(vae, vae_groups, undo)
         if watch is not None:
             calls.watches.append(watch)
 
@@ -78,9 +83,9 @@ def parallelize(
 
 
 def _require_possible(
-    models: dict[str, nn.Module], plan: ExecutionPlan, context: RankContext
+    models: dict[str, nn.Module], vae: Any, plan: ExecutionPlan, context: RankContext
 ) -> None:
-    """Refuses transformers that can't have the plan.
+    """Refuses transformers, and a VAE, that can't have the plan.
 
     Raises:
         InputError: says why.
@@ -95,6 +100,16 @@ def _require_possible(
         )
     for model in models.values():
         require_neighbours(model, plan, _checked_family(model, plan, context))
+    if plan.configuration.vae_parallel > 1 and vae is not None:
+        require_splittable(type(vae).__name__)
+
+
+def groups_for_vae(plan: ExecutionPlan, context: RankContext) -> VaeGroups | None:
+    """The ranks that decode together, and those that want the picture; None where each decodes by
+    itself. Every rank of the world asks.
+    """
+    degree = plan.configuration.vae_parallel
+    return VaeGroups.of(context, plan.configuration.vae_ranks, degree) if degree > 1 else None
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -172,6 +187,7 @@ def _refuse_what_cannot_be(pipeline: Any, plan: ExecutionPlan, guard: CallGuard)
             )
 
     guard.checks[:] = [refuse_perturbed_attention]
+    guard.decodes_together = plan.configuration.vae_parallel > 1
 
 
 def _graphed(

@@ -24,6 +24,7 @@ CAPABILITIES = Capabilities(
     folds_skips=True,
     shards_weights=True,
     caches_steps=True,
+    splits_vae=True,
     chooses_kernels=True,
     loads_parts=True,
     runs="in ranks",

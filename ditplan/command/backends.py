@@ -19,6 +19,7 @@ CLAIMS = {
     "folds_skips": "folded schedule",
     "shards_weights": "weights in pieces",
     "caches_steps": "step caches",
+    "splits_vae": "VAE over several ranks",
 }
 
 

@@ -155,6 +155,10 @@ class MeshOptions:
         Mode | None,
         typer.Option(help="Demand this way of executing each rank's share (graph: CUDA graph)."),
     ] = None
+    vae_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many ranks decode a picture together; 1 if left out."),
+    ] = None
 
 
 def given(options: WorkloadOptions | MeshOptions) -> dict[str, Any]:

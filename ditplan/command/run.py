@@ -11,12 +11,28 @@ from ditplan.command.options import DryRun, HostOptions, Json, Weights, with_opt
 from ditplan.command.terminal import Terminal
 from ditplan.models import model_of_plan
 from ditplan.outputs import require_picture
+from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
 
 NOTHING_RAN = dict.fromkeys(
     ("out", "latency_s", "predicted_s", "measured_s", "end_to_end_s", "peak_memory_bytes")
 )
 """What is said of a plan whose backend runs nothing."""
+
+
+def decoding_on(plan: ExecutionPlan, ranks: int | None) -> ExecutionPlan:
+    """The plan with so many ranks that decode; as it is for None.
+
+    Raises:
+        InputError: it has fewer ranks.
+    """
+    if ranks is None:
+        return plan
+    if ranks > plan.mesh.size:
+        raise InputError(
+            Setting("vae_parallel", ranks), f": the plan has {plan.mesh.size}; use that or less"
+        )
+    return plan.configured(vae_parallel=ranks)
 
 
 @with_options
@@ -35,6 +51,12 @@ def run_command(
             "says from then on that it holds here.",
         ),
     ] = False,
+    vae_parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many ranks decode the picture together; the plan's if left out."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +64,7 @@ def run_command(
     from ditplan.running import run_plan
 
     terminal = Terminal(as_json)
-    loaded = ExecutionPlan.load(plan)
+    loaded = decoding_on(ExecutionPlan.load(plan), vae_parallel)
     require_picture(out, loaded.workload)
     if (text := shown_instead(loaded, plan)) is not None:
         terminal.show(text)

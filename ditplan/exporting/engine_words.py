@@ -18,8 +18,9 @@ Meaning = Literal[
     "dp", "cfg", "pipefusion", "ring", "ulysses", "gpus", "sequence", "cfg_pair",
     # of PipeFusion, and how ranks run their share
     "patches", "warmup_steps", "blocks_per_stage", "compile", "eager", "sharded", "uneven_heads",
+    "kv_gather",
     # what isn't exported: other parallelisms, hosts, and what is beside the denoising loop
-    "kv_gather", "tensor", "stages_of_layers", "parallel_type", "hosts", "denoiser_gpus",
+    "tensor", "stages_of_layers", "parallel_type", "hosts", "denoiser_gpus",
     "more_gpus", "aside",
     # of the call
     "model", "height", "width", "frames", "steps", "scale", "batch", "text_tokens", "negative",
@@ -73,6 +74,12 @@ class EngineWords:
         name = word.names[0]
         return f"--{name.replace('_', '-') if self.has_dashes else name}"
 
+    def gathers(self, one: Configuration) -> bool:
+        """Whether a ring that gathers its keys first is said as such, in place of a ring."""
+        mesh = one.mesh
+        alone = mesh.ring > 1 and mesh.ulysses == 1
+        return self.has("kv_gather") and one.ring == "gather" and alone
+
     def said(
         self, one: Configuration, *, has_uneven_heads: bool = False
     ) -> Iterator[tuple[Word, str | int | bool | tuple[int, ...]]]:
@@ -81,6 +88,10 @@ class EngineWords:
             if not word.is_written:
                 continue
             value = _value(word.means, one)
+            if word.means == "kv_gather":
+                value = one.mesh.ring if self.gathers(one) else None
+            if word.means == "ring" and self.gathers(one):
+                value = 1
             if word.means == "uneven_heads":
                 value = "advanced_uaa" if has_uneven_heads else None
             if value is not None and not (word.sparse and value == 1):
@@ -160,7 +171,7 @@ SGLANG_WORDS = EngineWords(
         Word("compile", ("enable_torch_compile",), "boolean"),
         Word("sharded", ("use_fsdp_inference",), "boolean"),
         _read("cfg_pair", "enable_cfg_parallel", kind="boolean"),
-        _read("kv_gather", "kv_gather_degree"),
+        Word("kv_gather", ("kv_gather_degree",)),
         _read("tensor", "tp_size"),
         _read("hosts", "nnodes"),
         _read("aside", "node_rank", "encoder_tp", "denoiser_tp", "decoder_sp"),
@@ -179,7 +190,7 @@ VLLM_WORDS = EngineWords(
         Word("sharded", ("use_hsdp",), "switch"),
         Word("uneven_heads", ("ulysses_mode",), "text"),
         _read("sequence", "sequence_parallel_size"),
-        _read("kv_gather", "allgather_degree"),
+        Word("kv_gather", ("allgather_degree",)),
         _read("tensor", "tensor_parallel_size", "tp"),
         _read("stages_of_layers", "pipeline_parallel_size", "pp"),
         _read("aside", "vae_patch_parallel_size", "text_encoder_tp_size", "hsdp_shard_size"),

@@ -76,7 +76,7 @@ class Engine:
             found.append(f"{one.shares_text}: {self.name} shares tokens out equally")
         if one.step_cache:
             found.append(f"step cache {one.step_cache}: every step is computed")
-        if one.ring != "pass":
+        if one.ring != "pass" and not self.words.gathers(one):
             found.append(f"ring variant {one.ring}: {self.name} passes keys on from rank to rank")
         if one.attention not in ("auto", "cpu"):
             found.append(f"attention kernel {one.attention}: {self.name} chooses its own")

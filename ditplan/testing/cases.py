@@ -148,6 +148,8 @@ def _unclaimed_parts(can: Capabilities, alone: Case) -> Iterator[Case]:
         yield split.changed(weights="sharded")
     if not can.balances:
         yield split.changed(token_shares=(2, 1))
+    if not can.splits_vae:
+        yield split.changed(vae_parallel=2)
     if not can.caches_steps:
         yield alone.changed(step_cache=TaylorSeer(interval=2))
     if not can.folds_skips:

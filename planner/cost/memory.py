@@ -7,6 +7,7 @@ from operator import mul
 
 from ditplan.planner.constants import MemoryConstants
 from ditplan.planner.cost.share import RankShard, RankShards
+from ditplan.planner.cost.vae_decode import largest_share
 from ditplan.planner.memo import Memo
 from ditplan.planner.space.stage_blocks import runs_of_stages
 from ditplan.profiles.cluster import Device, Host
@@ -86,6 +87,7 @@ class MemoryModel:
             stage,
             candidate.token_shares,
             candidate.weights,
+            candidate.vae_parallel,
             _graphs(candidate),
             device.kind,
             workload,
@@ -104,10 +106,14 @@ class MemoryModel:
             held: int = sum(map(mul, counts, self.block_bytes(candidate, workload)))
             return self.of(candidate, workload, device).total_bytes - held
         # the same for all stages
-        key = (candidate.mesh.degrees, candidate.token_shares, device.kind, workload)
+        vae_parallel = candidate.vae_parallel
+        key = (candidate.mesh.degrees, candidate.token_shares, vae_parallel, device.kind, workload)
         if key not in self._beside:
             none = (0,) * len(self._spec.blocks)
-            plain = Configuration(candidate.mesh, (), token_shares=candidate.token_shares)
+            shares = candidate.token_shares
+            plain = Configuration(
+                candidate.mesh, (), token_shares=shares, vae_parallel=vae_parallel
+            )
             self._beside[key] = self._count(plain, workload, device, none).total_bytes
         return self._beside[key] + _graph_bytes(_graphs(candidate), self._constants)
 
@@ -176,7 +182,9 @@ class MemoryModel:
             weights_bytes=_weights_bytes(spec, counts, workload, candidate.weight_group_size),
             activations_bytes=math.ceil(c.hidden_copies * hidden_bytes * c.allocator_slack),
             buffers_bytes=math.ceil(_buffers_bytes(mesh, share, hidden_bytes) * c.allocator_slack),
-            vae_bytes=math.ceil(_vae_bytes(spec, workload, c) * c.allocator_slack),
+            vae_bytes=math.ceil(
+                _vae_bytes(spec, workload, c, candidate.vae_parallel) * c.allocator_slack
+            ),
             context_bytes=_context_bytes(mesh, device, c),
             cache_bytes=sum(count * cached for count, cached in kept),
             graph_bytes=_graph_bytes(_graphs(candidate), c),
@@ -265,8 +273,9 @@ def _buffers_bytes(mesh: Mesh, share: RankShard, hidden_bytes: int) -> int:
     return ulysses + ring
 
 
-def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
-    """Feature maps at the decoder's last resolution, as wide as the stage before it.
+def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants, ranks: int) -> int:
+    """Feature maps at the decoder's last resolution, as wide as the stage before it, of the rank
+    with most rows.
 
     Videos in slices of frames.
     """
@@ -280,7 +289,8 @@ def _vae_bytes(spec: ModelSpec, workload: Workload, c: MemoryConstants) -> int:
         widest = int(sorted(channels[:2])[-1])
     frames = min(workload.frames, 2 * spec.frames_per_token)
     pixels = workload.batch * frames * workload.height * workload.width
-    return math.ceil(c.vae_live_tensors * pixels * widest * workload.dtype_bytes)
+    whole = c.vae_live_tensors * pixels * widest * workload.dtype_bytes
+    return math.ceil(whole * largest_share(spec, workload, ranks))
 
 
 def _graphs(candidate: Configuration) -> int:

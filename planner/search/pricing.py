@@ -186,6 +186,7 @@ def space_of(task: Task, topology: Topology) -> Space:
             f"the degrees asked for, {pinned}, need {pinned.size} GPUs and there are {gpus}; "
             "ask for smaller ones"
         )
+    _check_vae_ranks(task, gpus)
     space = enumerate_space(
         task.spec,
         task.workload,
@@ -255,6 +256,7 @@ def price_one(
     if mesh.pipefusion == 1 and (patches is not None or warmup_steps is not None):
         stages = Setting("pipefusion", "2 or more")
         raise InputError(*PIPEFUSION_S, ": give ", stages, ", or leave them out")
+    _check_vae_ranks(task, mesh.size)
     patches = mesh.pipefusion if patches is None else patches
     warmup_steps = 1 if warmup_steps is None else warmup_steps
     part = evenly_staged(
@@ -301,6 +303,14 @@ def _check_gpus(task: Task, topology: Topology) -> None:
         )
 
 
+def _check_vae_ranks(task: Task, ranks: int) -> None:
+    if task.vae_parallel > ranks:
+        raise InputError(
+            Setting("vae_parallel", task.vae_parallel),
+            f": there {'are' if ranks > 1 else 'is'} {ranks} to decode; use that or less",
+        )
+
+
 def cost_model_of(task: Task, topology: Topology) -> CostModel:
     """Prices the task's model on its cluster as its backend runs it."""
     return CostModel(topology, task.spec, task.profile, constants=task.backend.costs)
@@ -339,6 +349,7 @@ def priced_as_is(task: Task, model: CostModel, candidate: Configuration) -> Pric
         candidate,
         attention=model.attention_kernel(candidate, task.workload) if chooses else "auto",
         ring=model.ring_variant(candidate),
+        vae_parallel=min(task.vae_parallel, candidate.mesh.size),
     )
     quality = _quality_of(task, candidate)
     is_unknown = not quality.exact and quality.relative_l2 is None

@@ -32,6 +32,7 @@ def task_name(task: Task) -> str:
         "cluster": cluster.model_dump(include={"cluster", "devices", "link_kinds", "software"}),
         "gpus": task.gpus,
         "pins": dict(sorted(task.pins.items())),
+        **({"vae_parallel": task.vae_parallel} if task.vae_parallel > 1 else {}),
         "modes": task.searched_modes,
         "backend": task.backend.name,
         "allowed": None if allowed is None else _measured_alike(allowed),

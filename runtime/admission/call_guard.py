@@ -94,6 +94,7 @@ class CallGuard(Calls):
         self._is_anew = True
         self._noise = CommonNoise(channel)
         self.strays_refused = ""
+        self.decodes_together = False
         self.renew: Callable[[], None] = lambda: None
         self.checks: list[Callable[[], None]] = []
 
@@ -278,7 +279,9 @@ class CallGuard(Calls):
 
     def _compare_given(self, call: _Call, inputs: dict[str, Any]) -> None:
         scheduler = state_of(getattr(call.pipeline, "scheduler", None))
-        given = arguments_of(call.arguments)
+        given = [*arguments_of(call.arguments)]
+        if self.decodes_together:
+            given.append(("output_type", str(call.arguments.get("output_type"))))
         self._agree(Point.GIVEN, [*given, *scheduler, *_leaves_of_inputs(inputs)])
 
     @contextmanager

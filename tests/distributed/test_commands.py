@@ -18,6 +18,7 @@ from PIL import Image
 
 from ditplan.planner.search.journal import recorded_runs
 from ditplan.profiles.catalog import shipped_weights
+from ditplan.profiles.cluster import ClusterProfile
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.ranks.folders import PREFIX
 from tests.unit.json_page import documented
@@ -156,6 +157,22 @@ def test_tuning_again_goes_by_what_was_measured(
     assert "measured before" in tuned_again.stderr
     assert ", run 1: " not in tuned_again.stderr
     assert json.loads(tuned_again.stdout)["best"]["measured_s"] is not None
+
+
+def test_a_refreshed_cluster_is_measured_anew_and_runs_are_kept(folder: Path) -> None:
+    kept = folder / "plan.study" / "cluster.json"
+    before = kept.read_text()
+    # what no measurement gives, of the same devices and software
+    kept.write_text(before.replace('"measured_on": "2', '"measured_on": "1'))
+    assert kept.read_text() != before
+    done = finished(start(folder, *tune("plan.json", "--measure", "2")))
+    assert done.returncode == 0, done.stderr
+    assert "cluster: as measured on 1" in done.stderr
+    done = finished(start(folder, *tune("plan.json", "--measure", "2", "--refresh")))
+    assert done.returncode == 0, done.stderr
+    assert "inspecting 2 cpu devices" in done.stderr
+    assert "measured before" in done.stderr
+    assert ClusterProfile.load(kept).measured_on.startswith("2")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ def plan_of(folder: Path, backend: str, mesh: Mesh, at: Path) -> str:
     """A plan's file."""
     spec = inspect_folder(folder, folder.name)
     work = spec.defaults.model_copy(update=WORKLOAD | {"dtype": "float32"})
-    plan = bare_plan(PlannedModel.of_spec(spec), work, mesh).model_copy(update={"backend": backend})
+    plan = bare_plan(PlannedModel.of_spec(spec), work, mesh)
+    # it was made for no device in particular
+    plan = plan.model_copy(update={"backend": backend, "on_mismatch": "warn"})
     path = at / f"{backend}-{mesh.size}.json"
     plan.save(path)
     return path.name

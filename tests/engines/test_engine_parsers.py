@@ -87,7 +87,8 @@ def test_engines_read_every_exported_plan(to: str, plans: list[ExecutionPlan]) -
         read += 1
         ulysses, ring = (found.get(f"{axis}_degree") for axis in ("ulysses", "ring"))
         # vLLM-Omni's flags have a short name, too, by which the parser knows them
-        degrees = (ulysses or found.get("usp"), ring or found.get("ring"))
+        gather = found.get("kv_gather_degree") or found.get("allgather_degree") or 1
+        degrees = (ulysses or found.get("usp"), int(ring or found["ring"]) * int(gather))
         assert degrees == (plan.mesh.ulysses, plan.mesh.ring)
         if to != "xdit":
             assert found["num_gpus"] == plan.mesh.size

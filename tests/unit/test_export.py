@@ -142,6 +142,23 @@ def test_a_mesh_that_an_engine_does_not_have_is_refused(
     assert "`ditplan tune`" in message
 
 
+@pytest.mark.parametrize(
+    ("to", "flag"), [("sglang", "--kv-gather-degree"), ("vllm-omni", "--allgather-degree")]
+)
+def test_a_ring_that_gathers_its_keys_is_said_as_such(to: str, flag: str) -> None:
+    found = export(planned(Mesh(cfg=2, ring=2), "qwen-image", ring="gather"), to, "plan.json")
+    flags = flags_of(found.text)
+    assert (flags[flag], flags["--ring-degree"], flags["--ulysses-degree"]) == ("2", "1", "1")
+    assert not any("ring variant" in left for left in found.not_expressed)
+    passing = export(planned(Mesh(cfg=2, ring=2), "qwen-image"), to, "plan.json")
+    assert flags_of(passing.text)["--ring-degree"] == "2"
+    assert flag not in flags_of(passing.text)
+    # beside ulysses neither has it
+    both = export(planned(Mesh(ring=2, ulysses=2), "qwen-image", ring="gather"), to, "plan.json")
+    assert flag not in flags_of(both.text)
+    assert any("ring variant" in left for left in both.not_expressed)
+
+
 def test_uneven_heads_are_said_to_the_engine_that_has_them() -> None:
     plan = planned(Mesh(ulysses=5), "qwen-image")
     flags = flags_of(export(plan, "vllm-omni", "plan.json").text)

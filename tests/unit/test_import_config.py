@@ -147,6 +147,17 @@ def test_what_is_not_said_is_what_the_engine_chooses(engine: str, text: str, mes
     assert read(text, engine).mesh == mesh
 
 
+@pytest.mark.parametrize("engine", ["sglang", "vllm-omni"])
+def test_a_ring_that_gathers_is_read_again(engine: str, tmp_path: Path) -> None:
+    spec = find_model("qwen-image")
+    planned = PlannedModel.of_spec(spec)
+    plan = bare_plan(planned, spec.defaults, Mesh(cfg=2, ring=4), ring="gather")
+    path = tmp_path / "job.sh"
+    path.write_text(export(plan, engine, "plan.json").text)
+    found = read(str(path), engine)
+    assert (found.mesh, found.gathers) == (plan.mesh, True)
+
+
 def test_sglang_splits_guidance_for_models_that_use_it() -> None:
     assert read("--num-gpus 8", "sglang", guides=False).mesh == Mesh(ulysses=8)
     assert read("--num-gpus 2", "sglang", guides=False).gathers
@@ -157,8 +168,10 @@ def test_sglang_splits_guidance_for_models_that_use_it() -> None:
     [
         ("xdit", f"torchrun --nproc_per_node=8 x.py {FLUX} --ulysses_degree 4", "8 are started"),
         ("xdit", f"x.py {FLUX} --ulysses_degre 4", "Did you mean ulysses_degree?"),
-        ("xdit", f"x.py {FLUX} --ulysses_degree four", "a whole number from 1 on"),
-        ("xdit", f"x.py {FLUX} --ulysses_degree 0", "a whole number from 1 on"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree four", "a whole number from 1 to 65536"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree 99999", "a whole number from 1 to 65536"),
+        ("xdit", f"torchrun --nproc_per_node=9999 --nnodes=9999 x.py {FLUX}", "at most 65536"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree 0", "a whole number from 1 to 65536"),
         ("xdit", f"x.py {FLUX} --ulysses_degree 2 --ulysses_degree 4", "said 2; leave one out"),
         ("xdit", f"x.py {FLUX} --use_cfg_parallel 2", "a switch"),
         ("xdit", f"x.py {FLUX} --tensor_parallel_degree 4", "tensor parallelism isn't priced"),
