@@ -304,6 +304,9 @@ def test_what_takes_longer_is_told_from_what_is_best() -> None:
     )
     assert f"{best.configuration.mesh}" in str(slow)
     assert "measure: `sglang serve" in str(slow)
+    (alone,) = (note for note in slow.notes if "ulysses8 in mode compile is predicted" in note)
+    compiled = compared(f"{SLOW[0]} --enable-torch-compile true", "sglang")
+    assert alone.endswith(f" {compiled.present.prediction.latency_s:.4g} s")
     again = compared(str(slow.command), "sglang")
     assert again.present.configuration.mesh == best.configuration.mesh
     assert again.slower == 0
