@@ -168,8 +168,10 @@ def test_sglang_splits_guidance_for_models_that_use_it() -> None:
     [
         ("xdit", f"torchrun --nproc_per_node=8 x.py {FLUX} --ulysses_degree 4", "8 are started"),
         ("xdit", f"x.py {FLUX} --ulysses_degre 4", "Did you mean ulysses_degree?"),
-        ("xdit", f"x.py {FLUX} --ulysses_degree four", "a whole number from 1 on"),
-        ("xdit", f"x.py {FLUX} --ulysses_degree 0", "a whole number from 1 on"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree four", "a whole number from 1 to 65536"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree 99999", "a whole number from 1 to 65536"),
+        ("xdit", f"torchrun --nproc_per_node=9999 --nnodes=9999 x.py {FLUX}", "at most 65536"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree 0", "a whole number from 1 to 65536"),
         ("xdit", f"x.py {FLUX} --ulysses_degree 2 --ulysses_degree 4", "said 2; leave one out"),
         ("xdit", f"x.py {FLUX} --use_cfg_parallel 2", "a switch"),
         ("xdit", f"x.py {FLUX} --tensor_parallel_degree 4", "tensor parallelism isn't priced"),
