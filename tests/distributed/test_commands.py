@@ -165,10 +165,10 @@ def test_a_refreshed_cluster_is_measured_anew_and_runs_are_kept(folder: Path) ->
     # what no measurement gives, of the same devices and software
     kept.write_text(before.replace('"measured_on": "2', '"measured_on": "1'))
     assert kept.read_text() != before
-    done = finished(start(folder, *tune("plan.json", "--measure", "2")))
+    done = finished(start(folder, *tune("plan.json", *FEWER)))
     assert done.returncode == 0, done.stderr
     assert "cluster: as measured on 1" in done.stderr
-    done = finished(start(folder, *tune("plan.json", "--measure", "2", "--refresh")))
+    done = finished(start(folder, *tune("plan.json", *FEWER, "--refresh")))
     assert done.returncode == 0, done.stderr
     assert "inspecting 2 cpu devices" in done.stderr
     assert "measured before" in done.stderr
