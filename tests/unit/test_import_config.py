@@ -168,8 +168,10 @@ def test_sglang_splits_guidance_for_models_that_use_it() -> None:
     [
         ("xdit", f"torchrun --nproc_per_node=8 x.py {FLUX} --ulysses_degree 4", "8 are started"),
         ("xdit", f"x.py {FLUX} --ulysses_degre 4", "Did you mean ulysses_degree?"),
-        ("xdit", f"x.py {FLUX} --ulysses_degree four", "a whole number from 1 on"),
-        ("xdit", f"x.py {FLUX} --ulysses_degree 0", "a whole number from 1 on"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree four", "a whole number from 1 to 65536"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree 99999", "a whole number from 1 to 65536"),
+        ("xdit", f"torchrun --nproc_per_node=9999 --nnodes=9999 x.py {FLUX}", "at most 65536"),
+        ("xdit", f"x.py {FLUX} --ulysses_degree 0", "a whole number from 1 to 65536"),
         ("xdit", f"x.py {FLUX} --ulysses_degree 2 --ulysses_degree 4", "said 2; leave one out"),
         ("xdit", f"x.py {FLUX} --use_cfg_parallel 2", "a switch"),
         ("xdit", f"x.py {FLUX} --tensor_parallel_degree 4", "tensor parallelism isn't priced"),
@@ -302,6 +304,9 @@ def test_what_takes_longer_is_told_from_what_is_best() -> None:
     )
     assert f"{best.configuration.mesh}" in str(slow)
     assert "measure: `sglang serve" in str(slow)
+    (alone,) = (note for note in slow.notes if "ulysses8 in mode compile is predicted" in note)
+    compiled = compared(f"{SLOW[0]} --enable-torch-compile true", "sglang")
+    assert alone.endswith(f" {compiled.present.prediction.latency_s:.4g} s")
     again = compared(str(slow.command), "sglang")
     assert again.present.configuration.mesh == best.configuration.mesh
     assert again.slower == 0
