@@ -24,7 +24,7 @@ from ditplan.command.compare import compare_command
 from ditplan.command.explain import explain_command
 from ditplan.command.export import export_command
 from ditplan.command.files import Named, names_of, shown_file
-from ditplan.command.hosts import asked_hosts, refuse_hosts, show_what_would_run
+from ditplan.command.hosts import asked_hosts, refuse_hosts, refuse_measuring, show_what_would_run
 from ditplan.command.import_config import import_config_command
 from ditplan.command.options import (
     BackendName,
@@ -35,6 +35,7 @@ from ditplan.command.options import (
     Json,
     MeshOptions,
     OptionalModel,
+    Refresh,
     Report,
     Weights,
     WorkloadOptions,
@@ -190,6 +191,7 @@ def tune_command(
     ] = False,
     report: Report = None,
     dry_run: DryRun = False,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Find a model's fastest plan: price all of them, run the best ones for real, write it down.
@@ -197,6 +199,7 @@ def tune_command(
     With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
     tune that was ended goes on from there.
     """
+    from ditplan.command.pareto import show_pareto
     from ditplan.planning import plan as plan_model
     from ditplan.planning import plan_book
 
@@ -235,12 +238,7 @@ def tune_command(
         on_paper = paper is not None or measure == 0
         protect_measured(out, model, settings, chosen, on_paper=on_paper)
     if workloads is not None:
-        if measure:
-            wrong = Setting("measure", measure)
-            raise InputError(Setting("workloads"), " plans on paper; leave out ", wrong)
-        if sampler != "planner":
-            wrong = Setting("sampler", sampler)
-            raise InputError(Setting("workloads"), " runs nothing; leave out ", wrong)
+        refuse_measuring(Setting("workloads"), measure=measure, sampler=sampler, refresh=refresh)
         book = plan_book(
             model, cluster, workloads, otherwise=otherwise, progress=terminal.say, **settings
         )
@@ -258,6 +256,7 @@ def tune_command(
         budget_s=budget,
         study=out.with_suffix(".study"),
         resume=resumed,
+        refresh=refresh,
         progress=terminal.say,
         **settings,
     )
@@ -266,6 +265,7 @@ def tune_command(
         refuse_to_replace(out, found.found.spec, found.plan.workload, is_measured=is_measured)
     found.plan.save(out)
     terminal.show(found.table())
+    show_pareto(found.found, terminal)
     terminal.show(f"{out}: {found}")
     written = report_on(report, out, cluster, model, terminal)
     terminal.finish({"plan": str(out)} | found.to_json() | written)

@@ -32,7 +32,8 @@ SMALL_MODEL_PARAMETERS = 100_000_000
 @dataclass(frozen=True)
 class Measuring:
     """How to measure plans: with which weights, how many of them, for how long, who chooses them,
-    where what was measured is kept, and which plan it goes on from.
+    where what was measured is kept, and which plan it goes on from. With `refresh` the cluster is
+    measured anew, whatever is kept of it.
     """
 
     study: Path
@@ -41,6 +42,7 @@ class Measuring:
     budget_s: float | None = None
     sampler: SamplerName = "planner"
     resume: ExecutionPlan | None = None
+    refresh: bool = False
 
 
 def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
@@ -107,7 +109,7 @@ def tuned(
         request.allowed(workload)
         if request.mode is not None:
             require_mode(request.backend.capabilities, request.mode, workers.device)
-        cluster = study.cluster(workers, say)
+        cluster = study.cluster(workers, say, refresh=how.refresh)
         task = request.task(workload, cluster)
         requests = points_to_measure(task)
         study.keep_cluster(cluster)

@@ -173,6 +173,7 @@ def plan(
     budget_s: float | None = None,
     study: Path | str = "plan.study",
     resume: ExecutionPlan | None = None,
+    refresh: bool = False,
     progress: Say | None = None,
     **settings: Unpack[PlanSettings],
 ) -> PlanResult:
@@ -190,13 +191,14 @@ def plan(
         study: the folder that keeps what is measured; a search of the same goes on from there.
         resume: a plan to go on from: it is run again for its own workload, and beside it only what
             could now be faster.
+        refresh: measures the cluster anew, even if devices and software are the same.
         progress: is told what is being done.
 
     Raises:
         InputError: something asked for can't be. ClusterError: a rank failed, or all plans did.
     """
     say, asked = progress or _say_nothing, checked(PlanSettings, settings)
-    if cluster is not None and (hosts is not None or measure):
+    if cluster is not None and (hosts is not None or measure or refresh):
         raise InputError(
             Setting("cluster"),
             " plans for a cluster on paper; to measure one give ",
@@ -219,7 +221,7 @@ def plan(
     if weights is not None:
         check_weights(Path(weights), named.spec)
     own = named.weights if weights is None else Path(weights)
-    how = Measuring(Path(study), own, measure, budget_s, sampler, resume)
+    how = Measuring(Path(study), own, measure, budget_s, sampler, resume, refresh)
     return PlanResult(tuned(request, wanted, entries, how, say))
 
 

@@ -77,11 +77,15 @@ class Study:
             "runs": [asdict(run) for run in recorded_runs(self.journal)],
         }
 
-    def cluster(self, workers: "Workers", say: Callable[[str], None]) -> ClusterProfile:
-        """The cluster as measured before for the same devices and software, or measured now."""
+    def cluster(
+        self, workers: "Workers", say: Callable[[str], None], *, refresh: bool = False
+    ) -> ClusterProfile:
+        """The cluster as measured before for the same devices and software, or measured now, as it
+        is in any case with `refresh`.
+        """
         path = self.cluster_file
-        if saved := kept_cluster(path, workers):
-            say(f"cluster: as measured on {saved.measured_on} (delete {path} to measure anew)")
+        if not refresh and (saved := kept_cluster(path, workers)):
+            say(f"cluster: as measured on {saved.measured_on} (refresh to measure anew)")
             return saved
         cluster = workers.profile_cluster(say)
         for warning in cluster.warnings:

@@ -50,16 +50,18 @@ MOST_LANES = 32
 @dataclass(frozen=True)
 class Spot:
     """Where a device hangs: the NUMA node of its processor, None where that isn't known, and the
-    addresses of the PCI switches above it, the nearest to the processor first.
+    addresses of the PCI switches above it, the nearest to the processor first. `host` tells hosts
+    apart, where a dump has several: those that NVLink joins.
     """
 
     numa_node: int | None
     switches: tuple[str, ...]
+    host: str = ""
 
 
 @dataclass(frozen=True)
 class ClaimedGpu:
-    """A GPU by its PCI address.
+    """A GPU by its PCI address, and its rank in the communicator.
 
     `link_bytes_per_s` is the raw rate of its PCIe link at its best. `nvlinks` is how many active
     ones NCCL found in all, None where it found none: NCCL leaves out those that it can't ask about.
@@ -72,6 +74,7 @@ class ClaimedGpu:
     nvlinks: int | None
     peers: frozenset[str]
     has_switch: bool
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,16 @@ class NcclTopology:
 
     gpus: tuple[ClaimedGpu, ...] = ()
     adapters: tuple[ClaimedAdapter, ...] = ()
+
+    def of_host_of(self, rank: int) -> "NcclTopology":
+        """What is on the host of a rank; all of it where no GPU is that rank's."""
+        hosts = {gpu.spot.host for gpu in self.gpus if gpu.rank == rank}
+        if not hosts:
+            return self
+        return NcclTopology(
+            tuple(gpu for gpu in self.gpus if gpu.spot.host in hosts),
+            tuple(adapter for adapter in self.adapters if adapter.spot.host in hosts),
+        )
 
 
 EXPECTED = "what NCCL writes to NCCL_TOPO_DUMP_FILE"
@@ -127,7 +140,7 @@ class _Reader:
         self._where = where
         self._open: list[_Element] = []
         self._elements = 0
-        self._gpus: dict[str, ClaimedGpu] = {}
+        self._gpus: dict[tuple[str, str], ClaimedGpu] = {}
         self._adapters: list[ClaimedAdapter] = []
         self._parser = expat.ParserCreate("utf-8")
         self._parser.StartElementHandler = self._begin
@@ -171,9 +184,10 @@ class _Reader:
         element = self._open.pop()
         if name == "gpu" and all(one.name in PARENTS for one in self._open):
             gpu = self._gpu(element)
-            if gpu.address in self._gpus or len(self._gpus) == MOST_RANKS:
+            key = gpu.spot.host, gpu.address
+            if key in self._gpus or len(self._gpus) == MOST_RANKS:
                 self._refuse(f"a second GPU at {gpu.address}, or too many", element.line)
-            self._gpus[gpu.address] = gpu
+            self._gpus[key] = gpu
 
     def _gpu(self, element: _Element) -> ClaimedGpu:
         device = self._open[-1]
@@ -184,6 +198,7 @@ class _Reader:
             nvlinks=element.nvlinks or None,
             peers=frozenset(element.peers),
             has_switch=element.has_switch,
+            rank=self._number(element, "rank") if element.fields.get("rank") else None,
         )
 
     def _adapter(self, element: _Element) -> ClaimedAdapter:
@@ -215,7 +230,8 @@ class _Reader:
         processor = next(one for one in above if one.name == "cpu")
         node = self._number(processor, "numaid")
         switches = tuple(self._address(one, "busid") for one in above if one.name == "pci")
-        return Spot(node if node >= 0 else None, switches)
+        host = one_line(processor.fields.get("host_hash", ""), 40)
+        return Spot(node if node >= 0 else None, switches, host)
 
     def _link_bytes_per_s(self, device: _Element) -> float | None:
         speed = SPEED.match(device.fields.get("link_speed", ""))

@@ -22,6 +22,7 @@ from ditplan.profiles.rank_run import RankRun
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.admission.fit import require_fit
 from ditplan.runtime.blocks import block_paths
+from ditplan.runtime.compilation.kept_code import kept_code
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import (
     call_arguments,
@@ -32,6 +33,7 @@ from ditplan.runtime.models.loading import (
 from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import weight_group_of
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
+from ditplan.runtime.profiling.phases import PhaseRecorder, require_recordable
 
 WARMUP_STEPS = 2
 
@@ -58,7 +60,8 @@ def measure_plan(
         key = (plan.configuration, workload)
         # graphs are gone when their plan isn't in force; compiled code and loaded kernels stay
         if key not in warm or "graph" in plan.configuration.mode:
-            _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
+            with kept_code(plan, context):
+                _call(pipeline, spec, workload, embeddings, "latent", 0, _warmup_steps(plan))
             warm.add(key)
         run = _timed(context, pipeline, spec, workload, embeddings, "latent", 0)[0]
         unused = _bytes_of_other_blocks(loaded, plan.blocks_of(context.rank))
@@ -73,18 +76,23 @@ def generate(
     prompt: str,
     seed: int,
     suffix: str,
+    records: bool = False,
 ) -> tuple[RankRun, list[bytes]] | None:
     """Makes the prompt's pictures with the plan. Its first rank decodes them, or all do where they
     share the VAE; the first gives what files of such a `suffix` hold: the file system that they are
     for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
-    embeddings derived from the prompt take their place.
+    embeddings derived from the prompt take their place. With `records` the loop is run once more
+    and its phases are recorded: recording takes time, so it isn't the run that is timed.
 
     Raises:
-        InputError: the plan doesn't fit model, ranks, devices or links.
+        InputError: the plan doesn't fit model, ranks, devices or links, or its phases can't be
+            recorded.
     """
     require_fit(plan, context)
+    if records:
+        require_recordable(plan, context.device)
     workload = plan.workload
     require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
     loaded = _kept_pipeline(context, spec, weights, plan)
@@ -96,11 +104,17 @@ def generate(
             digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "little")
             words = prompt_embeddings(spec, workload, context.device, seed=digest)
         first = context.rank == plan.configuration.placement[0]
-        _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
+        with kept_code(plan, context):
+            _call(pipeline, spec, workload, words, "latent", seed, _warmup_steps(plan))
         decodes = first or plan.configuration.vae_parallel > 1
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if decodes else "latent", seed
         )
+        if records:
+            recorder = PhaseRecorder(context.rank)
+            with recorder.watching(pipeline):
+                _call(pipeline, spec, workload, words, "latent", seed, workload.steps)
+            run = run.model_copy(update={"phases": recorder.phases()})
     return run, encoded(images, suffix, frame_rate(spec)) if first else []
 
 

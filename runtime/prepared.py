@@ -1,5 +1,6 @@
 """What a process keeps of a plan for a transformer while other plans are in force."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -158,6 +159,7 @@ def _prepare(
         patches = Patches("image", has_filler=family.needs_text)
         cache = StaleKVCache(plan.configuration.pipefusion.patches)
     layout, ring_buffers = None, RingBuffers()
+    scope = hashlib.sha256(plan.configuration.key.encode()).hexdigest()[:12]
     answers: tuple[AttentionOperator, ...] | None = None
     if sequence or route or sizes_of_texts(family, plan):
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
@@ -188,7 +190,8 @@ def _prepare(
                     number,
                     transfer,
                     gather_masked=gather_masked,
-                )
+                ),
+                scope,
             )
             for number, declared in enumerate(family.self_attentions)
         )
@@ -197,17 +200,20 @@ def _prepare(
         local = AttentionOperator(
             lambda query, key, value, scale: attend(query, key, value, scale, kernel),
             interleaved=False,
+            scope=scope,
         )
         answers = (local,) * len(family.self_attentions)
     adapters = {
         name: AttentionOperator(
-            AdapterAttention(segments, layout, plan.configuration.attention), interleaved=False
+            AdapterAttention(segments, layout, plan.configuration.attention),
+            interleaved=False,
+            scope=scope,
         )
         for name, segments in family.adapters.items()
     }
     weight_group = weight_group_of(plan, context)
     blocks = CompiledBlocks(answers or (), movable=weight_group is None, built=built)
-    rows = RowOperators(sequence) if sequence and family.rows else None
+    rows = RowOperators(sequence, scope) if sequence and family.rows else None
     return Prepared(
         family,
         batch_group,
@@ -226,10 +232,10 @@ def _prepare(
     )
 
 
-def _distributed(attention: SequenceAttention) -> AttentionOperator:
+def _distributed(attention: SequenceAttention, scope: str) -> AttentionOperator:
     exchanges = attention.exchange is not None
     halves = attention if exchanges else None
-    return AttentionOperator(attention, interleaved=exchanges, halves=halves)
+    return AttentionOperator(attention, interleaved=exchanges, halves=halves, scope=scope)
 
 
 def _exchange(

@@ -72,6 +72,22 @@ def refuse_hosts(options: HostOptions, setting: Setting, why: str) -> None:
             raise InputError(setting, why, "; leave out ", wrong)
 
 
+def refuse_measuring(setting: Setting, *, measure: int | None, sampler: str, refresh: bool) -> None:
+    """Refuses what is about measuring beside a setting that plans on paper.
+
+    Raises:
+        InputError: names what was given.
+    """
+    given = {
+        Setting("measure", measure): bool(measure),
+        Setting("sampler", sampler): sampler != "planner",
+        Setting("refresh"): refresh,
+    }
+    for wrong, is_given in given.items():
+        if is_given:
+            raise InputError(setting, " plans on paper; leave out ", wrong)
+
+
 def _refuse_choice(options: HostOptions) -> None:
     for name in ("include", "exclude", "interface"):
         value = getattr(options, name)

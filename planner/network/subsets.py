@@ -118,22 +118,22 @@ def _domain_of(topology: Topology, ranks: Ranks, others: Ranks, outside: int | N
 
 
 def _nearness(topology: Topology, rank: int, other: int, outside: int | None) -> Nearness:
-    path = topology.path(rank, other)
+    path = topology.links.path(rank, other)
     if path is None:
         return (float("inf"), float("inf"), 0)
     apart = 0
     if outside is not None:
-        ways = [topology.path(one, outside) for one in (rank, other)]
+        ways = [topology.links.path(one, outside) for one in (rank, other)]
         hops = [{*way.hops} if way else set() for way in ways]
         apart = len(hops[0] - hops[1])
-    slowest = max(1 / topology.rate(hop, 1) for hop in path.hops)
+    slowest = max(1 / topology.links.rate(hop, 1) for hop in path.hops)
     return (float(f"{path.latency_s:.6g}"), float(f"{slowest:.6g}"), apart)
 
 
 def _way(topology: Topology, rank: int, other: int) -> tuple[float, ...]:
     """What there is to tell of the links from one rank to another: latency, and rates in order."""
-    path = topology.path(rank, other)
-    return (path.latency_s, *(topology.rate(hop, 1) for hop in path.hops)) if path else ()
+    path = topology.links.path(rank, other)
+    return (path.latency_s, *(topology.links.rate(hop, 1) for hop in path.hops)) if path else ()
 
 
 def _by_kind(parts: Sequence[Domain]) -> tuple[Domain, ...]:

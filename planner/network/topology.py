@@ -2,14 +2,9 @@
 use them at once.
 """
 
-from __future__ import annotations
-
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeGuard
-
-import networkx as nx
 
 from ditplan.planner.memo import Memo
 from ditplan.planner.network.groups import (
@@ -21,29 +16,23 @@ from ditplan.planner.network.groups import (
     stride_in,
     wanted,
 )
+from ditplan.planner.network.link_graph import LinkGraph
 from ditplan.planner.network.tables import Group, interpolate_s, mean_stride, table_groups
 from ditplan.planner.network.traffic import (
-    Ends,
     Hop,
-    Path,
     Traffic,
-    Way,
     alike_hops_of,
     alike_traffic_of,
     fills_hosts_alike,
     hops_of,
     traffic_of,
 )
-from ditplan.planner.network.twin_hosts import are_alike, moved, pairs_seen, renamed, touches
-from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, Link, LinkKind, Operation
+from ditplan.profiles.cluster import ClusterProfile, CollectiveTable, LinkKind, Operation
 from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.device_kinds import with_kinds_named
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.model import Source
 from ditplan.profiles.peer_memory import can_push
-
-CROSSINGS = ("memory", "socket")
-"""Kinds of link that lose bandwidth when many messages cross them at once."""
 
 
 class Estimate(NamedTuple):
@@ -54,10 +43,10 @@ class Estimate(NamedTuple):
 
 
 class Topology:
-    """A cluster's ranks and links, with remembered paths and traffic."""
+    """A cluster's ranks, links and measured collectives, with remembered traffic."""
 
     def __init__(self, cluster: ClusterProfile, constants: CostConstants | None = None) -> None:
-        """Builds the graph of links; parallel links between two nodes add up.
+        """Builds the graph of links.
 
         Devices go by the names of their kinds: those of one name that differ in speed have others.
         """
@@ -66,14 +55,11 @@ class Topology:
         self._nodes = cluster.device_nodes
         self.device_names = tuple(device.name for device in cluster.devices)
         self.has_different_devices = len(set(self.device_names)) > 1
-        self._graph = _graph_of(cluster.links)
-        self._hosts = tuple(host.name for host in cluster.hosts)
-        self.ranks_per_host = min(len(host.devices) for host in cluster.hosts)
+        self.links = LinkGraph(cluster, self._constants.crossing_exponent)
+        self.ranks_per_host = self.links.ranks_per_host
         """Devices of the smallest host."""
-        self.hosts_are_alike = are_alike(cluster)
+        self.hosts_are_alike = self.links.hosts_are_alike
         """Whether exchanging hosts for each other changes nothing but names."""
-        self._paths: Memo[tuple[int, int], Path | None] = Memo()
-        self._ways: Memo[Ends, Way | None] = Memo()
         self._traffic: Memo[tuple[Operation, Groups], Traffic | None] = Memo()
         self._hops: Memo[Groups, tuple[Traffic, ...] | None] = Memo()
         self._tables: Memo[tuple[Operation, Groups], CollectiveTable | None] = Memo()
@@ -190,22 +176,22 @@ class Topology:
     def _joined_by(self, group: Group) -> tuple[int, LinkKind | None]:
         """On how many hosts a group is, and the kind of the slowest link between its members."""
         if group not in self._joined:
-            edges = [self._graph.edges[hop] for hop in dict.fromkeys(self._hops_within(group))]
-            slowest = min(edges, key=lambda edge: float(edge["bytes_per_s"]), default=None)
+            hops = dict.fromkeys(self.links.hops_within(group))
+            slowest = min(hops, key=self.links.bytes_per_s, default=None)
             hosts = {self._nodes[rank].rpartition("/")[0] for rank in group}
-            self._joined[group] = (len(hosts), slowest["kind"] if slowest else None)
+            self._joined[group] = (len(hosts), self.links.kind(slowest) if slowest else None)
         return self._joined[group]
 
     def kinds_within(self, groups: Sequence[Group] | AxisGroups) -> frozenset[str]:
         """The kinds of all links between members of the first of the groups."""
         talking = wanted(groups)
-        edges = self._hops_within(first_of(talking)) if talking else ()
-        return frozenset(str(self._graph.edges[hop]["kind"]) for hop in edges)
+        hops = self.links.hops_within(first_of(talking)) if talking else ()
+        return frozenset(map(self.links.kind, hops))
 
     def links_between(self, source: int, target: int) -> list[tuple[Hop, str]]:
         """The links from one rank to another in order with their kinds; none if unknown."""
-        path = self.path(source, target)
-        return [(hop, self._graph.edges[hop]["kind"]) for hop in path.hops] if path else []
+        path = self.links.path(source, target)
+        return [(hop, self.links.kind(hop)) for hop in path.hops] if path else []
 
     def signature(
         self,
@@ -306,8 +292,8 @@ class Topology:
 
     def _count_traffic(self, operation: Operation, groups: Groups) -> Traffic | None:
         if self._can_count_a_host(groups):
-            return alike_traffic_of(self, operation, groups)
-        return traffic_of(self, operation, listed(groups))
+            return alike_traffic_of(self.links, operation, groups)
+        return traffic_of(self.links, operation, listed(groups))
 
     def _hops_of(self, lines: Groups) -> tuple[Traffic, ...] | None:
         """The traffic of each hop of the lines, on links that carry all of them; None where no path
@@ -315,9 +301,9 @@ class Topology:
         """
         if lines not in self._hops:
             self._hops[lines] = (
-                alike_hops_of(self, lines)
+                alike_hops_of(self.links, lines)
                 if self._can_count_a_host(lines)
-                else hops_of(self, listed(lines))
+                else hops_of(self.links, listed(lines))
             )
         return self._hops[lines]
 
@@ -326,92 +312,3 @@ class Topology:
         if not self.hosts_are_alike or not isinstance(groups, AxisGroups):
             return False
         return fills_hosts_alike(groups, self.ranks_per_host)
-
-    def _hops_within(self, group: Group) -> Iterator[Hop]:
-        """The links on all ways between members of a group; of hosts that are alike those of one or
-        two of them.
-        """
-        pairs: Iterable[tuple[int, int]] = itertools.permutations(group, 2)
-        if self.hosts_are_alike:
-            pairs = pairs_seen(group, self.ranks_per_host)
-        for pair in pairs:
-            if path := self.path(*pair):
-                yield from path.hops
-
-    def rate(self, hop: Hop, flows: int) -> float:
-        """Bytes per second of a link that so many messages cross at once."""
-        edge = self._graph.edges[hop]
-        rate = float(edge["bytes_per_s"])
-        if edge["kind"] in CROSSINGS:
-            rate *= flows**-self._constants.crossing_exponent
-        return rate
-
-    def path(self, source: int, target: int) -> Path | None:
-        """The path between two ranks, of least latency; None where no links join them."""
-        key = (source, target)
-        if key not in self._paths:
-            n = self.ranks_per_host
-            if self.hosts_are_alike and max(source, target) >= 2 * n:
-                self._paths[key] = self._moved_path(source, target)
-            else:
-                self._paths[key] = self._find_path(self._nodes[source], self._nodes[target])
-        return self._paths[key]
-
-    def _moved_path(self, source: int, target: int) -> Path | None:
-        """The path between the same devices of the first two hosts, moved to theirs."""
-        n = self.ranks_per_host
-        host, other = source // n, target // n
-        known = self.path(source % n, target % n + (n if host != other else 0))
-        if known is None:
-            return None
-        names = {self._hosts[0]: self._hosts[host], self._hosts[1]: self._hosts[other]}
-        hops = tuple((moved(a, names), moved(b, names)) for a, b in known.hops)
-        return Path(hops, known.kinds, known.latency_s)
-
-    def way(self, ends: Ends) -> Way | None:
-        """The path between two devices of one host, or of any two hosts that are alike."""
-        if ends not in self._ways:
-            self._ways[ends] = self._find_way(ends)
-        return self._ways[ends]
-
-    def _find_way(self, ends: Ends) -> Way | None:
-        source, target, leaves = ends
-        path = self.path(source, target + (self.ranks_per_host if leaves else 0))
-        if path is None:
-            return None
-        own, others = f"{self._hosts[0]}/", f"{self._hosts[-1 if not leaves else 1]}/"
-        out = tuple(hop for hop in path.hops if touches(hop, own))
-        into = tuple(hop for hop in path.hops if leaves and touches(hop, others))
-        between = tuple(hop for hop in path.hops if hop not in out and hop not in into)
-        as_first = tuple((renamed(a, others, own), renamed(b, others, own)) for a, b in into)
-        return Way(out, as_first, between, path.kinds, path.latency_s)
-
-    def _find_path(self, source: str, target: str) -> Path | None:
-        if source not in self._graph or target not in self._graph:
-            return None
-        try:
-            nodes = nx.shortest_path(self._graph, source, target, weight="weight")
-        except nx.NetworkXNoPath:
-            return None
-        hops = tuple(itertools.pairwise(nodes))
-        edges = [self._graph.edges[hop] for hop in hops]
-        kinds = frozenset(str(edge["kind"]) for edge in edges)
-        return Path(hops, kinds, sum(float(edge["latency_s"]) for edge in edges))
-
-
-def _graph_of(links: Sequence[Link]) -> nx.Graph[str]:
-    """The links as a graph whose weights are latencies, fewer hops first among equal ones.
-
-    Bandwidth has no say in the route, so a faster link never draws traffic onto a shared slow one.
-    """
-    graph: nx.Graph[str] = nx.Graph()
-    for link in links:
-        latency_s, rate = link.latency_s, link.bytes_per_s
-        if graph.has_edge(link.a, link.b):
-            known = graph.edges[link.a, link.b]
-            latency_s, rate = min(latency_s, known["latency_s"]), rate + known["bytes_per_s"]
-        weight = latency_s + 1e-9
-        graph.add_edge(
-            link.a, link.b, kind=link.kind, latency_s=latency_s, bytes_per_s=rate, weight=weight
-        )
-    return graph

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.admission.agreement import disagreement
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.ranks.attach import attach_to_job, seated_in_job
-from ditplan.runtime.ranks.devices import common_link_kind, link_kind
+from ditplan.runtime.ranks.devices import common_link_kind, host_name, link_kind
 from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.self_test import facts_of_rank
 
@@ -206,11 +207,22 @@ def require_fit(plan: ExecutionPlan, context: RankContext) -> None:
 def gathered_facts(
     context: RankContext, ranks: Sequence[int], *, timed: bool
 ) -> tuple[Sequence[RankFacts], LinkKind | None]:
-    """What some ranks find, and what connects the devices, if known; every rank calls it."""
-    mine = (facts_of_rank(context, ranks, timed), link_kind(context))
+    """What some ranks find, and what connects those of a host, as `kind_within_hosts` has it; every
+    rank calls it.
+    """
+    mine = (facts_of_rank(context, ranks, timed), (host_name(environment()), link_kind(context)))
     found: list[Any] = [mine]
     if context.world_size > 1:
         found = [None] * context.world_size
         dist.all_gather_object(found, mine)
-    kinds = [kind for _, kind in found]
-    return [found[rank][0] for rank in ranks], common_link_kind(kinds, environment())
+    used = [found[rank] for rank in ranks]
+    return [facts for facts, _ in used], kind_within_hosts([place for _, place in used])
+
+
+def kind_within_hosts(places: Sequence[tuple[str, LinkKind | None]]) -> LinkKind | None:
+    """What connects ranks of one host, by each rank's host and the kind that holds there; None if
+    that isn't known, or each rank has a host to itself: what its GPU could do says nothing then.
+    """
+    ranks_on = Counter(host for host, _ in places)
+    kinds = [kind for host, kind in places if ranks_on[host] > 1]
+    return common_link_kind(kinds, environment()) if kinds else None

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ditplan.runtime.compilation.built import Built
 from ditplan.runtime.compilation.graph_nodes import (
+    add_examples,
     argument,
     inputs_of_linear,
     is_own_linear,
@@ -53,6 +54,7 @@ class FusingBackend:
             return cast(Callable[..., Any], compile_fx(graph, inputs))
         wanted = rewrite(graph.graph, self._attentions)
         self.packed += [paths for paths in wanted if paths not in self.packed]
+        add_examples(graph.graph)
         graph.recompile()
         compiled: Any = compile_fx(graph, inputs)
         return cast(Callable[..., Any], compiled)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor
 
 LINEAR = torch._C._nn.linear
 
@@ -41,6 +42,24 @@ def parameter_path(placeholder: fx.Node) -> str:
     name = placeholder.meta["grapharg"].source.name
     found = OWN_PARAMETER.fullmatch(name() if callable(name) else name)
     return ".".join(re.findall(r"\['([^']+)'\]", found[1])) if found else ""
+
+
+def add_examples(graph: fx.Graph) -> None:
+    """Gives nodes that rewrites have put in what dynamo gives its own: a fake of their result.
+
+    AOTAutograd's cache takes no graph that calls methods of what has none.
+    """
+    known = (node.meta.get("example_value") for node in graph.nodes)
+    mode = next((one.fake_mode for one in known if isinstance(one, FakeTensor)), None)
+    if mode is None:
+        return
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method") or "example_value" in node.meta:
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda one: one.meta["example_value"])
+        function = getattr(type(args[0]), node.target) if node.op == "call_method" else node.target
+        with mode, torch.no_grad():
+            node.meta["example_value"] = function(*args, **kwargs)
 
 
 def _is_plain_parameter(node: fx.Node) -> bool:

@@ -1,6 +1,6 @@
 """Answers to attention as operators of torch, which compiled code calls instead of tracing into."""
 
-import uuid
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -36,12 +36,18 @@ class Halves(Protocol):
 
 def define_operator(
     library: torch.library.Library,
+    kind: str,
     signature: str,
     run: Callable[..., object],
     shaped: Callable[..., object],
 ) -> torch._ops.OpOverload:
-    """An operator of the `NAMESPACE` that lives as long as the library; `shaped` is its fake."""
-    name = f"operator_{uuid.uuid4().hex}"
+    """An operator of the `NAMESPACE` that lives as long as the library; `shaped` is its fake.
+
+    Its name is its `kind` and the first number that is free: code that is kept from process to
+    process is found again by the names in it. Operators of a kind have the same signature and fake.
+    """
+    names = (f"{kind}_{number}" for number in itertools.count())
+    name = next(name for name in names if not hasattr(torch.ops.ditplan, name))
     library.define(f"{name}{signature}")
     library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", shaped, lib=library)
@@ -60,12 +66,19 @@ class AttentionOperator:
     """
 
     def __init__(
-        self, answer: AttentionFn, interleaved: bool, halves: Halves | None = None
+        self,
+        answer: AttentionFn,
+        interleaved: bool,
+        halves: Halves | None = None,
+        scope: str = "",
     ) -> None:
+        """`scope` is of a plan, and part of the operators' names."""
+        self._scope = scope
         self._answer = answer
         self._interleaved = interleaved
         self._library = torch.library.Library(NAMESPACE, "FRAGMENT")
         self.target = self._define(
+            "attention_interleaved" if interleaved else "attention",
             "(Tensor query, Tensor key, Tensor value, float? scale) -> Tensor",
             self._run,
             self._shaped,
@@ -82,9 +95,9 @@ class AttentionOperator:
         return self._answer(query, key, value, scale)
 
     def _define(
-        self, signature: str, run: Callable[..., object], shaped: Callable[..., object]
+        self, kind: str, signature: str, run: Callable[..., object], shaped: Callable[..., object]
     ) -> torch._ops.OpOverload:
-        return define_operator(self._library, signature, run, shaped)
+        return define_operator(self._library, f"{kind}_{self._scope}", signature, run, shaped)
 
     def _run(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
@@ -122,12 +135,14 @@ class BesideProducts:
         self._halves = halves
         self._attended: torch.Tensor | None = None
         self.attend = define(
+            "attention_begun",
             "(Tensor query, Tensor key, Tensor value, float? scale, Tensor rows, "
             "Tensor[] weights, Tensor[] biases, bool gelu) -> (Tensor, Tensor)",
             self._attend,
             self._attend_shaped,
         )
         self.receive = define(
+            "attention_received",
             "(Tensor token, int heads, Tensor[] others, int place, Tensor weight, Tensor bias) "
             "-> Tensor",
             self._receive,

@@ -1,7 +1,7 @@
 """What NCCL wrote of a host's topology when it made a communicator."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ditplan.profiles.errors import InputError
@@ -36,7 +36,10 @@ def topology_of_host(context: RankContext, hosts: Sequence[HostRanks]) -> Topolo
     None on all other ranks, of one GPU, on CPUs, and where NCCL wrote nothing.
     """
     is_first = any(context.rank == host.first and host.size > 1 for host in hosts)
-    return read_dump(context.topology_file) if is_first and context.topology_file else None
+    if not is_first or context.topology_file is None:
+        return None
+    dump = read_dump(context.topology_file)
+    return replace(dump, topology=dump.topology.of_host_of(context.rank))
 
 
 def read_dump(path: Path) -> TopologyDump:

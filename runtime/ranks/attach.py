@@ -1,6 +1,5 @@
 """A rank of a job that somebody else started: its context, and where all of the job's ranks are."""
 
-import socket
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from ditplan.profiles.locations import Location
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import GROUP_TIMEOUT, GroupCache, RankContext
 from ditplan.runtime.ranks.device_numbers import number_of_gpu
+from ditplan.runtime.ranks.devices import host_name
 from ditplan.runtime.ranks.environment import NO_MULTICAST, environment, set_where_unset
 from ditplan.runtime.ranks.gpu_inventory import gpu_of
 from ditplan.runtime.ranks.job_rank import JobRank, job_rank, meeting_place
@@ -81,8 +81,7 @@ def seated_in_job(plan: ExecutionPlan, context: RankContext) -> ExecutionPlan:
 def place_of(context: RankContext) -> Place:
     """Where this rank is."""
     known = environment()
-    # nodes of one machine have one host name
-    host = known.get("SLURMD_NODENAME") or socket.gethostname()
+    host = host_name(known)
     if context.device.type != "cuda":
         return Place(host, context.rank)
     gpu = gpu_of(str(torch.cuda.get_device_properties(context.device).uuid))

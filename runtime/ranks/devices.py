@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ def device_name(context: RankContext) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def host_name(environment: Mapping[str, str]) -> str:
+    """What this host is called: a node of Slurm by its own name, as several may be one machine."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def device_warnings(reports: Sequence[DeviceReport]) -> list[str]:

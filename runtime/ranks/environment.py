@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 NO_MULTICAST = ("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
 """Peers write to one rank at a time. Setting multicast up fails on GPUs that lack it, and can wait
@@ -24,6 +25,11 @@ def environment() -> Mapping[str, str]:
 def set_where_unset(name: str, value: str) -> None:
     """Sets a variable of this process that nobody has set."""
     os.environ.setdefault(name, value)
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made anew: ditplan's folder there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditplan"
 
 
 @contextlib.contextmanager

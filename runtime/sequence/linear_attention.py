@@ -5,7 +5,6 @@ The state of linear attention is a sum over all tokens, so ranks add up theirs (
 before a rank's first and the one after its last, which its neighbours have.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -36,12 +35,21 @@ from ditplan.runtime.takeover import (
 class RowOperators:
     """What blocks ask other ranks for, as opaque operators of torch; they live as long as this."""
 
-    def __init__(self, group: AxisGroup) -> None:
+    def __init__(self, group: AxisGroup, scope: str) -> None:
+        """`scope` is of a plan, and part of the operators' names."""
         self._group = group
         self._library = torch.library.Library(NAMESPACE, "FRAGMENT")
-        define = functools.partial(define_operator, self._library, "(Tensor value) -> Tensor")
-        self.summed = define(self._summed, torch.empty_like)
-        self.with_neighbours = define(self._with_neighbours, _two_more_rows)
+        signature = "(Tensor value) -> Tensor"
+        self.summed = define_operator(
+            self._library, f"state_sum_{scope}", signature, self._summed, torch.empty_like
+        )
+        self.with_neighbours = define_operator(
+            self._library,
+            f"with_neighbours_{scope}",
+            signature,
+            self._with_neighbours,
+            _two_more_rows,
+        )
 
     def _summed(self, state: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' states."""

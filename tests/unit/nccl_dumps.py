@@ -17,11 +17,11 @@ def system(*processors: str, version: object = 1) -> str:
     return element("system", *processors, version=version)
 
 
-def processor(numa: object, *inside: str) -> str:
+def processor(numa: object, *inside: str, host: str = "0x1f2e3d4c5b6a7988") -> str:
     """A NUMA node with its devices."""
     known = {} if numa == -1 else {"affinity": "00000000,00ffffff"}
     usual = {"arch": "x86_64", "vendor": "GenuineIntel", "familyid": 6, "modelid": 143}
-    return element("cpu", *inside, host_hash="0x1f2e3d4c5b6a7988", numaid=numa, **known, **usual)
+    return element("cpu", *inside, host_hash=host, numaid=numa, **known, **usual)
 
 
 def pci(

@@ -20,13 +20,14 @@ from ditplan.planner.search.search import search
 from ditplan.planner.search.storage import task_name
 from ditplan.planner.task import Task
 from ditplan.profiles.catalog import find_cluster, find_model
+from ditplan.profiles.cluster import LinkKind
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.evidence import evidence_of, signature_of
 from ditplan.profiles.fingerprint import RankFacts
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
-from ditplan.runtime.admission.fit import gathered_facts, require_fit
+from ditplan.runtime.admission.fit import gathered_facts, kind_within_hosts, require_fit
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
@@ -164,14 +165,30 @@ def test_calibrating_is_a_command_of_its_own() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("places", "kind"),
+    [
+        ([("a", "nvlink"), ("b", "nvlink")], None),
+        ([("a", "memory")], None),
+        ([("a", "nvlink"), ("a", "nvlink"), ("b", "pcie")], "nvlink"),
+        ([("a", "nvlink"), ("a", "pcie")], "pcie"),
+        ([("a", "nvlink"), ("a", None), ("b", "pcie")], None),
+    ],
+)
+def test_links_are_those_between_ranks_of_a_host(
+    places: list[tuple[str, LinkKind | None]], kind: LinkKind | None
+) -> None:
+    assert kind_within_hosts(places) == kind
+
+
 def test_the_selected_plan_its_source_rejected_reasons_and_calibration_digest_are_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     context = one_rank()
     facts, link = gathered_facts(context, (0,), timed=False)
-    assert link is not None
+    assert link is None
     plan = ditplan.plan(SD3, "2xh100-nvlink", gpus=1, dtype="float32").plan
-    fingerprint = plan.fingerprint.as_found(facts, (link,))
+    fingerprint = plan.fingerprint.as_found(facts, ())
     with caplog.at_level(logging.INFO, logger="ditplan"):
         require_fit(plan.model_copy(update={"fingerprint": fingerprint}), context)
     (line,) = [one.getMessage() for one in caplog.records if one.name == "ditplan"]

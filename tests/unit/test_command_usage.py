@@ -63,6 +63,26 @@ def test_what_makes_no_sense_where_a_plan_is_resumed_is_refused(
     assert words in refused(monkeypatch, capsys, tmp_path, arguments)
 
 
+REFRESHING = {
+    "refresh on paper": (
+        ["tune", "--model", "sd3", "--cluster", "8xa100-nvlink", "--refresh"],
+        "--cluster plans for a cluster on paper; to measure one give --hosts alone",
+    ),
+    "refresh with a mix": (
+        ["tune", "--model", "sd3", "--workloads", "m.json", "--refresh"],
+        "--workloads plans on paper; leave out --refresh",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFRESHING)
+def test_nothing_is_measured_anew_where_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str
+) -> None:
+    arguments, words = REFRESHING[case]
+    assert words in refused(monkeypatch, capsys, tmp_path, arguments)
+
+
 def test_no_command_shows_the_commands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

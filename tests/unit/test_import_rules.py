@@ -60,7 +60,7 @@ MOST_ROOMS = {"planner": 12, "runtime": 24}
 OUTSIDE_PROFILES = {*sys.stdlib_module_names, "pydantic"}
 DEVICE_LIBRARIES = {"torch", "diffusers", "transformers", "accelerate"}
 ONE_DOOR = {
-    "networkx": "planner/network/topology.py",
+    "networkx": "planner/network/link_graph.py",
     "optuna": "planner/search/",
     "plotly": "ditplan/reporting/plotting.py",
     "triton": "runtime/transport/push_kernel.py",
@@ -74,6 +74,7 @@ READS_WHAT_NO_USER_GIVES = {
     "ditplan/reporting/page.py",  # what ships with it; JSON that plotly has just written
     "runtime/admission/board.py",  # memory that ranks share
     "runtime/ranks/folders.py",  # what it has written itself
+    "runtime/compilation/kept_code.py",  # what it has written itself
     "runtime/models/inspection.py",  # JSON that it has just written, in memory
     "runtime/ranks/agent.py",  # logs of ranks, and what command and agents say to each other
     "runtime/ranks/fleet.py",
@@ -308,7 +309,7 @@ PLANTED = [
     ),
     ("planner/cost_model.py", "import torch.nn", "planner may not import torch"),
     ("planner/cost_model.py", "try:\n    import diffusers\nexcept ImportError: pass", "diffusers"),
-    ("planner/cost_model.py", "from networkx import Graph", "only planner/network/topology.py"),
+    ("planner/cost_model.py", "from networkx import Graph", "only planner/network/link_graph.py"),
     (
         "planner/cost_model.py",
         "import optuna.samplers as samplers",
@@ -325,7 +326,7 @@ PLANTED = [
     ("runtime/native.py", "from ditplan.study import Study", "runtime may not import"),
     ("ditplan/planning.py", "import optuna", "only planner/search/ may"),
     ("ditplan/planning.py", "X = {}\ndef f(k):\n    X[k] = 1", "changes X"),
-    ("cli.py", "import networkx", "only planner/network/topology.py"),
+    ("cli.py", "import networkx", "only planner/network/link_graph.py"),
     ("cli.py", "from planner import search", "ditplan.planner"),
     ("tests/unit/test_x.py", "from profiles.plan import ExecutionPlan", "ditplan.profiles"),
     ("examples/x.py", "import runtime.native", "ditplan.runtime"),
@@ -375,7 +376,7 @@ ALLOWED = [
         "from ditplan.planner import search\nfrom ditplan.runtime import ranks",
     ),
     (
-        "planner/network/topology.py",
+        "planner/network/link_graph.py",
         "import networkx as nx\nfrom ditplan.profiles.cluster import Link",
     ),
     (

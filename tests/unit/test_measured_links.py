@@ -104,7 +104,7 @@ def test_every_host_takes_part_and_every_gpu_reaches_every_other(sizes: list[int
     assert all(speeds.inside for name, speeds in by_host.items() if named[name] > 1)
     assert all(speeds.flow for speeds in by_host.values()) == (len(sizes) > 1)
     for a, b in itertools.pairwise(range(sum(sizes))):
-        assert topology.path(a, b) is not None
+        assert topology.links.path(a, b) is not None
 
 
 def test_exchanges_grow_slower_than_hosts_squared() -> None:

@@ -26,10 +26,11 @@ def test_gpus_switches_sockets_and_adapters_are_read() -> None:
     first, *_, last = topology.gpus
     assert len(topology.gpus) == 4
     assert first.address == "0000:1a:00.0"
-    assert first.spot == Spot(0, ("0000:18:00.0",))
+    assert first.spot == Spot(0, ("0000:18:00.0",), "0x1f2e3d4c5b6a7988")
     assert first.link_bytes_per_s == pytest.approx(63e9, rel=0.01)
     assert (first.nvlinks, first.peers, first.has_switch) == (18, frozenset(), True)
-    assert last.spot == Spot(1, ("0000:48:00.0",))
+    assert (last.spot.numa_node, last.spot.switches) == (1, ("0000:48:00.0",))
+    assert [one.rank for one in topology.gpus] == [0, 1, 2, 3]
     nic = topology.adapters[1]
     assert (nic.name, nic.has_rdma, nic.bytes_per_s) == ("mlx5_1", True, 50e9)
     assert nic.spot == topology.gpus[1].spot
@@ -38,7 +39,7 @@ def test_gpus_switches_sockets_and_adapters_are_read() -> None:
 def test_what_a_virtual_machine_makes_up_is_unknown() -> None:
     topology = read(nccl_dumps.virtual_machine())
     for one in topology.gpus:
-        assert one.spot == Spot(None, ())
+        assert (one.spot.numa_node, one.spot.switches) == (None, ())
         assert one.link_bytes_per_s is None
         assert (one.nvlinks, one.peers, one.has_switch) == (18, frozenset(), True)
     (nic,) = topology.adapters
@@ -75,6 +76,20 @@ def test_elements_of_newer_versions_are_left_out_with_all_within() -> None:
     chip = pci("0000:1a:00.0", element("gpu", c2c, dev=0), newer, kind=GPU)
     text = system(newer, processor(0, chip))
     assert [one.address for one in read(text).gpus] == ["0000:1a:00.0"]
+
+
+def test_of_hosts_that_nvlink_joins_that_of_a_rank_is_taken() -> None:
+    # their GPUs have the same addresses
+    hosts = [
+        processor(0, gpu("0000:1a:00.0", rank), net(f"mlx5_{rank}", 0, 400_000, "0x1"), host=host)
+        for rank, host in enumerate(("0xa", "0xb"))
+    ]
+    topology = read(system(*hosts))
+    assert len(topology.gpus) == 2
+    own = topology.of_host_of(1)
+    assert [one.rank for one in own.gpus] == [1]
+    assert [one.name for one in own.adapters] == ["mlx5_1"]
+    assert topology.of_host_of(7) == topology
 
 
 BOMB = '<!DOCTYPE system [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>\n'

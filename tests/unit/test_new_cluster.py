@@ -65,7 +65,7 @@ def test_every_gpu_reaches_every_other_over_the_network_only_between_hosts(
     topology = Topology(cluster)
     kind = SHEETS.inter[network].kind
     for a, b in pairwise(range(hosts * gpus)):
-        path = topology.path(a, b)
+        path = topology.links.path(a, b)
         assert path is not None
         assert (kind in path.kinds) == (a // gpus != b // gpus)
 
