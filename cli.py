@@ -199,6 +199,7 @@ def tune_command(
     With --hosts what is missing is measured first. Measurements lie beside the plan in OUT.study; a
     tune that was ended goes on from there.
     """
+    from ditplan.command.pareto import show_pareto
     from ditplan.planning import plan as plan_model
     from ditplan.planning import plan_book
 
@@ -264,6 +265,7 @@ def tune_command(
         refuse_to_replace(out, found.found.spec, found.plan.workload, is_measured=is_measured)
     found.plan.save(out)
     terminal.show(found.table())
+    show_pareto(found.found, terminal)
     terminal.show(f"{out}: {found}")
     written = report_on(report, out, cluster, model, terminal)
     terminal.finish({"plan": str(out)} | found.to_json() | written)

@@ -19,6 +19,8 @@ from ditplan.profiles.job_seats import on_hosts, on_its_own
 from ditplan.profiles.limits import ModelLimits
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.rank_run import RankRun
+from ditplan.profiles.record import write_atomically
+from ditplan.profiles.trace_events import recorded_trace
 from ditplan.revalidating import revalidated
 from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.preflight import require_usable
@@ -97,9 +99,10 @@ def run_plan(
     seed: int = 0,
     say: Say,
     revalidate: Path | None = None,
+    trace: Path | None = None,
 ) -> tuple[RankRun, ExecutionPlan]:
     """Makes the prompt's picture with the plan; gives the plan that ran as well: with `revalidate`,
-    its file, it is measured here first and saved there.
+    its file, it is measured here first and saved there. What ranks do is recorded in `trace`.
 
     Raises:
         InputError: a backend that doesn't run it here; hosts, devices or software that the plan
@@ -119,8 +122,14 @@ def run_plan(
         if revalidate is not None:
             plan = revalidated(plan, revalidate, model, workers, say)
         say(chosen_line(plan))
-        ran, files = workers.generate(model.spec, model.weights, plan, prompt, seed, out.suffix)
+        ran, files = workers.generate(
+            model.spec, model.weights, plan, prompt, seed, out.suffix, records=trace is not None
+        )
         save_files(files, out)
+        if trace is not None:
+            title = f"{model.spec.name}: {plan.workload}, {plan.mesh}, recorded"
+            text = recorded_trace(plan.configuration, ran.phases, ran.latency_s, title)
+            write_atomically(trace, text)
         return ran, plan
 
 

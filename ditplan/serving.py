@@ -16,7 +16,12 @@ from ditplan.runtime.models.warm_up import Size, warm_up_calls, workloads_of
 from ditplan.runtime.native import transformers_of
 from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import BUILT, forget_graphs
-from ditplan.runtime.profiling.live_steps import LiveSteps, OnDrift, keep_live_steps
+from ditplan.runtime.profiling.live_steps import (
+    LiveSteps,
+    OnDrift,
+    keep_live_steps,
+    live_steps_of,
+)
 from ditplan.runtime.ranks.attach import seated_in_job
 
 
@@ -113,12 +118,14 @@ def warm_up(pipeline: Any, plan: ExecutionPlan, sizes: Sequence[Size] | None = N
     # the whole sequence and each patch, of two visits and two calls a step
     each = 4 * (part.patches + 1) if part else 1
     for model in transformers_of(pipeline).values():
-        if BUILT not in vars(model):
+        if BUILT in vars(model):
+            vars(model)[BUILT].add_shapes(each * len(works))
+        # other backends count what they compile themselves
+        elif live_steps_of(pipeline) is None:
             raise InputError(
                 "no plan is in force on this pipeline: put it in force with ditplan.parallelize() "
                 "before it is warmed up"
             )
-        vars(model)[BUILT].add_shapes(each * len(works))
     warm_up_calls(pipeline, works)
     return counters(pipeline) - before
 

@@ -31,7 +31,7 @@ OWN = {
 }
 """The entry points of pyproject.toml: a checkout that isn't installed has no metadata."""
 
-LAUNCHERS = ("torchrun", "mpirun", "slurm", "kubernetes")
+LAUNCHERS = ("torchrun", "mpirun", "slurm", "kubernetes", "jobset")
 """What `export --to` takes beside backends, so that none is called so."""
 
 METHODS = {

@@ -33,6 +33,7 @@ from ditplan.runtime.models.loading import (
 from ditplan.runtime.on_backend import prepare
 from ditplan.runtime.prepared import weight_group_of
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
+from ditplan.runtime.profiling.phases import PhaseRecorder, require_recordable
 
 WARMUP_STEPS = 2
 
@@ -75,18 +76,23 @@ def generate(
     prompt: str,
     seed: int,
     suffix: str,
+    records: bool = False,
 ) -> tuple[RankRun, list[bytes]] | None:
     """Makes the prompt's pictures with the plan. Its first rank decodes them, or all do where they
     share the VAE; the first gives what files of such a `suffix` hold: the file system that they are
     for may be another host's.
 
     None on ranks that the plan doesn't use. Without weights there are no text encoders:
-    embeddings derived from the prompt take their place.
+    embeddings derived from the prompt take their place. With `records` the loop is run once more
+    and its phases are recorded: recording takes time, so it isn't the run that is timed.
 
     Raises:
-        InputError: the plan doesn't fit model, ranks, devices or links.
+        InputError: the plan doesn't fit model, ranks, devices or links, or its phases can't be
+            recorded.
     """
     require_fit(plan, context)
+    if records:
+        require_recordable(plan, context.device)
     workload = plan.workload
     require_supported(find_backend(plan.backend), plan.configuration, spec, plan.workload)
     loaded = _kept_pipeline(context, spec, weights, plan)
@@ -104,6 +110,11 @@ def generate(
         run, images = _timed(
             context, pipeline, spec, workload, words, "pil" if decodes else "latent", seed
         )
+        if records:
+            recorder = PhaseRecorder(context.rank)
+            with recorder.watching(pipeline):
+                _call(pipeline, spec, workload, words, "latent", seed, workload.steps)
+            run = run.model_copy(update={"phases": recorder.phases()})
     return run, encoded(images, suffix, frame_rate(spec)) if first else []
 
 

@@ -139,15 +139,25 @@ class Workers:
         prompt: str,
         seed: int,
         suffix: str,
+        records: bool = False,
     ) -> tuple[RankRun, list[bytes]]:
         """Makes a picture, or as many as the plan's batch, and gives what files of such a suffix
-        hold; the slowest rank's times and the largest memory count.
+        hold; the slowest rank's times and the largest memory count. With `records`, the phases of
+        all ranks are those of another run after it.
 
         Raises:
             ClusterError: a rank failed.
         """
         made = self.pool().run(
-            GENERATE, spec, weights, plan, prompt, seed, suffix, timeout_s=_patience_s(plan)
+            GENERATE,
+            spec,
+            weights,
+            plan,
+            prompt,
+            seed,
+            suffix,
+            records,
+            timeout_s=_patience_s(plan),
         )
         files = [file for of_rank in made if of_rank for file in of_rank[1]]
         return _slowest([of_rank and of_rank[0] for of_rank in made]), files
@@ -178,4 +188,5 @@ def _slowest(runs: Sequence[RankRun | None]) -> RankRun:
         latency_s=max(run.latency_s for run in took_part),
         end_to_end_s=max(run.end_to_end_s for run in took_part),
         memory_bytes=max(run.memory_bytes for run in took_part),
+        phases=tuple(phase for run in took_part for phase in run.phases),
     )

@@ -10,7 +10,7 @@ from ditplan.command.hosts import asked_hosts, show_what_would_run
 from ditplan.command.options import DryRun, HostOptions, Json, Weights, with_options
 from ditplan.command.terminal import Terminal
 from ditplan.models import model_of_plan
-from ditplan.outputs import require_picture
+from ditplan.outputs import require_folder, require_picture
 from ditplan.profiles.errors import InputError, Setting
 from ditplan.profiles.plan import ExecutionPlan
 
@@ -57,6 +57,14 @@ def run_command(
             min=1, help="How many ranks decode the picture together; the plan's if left out."
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run once more and write when each rank does what, for ui.perfetto.dev and "
+            "`explain --trace`; ranks on CPUs only.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -66,6 +74,8 @@ def run_command(
     terminal = Terminal(as_json)
     loaded = decoding_on(ExecutionPlan.load(plan), vae_parallel)
     require_picture(out, loaded.workload)
+    if trace is not None:
+        require_folder(trace)
     if (text := shown_instead(loaded, plan)) is not None:
         terminal.show(text)
         terminal.finish({**NOTHING_RAN, "ranks": loaded.mesh.size, "would_run": text})
@@ -84,6 +94,7 @@ def run_command(
         seed=seed,
         say=terminal.say,
         revalidate=plan if revalidate else None,
+        trace=trace,
     )
     predicted_s = ran.prediction.latency_s if ran.prediction else None
     measured_s = ran.measurement.latency_s if ran.measurement else None
@@ -93,8 +104,11 @@ def run_command(
         if seconds
     )
     terminal.show(f"{out}: {ran.mesh}, denoised in {result.latency_s:.4g} s{compared}")
+    if trace is not None:
+        terminal.show(f"{trace}: open it in https://ui.perfetto.dev, or give it to `explain`")
     terminal.finish(
         {
+            **({} if trace is None else {"trace": str(trace)}),
             "out": str(out),
             "latency_s": result.latency_s,
             "predicted_s": predicted_s,

@@ -60,6 +60,11 @@ class Terminal:
         self._err = _Console(stderr=True, highlight=False, width=PIPE_COLUMNS, height=LINES)
         self._out = _Console(highlight=False, width=_columns(), height=LINES)
 
+    @property
+    def columns(self) -> int:
+        """How wide results are written."""
+        return self._out.width
+
     def say(self, message: str) -> None:
         """Reports progress; where nobody can be told, work goes on."""
         try:

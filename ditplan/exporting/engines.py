@@ -17,6 +17,7 @@ from ditplan.exporting.engine_words import (
 from ditplan.exporting.exported import call_of_plan, commented, evidence
 from ditplan.profiles.backend import Exported
 from ditplan.profiles.catalog import find_model, model_names
+from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.errors import Command, InputError, Setting
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
@@ -82,7 +83,12 @@ class Engine:
             found.append(f"attention kernel {one.attention}: {self.name} chooses its own")
         if one.pipefusion and one.pipefusion.schedule == "folded":
             found.append("the folded schedule: stages are linear")
-        return tuple(found)
+        return (*found, *self._decoding_not_expressed(one))
+
+    def _decoding_not_expressed(self, one: Configuration) -> tuple[str, ...]:
+        if one.vae_parallel == 1:
+            return ()
+        return (f"a VAE over {one.vae_parallel} ranks: {self.name} decodes as it does",)
 
     def configuration_flags(self, plan: ExecutionPlan) -> Flags:
         """The flags for a plan's configuration.

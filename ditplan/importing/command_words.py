@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from ditplan.importing.written import Setting, Written
+from ditplan.profiles.bounds import MOST_RANKS
 from ditplan.profiles.errors import InputError, one_line
 
 TORCHRUN = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
@@ -19,7 +20,6 @@ MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "srun")
 MPI_RANKS = ("-n", "-np", "--np", "--ntasks")
 SERVERS = ("vllm", "vllm-omni", "sglang")
 LONGEST = 64 * 1024
-MOST_RANKS = 65_536
 
 
 def split_words(text: str, where: str) -> list[str]:
@@ -96,15 +96,20 @@ def _by_torchrun(
         typed, is_joined, value = words[place].partition("=")
         name = typed.lstrip("-").replace("-", "_")
         if name not in WITH_VALUE and name not in ALONE:
-            return words[:place], words[place:], counts["nproc_per_node"] * counts["nnodes"]
+            break
         place += 1
         if not is_joined and name in WITH_VALUE:
             value = words[place] if place < len(words) else ""
             place += 1
         if name in counts:
             counts[name] = _count(value, typed, where)
-    end = min(place + 1, len(words))
-    return words[:end], words[end:], counts["nproc_per_node"] * counts["nnodes"]
+    ranks = counts["nproc_per_node"] * counts["nnodes"]
+    if ranks > MOST_RANKS:
+        raise InputError(f"{where}: starts {ranks} ranks; at most {MOST_RANKS} are compared")
+    # what it starts, unless a flag of that one's stands there already
+    is_named = place < len(words) and not words[place].startswith("-")
+    end = place + 1 if is_named else place
+    return words[:end], words[end:], ranks
 
 
 def _by_mpi(words: list[str], place: int, where: str) -> tuple[list[str], list[str], int | None]:
@@ -124,7 +129,7 @@ def _count(text: str, flag: str, where: str) -> int:
         raise InputError(
             f"{where}: {flag} is {one_line(repr(text), 40)}; it must be a whole number from 1 on"
         )
-    return min(int(text), MOST_RANKS)
+    return int(text)
 
 
 def _served_model(head: Sequence[str]) -> str | None:

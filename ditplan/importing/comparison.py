@@ -138,6 +138,7 @@ def import_config(
     task = task_on_paper(named, cluster(), checked(PlanSettings, asked_for))
     priced, more = _priced(now, task, reader)
     found = search(task)
+    more += _by_mode_alone(now, task, reader, found.best)
     tune = Command(
         "tune",
         (
@@ -235,6 +236,19 @@ def _priced(
         other = "gathered first" if ring == "gather" else "passed on from rank to rank"
         notes = (f"keys and values are priced as {other}",)
     return found, notes
+
+
+def _by_mode_alone(
+    now: Present, task: Task, reader: ReadEngine, best: PricedCandidate
+) -> tuple[str, ...]:
+    """What the present mesh would take in the best's mode, where both differ: how much of the
+    difference is the mesh's.
+    """
+    mode = best.configuration.mode
+    if mode == now.mode or best.configuration.mesh == now.mesh:
+        return ()
+    alone, _ = _priced(replace(now, mode=mode), task, reader)
+    return (f"{now.mesh} in mode {mode} is predicted {alone.prediction.latency_s:.4g} s",)
 
 
 def _rewritten(

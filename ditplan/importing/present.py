@@ -70,9 +70,12 @@ class ReadEngine:
         return self.engine.words
 
 
-def _require_product(name: str, mesh: Mesh, ranks: int | None, why: str) -> None:
-    """Refuses degrees whose product isn't the number of ranks."""
+def _require_product(name: str, mesh: Mesh, ranks: int | None, idle: str) -> None:
+    """Refuses degrees whose product isn't the number of ranks; `idle` says what becomes of those
+    that are left over.
+    """
     if ranks is not None and mesh.size != ranks:
+        why = idle if mesh.size < ranks else "too few, and it fails when they start"
         raise InputError(
             f"{name}: the degrees make {mesh} = {mesh.size} ranks, and {ranks} are started: {why}; "
             f"let the degrees multiply to {ranks}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ditplan.exporting.engine_words import EngineWords, Meaning, Word
 from ditplan.importing.written import Setting, Written
+from ditplan.profiles.bounds import MOST_RANKS
 from ditplan.profiles.errors import InputError, one_line
 
 Value = int | float | bool | str | tuple[int, ...]
@@ -159,12 +160,13 @@ def _switched(given: str, wrong: str, *, is_bare: bool) -> bool:
 def _counted(setting: Setting, word: Word, wrong: str) -> int | tuple[int, ...]:
     counts = tuple(int(one) for one in setting.values if re.fullmatch(r"\d{1,7}", one, re.ASCII))
     least = 0 if word.means in FROM_0 else 1
-    if len(counts) != len(setting.values) or not counts or max(counts) > MOST:
-        raise InputError(f"{wrong}a whole number from {least} on")
+    most = MOST if word.means in CALL else MOST_RANKS
+    if len(counts) != len(setting.values) or not counts or max(counts) > most:
+        raise InputError(f"{wrong}a whole number from {least} to {most}")
     if word.kind == "counts":
         return counts
     if len(counts) > 1 or counts[0] < least:
-        raise InputError(f"{wrong}a whole number from {least} on")
+        raise InputError(f"{wrong}a whole number from {least} to {most}")
     return counts[0]
 
 

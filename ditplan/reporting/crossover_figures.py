@@ -20,7 +20,7 @@ def crossovers(found: Explanation) -> Figure | LeftOut:
     curves = [curve for curve in crossing.curves if len(_points(curve)) > 1]
     if not curves:
         why = " ".join(crossing.notes) or "There is no other plan to compare with."
-        return LeftOut(CROSSOVERS, title, f"Nothing was compared: {why}")
+        return LeftOut(CROSSOVERS, title, f"Nothing was compared: {why.rstrip('.')}.")
     data = [_line(curve, COLOURS[n % len(COLOURS)]) for n, curve in enumerate(curves)]
     data += [_crossings(found)] if crossing.found else []
     own = {"x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1}

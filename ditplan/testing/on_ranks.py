@@ -2,11 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ditplan.profiles.backend import Prepared
 from ditplan.profiles.errors import InputError
@@ -33,33 +36,61 @@ class Outcome:
     """What a rank found under a plan, and after it.
 
     `distance` is the largest difference of its latents from one device's, in shares of the largest
-    of these; None on ranks that the plan doesn't use. `left` says what isn't as it was after
+    of these, and `work` the FLOPs that it did, in shares of one device's; None on ranks that the
+    plan doesn't use. `left` says what isn't as it was after
     closing, and whether latents are the same bits again. `refusal` is what was said where the plan
     was refused.
     """
 
     distance: float | None
+    work: float | None
     left: tuple[str, ...]
     refusal: str = ""
+
+
+class CountedFlops(TorchDispatchMode):
+    """Counts the FLOPs of products and attention in this thread."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Runs an operation, and counts it."""
+        found = func(*args, **(kwargs or {}))
+        count = flop_registry.get(getattr(func, "overloadpacket", None))
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=found)
+        return found
 
 
 def outcome_of(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> Outcome:
     """Runs a small random model on this rank alone, under a plan, and alone again."""
     pipeline = _kept_pipeline(context, spec, plan)
-    alone, before = latents_of(pipeline, spec, plan), state_of(pipeline)
-    distance: float | None = None
+    with CountedFlops() as of_one:
+        alone = latents_of(pipeline, spec, plan)
+    before = state_of(pipeline)
+    distance, work = None, None
     try:
         prepared = prepare(pipeline, plan, context)
     except InputError as error:
-        return Outcome(None, left_of(before, pipeline, spec, plan, alone), str(error))
+        return Outcome(None, None, left_of(before, pipeline, spec, plan, alone), str(error))
     try:
         if context.rank in plan.configuration.placement:
-            found = latents_of(prepared.pipeline, spec, plan)
+            with CountedFlops() as own:
+                found = latents_of(prepared.pipeline, spec, plan)
+            work = own.flops / of_one.flops
             distance = ((found - alone).abs().max() / alone.abs().max()).item()
     finally:
         prepared.close()
     prepared.close()
-    return Outcome(distance, left_of(before, pipeline, spec, plan, alone))
+    return Outcome(distance, work, left_of(before, pipeline, spec, plan, alone))
 
 
 def call_that_fails(
@@ -159,12 +190,16 @@ def left_of(
 
 
 def _mark(value: object) -> object:
-    """A plain value, or what tells an object from another one."""
+    """A plain value, the outline of a container, or what tells an object from another one; tensors
+    are compared by their bits.
+    """
     if isinstance(value, PLAIN):
         return value
-    size = len(value) if isinstance(value, list | tuple | dict) else None
-    # tensors are compared by their bits
-    return (type(value), size) if isinstance(value, torch.Tensor) else (id(value), size)
+    if isinstance(value, dict):
+        return tuple(map(str, value))
+    if isinstance(value, list | tuple):
+        return len(value)
+    return type(value) if isinstance(value, torch.Tensor) else id(value)
 
 
 def _are_same(one: object, other: object) -> bool:

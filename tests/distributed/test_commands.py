@@ -26,6 +26,10 @@ from tests.unit.json_page import documented
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle left of a blue square"
 ENDED_WITHIN_S = 30
+FEW = ("--ring", "1", "--pipefusion", "1")
+"""There are few such plans."""
+
+FEWER = ("--measure", "2", *FEW)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with hosts.txt and a tuned plan.json."""
     folder = tmp_path_factory.mktemp("job")
     (folder / "hosts.txt").write_text("localhost slots=2\n")
-    tuned = finished(start(folder, *tune("plan.json", "--measure", "2")))
+    tuned = finished(start(folder, *tune("plan.json", *FEWER)))
     assert tuned.returncode == 0, tuned.stderr
     plan = ExecutionPlan.load(folder / "plan.json")
     for name, steps in (("longer", 100), ("endless", 1000)):
@@ -139,12 +143,20 @@ def test_the_plan_makes_the_picture_of_the_prompt(
         assert checker.shows(picture, PROMPT)
 
 
-def test_tuning_again_goes_by_what_was_measured(folder: Path) -> None:
-    done = finished(start(folder, *tune("plan.json", "--measure", "2")))
+@pytest.fixture(scope="module")
+def tuned_again(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The same tune as the folder's, once more."""
+    done = finished(start(folder, *tune("plan.json", *FEWER)))
     assert done.returncode == 0, done.stderr
-    assert "measured before" in done.stderr
-    assert ", run 1: " not in done.stderr
-    assert json.loads(done.stdout)["best"]["measured_s"] is not None
+    return done
+
+
+def test_tuning_again_goes_by_what_was_measured(
+    tuned_again: subprocess.CompletedProcess[str],
+) -> None:
+    assert "measured before" in tuned_again.stderr
+    assert ", run 1: " not in tuned_again.stderr
+    assert json.loads(tuned_again.stdout)["best"]["measured_s"] is not None
 
 
 def test_a_refreshed_cluster_is_measured_anew_and_runs_are_kept(folder: Path) -> None:
@@ -153,10 +165,10 @@ def test_a_refreshed_cluster_is_measured_anew_and_runs_are_kept(folder: Path) ->
     # what no measurement gives, of the same devices and software
     kept.write_text(before.replace('"measured_on": "2', '"measured_on": "1'))
     assert kept.read_text() != before
-    done = finished(start(folder, *tune("plan.json", "--measure", "2")))
+    done = finished(start(folder, *tune("plan.json", *FEWER)))
     assert done.returncode == 0, done.stderr
     assert "cluster: as measured on 1" in done.stderr
-    done = finished(start(folder, *tune("plan.json", "--measure", "2", "--refresh")))
+    done = finished(start(folder, *tune("plan.json", *FEWER, "--refresh")))
     assert done.returncode == 0, done.stderr
     assert "inspecting 2 cpu devices" in done.stderr
     assert "measured before" in done.stderr
@@ -223,11 +235,15 @@ def kill_a_rank_after(process: subprocess.Popen[str], words: str, *, wait: bool 
     ranks_of(process)[0].kill()
 
 
-FEWER = ("--measure", "2", "--ring", "1", "--pipefusion", "1")
+def measured_but_for_plans(folder: Path, out: str) -> list[str]:
+    """Arguments of a tune for which all was measured that the folder's has, except plans."""
+    study = (folder / out).with_suffix(".study")
+    shutil.copytree(folder / "plan.study", study, ignore=shutil.ignore_patterns("journal*"))
+    return tune(out, *FEWER)
 
 
 def test_a_tune_makes_the_run_again_whose_rank_was_killed(folder: Path) -> None:
-    process = start(folder, *tune("again.json", "--steps", "9", *FEWER))
+    process = start(folder, *measured_but_for_plans(folder, "again.json"))
     kill_a_rank_after(process, "run 1")
     done = finished(process)
     assert done.returncode == 0, done.stderr
@@ -240,7 +256,7 @@ def test_a_tune_makes_the_run_again_whose_rank_was_killed(folder: Path) -> None:
 
 
 def test_a_plan_that_fails_is_noted_and_the_tune_goes_on(folder: Path) -> None:
-    process = start(folder, *tune("other.json", "--steps", "10", *FEWER))
+    process = start(folder, *measured_but_for_plans(folder, "other.json"))
     kill_a_rank_after(process, "run 1")
     kill_a_rank_after(process, "once more", wait=True)
     done = finished(process)
@@ -344,18 +360,20 @@ def test_a_second_tune_in_the_folder_is_refused_with_one_line(folder: Path) -> N
 def test_a_measured_plan_is_not_replaced_on_paper(folder: Path) -> None:
     before = (folder / "plan.json").read_bytes()
     for more in (["--measure", "0"], ["--steps", "7"]):
-        done = finished(start(folder, *tune("plan.json", *more)))
+        done = finished(start(folder, *tune("plan.json", *FEW, *more)))
         assert done.returncode == 2
         assert "error: plan.json: the plan there " in done.stderr
         assert (folder / "plan.json").read_bytes() == before
 
 
-def test_after_measuring_the_table_shows_corrected_predictions(folder: Path) -> None:
-    asked = [argument for argument in tune("plan.json", "--measure", "2") if argument != "--json"]
+def test_after_measuring_the_table_shows_corrected_predictions(
+    folder: Path, tuned_again: subprocess.CompletedProcess[str]
+) -> None:
+    asked = [argument for argument in tune("plan.json", *FEWER) if argument != "--json"]
     done = finished(start(folder, *asked))
     assert done.returncode == 0, done.stderr
     assert "(was s): before it was corrected by what was measured" in " ".join(done.stdout.split())
-    found = json.loads(finished(start(folder, *tune("plan.json", "--measure", "2"))).stdout)
+    found = json.loads(tuned_again.stdout)
     corrected = [one for one in found["alternatives"] if one["corrected_s"] is not None]
     assert corrected
     assert all(one["measured_s"] is None for one in corrected)

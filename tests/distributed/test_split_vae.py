@@ -1,12 +1,16 @@
 """A VAE over several ranks gives one device's picture, and one device's own tiles."""
 
 import pytest
+import torch
 
+from ditplan.profiles.mesh import Mesh
 from ditplan.runtime.ranks.pool import RankPool
+from tests.distributed.small_models import plan_for, small_sd3, workload
 from tests.distributed.vae_tasks import (
     SMALL,
     decoded_both_ways,
     encoded_both_ways,
+    outputs_of_ranks,
     refusal_of,
     tiles_are_equal,
 )
@@ -95,3 +99,25 @@ def test_what_cannot_be_split_is_refused(ranks: RankPool, change: str, said: str
     assert first is not None and said in first
     assert first == second
     assert others == [None, None]
+
+
+def test_a_plan_decodes_together_and_every_rank_has_the_picture(ranks: RankPool) -> None:
+    spec, outputs = small_sd3(), ["pt"] * 4
+    one = plan_for(spec, Mesh(), workload())
+    alone = ranks.run(outputs_of_ranks, spec, one, outputs, timeout_s=TIMEOUT_S)[0]
+    assert isinstance(alone, torch.Tensor)
+    split = plan_for(spec, Mesh(cfg=2, ulysses=2), workload(), placement=(1, 0, 3, 2))
+    for degree in (2, 3, 4):
+        plan = split.configured(vae_parallel=degree)
+        for picture in ranks.run(outputs_of_ranks, spec, plan, outputs, timeout_s=TIMEOUT_S):
+            assert isinstance(picture, torch.Tensor)
+            assert float((picture - alone).abs().max()) <= EXACT
+
+
+def test_ranks_that_ask_for_unlike_outputs_are_refused_before_any_waits(ranks: RankPool) -> None:
+    spec = small_sd3()
+    plan = plan_for(spec, Mesh(ulysses=2), workload()).configured(vae_parallel=2)
+    outputs = ["pt", "latent", "", ""]
+    said = ranks.run(outputs_of_ranks, spec, plan, outputs, timeout_s=TIMEOUT_S)
+    assert all("output_type" in str(one) for one in said[:2])
+    assert said[2:] == [None, None]

@@ -10,7 +10,16 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import pixels_per_latent
+from ditplan.profiles.model import ModelSpec
+from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
+from ditplan.runtime.models.loading import (
+    call_arguments,
+    load_pipeline,
+    pictures_of,
+    prompt_embeddings,
+)
+from ditplan.runtime.native import parallelize
 from ditplan.runtime.vae.rows import Rows
 from ditplan.runtime.vae.split_vae import VaeGroups, apply_vae
 
@@ -274,3 +283,26 @@ def refusal_of(context: RankContext, change: str) -> str | None:
     except InputError as error:
         return str(error)
     return "nothing"
+
+
+def outputs_of_ranks(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, outputs: list[str]
+) -> torch.Tensor | str | None:
+    """What a pipeline gives each rank of a plan, or says where ranks ask for these outputs."""
+    pipeline = load_pipeline(spec, None, context.device, "float32")
+    words = prompt_embeddings(spec, plan.workload, context.device, seed=1)
+    with parallelize(pipeline, plan, context):
+        if context.rank not in plan.configuration.placement:
+            return None
+        try:
+            with torch.no_grad():
+                result = pipeline(
+                    **words,
+                    **call_arguments(spec, plan.workload),
+                    generator=torch.Generator().manual_seed(0),
+                    output_type=outputs[context.rank],
+                )
+        except InputError as error:
+            return str(error)
+    picture: torch.Tensor = pictures_of(result)
+    return picture

@@ -17,7 +17,7 @@ from ditplan.planner.network.topology import Topology
 from ditplan.planner.pipefusion.schedule import Durations
 from ditplan.planner.pipefusion.stage_times import LoopTimes
 from ditplan.planner.search.pricing import space_of
-from ditplan.planner.simulation.chrome_trace import FIRST_THREADS, chrome_trace
+from ditplan.planner.simulation.chrome_trace import chrome_trace
 from ditplan.planner.simulation.pipefusion_timeline import staged_timeline
 from ditplan.planner.simulation.simulator import Row
 from ditplan.planner.simulation.timeline import Timeline
@@ -32,6 +32,7 @@ from ditplan.profiles.configuration import Configuration
 from ditplan.profiles.cost_constants import CostConstants
 from ditplan.profiles.mesh import Mesh, placement_of
 from ditplan.profiles.model import Mode
+from ditplan.profiles.trace_events import FIRST_THREADS
 from tests.unit.planner_factories import WORKLOAD, a_cluster, a_device, ranks, sd3_like
 
 SPEC = sd3_like()
