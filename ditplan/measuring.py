@@ -22,7 +22,6 @@ from ditplan.profiles.model import ModelProfile, ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
 from ditplan.profiles.workload import Workload
 from ditplan.running import Hosts, Say, start_workers
-from ditplan.runtime.workers import device_kind
 from ditplan.settings import workload_in
 from ditplan.study import kept_cluster, study_in
 
@@ -51,6 +50,8 @@ def local_workload(spec: ModelSpec, settings: Mapping[str, Any]) -> Workload:
     Raises:
         InputError: the model can't do it.
     """
+    from ditplan.runtime.workers import device_kind
+
     return workload_for(spec, device_kind(), **workload_in(settings))
 
 

@@ -1,9 +1,10 @@
 """Running a plan on real hosts, and starting ranks there. Imports neither planner nor torch: ranks
-load what they need.
+load what they need, and planning on paper starts none.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ditplan.models import NamedModel
 from ditplan.outputs import save_files
@@ -25,7 +26,9 @@ from ditplan.revalidating import revalidated
 from ditplan.runtime.ranks.environment import environment
 from ditplan.runtime.ranks.preflight import require_usable
 from ditplan.runtime.ranks.survey import DryRun, dry_run, room_on
-from ditplan.runtime.workers import Workers, room_here
+
+if TYPE_CHECKING:
+    from ditplan.runtime.workers import Workers
 
 Hosts = Path | str | Sequence[Host] | HostChoice | None
 """A hosts file, a list of hosts as in `n[1-4]:8,m1:4`, what they say, or a choice among them; None
@@ -46,13 +49,15 @@ def choice_of(hosts: Hosts) -> HostChoice | None:
 
 def start_workers(
     hosts: Hosts, gpus: int | None, needed: ExecutionPlan | None = None, say: Say | None = None
-) -> Workers:
+) -> "Workers":
     """Ranks on the hosts: as many as a plan needs, else `gpus`, else all there is room for.
 
     Raises:
         InputError: hosts that can't be used, or too few slots. ClusterError: a host that can't be
             reached, or that differs from the others in what must be the same.
     """
+    from ditplan.runtime.workers import Workers, room_here
+
     choice = choice_of(hosts)
     if choice is not None:
         require_usable(choice, environment(), say or (lambda _: None))
@@ -140,6 +145,8 @@ def _on_its_devices(
     of this machine if no hosts are given.
     """
     if hosts is None:
+        from ditplan.runtime.workers import room_here
+
         # ranks on CPUs have no devices to tell apart
         if room_here().device == "cpu":
             return on_its_own(plan), None

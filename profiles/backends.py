@@ -194,7 +194,9 @@ class _NoBackendError(Exception):
 def _checked(found: object, name: str) -> tuple[Capabilities, CostConstants]:
     """What a plug-in says of itself, if it is a backend of this name."""
     if name in LAUNCHERS:
-        raise _NoBackendError(f"`export --to {name}` means the launcher; give it another name")
+        raise _NoBackendError(
+            f"plans are exported to the launcher {name} by that name; give it another"
+        )
     if isinstance(found, type):
         raise _NoBackendError(f"it names the class {found.__name__}, not an object of it")
     for method, arguments in METHODS.items():

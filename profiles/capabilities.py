@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ditplan.profiles.cluster import DeviceKind
 from ditplan.profiles.configuration import Configuration
-from ditplan.profiles.errors import InputError, Sentence, Setting
+from ditplan.profiles.errors import Command, InputError, Sentence, Setting
 from ditplan.profiles.family import family_names
 from ditplan.profiles.mesh import AXES
 from ditplan.profiles.model import Mode
@@ -195,6 +195,8 @@ def require_ranks_to_run_in(capabilities: Capabilities) -> None:
         raise InputError(
             f"plans of backend {name} are priced here and not run; plan on paper with ",
             Setting("cluster", "NAME"),
-            f", see `ditplan export --to {name}`, or use ",
+            ", see `",
+            Command("export", (Setting("to", name),)),
+            "`, or use ",
             Setting("backend", "native"),
         )

@@ -46,12 +46,12 @@ def masks_go_wrong(lengths: Mapping[str, int], ring: int, ulysses: int) -> bool:
 
     A ring masks every block of keys by this rank's own mask. `ulysses_anything` pads the masks of
     ranks with fewer keys at their ends and cuts what is too long off the last one: right only
-    where nobody but the last rank has fewer.
+    where nobody but the last rank that has any has fewer.
     """
     if ring > 1:
         return True
     shares = [tensor_split_sizes(length, ulysses) for length in lengths.values()]
-    keys = [sum(of_rank) for of_rank in zip(*shares, strict=True)]
+    keys = [number for of_rank in zip(*shares, strict=True) if (number := sum(of_rank))]
     return any(number != keys[0] for number in keys[:-1])
 
 

@@ -14,6 +14,9 @@ from ditplan.profiles.workload import Workload
 
 InputKind = Literal["mask", "zeros", "pair", "sizes", "list"]
 FAMILIES = Path(__file__).parent / "families"
+FACTORS_OF_VAES = ("scale_factor_spatial", "spatial_compression_ratio")
+LEVELS_OF_VAES = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+LARGEST_FACTOR = 1024
 
 
 class Split(FrozenModel):
@@ -340,13 +343,19 @@ def number_of(name: str, config: Mapping[str, Any]) -> int:
 
 
 def pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
-    """The edge of the square of pixels that becomes a latent pixel."""
-    for name in ("scale_factor_spatial", "spatial_compression_ratio"):
-        if vae_config.get(name):
-            return int(vae_config[name])
-    levels = next(
-        vae_config[name]
-        for name in ("block_out_channels", "encoder_block_out_channels", "dim_mult")
-        if name in vae_config
+    """The edge of the square of pixels that becomes a latent pixel.
+
+    Raises:
+        InputError: the configuration doesn't say.
+    """
+    for name in FACTORS_OF_VAES:
+        if isinstance(edge := vae_config.get(name), int) and 0 < edge <= LARGEST_FACTOR:
+            return edge
+    for name in LEVELS_OF_VAES:
+        levels = vae_config.get(name)
+        if isinstance(levels, list | tuple) and 0 < len(levels) <= LARGEST_FACTOR.bit_length():
+            return int(2 ** (len(levels) - 1))
+    raise InputError(
+        f"the VAE's configuration says by none of {', '.join((*FACTORS_OF_VAES, *LEVELS_OF_VAES))} "
+        "how many pixels a latent pixel stands for"
     )
-    return int(2 ** (len(levels) - 1))

@@ -146,10 +146,12 @@ class LowerBounds:
         """
         work, workload, stages = self._work, self._workload, mesh.pipefusion
         whole_s = piece_of(whole_share, False).through_s(stages)
-        if len(patchings) == 1:
-            patches = self._known_patches(mesh, patchings[0].patches, piece_of, is_slowed)
+        numbers = list(dict.fromkeys(patching.patches for patching in patchings))
+        if len(numbers) == 1 or mesh.ring > 1:
+            # a ring's transfers are hidden behind more where patches attend to kept keys meanwhile
+            known = [self._known_patches(mesh, one, piece_of, is_slowed) for one in numbers]
+            patches = _Patches(*map(min, zip(*known, strict=True)))
         else:
-            numbers = [patching.patches for patching in patchings]
             patches = self._any_patches(piece_of(whole_share, is_slowed), stages, numbers)
         scheduler_s += work.constants.patch_switch_s
         gather_s, passes_s = (

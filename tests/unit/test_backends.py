@@ -173,7 +173,7 @@ def test_a_broken_plug_in_is_named_in_a_line_and_the_others_work(plug_in: Any, f
 
 def test_a_backend_is_not_called_as_a_launcher(plug_in: Any) -> None:
     plug_in("third-party", GOOD.format(name="slurm"), "slurm")
-    assert "`export --to slurm` means the launcher" in refused("slurm")
+    assert "plans are exported to the launcher slurm by that name" in refused("slurm")
     assert tuple(LAUNCHERS) == RESERVED
 
 
