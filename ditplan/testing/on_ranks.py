@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,9 @@ class Outcome:
 
     `distance` is the largest difference of its latents from one device's, in shares of the largest
     of these, and `work` the FLOPs that it did, in shares of one device's; None on ranks that the
-    plan doesn't use. `left` says what isn't as it was after
-    closing, and whether latents are the same bits again. `refusal` is what was said where the plan
-    was refused.
+    plan doesn't use, and `work` also where blocks are compiled. `left` says what isn't as it was
+    after closing, and whether latents are the same bits again. `refusal` is what was said where the
+    plan was refused.
     """
 
     distance: float | None
@@ -83,9 +84,11 @@ def outcome_of(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> Ou
         return Outcome(None, None, left_of(before, pipeline, spec, plan, alone), str(error))
     try:
         if context.rank in plan.configuration.placement:
-            with CountedFlops() as own:
+            # what counts operations can't be compiled
+            is_counted = "compile" not in plan.configuration.mode
+            with CountedFlops() if is_counted else nullcontext() as own:
                 found = latents_of(prepared.pipeline, spec, plan)
-            work = own.flops / of_one.flops
+            work = own.flops / of_one.flops if own else None
             distance = ((found - alone).abs().max() / alone.abs().max()).item()
     finally:
         prepared.close()
