@@ -111,7 +111,7 @@ def test_tune_keeps_off_a_file_where_measurements_go(
 def test_tune_measures_nothing_for_a_mode_that_the_devices_lack(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ditplan.measuring.device_kind", lambda: "cpu")
+    monkeypatch.setattr("ditplan.runtime.workers.device_kind", lambda: "cpu")
     arguments = ["tune", "--model", "sd3-tiny", "--mode", "graph", "--out", "plan.json"]
     error = refused(monkeypatch, capsys, tmp_path, arguments)
     assert "can't run mode graph on CPUs" in error
