@@ -9,6 +9,7 @@ VENV := .venv
 INSTALLED := $(VENV)/installed$(addprefix -,$(subst /,-,$(PYTHON)))
 # Files of tests are shared out to two processes, long ones first: much of what they do is waiting.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TESTS ?= not gpu and not cluster and not engines
 CLUSTER_TESTS ?= cluster
 PROMPT := a red circle left of a blue square
 
@@ -24,8 +25,9 @@ demo: $(INSTALLED)
 unit: $(INSTALLED)
 	$(PYTEST) tests/unit
 
+# All that needs neither GPUs nor other machines. Without what takes longest: TESTS="not gpu and not cluster and not engines and not thorough".
 test: $(INSTALLED)
-	$(PYTEST)
+	$(PYTEST) -m "$(TESTS)"
 
 # What needs several machines: network namespaces, as root, with iproute2 and sshd; with slurm-wlm and munge a Slurm too. Where that isn't
 # there, the tests say so and are skipped. Without those that take minutes: `make cluster-test CLUSTER_TESTS="cluster and not thorough"`.

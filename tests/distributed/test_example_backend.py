@@ -117,6 +117,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_that_breaks_a_promise_fails(installed: Path, tmp_path: Path, fault: str) -> None:
     name, right, wrong, test = FAULTS[fault]

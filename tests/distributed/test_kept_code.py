@@ -28,6 +28,7 @@ def made_anew(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> lis
         return pool.run(made_with_kept_code, small_sd3(), plan, timeout_s=600)
 
 
+@pytest.mark.thorough
 def test_new_ranks_of_a_plan_take_the_code_of_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

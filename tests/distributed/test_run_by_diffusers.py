@@ -97,6 +97,7 @@ def test_a_plan_of_diffusers_gives_the_picture_of_native(folder: Path, tmp_path:
     assert all(np.abs(picture - alone).max() <= 1 for picture in others)
 
 
+@pytest.mark.thorough
 def test_tune_measures_what_diffusers_takes(folder: Path, tmp_path: Path) -> None:
     sizes = ("--height", "32", "--width", "32", "--steps", "2", "--text-tokens", "16")
     found = ditplan(
