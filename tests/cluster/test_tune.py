@@ -66,7 +66,6 @@ def transpose(plan: ExecutionPlan) -> ExecutionPlan:
 
 def hosts_of(plan: ExecutionPlan) -> set[str]:
     """Where its ranks are."""
-    assert plan.locations is not None
     return {location.host for location in plan.locations}
 
 
