@@ -71,7 +71,7 @@ def parallelize(
             _parallelize(pipeline, model, plan, context, calls, undo, closing)
         vae_groups = groups_for_vae(plan, context)
         if vae is not None and vae_groups is not None:
-            apply_vae(vae, vae_groups, undo)
+            apply_vae(vae, vae_groups, undo, lambda: calls.is_in_call)
         if watch is not None:
             calls.watches.append(watch)
 

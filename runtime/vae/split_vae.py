@@ -67,21 +67,24 @@ class VaeGroups:
         return part
 
 
-def apply_vae(vae: Any, groups: VaeGroups, undo: ExitStack) -> None:
+def apply_vae(
+    vae: Any, groups: VaeGroups, undo: ExitStack, is_shared: Callable[[], bool] = lambda: True
+) -> None:
     """Has the ranks of `groups` share a VAE's work; closing `undo` takes that away again.
 
-    Each of them makes the same calls, and gets the whole picture or latent.
+    Each of them makes the same calls while `is_shared` says that they all do, and gets the whole
+    picture or latent. A call at another time is made by the rank that makes it alone.
 
     Raises:
         InputError: the VAE is of a class whose layers aren't known.
     """
     require_splittable(type(vae).__name__)
-    tiles = SharedTiles(groups.everyone, groups.degree, groups.given_all)
+    tiles = SharedTiles(groups.everyone, groups.degree, groups.given_all, is_shared)
     for name in ("decoder", "encoder"):
         part: nn.Module | None = getattr(vae, name, None)
         if part is not None:
             unit = 1 if name == "decoder" else _pixels_per_unit(vae)
-            _SplitPart(part, groups, unit, tiles).apply(undo)
+            _SplitPart(part, groups, unit, tiles, is_shared).apply(undo)
     tiles.apply(vae, undo)
 
 
@@ -107,8 +110,16 @@ def _pixels_per_unit(vae: Any) -> int:
 class _SplitPart:
     """An encoder or decoder: `unit` rows of its input at least go together."""
 
-    def __init__(self, part: nn.Module, groups: VaeGroups, unit: int, tiles: SharedTiles) -> None:
+    def __init__(
+        self,
+        part: nn.Module,
+        groups: VaeGroups,
+        unit: int,
+        tiles: SharedTiles,
+        is_shared: Callable[[], bool],
+    ) -> None:
         self._part, self._groups, self._unit, self._tiles = part, groups, unit, tiles
+        self._is_shared = is_shared
         self._rows = Rows(groups.computing) if groups.computing else None
         self._reach = 1
 
@@ -136,8 +147,10 @@ class _SplitPart:
         replace_forward(self._part, forward, undo)
 
     def _stays_whole(self, sample: torch.Tensor) -> bool:
-        """Whether each rank computes all rows: where gradients are wanted, or there are too few."""
-        if torch.is_grad_enabled() and sample.requires_grad:
+        """Whether each rank computes all rows: where others make no such call, where gradients are
+        wanted, or there are too few.
+        """
+        if not self._is_shared() or (torch.is_grad_enabled() and sample.requires_grad):
             return True
         height, degree = sample.shape[-2], self._groups.degree
         units, left = divmod(height, self._unit)

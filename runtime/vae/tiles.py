@@ -28,8 +28,15 @@ class SharedTiles:
     kept of those before.
     """
 
-    def __init__(self, everyone: AxisGroup, degree: int, given_all: GivenAll) -> None:
+    def __init__(
+        self,
+        everyone: AxisGroup,
+        degree: int,
+        given_all: GivenAll,
+        is_shared: Callable[[], bool],
+    ) -> None:
         self._everyone, self._degree, self._given_all = everyone, degree, given_all
+        self._is_shared = is_shared
         self._number = -1
         self._computed: list[tuple[int, torch.Tensor | None]] = []
         self._all: list[torch.Tensor] | None = None
@@ -44,7 +51,8 @@ class SharedTiles:
 
     def _taken(self, own: Callable[..., Any]) -> Callable[..., Any]:
         def tiled(picture: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.are_cut or (torch.is_grad_enabled() and picture.requires_grad):
+            wants_gradients = torch.is_grad_enabled() and picture.requires_grad
+            if self.are_cut or wants_gradients or not self._is_shared():
                 return own(picture, *args, **kwargs)
             with ExitStack() as call:
                 call.callback(self._forget)

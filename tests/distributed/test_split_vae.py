@@ -9,6 +9,7 @@ from tests.distributed.small_models import plan_for, small_sd3, workload
 from tests.distributed.vae_tasks import (
     SMALL,
     decoded_both_ways,
+    decoded_by_one_alone,
     encoded_both_ways,
     outputs_of_ranks,
     refusal_of,
@@ -121,3 +122,13 @@ def test_ranks_that_ask_for_unlike_outputs_are_refused_before_any_waits(ranks: R
     said = ranks.run(outputs_of_ranks, spec, plan, outputs, timeout_s=TIMEOUT_S)
     assert all("output_type" in str(one) for one in said[:2])
     assert said[2:] == [None, None]
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_rank_that_decodes_outside_of_the_pipeline_s_calls_waits_for_no_other(
+    ranks: RankPool, tiled: bool
+) -> None:
+    spec = small_sd3()
+    plan = plan_for(spec, Mesh(ulysses=2), workload()).configured(vae_parallel=2)
+    found = ranks.run(decoded_by_one_alone, spec, plan, tiled, timeout_s=60)
+    assert found == [0.0, None, None, None]

@@ -285,6 +285,25 @@ def refusal_of(context: RankContext, change: str) -> str | None:
     return "nothing"
 
 
+def decoded_by_one_alone(
+    context: RankContext, spec: ModelSpec, plan: ExecutionPlan, tiled: bool
+) -> float | None:
+    """How far off a picture is that the first rank decodes outside of the pipeline's calls."""
+    pipeline = load_pipeline(spec, None, context.device, "float32")
+    if tiled:
+        pipeline.vae.enable_tiling()
+        pipeline.vae.tile_latent_min_size, pipeline.vae.tile_sample_min_size = 4, 32
+    latent = torch.randn(
+        1, pipeline.vae.config.latent_channels, 12, 10, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        expected = pipeline.vae.decode(latent).sample
+        with parallelize(pipeline, plan, context):
+            if context.rank != 0:
+                return None
+            return float((pipeline.vae.decode(latent).sample - expected).abs().max())
+
+
 def outputs_of_ranks(
     context: RankContext, spec: ModelSpec, plan: ExecutionPlan, outputs: list[str]
 ) -> torch.Tensor | str | None:
