@@ -164,37 +164,7 @@ def _prepare(
     if sequence or route or sizes_of_texts(family, plan):
         groups_of_sequence = SequenceGroups(all=sequence, ring=ring, ulysses=ulysses)
         layout = Layout(groups_of_sequence, plan.configuration.token_shares, patches)
-        shares = head_shares(plan.configuration.token_shares, mesh.ulysses)
-        exchange = _exchange(ulysses, context, shares) if ulysses else None
-        gather_kv, gather_masked, mask = None, None, family.text_mask
-        # masks and filler are of all keys at once
-        whole = (mask and mask.input) or (cache and family.needs_text)
-        if ring and (plan.configuration.ring == "gather" or whole):
-            gather_kv = _kv_gatherer(ring, context)
-        elif ring and mask:
-            gather_masked = _kv_gatherer(ring, context)
-        kernel = plan.configuration.attention
-        transfer = (
-            BidirectionalTransfer if plan.configuration.ring == "bidirectional" else RingTransfer
-        )
-        answers = tuple(
-            _distributed(
-                SequenceAttention(
-                    declared,
-                    layout,
-                    kernel,
-                    exchange,
-                    gather_kv,
-                    ring_buffers,
-                    cache,
-                    number,
-                    transfer,
-                    gather_masked=gather_masked,
-                ),
-                scope,
-            )
-            for number, declared in enumerate(family.self_attentions)
-        )
+        answers = _answers(family, plan, context, layout, ring_buffers, cache, scope)
     elif plan.configuration.attention != "auto":
         kernel = plan.configuration.attention
         local = AttentionOperator(
@@ -229,6 +199,48 @@ def _prepare(
         cache,
         graphs=[],
         predictors=[],
+    )
+
+
+def _answers(
+    family: ModelFamily,
+    plan: ExecutionPlan,
+    context: RankContext,
+    layout: Layout,
+    ring_buffers: RingBuffers,
+    cache: StaleKVCache | None,
+    scope: str,
+) -> tuple[AttentionOperator, ...]:
+    """What is asked in place of the family's self-attentions where sequences lie as in `layout`."""
+    one, ring, ulysses = plan.configuration, layout.groups.ring, layout.groups.ulysses
+    exchange = None
+    if ulysses:
+        exchange = _exchange(ulysses, context, head_shares(one.token_shares, one.mesh.ulysses))
+    gather_kv, gather_masked, mask = None, None, family.text_mask
+    # masks and filler are of all keys at once
+    whole = (mask and mask.input) or (cache and family.needs_text)
+    if ring and (one.ring == "gather" or whole):
+        gather_kv = _kv_gatherer(ring, context)
+    elif ring and mask:
+        gather_masked = _kv_gatherer(ring, context)
+    transfer = BidirectionalTransfer if one.ring == "bidirectional" else RingTransfer
+    return tuple(
+        _distributed(
+            SequenceAttention(
+                declared,
+                layout,
+                one.attention,
+                exchange,
+                gather_kv,
+                ring_buffers,
+                cache,
+                number,
+                transfer,
+                gather_masked=gather_masked,
+            ),
+            scope,
+        )
+        for number, declared in enumerate(family.self_attentions)
     )
 
 
