@@ -12,9 +12,9 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.family_tasks import small_model
 from tests.distributed.patch_tasks import scheduler_named
-from tests.distributed.rank_tasks import latents_of_call
 
 
 def latents_of_works(

@@ -14,7 +14,7 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
 from ditplan.serving import Counters, counters, warm_up
-from tests.distributed.rank_tasks import latents_of_call
+from ditplan.testing.on_ranks import latents_of_call
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ditplan.profiles.backend import Prepared
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import (
     call_arguments,
@@ -75,7 +76,7 @@ def outcome_of(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> Ou
     """Runs a small random model on this rank alone, under a plan, and alone again."""
     pipeline = _kept_pipeline(context, spec, plan)
     with CountedFlops() as of_one:
-        alone = latents_of(pipeline, spec, plan)
+        alone = latents_of_call(pipeline, spec, plan.workload)
     before = state_of(pipeline)
     distance, work = None, None
     try:
@@ -87,7 +88,7 @@ def outcome_of(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -> Ou
             # what counts operations can't be compiled
             is_counted = "compile" not in plan.configuration.mode
             with CountedFlops() if is_counted else nullcontext() as own:
-                found = latents_of(prepared.pipeline, spec, plan)
+                found = latents_of_call(prepared.pipeline, spec, plan.workload)
             work = own.flops / of_one.flops if own else None
             distance = ((found - alone).abs().max() / alone.abs().max()).item()
     finally:
@@ -104,8 +105,8 @@ def call_that_fails(
     if context.rank == failing:
         pipeline.scheduler.step = _kill if is_killed else _raise
     prepared: Prepared = prepare(pipeline, plan, context)
-    latents_of(prepared.pipeline, spec, plan)
-    latents_of(prepared.pipeline, spec, plan)
+    latents_of_call(prepared.pipeline, spec, plan.workload)
+    latents_of_call(prepared.pipeline, spec, plan.workload)
 
 
 def _kill(*args: Any, **kwargs: Any) -> None:
@@ -133,14 +134,15 @@ def small_pipeline(context: RankContext, spec: ModelSpec, plan: ExecutionPlan) -
     return pipeline
 
 
-def latents_of(pipeline: Any, spec: ModelSpec, plan: ExecutionPlan) -> torch.Tensor:
-    """The final latents of one call, always of the same noise and words."""
-    work = plan.workload
+def latents_of_call(pipeline: Any, spec: ModelSpec, work: Workload, **more: Any) -> torch.Tensor:
+    """The final latents of one call of the pipeline, always of the same noise, with random
+    embeddings or those in `more`.
+    """
     words = prompt_embeddings(spec, work, pipeline._execution_device, seed=1)
     torch.manual_seed(5)
     with torch.no_grad():
         result = pipeline(
-            **words | call_arguments(spec, work),
+            **words | call_arguments(spec, work) | more,
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         )
@@ -187,7 +189,7 @@ def left_of(
         for name in before.keys() & after.keys()
         if not _are_same(before[name], after[name])
     ]
-    if not torch.equal(latents_of(pipeline, spec, plan), alone):
+    if not torch.equal(latents_of_call(pipeline, spec, plan.workload), alone):
         found.append("its latents are others")
     return tuple(sorted(found))
 

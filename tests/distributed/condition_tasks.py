@@ -11,10 +11,10 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.condition_models import adapted_pipeline, conditioned, control_net
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import small_model
-from tests.distributed.rank_tasks import latents_of_call
 
 CONTROLLED = {
     "sd3": "StableDiffusion3ControlNetPipeline",

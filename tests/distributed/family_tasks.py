@@ -17,7 +17,7 @@ from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.models.loading import load_pipeline, random_model
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.takeover import sample_of
-from tests.distributed.rank_tasks import latents_of_call
+from ditplan.testing.on_ranks import latents_of_call
 
 GAIN = 2.0
 TEXT_TOKENS = 7

@@ -11,7 +11,8 @@ from ditplan.profiles.plan import ExecutionPlan
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.native import parallelize
-from tests.distributed.rank_tasks import latents_of_call, pipeline_of
+from ditplan.testing.on_ranks import latents_of_call
+from tests.distributed.rank_tasks import pipeline_of
 
 
 def flux_latents(

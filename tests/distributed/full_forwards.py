@@ -18,7 +18,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.splits import patch_bounds
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.takeover import replace_forward, submodule
-from tests.distributed.rank_tasks import latents_of_call
+from ditplan.testing.on_ranks import latents_of_call
 
 Kept = dict[int, tuple[torch.Tensor, torch.Tensor]]
 

@@ -33,8 +33,8 @@ from ditplan.profiles.workload import Workload
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.family_tasks import small_model
-from tests.distributed.rank_tasks import latents_of_call
 
 Told = list[tuple[str, float | str]]
 """Steps of a story: how far a call's latents are from those of one device, or what was refused."""

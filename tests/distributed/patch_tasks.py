@@ -22,7 +22,8 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline, prompt_embeddings
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.profiling.denoising_clock import DenoisingClock
-from tests.distributed.rank_tasks import differing, latents_of_call, state_of
+from ditplan.testing.on_ranks import latents_of_call
+from tests.distributed.rank_tasks import differing, state_of
 
 GAIN = 2.0
 BREAK_AT = 3

@@ -18,15 +18,14 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.inputs import InputShape, random_inputs
 from ditplan.runtime.models.loading import (
     DTYPES,
-    call_arguments,
     load_pipeline,
-    pictures_of,
     prompt_embeddings,
 )
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.sequence.hooks import SdpaInterceptor, answer_attention
 from ditplan.runtime.sequence.kernels import PartialAttention, attend_with_lse
 from ditplan.runtime.takeover import submodule
+from ditplan.testing.on_ranks import latents_of_call
 
 ATTRIBUTES_OF_CALLS = {
     "_guidance_scale",
@@ -80,20 +79,6 @@ def denoise(
             output_type="latent",
         ).images
     return result
-
-
-def latents_of_call(pipeline: Any, spec: ModelSpec, work: Workload, **more: Any) -> torch.Tensor:
-    """The final latents of one call of the pipeline, with random embeddings or those in `more`."""
-    words = prompt_embeddings(spec, work, pipeline._execution_device, seed=1)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        result = pipeline(
-            **words | call_arguments(spec, work) | more,
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-        )
-    found: torch.Tensor = pictures_of(result)
-    return found
 
 
 def latents(

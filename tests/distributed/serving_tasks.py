@@ -12,8 +12,9 @@ from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
 from ditplan.serving import BookServer, Counters, PipelineUnderPlan, counters, warm_up
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.family_tasks import small_model
-from tests.distributed.rank_tasks import ATTRIBUTES_OF_CALLS, latents_of_call
+from tests.distributed.rank_tasks import ATTRIBUTES_OF_CALLS
 
 Size = tuple[int, int]
 

@@ -9,6 +9,7 @@ from ditplan.profiles.errors import InputError
 from ditplan.profiles.family import family_of
 from ditplan.profiles.mesh import Mesh
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.condition_models import (
     CONDITIONED,
     CONTROL_NETS,
@@ -24,7 +25,7 @@ from tests.distributed.condition_tasks import (
 )
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import step_alone, step_outputs
-from tests.distributed.rank_tasks import furthest, latents_of_call
+from tests.distributed.rank_tasks import furthest
 from tests.distributed.small_models import plan_for, workload
 from tests.distributed.test_families import inputs_for
 

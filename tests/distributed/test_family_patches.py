@@ -9,6 +9,7 @@ from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.splits import split_sizes
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.family_models import small
 from tests.distributed.full_forwards import by_full_forwards
 from tests.distributed.patch_reference import by_hand
@@ -18,7 +19,7 @@ from tests.distributed.patch_tasks import (
     negative_of,
     patched_latents,
 )
-from tests.distributed.rank_tasks import furthest, latents_of_call
+from tests.distributed.rank_tasks import furthest
 from tests.distributed.small_models import plan_for, workload
 
 EXACT = 1e-4

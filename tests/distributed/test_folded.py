@@ -10,6 +10,7 @@ from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.workload import Workload
 from ditplan.runtime.pipefusion.stage_predictor import require_stages
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.family_models import small
 from tests.distributed.full_forwards import by_full_forwards
 from tests.distributed.patch_tasks import (
@@ -17,7 +18,7 @@ from tests.distributed.patch_tasks import (
     lively_pipeline,
     patched_latents,
 )
-from tests.distributed.rank_tasks import furthest, latents_of_call
+from tests.distributed.rank_tasks import furthest
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload
 
 EXACT = 1e-4

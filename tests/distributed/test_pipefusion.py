@@ -24,6 +24,7 @@ from ditplan.runtime.generation import generate, measure_plan
 from ditplan.runtime.models.loading import prompt_embeddings
 from ditplan.runtime.ranks.devices import device_name
 from ditplan.runtime.ranks.pool import RankError, RankPool
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.patch_reference import by_hand
 from tests.distributed.patch_tasks import (
     die_while_denoising,
@@ -36,13 +37,7 @@ from tests.distributed.patch_tasks import (
     patched_latents,
     steps_seen,
 )
-from tests.distributed.rank_tasks import (
-    changes_left,
-    furthest,
-    latents,
-    latents_and_compiles,
-    latents_of_call,
-)
+from tests.distributed.rank_tasks import changes_left, furthest, latents, latents_and_compiles
 from tests.distributed.small_models import plan_for, small_flux, small_sd3, workload
 
 EXACT = 1e-4

@@ -11,9 +11,9 @@ from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.prepared import built_of
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.family_models import small
 from tests.distributed.family_tasks import small_model
-from tests.distributed.rank_tasks import latents_of_call
 from tests.distributed.small_models import plan_for, workload
 
 EXACT = 1e-4

@@ -11,9 +11,10 @@ from ditplan.runtime.models.inspection import inspect_configs
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.native import parallelize
 from ditplan.runtime.ranks.pool import RankPool
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.family_models import TRANSFORMERS, VIDEO_VAE, small
 from tests.distributed.family_tasks import inputs_of, step_alone, step_outputs
-from tests.distributed.rank_tasks import furthest, latents_of_call
+from tests.distributed.rank_tasks import furthest
 from tests.distributed.small_models import SCHEDULER, plan_for, workload
 
 EXACT = 1e-4

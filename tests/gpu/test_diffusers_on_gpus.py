@@ -12,7 +12,7 @@ from ditplan.runtime.context_parallel import context_parallelize
 from ditplan.runtime.groups import RankContext
 from ditplan.runtime.models.loading import load_pipeline
 from ditplan.runtime.ranks.pool import RankPool
-from tests.distributed.rank_tasks import latents_of_call
+from ditplan.testing.on_ranks import latents_of_call
 from tests.distributed.small_models import plan_for, small_flux, workload
 
 pytestmark = pytest.mark.gpu
