@@ -17,18 +17,22 @@ PROCESSES = {RANKS: 1, LINKS: 2}
 FIRST_THREADS = {RANKS: 1000, LINKS: 1_000_000}
 """Perfetto takes threads of equal numbers for one, whatever their processes, and has none 0."""
 
+RECORDED = "recorded"
+"""In `otherData` of a trace of a run: no prediction."""
+
 Event = dict[str, Any]
 TraceRow = tuple[int, int, str]
 """Process, thread and name of a row."""
 
 
-def trace_text(rows: Iterable[TraceRow], slices: Iterable[Event], facts: Event) -> str:
+def trace_events(rows: Iterable[TraceRow], slices: Iterable[Event]) -> list[Event]:
+    """All events of a trace: the names of its rows, and what they do."""
+    return [*_names(rows), *slices]
+
+
+def trace_text(events: Sequence[Event], facts: Event) -> str:
     """The file of a trace; `facts` stand in its `otherData`."""
-    trace = {
-        "traceEvents": [*_names(rows), *slices],
-        "displayTimeUnit": "ms",
-        "otherData": facts,
-    }
+    trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": facts}
     return json.dumps(trace, separators=(",", ":")) + "\n"
 
 
@@ -102,8 +106,9 @@ def recorded_trace(
         "latency_s": latency_s,
         "steps_shown": f"1 to {max((phase.step for phase in phases), default=0)}",
         "ranks": len(coordinates),
+        RECORDED: True,
     }
-    return trace_text(rows.values(), slices, facts)
+    return trace_text(trace_events(rows.values(), slices), facts)
 
 
 def _names(rows: Iterable[TraceRow]) -> Iterator[Event]:

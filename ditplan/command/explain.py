@@ -8,6 +8,7 @@ import typer
 from ditplan.command.options import Cluster, Gpus, Json, Report, Weights
 from ditplan.command.terminal import Terminal
 from ditplan.profiles.errors import InputError, Setting
+from ditplan.profiles.plan import ExecutionPlan
 
 
 def explain_command(
@@ -28,16 +29,20 @@ def explain_command(
     """
     from ditplan.explaining.explanation import explain
     from ditplan.reporting.report import require_report, save_report
+    from ditplan.reporting.timeline_figures import recorded_rows
 
     terminal = Terminal(as_json)
+    recorded = None
     if report is not None:
         require_report(report)
+        if trace is not None:
+            recorded = recorded_rows(trace, ExecutionPlan.load(plan))
     elif trace is not None:
         raise InputError(Setting("trace", trace), " is for a report: give ", Setting("report"))
     found = explain(plan, cluster=cluster, gpus=gpus, weights=weights, say=terminal.say)
     terminal.show(str(found))
     written: dict[str, str] = {}
     if report is not None:
-        written["report"] = str(save_report(found, report, trace))
+        written["report"] = str(save_report(found, report, recorded))
         terminal.show(f"{report}: open it in a browser")
     terminal.finish(found.to_json() | written)

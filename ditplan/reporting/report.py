@@ -14,7 +14,11 @@ from ditplan.reporting.page import page
 from ditplan.reporting.plotting import require_plotly
 from ditplan.reporting.ranking_figures import pareto, parts, ranking
 from ditplan.reporting.study_figures import history
-from ditplan.reporting.timeline_figures import predicted_timeline, recorded_timeline
+from ditplan.reporting.timeline_figures import (
+    TraceRows,
+    predicted_timeline,
+    recorded_timeline,
+)
 
 
 def require_report(out: Path) -> None:
@@ -29,16 +33,16 @@ def require_report(out: Path) -> None:
     require_plotly()
 
 
-def save_report(found: Explanation, out: Path, trace: Path | None = None) -> Path:
-    """Writes the report; `trace` is what `run --trace` recorded.
+def save_report(found: Explanation, out: Path, recorded: TraceRows | None = None) -> Path:
+    """Writes the report; `recorded` is what `run --trace` recorded of the plan.
 
     Raises:
-        InputError: it can't be written, or the trace is none.
+        InputError: it can't be written.
     """
-    return write_atomically(out, page(found, figures_of(found, trace)))
+    return write_atomically(out, page(found, figures_of(found, recorded)))
 
 
-def figures_of(found: Explanation, trace: Path | None = None) -> list[Figure | LeftOut]:
+def figures_of(found: Explanation, recorded: TraceRows | None = None) -> list[Figure | LeftOut]:
     """All that a report shows, in order, and what it leaves out."""
     subject = found.subject
     return [
@@ -47,7 +51,7 @@ def figures_of(found: Explanation, trace: Path | None = None) -> list[Figure | L
         parts(found),
         crossovers(found),
         predicted_timeline(found),
-        recorded_timeline(found, trace),
+        recorded_timeline(recorded),
         cluster_graph(subject),
         heat_map(subject),
         predicted_against_measured(found),

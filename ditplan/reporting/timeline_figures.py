@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from ditplan.explaining.explanation import Explanation
-from ditplan.planner.simulation.chrome_trace import chrome_trace
-from ditplan.profiles.errors import InputError
+from ditplan.planner.simulation.chrome_trace import chrome_events
+from ditplan.profiles.configuration import Configuration
+from ditplan.profiles.errors import InputError, one_line
 from ditplan.profiles.files import parse_json, path_text, read_text
+from ditplan.profiles.job_seats import on_its_own
+from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.trace_events import RECORDED, Event
 from ditplan.reporting.figure import COLOUR_OF_PART, RED, Figure, LeftOut, Table, seconds_text
 
-PREDICTED, RECORDED = "timeline", "recorded"
+TIMELINE, RECORDED_TIMELINE = "timeline", "recorded"
 MOST_ROWS = 16
 """With more ranks and links than this the first ones are drawn."""
 
+AGAIN = "record it again with `ditplan run --trace`"
 NEAR_SHARE = 2e-3
 """Slices of one kind that are nearer than this share of the whole are drawn as one."""
 
@@ -53,41 +58,59 @@ def predicted_timeline(found: Explanation) -> Figure | LeftOut:
     title = "The predicted timeline"
     if subject.plan.configuration.step_cache:
         why = "A plan with a step cache has no timeline: steps that are left out aren't simulated."
-        return LeftOut(PREDICTED, title, why)
-    timeline = subject.model.timeline(subject.plan.configuration, subject.task.workload)
-    text = chrome_trace(timeline, subject.plan.configuration, "")
-    shown = shown_steps(found)
-    return timeline_figure(PREDICTED, title, rows_of(text, "the predicted timeline", shown))
+        return LeftOut(TIMELINE, title, why)
+    configuration = subject.plan.configuration
+    timeline = subject.model.timeline(configuration, subject.task.workload)
+    events = chrome_events(timeline, configuration)
+    rows = rows_of_events(events, "the predicted timeline", shown_steps(configuration))
+    return timeline_figure(TIMELINE, title, rows)
 
 
-def recorded_timeline(found: Explanation, trace: Path | None) -> Figure | LeftOut:
+def recorded_timeline(recorded: TraceRows | None) -> Figure | LeftOut:
     """The same of a run, as `run --trace` recorded it."""
     title = "The recorded timeline"
-    if trace is None:
+    if recorded is None:
         why = (
             "No run was recorded: `ditplan run --trace t.json` does, and `--trace t.json` shows it."
         )
-        return LeftOut(RECORDED, title, why)
-    text = read_text(trace, "a trace that `run --trace` has written")
-    return timeline_figure(RECORDED, title, rows_of(text, path_text(trace), shown_steps(found)))
+        return LeftOut(RECORDED_TIMELINE, title, why)
+    return timeline_figure(RECORDED_TIMELINE, title, recorded)
 
 
-def shown_steps(found: Explanation) -> int:
+def shown_steps(configuration: Configuration) -> int:
     """One step of an exact plan, as all are alike; with stages the warm-up and two more."""
-    part = found.subject.plan.configuration.pipefusion
+    part = configuration.pipefusion
     return 1 if part is None else part.warmup_steps + 2
 
 
-def rows_of(text: str, where: str, steps: int) -> TraceRows:
-    """The first steps of a trace in Chrome's format, as `simulate` and `run` write it.
+def recorded_rows(trace: Path, plan: ExecutionPlan) -> TraceRows:
+    """The first steps of what `run --trace` recorded of a plan.
 
     Raises:
-        InputError: it is none.
+        InputError: it is no trace, none of a run, or one of another plan.
     """
-    trace = parse_json(text, where, "trace", "record it again with `ditplan run --trace`")
-    events = trace.get("traceEvents") if isinstance(trace, dict) else None
+    text, where = read_text(trace, "a trace that `run --trace` has written"), path_text(trace)
+    found = parse_json(text, where, "trace", AGAIN)
+    events = found.get("traceEvents") if isinstance(found, dict) else None
     if not isinstance(events, list):
         raise InputError(f"{where}: this is no trace: it has no list `traceEvents`")
+    facts = found.get("otherData")
+    if not isinstance(facts, dict) or facts.get(RECORDED) is not True:
+        raise InputError(f"{where}: this trace doesn't say that it is of a run; {AGAIN}")
+    # a run numbers the plan's ranks from 0 on
+    configuration = on_its_own(plan).configuration
+    if facts.get("plan") != str(configuration):
+        other = one_line(str(facts.get("plan")), 120)
+        raise InputError(f"{where}: this is a run of {other}, the plan is {configuration}; {AGAIN}")
+    return rows_of_events(events, where, shown_steps(configuration))
+
+
+def rows_of_events(events: Sequence[Event], where: str, steps: int) -> TraceRows:
+    """The first steps of a trace's events, as `simulate` and `run` write them.
+
+    Raises:
+        InputError: they are none of ditplan's.
+    """
     names: dict[int, str] = {}
     slices: defaultdict[int, list[Slice]] = defaultdict(list)
     try:

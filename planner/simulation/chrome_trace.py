@@ -12,6 +12,7 @@ from ditplan.profiles.trace_events import (
     rank_name,
     rank_row,
     slice_event,
+    trace_events,
     trace_text,
 )
 
@@ -25,7 +26,6 @@ def chrome_trace(timeline: Timeline, candidate: Configuration, title: str) -> st
 
     Times are microseconds. What is shown, and the seconds of all steps, stands in `otherData`.
     """
-    drawn = _drawn(timeline, candidate)
     ranks = sum(len(ranks) for ranks in timeline.ranks.values())
     facts = {
         "title": title,
@@ -35,8 +35,14 @@ def chrome_trace(timeline: Timeline, candidate: Configuration, title: str) -> st
         "ranks": ranks,
         "ranks_shown": "each" if ranks <= MOST_RANKS else "one of each kind",
     }
+    return trace_text(chrome_events(timeline, candidate), facts)
+
+
+def chrome_events(timeline: Timeline, candidate: Configuration) -> list[Event]:
+    """The events of `chrome_trace`."""
+    drawn = _drawn(timeline, candidate)
     rows = [row for of_row in drawn.values() for row in of_row]
-    return trace_text(rows, _slices(timeline, drawn), facts)
+    return trace_events(rows, _slices(timeline, drawn))
 
 
 Drawn = dict[Row, Sequence[TraceRow]]

@@ -3,19 +3,20 @@
 import json
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from ditplan.profiles.catalog import find_model
-from ditplan.profiles.configuration import Configuration, PipeFusion
+from ditplan.profiles.configuration import PipeFusion
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.mesh import Mesh
 from ditplan.profiles.model import ModelSpec
 from ditplan.profiles.plan import PlannedModel, bare_plan
 from ditplan.profiles.rank_run import Phase
 from ditplan.profiles.trace_events import recorded_trace
-from ditplan.reporting.timeline_figures import rows_of
+from ditplan.reporting.timeline_figures import recorded_rows
 from ditplan.runtime.generation import _call, generate
 from ditplan.runtime.groups import GroupCache, RankContext
 from ditplan.runtime.models.loading import load_pipeline, prompt_embeddings
@@ -79,8 +80,9 @@ def test_a_rank_computes_beside_a_collective_and_waits_for_it_otherwise() -> Non
     assert [*map(category_of, names)] == ["ulysses", "ulysses", "gather", "ring"]
 
 
-def test_a_recorded_trace_is_read_as_a_simulated_one() -> None:
-    configuration = Configuration(Mesh(ulysses=2), (0, 1))
+def test_a_recorded_trace_is_read_as_a_simulated_one(tmp_path: Path) -> None:
+    spec = find_model("sd3-tiny")
+    plan = bare_plan(PlannedModel.of_spec(spec), spec.defaults, Mesh(ulysses=2))
     phases = [
         Phase(rank=rank, step=1, name="compute", category="compute", start_s=100.0, end_s=101.0)
         for rank in (0, 1)
@@ -96,9 +98,11 @@ def test_a_recorded_trace_is_read_as_a_simulated_one() -> None:
             is_under_way=True,
         )
     ]
-    text = recorded_trace(configuration, phases, 2.0, "a test")
+    text = recorded_trace(plan.configuration, phases, 2.0, "a test")
     assert json.loads(text)["otherData"]["latency_s"] == 2.0
-    rows = rows_of(text, "t.json", 1).rows
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    rows = recorded_rows(path, plan).rows
     assert list(rows) == ["rank 0 (ulysses 0)", "rank 1 (ulysses 1)", "exchanges of rank 1"]
     (sent,) = rows["exchanges of rank 1"]
     assert (sent.category, sent.start_s, sent.seconds) == ("ulysses", 0.5, 1.5)
@@ -117,7 +121,7 @@ def test_what_can_not_be_told_is_refused() -> None:
         require_recordable(whole, torch.device("cuda"))
 
 
-def test_a_plan_that_makes_a_picture_is_recorded_in_another_run() -> None:
+def test_a_plan_that_makes_a_picture_is_recorded_in_another_run(tmp_path: Path) -> None:
     spec = find_model("sd3-tiny")
     workload = spec.defaults.model_copy(update={"steps": 3, "dtype": "float32"})
     plan = bare_plan(PlannedModel.of_spec(spec), workload, Mesh())
@@ -130,7 +134,9 @@ def test_a_plan_that_makes_a_picture_is_recorded_in_another_run() -> None:
     run, files = made
     assert len(files) == 1
     text = recorded_trace(plan.configuration, run.phases, run.latency_s, "a test")
-    (slices,) = rows_of(text, "t.json", 3).rows.values()
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    (slices,) = recorded_rows(path, plan).rows.values()
     assert {"compute", "attention", "scheduler"} <= {one.category for one in slices}
     ends = [one.start_s + one.seconds for one in slices]
     assert max(ends) >= sum(one.seconds for one in slices) - 1e-6

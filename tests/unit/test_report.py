@@ -22,9 +22,11 @@ from ditplan.planner.task import TuneRequest
 from ditplan.profiles.catalog import find_cluster, find_model
 from ditplan.profiles.errors import InputError
 from ditplan.profiles.plan import ExecutionPlan
+from ditplan.profiles.rank_run import Phase
+from ditplan.profiles.trace_events import recorded_trace
 from ditplan.reporting.figure import Figure, LeftOut
 from ditplan.reporting.report import figures_of, require_report, save_report
-from ditplan.reporting.timeline_figures import rows_of
+from ditplan.reporting.timeline_figures import TraceRows, recorded_rows
 
 MOST_BYTES = 5_000_000
 CASES = {"exact": ("sd3", "8xa100-nvlink"), "safe": ("flux-dev", "4xa100-pcie")}
@@ -60,16 +62,37 @@ def took(plan: ExecutionPlan) -> RunResult:
 def reports(
     explained: dict[str, Explanation], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Their reports; that with stages shows a trace, too: its own prediction, recorded."""
+    """Their reports; that with stages shows a trace, too: a run that took what was predicted."""
     folder = tmp_path_factory.mktemp("reports")
     saved = {}
     for name, found in explained.items():
         trace = None
         if name == "safe":
-            trace = folder / "t.json"
-            simulated_trace(found, trace)
+            trace = recorded(found, folder / "t.json")
         saved[name] = save_report(found, folder / f"{name}.html", trace)
     return saved
+
+
+def recorded(found: Explanation, path: Path) -> TraceRows:
+    """What `run --trace` would have written of ranks that do all as predicted."""
+    plan = found.subject.plan
+    timeline = found.subject.model.timeline(plan.configuration, plan.workload)
+    spans = zip(timeline.tasks, timeline.step_of, timeline.spans, strict=True)
+    phases = [
+        Phase(
+            rank=rank,
+            step=step + 1,
+            name=task.name,
+            category=task.category,
+            start_s=span.start_s,
+            end_s=span.end_s,
+        )
+        for task, step, span in spans
+        for row in task.rows
+        for rank in timeline.ranks.get(row, ())
+    ]
+    path.write_text(recorded_trace(plan.configuration, phases, timeline.total_s, "a test"))
+    return recorded_rows(path, plan)
 
 
 def simulated_trace(found: Explanation, path: Path) -> None:
@@ -160,10 +183,65 @@ def test_the_timeline_ends_where_its_steps_do(explained: dict[str, Explanation])
     assert max(ends) / 1e3 == pytest.approx(step_s, rel=0.01)
 
 
-def test_what_is_no_trace_is_refused() -> None:
-    for text in ("{}", '{"traceEvents": [{"ph": "X", "tid": 1}]}', "[1]", "no"):
+def test_what_is_no_trace_is_refused(
+    explained: dict[str, Explanation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = explained["exact"].subject.plan
+    facts = json.dumps({"recorded": True, "plan": str(plan.configuration)})
+    wrong = '{"traceEvents": [{"ph": "X", "tid": 1}], "otherData": ' + facts + "}"
+    for text in ("{}", '{"traceEvents": []}', wrong, "[1]", "no"):
+        Path("t.json").write_text(text)
         with pytest.raises(InputError, match=r"^t\.json: "):
-            rows_of(text, "t.json", 1)
+            recorded_rows(Path("t.json"), plan)
+
+
+def test_a_prediction_is_not_shown_as_what_was_recorded(
+    explained: dict[str, Explanation], tmp_path: Path
+) -> None:
+    found, path = explained["exact"], tmp_path / "t.json"
+    simulated_trace(found, path)
+    with pytest.raises(InputError, match="doesn't say that it is of a run; record it again"):
+        recorded_rows(path, found.subject.plan)
+
+
+def test_a_run_of_another_plan_is_refused_before_anything_is_explained(
+    explained: dict[str, Explanation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other, path = explained["safe"], tmp_path / "t.json"
+    recorded(other, path)
+    plan = explained["exact"].subject.path
+    words = ["--plan", str(plan), "--report", str(tmp_path / "r.html"), "--trace", str(path)]
+    monkeypatch.setattr(sys, "argv", ["ditplan", "explain", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"this is a run of {other.subject.plan.configuration}" in printed.err
+
+
+def test_a_run_of_a_plan_on_other_ranks_than_the_first_is_its_own(
+    explained: dict[str, Explanation], tmp_path: Path
+) -> None:
+    found, path = explained["exact"], tmp_path / "t.json"
+    recorded(found, path)
+    placed = found.subject.plan.configuration
+    moved = replace(placed, placement=tuple(rank + 1 for rank in placed.placement))
+    plan = found.subject.plan.model_copy(update={"configuration": moved, "locations": ()})
+    assert str(moved) != str(placed)
+    assert recorded_rows(path, plan).rows
+
+
+def test_a_predicted_timeline_may_have_more_events_than_a_file(
+    explained: dict[str, Explanation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ditplan.profiles.files.MOST_OBJECTS", 10)
+    (shown,) = (one for one in figures_of(explained["safe"]) if one.key == "timeline")
+    assert isinstance(shown, Figure)
 
 
 def test_names_in_a_plan_cannot_become_markup(
